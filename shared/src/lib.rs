@@ -1,0 +1,24 @@
+//! The wire between a guest's scx-vsock agent and its host, version 1.
+//!
+//! The transport is a vsock stream. The host sends [scx_stats] request lines; the agent passes each to the
+//! scheduler byte for byte and answers it with one *envelope*: a JSON object with exactly one key, on one line.
+//! This crate is the only place where a fact of that wire stands:
+//!
+//! - [`limits`]: ports, byte caps and the protocol's version;
+//! - [`envelope`]: everything the agent says in its own name, and the frame it puts around a scheduler's answer;
+//! - [`line`](mod@line): the fixed buffer whose type is the byte cap.
+//!
+//! It needs neither std nor an allocator. Both sides use it: the agent emits, the host decodes with the `serde`
+//! forms (feature `serde`, on by default), which any other `no_std` program can use with `serde-json-core` too.
+//!
+//! [scx_stats]: https://docs.rs/scx_stats
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod envelope;
+pub mod limits;
+pub mod line;
+
+pub use envelope::{AgentEvent, Envelope, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Stats, Text};
+pub use limits::{AGENT_PORT, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, SESSIONS};
+pub use line::{Fill, LineBuffer};

@@ -1,0 +1,75 @@
+//! The bytes of protocol version 1. Images outlive host tools: this file is never edited again. A later version
+//! adds a file of its own beside it.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use scx_vsock_wire::limits::{
+    AGENT_LINE_PREFIX, AGENT_PORT, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, WAIT_SCHEDULER,
+};
+use scx_vsock_wire::{AgentEvent, Envelope, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Text};
+
+fn text(text: &str) -> Text {
+    Text::first_line(text.as_bytes())
+}
+
+#[test]
+fn limits_and_ports() {
+    assert_eq!(AGENT_PORT, 729);
+    assert_eq!(READY_PORT, 7290);
+    assert_eq!(MAX_REQUEST_BYTES, 262_144);
+    assert_eq!(MAX_RESPONSE_BYTES, 262_144);
+    assert_eq!(MAX_ENVELOPE_BYTES, 262_154);
+}
+
+#[test]
+fn lines_for_the_agent() {
+    assert_eq!(AGENT_LINE_PREFIX, br#"{"agent":"#);
+    assert_eq!(WAIT_SCHEDULER, br#"{"agent":"wait_scheduler"}"#);
+}
+
+#[test]
+fn the_frame_of_an_answer() {
+    assert_eq!(STATS_PREFIX, br#"{"stats":"#);
+    assert_eq!(STATS_SUFFIX, b"}");
+}
+
+#[test]
+fn every_envelope() {
+    let golden: [(&str, Envelope<Text>); 9] = [
+        (
+            r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","max_request_bytes":262144,"max_response_bytes":262144}}"#,
+            Envelope::Hello(Hello {
+                protocol: 1,
+                min_protocol: 1,
+                agent: text("0.1.0"),
+                max_request_bytes: 262_144,
+                max_response_bytes: 262_144,
+            }),
+        ),
+        (r#"{"agent":"scheduler_ready"}"#, Envelope::Agent(AgentEvent::SchedulerReady)),
+        (
+            r#"{"relay_error":{"no_scheduler":{"errno":2,"sched_ext":"disabled","ops":""}}}"#,
+            Envelope::RelayError(RelayError::NoScheduler { errno: 2, sched_ext: text("disabled"), ops: text("") }),
+        ),
+        (
+            r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#,
+            Envelope::RelayError(RelayError::SchedulerGone { errno: 0 }),
+        ),
+        (r#"{"relay_error":{"scheduler_unasked":{}}}"#, Envelope::RelayError(RelayError::SchedulerUnasked {})),
+        (
+            r#"{"relay_error":{"request_too_large":{"size":262145,"max":262144}}}"#,
+            Envelope::RelayError(RelayError::RequestTooLarge { size: 262_145, max: 262_144 }),
+        ),
+        (
+            r#"{"relay_error":{"response_too_large":{"size":262145,"max":262144}}}"#,
+            Envelope::RelayError(RelayError::ResponseTooLarge { size: 262_145, max: 262_144 }),
+        ),
+        (r#"{"relay_error":{"unknown_verb":{}}}"#, Envelope::RelayError(RelayError::UnknownVerb {})),
+        (r#"{"relay_error":{"busy":{"sessions":8}}}"#, Envelope::RelayError(RelayError::Busy { sessions: 8 })),
+    ];
+    for (line, envelope) in golden {
+        assert_eq!(envelope.emit(), format!("{line}\n").as_bytes());
+        assert_eq!(serde_json::to_string(&envelope).unwrap(), line);
+        let read: Envelope<String> = serde_json::from_str(line).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), line);
+    }
+}

@@ -1,0 +1,1 @@
+//! Fixtures of the integration tests: simulated guest driver, stand-in schedulers, guests.
