@@ -334,11 +334,8 @@ mod tests {
     #[test]
     fn the_largest_envelope_fits_its_buffer() {
         let text = Text::first_line(&[b'x'; 100]);
-        let largest = Envelope::RelayError(RelayError::NoScheduler {
-            errno: i32::MIN,
-            sched_ext: text.clone(),
-            ops: text,
-        });
+        let largest =
+            Envelope::RelayError(RelayError::NoScheduler { errno: i32::MIN, sched_ext: text.clone(), ops: text });
         let line = largest.emit();
         assert!(line.len() < MAX_NOTICE_BYTES);
         assert_eq!(line.last(), Some(&b'\n'));

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use scx_vsock_wire::limits::{
-    AGENT_LINE_PREFIX, AGENT_PORT, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, WAIT_SCHEDULER,
+    AGENT_LINE_PREFIX, AGENT_PORT, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT,
+    WAIT_SCHEDULER,
 };
 use scx_vsock_wire::{AgentEvent, Envelope, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Text};
 
