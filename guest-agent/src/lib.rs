@@ -1,1 +1,46 @@
+//! The guest's side of scx-vsock: a relay between vsock and a sched_ext scheduler's statistics socket.
+//!
+//! One sample's way through this crate: [`agent`] accepts a host's connection on a `listener` and gives it a slot;
+//! the slot's [`session`] machine, which does no I/O, says what to do next; the slot does it with the calls of
+//! [`sys`]; the request goes to the scheduler when its whole line is there, and the scheduler's line comes back
+//! inside `{"stats":...}`.
+//!
+//! Use it as the static program of the same name (`ci/build-agent`), or link it into an init of your own:
+//!
+//! ```no_run
+//! use scx_vsock_agent::{Agent, Config, Storage};
+//! use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS};
+//!
+//! # fn main() -> Result<(), scx_vsock_agent::Error> {
+//! let mut storage = Box::new(Storage::<SESSIONS, MAX_RESPONSE_BYTES>::new());
+//! let mut agent = Agent::new(&mut storage, &Config::default())?;
+//! // Or watch `agent.fd()` in an epoll of your own, and call `agent.turn()` when it is readable.
+//! agent.run()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The [`session`] machine alone serves guests that are not Linux.
+#![cfg_attr(not(test), no_std)]
 
+#[cfg(target_os = "linux")]
+pub mod agent;
+pub mod arguments;
+#[cfg(target_os = "linux")]
+mod listener;
+#[cfg(target_os = "linux")]
+mod ready;
+pub mod session;
+#[cfg(target_os = "linux")]
+mod slot;
+#[cfg(target_os = "linux")]
+pub mod sys;
+#[cfg(target_os = "linux")]
+mod token;
+#[cfg(target_os = "linux")]
+mod watched;
+
+#[cfg(target_os = "linux")]
+pub use agent::{Agent, Error, Storage, Turn};
+pub use arguments::{Config, Map};
+pub use session::Session;

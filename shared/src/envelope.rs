@@ -8,9 +8,7 @@
 
 use heapless::{String, Vec};
 
-use crate::limits::{
-    MAX_NOTICE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MAX_TEXT_BYTES, MIN_PROTOCOL, PROTOCOL, SESSIONS,
-};
+use crate::limits::{MAX_NOTICE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MAX_TEXT_BYTES, MIN_PROTOCOL, PROTOCOL};
 
 /// What stands before a scheduler's answer.
 pub const STATS_PREFIX: &[u8] = br#"{"stats":"#;
@@ -163,10 +161,10 @@ impl Envelope<Text> {
         })
     }
 
-    /// What a connection is told that finds every session taken.
+    /// What a connection is told that finds every one of `sessions` taken.
     #[must_use]
-    pub fn busy() -> Self {
-        Self::RelayError(RelayError::Busy { sessions: saturate(SESSIONS) })
+    pub fn busy(sessions: usize) -> Self {
+        Self::RelayError(RelayError::Busy { sessions: saturate(sessions) })
     }
 
     /// The envelope's line with its LF.

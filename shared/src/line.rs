@@ -73,11 +73,7 @@ impl<const CAP: usize> LineBuffer<CAP> {
     /// bytes were taken.
     pub fn take_line(&mut self, bytes: &[u8]) -> (usize, Fill) {
         let end = bytes.iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |at| at + 1);
-        let spare = self.spare();
-        let count = end.min(spare.len());
-        if let (Some(to), Some(from)) = (spare.get_mut(..count), bytes.get(..count)) {
-            to.copy_from_slice(from);
-        }
+        let count = copy_front(self.spare(), bytes.get(..end).unwrap_or(&[]));
         (count, self.fill(count))
     }
 
@@ -126,6 +122,15 @@ impl<const CAP: usize> LineBuffer<CAP> {
         self.filled = 0;
         self.line = 0;
     }
+}
+
+/// Copies as much of `from` as `to` has room for, and gives how much that is. Unlike `copy_from_slice` it has no
+/// panic path.
+pub fn copy_front(to: &mut [u8], from: &[u8]) -> usize {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+    }
+    to.len().min(from.len())
 }
 
 #[cfg(test)]

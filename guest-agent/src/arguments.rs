@@ -1,0 +1,278 @@
+//! What the program is told on its command line and by socket activation.
+
+use core::ffi::CStr;
+
+use heapless::Vec;
+use scx_vsock_wire::AGENT_PORT;
+
+/// How many ports one agent serves at the most.
+pub const MAX_MAPS: usize = 4;
+
+/// The scheduler's socket where none is named (scx_stats' own default).
+pub const DEFAULT_SOCKET: &CStr = c"/var/run/scx/root/stats";
+
+/// The first descriptor of systemd's socket activation.
+pub const FIRST_ACTIVATED: i32 = 3;
+
+/// A vsock port and the scheduler's Unix socket that it leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Map<'a> {
+    /// The vsock port that is listened on.
+    pub port: u32,
+    /// The path of the scheduler's socket.
+    pub socket: &'a CStr,
+}
+
+/// What an agent serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config<'a> {
+    /// Ports and where they lead; at least one.
+    pub maps: Vec<Map<'a>, MAX_MAPS>,
+    /// Inherited listening descriptors, the n-th for the n-th map; where there are none the agent listens itself.
+    pub listeners: Vec<i32, MAX_MAPS>,
+    /// A vsock CID beside the host's whose connections are served.
+    pub allow_cid: Option<u32>,
+}
+
+impl Default for Config<'_> {
+    fn default() -> Self {
+        let mut maps = Vec::new();
+        let _full = maps.push(Map { port: AGENT_PORT, socket: DEFAULT_SOCKET });
+        Self { maps, listeners: Vec::new(), allow_cid: None }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// Serve.
+    Run(Config<'a>),
+    /// Print how to use the program.
+    Help,
+    /// Print its version.
+    Version,
+}
+
+/// What is wrong with the command line: the text is the whole message, the argument what it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsageError<'a> {
+    /// What is wrong and how it is right.
+    pub problem: &'static str,
+    /// The argument that it is about.
+    pub argument: &'a CStr,
+}
+
+/// `--help`'s text.
+pub const HELP: &str = "\
+scx-vsock-agent: relays a sched_ext scheduler's statistics to the host over vsock.
+
+Usage: scx-vsock-agent [--port N] [--socket PATH] [--map PORT=PATH]...
+                       [--listen-fd N]... [--allow-cid CID]
+
+  --port N         vsock port to listen on (729)
+  --socket PATH    the scheduler's socket (/var/run/scx/root/stats)
+  --map PORT=PATH  a port and the socket it leads to, instead of the two above; at most 4
+  --listen-fd N    serve this inherited listening socket; the n-th serves the n-th map
+  --allow-cid CID  serve this vsock peer beside the host (CID 2)
+  --version        print the version
+  --help           print this
+
+Sockets passed by systemd (LISTEN_FDS) are served in the same way as --listen-fd.
+";
+
+/// Reads the arguments behind the program's name. `activated` is how many descriptors socket activation passed.
+///
+/// # Errors
+///
+/// The first argument that is unknown, incomplete or out of its range.
+pub fn parse<'a>(arguments: impl Iterator<Item = &'a CStr>, activated: usize) -> Result<Command<'a>, UsageError<'a>> {
+    let mut parser = Parser::default();
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        match argument.to_bytes() {
+            b"--help" | b"-h" => return Ok(Command::Help),
+            b"--version" | b"-V" => return Ok(Command::Version),
+            _ => parser.option(argument, arguments.next())?,
+        }
+    }
+    parser.finish(activated).map(Command::Run)
+}
+
+#[derive(Default)]
+struct Parser<'a> {
+    port: Option<u32>,
+    socket: Option<&'a CStr>,
+    maps: Vec<Map<'a>, MAX_MAPS>,
+    listeners: Vec<i32, MAX_MAPS>,
+    allow_cid: Option<u32>,
+}
+
+impl<'a> Parser<'a> {
+    fn option(&mut self, name: &'a CStr, value: Option<&'a CStr>) -> Result<(), UsageError<'a>> {
+        let fail = |problem| UsageError { problem, argument: name };
+        let known: &[&[u8]] = &[b"--port", b"--socket", b"--map", b"--listen-fd", b"--allow-cid"];
+        if !known.contains(&name.to_bytes()) {
+            return Err(fail("unknown argument; --help lists those that are known"));
+        }
+        let Some(value) = value else { return Err(fail("a value must follow this argument")) };
+        match name.to_bytes() {
+            b"--port" => self.port = Some(port(value)?),
+            b"--socket" => self.socket = Some(path(value)?),
+            b"--map" => self.map(value)?,
+            b"--listen-fd" => self.listen_fd(value)?,
+            _ => self.allow_cid = Some(number(value.to_bytes()).ok_or(not_a_number(value))?),
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, value: &'a CStr) -> Result<(), UsageError<'a>> {
+        let fail = |problem| UsageError { problem, argument: value };
+        let bytes = value.to_bytes_with_nul();
+        let Some(at) = bytes.iter().position(|&byte| byte == b'=') else {
+            return Err(fail("a map must be PORT=PATH"));
+        };
+        let (left, right) = (bytes.get(..at).unwrap_or(&[]), bytes.get(at + 1..).unwrap_or(&[]));
+        let Ok(right) = CStr::from_bytes_with_nul(right) else { return Err(fail("a map must be PORT=PATH")) };
+        let Some(port) = number(left).filter(|&port| port != u32::MAX) else { return Err(not_a_port(value)) };
+        if self.maps.iter().any(|map| map.port == port) {
+            return Err(fail("this port is mapped twice"));
+        }
+        let map = Map { port, socket: path(right)? };
+        self.maps.push(map).map_err(|_| fail("at most 4 maps are served"))
+    }
+
+    fn listen_fd(&mut self, value: &'a CStr) -> Result<(), UsageError<'a>> {
+        let fail = |problem| UsageError { problem, argument: value };
+        let descriptor = number(value.to_bytes()).and_then(|number| i32::try_from(number).ok());
+        let Some(descriptor) = descriptor else { return Err(not_a_number(value)) };
+        if self.listeners.contains(&descriptor) {
+            return Err(fail("this descriptor is named twice"));
+        }
+        self.listeners.push(descriptor).map_err(|_| fail("at most 4 descriptors are served"))
+    }
+
+    fn finish(mut self, activated: usize) -> Result<Config<'a>, UsageError<'a>> {
+        let fail = |problem, argument| Err(UsageError { problem, argument });
+        if self.maps.is_empty() {
+            let map = Map { port: self.port.unwrap_or(AGENT_PORT), socket: self.socket.unwrap_or(DEFAULT_SOCKET) };
+            let _full = self.maps.push(map);
+        } else if self.port.is_some() || self.socket.is_some() {
+            return fail("--port and --socket do not go with --map", c"--map");
+        }
+        if self.listeners.is_empty() {
+            for descriptor in (FIRST_ACTIVATED..).take(activated) {
+                if self.listeners.push(descriptor).is_err() {
+                    break;
+                }
+            }
+        }
+        let given = if activated > MAX_MAPS { activated } else { self.listeners.len() };
+        if given != 0 && given != self.maps.len() {
+            return fail("as many listening descriptors as maps are needed", c"--listen-fd (LISTEN_FDS)");
+        }
+        Ok(Config { maps: self.maps, listeners: self.listeners, allow_cid: self.allow_cid })
+    }
+}
+
+fn not_a_number(argument: &CStr) -> UsageError<'_> {
+    UsageError { problem: "this must be a decimal number", argument }
+}
+
+fn not_a_port(argument: &CStr) -> UsageError<'_> {
+    UsageError { problem: "the port must be a decimal number from 0 to 4294967294", argument }
+}
+
+fn port(value: &CStr) -> Result<u32, UsageError<'_>> {
+    number(value.to_bytes()).filter(|&port| port != u32::MAX).ok_or(not_a_port(value))
+}
+
+fn path(value: &CStr) -> Result<&CStr, UsageError<'_>> {
+    if value.is_empty() { Err(UsageError { problem: "the path is empty", argument: value }) } else { Ok(value) }
+}
+
+/// A decimal number without sign.
+#[must_use]
+pub fn number(digits: &[u8]) -> Option<u32> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0u32, |number, digit| match digit {
+        b'0'..=b'9' => number.checked_mul(10)?.checked_add(u32::from(digit - b'0')),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &[&'static CStr]) -> Result<Config<'static>, UsageError<'static>> {
+        match parse(arguments.iter().copied(), 0)? {
+            Command::Run(config) => Ok(config),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn problem(arguments: &[&'static CStr]) -> &'static str {
+        config(arguments).unwrap_err().problem
+    }
+
+    #[test]
+    fn nothing_means_the_agents_port_and_the_default_socket() {
+        assert_eq!(config(&[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn port_and_socket_replace_the_defaults() {
+        let config = config(&[c"--socket", c"/s", c"--port", c"4294967294"]).unwrap();
+        assert_eq!(config.maps.as_slice(), [Map { port: u32::MAX - 1, socket: c"/s" }]);
+    }
+
+    #[test]
+    fn four_maps_are_served_and_a_fifth_is_refused() {
+        let maps = [c"--map", c"1=/a", c"--map", c"2=/b=c", c"--map", c"3=/c", c"--map", c"4=/d"];
+        let four = config(&maps).unwrap();
+        assert_eq!(four.maps[1], Map { port: 2, socket: c"/b=c" });
+        let five = [&maps[..], &[c"--map", c"5=/e"]].concat();
+        assert_eq!(problem(&five), "at most 4 maps are served");
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        assert_eq!(problem(&[c"--prot", c"1"]), "unknown argument; --help lists those that are known");
+        assert_eq!(problem(&[c"--port"]), "a value must follow this argument");
+        assert_eq!(problem(&[c"--port", c"4294967295"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&[c"--port", c"-1"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&[c"--socket", c""]), "the path is empty");
+        assert_eq!(problem(&[c"--map", c"1"]), "a map must be PORT=PATH");
+        assert_eq!(problem(&[c"--map", c"=/a"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&[c"--map", c"1="]), "the path is empty");
+        assert_eq!(problem(&[c"--map", c"1=/a", c"--map", c"1=/b"]), "this port is mapped twice");
+        assert_eq!(problem(&[c"--map", c"1=/a", c"--port", c"2"]), "--port and --socket do not go with --map");
+        assert_eq!(problem(&[c"--listen-fd", c"x"]), "this must be a decimal number");
+        assert_eq!(problem(&[c"--listen-fd", c"3", c"--listen-fd", c"3"]), "this descriptor is named twice");
+        assert_eq!(problem(&[c"--allow-cid", c"99999999999"]), "this must be a decimal number");
+    }
+
+    #[test]
+    fn the_nth_descriptor_serves_the_nth_map() {
+        let two = config(&[c"--map", c"1=/a", c"--map", c"2=/b", c"--listen-fd", c"7", c"--listen-fd", c"5"]).unwrap();
+        assert_eq!(two.listeners.as_slice(), [7, 5]);
+        let wrong = "as many listening descriptors as maps are needed";
+        assert_eq!(problem(&[c"--listen-fd", c"7", c"--listen-fd", c"5"]), wrong);
+    }
+
+    #[test]
+    fn activated_descriptors_start_at_three() {
+        let Ok(Command::Run(config)) = parse([].into_iter(), 1) else { panic!("must run") };
+        assert_eq!(config.listeners.as_slice(), [3]);
+        assert!(parse([].into_iter(), 2).is_err());
+        assert!(parse([].into_iter(), usize::MAX).is_err());
+    }
+
+    #[test]
+    fn help_and_version_win_over_what_follows() {
+        assert_eq!(parse([c"--help", c"--bad"].into_iter(), 0), Ok(Command::Help));
+        assert_eq!(parse([c"--version"].into_iter(), 0), Ok(Command::Version));
+    }
+}

@@ -1,0 +1,201 @@
+//! What a program without libc has to bring itself: its entry, its memory functions, its panic handler.
+#![allow(unsafe_code, reason = "the entry point, the memory functions and the initial stack have no safe form")]
+
+use core::arch::{asm, naked_asm};
+use core::cell::UnsafeCell;
+use core::ffi::{CStr, c_char, c_int};
+use core::iter;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use scx_vsock_agent::sys;
+
+/// The program's arguments and environment, as the kernel laid them on the initial stack.
+pub struct Process {
+    arguments: *const *const c_char,
+    environment: *const *const c_char,
+}
+
+impl Process {
+    /// The arguments, the program's name first.
+    pub fn arguments(&self) -> impl Iterator<Item = &'static CStr> {
+        strings(self.arguments)
+    }
+
+    /// The value of a variable of the environment.
+    pub fn variable(&self, name: &CStr) -> Option<&'static CStr> {
+        strings(self.environment).find_map(|variable| super::value_of(variable, name))
+    }
+}
+
+/// The C strings of a null-terminated list on the initial stack.
+fn strings(list: *const *const c_char) -> impl Iterator<Item = &'static CStr> {
+    let mut next = list;
+    iter::from_fn(move || {
+        // SAFETY: the kernel ends both lists with a null pointer, behind which this iterator never goes.
+        let string = unsafe { next.read() };
+        if string.is_null() {
+            return None;
+        }
+        // SAFETY: a null pointer ends the list at the latest, so that the next entry exists.
+        next = unsafe { next.add(1) };
+        // SAFETY: the kernel ends each string with a zero byte, and the initial stack lives as long as the process.
+        Some(unsafe { CStr::from_ptr(string) })
+    })
+}
+
+/// A static value that is handed out once.
+pub struct Static<T> {
+    value: UnsafeCell<T>,
+    taken: AtomicBool,
+}
+
+// SAFETY: `take` gives the only reference that there will ever be, to one caller.
+unsafe impl<T: Send> Sync for Static<T> {}
+
+impl<T> Static<T> {
+    /// A value that nobody has taken.
+    pub const fn new(value: T) -> Self {
+        Self { value: UnsafeCell::new(value), taken: AtomicBool::new(false) }
+    }
+
+    /// The value, for the first caller.
+    #[allow(clippy::mut_from_ref, reason = "the flag makes the reference the only one")]
+    pub fn take(&'static self) -> Option<&'static mut T> {
+        if self.taken.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        // SAFETY: the flag was clear, so no other reference was or will be given out.
+        Some(unsafe { &mut *self.value.get() })
+    }
+}
+
+/// The entry: hands the initial stack to `start` with the alignment of the C calling convention.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!("xor ebp, ebp", "mov rdi, rsp", "and rsp, -16", "call {start}", "ud2", start = sym start)
+}
+
+/// The entry: hands the initial stack to `start`.
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!("mov x29, xzr", "mov x0, sp", "bl {start}", "brk 1", start = sym start)
+}
+
+unsafe extern "C" fn start(stack: *const usize) -> ! {
+    // SAFETY: the kernel puts the argument count at the stack's top.
+    let count = unsafe { stack.read() };
+    // SAFETY: the arguments, as many as the count says, stand behind it.
+    let arguments = unsafe { stack.add(1) };
+    // SAFETY: a null pointer ends the arguments; the environment stands behind it.
+    let environment = unsafe { arguments.add(count).add(1) };
+    sys::exit(super::main(Process { arguments: arguments.cast(), environment: environment.cast() }))
+}
+
+/// A panic that can be reached does not link: the symbol exists nowhere.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    unsafe extern "C" {
+        fn a_panic_can_be_reached() -> !;
+    }
+    // SAFETY: never runs, since a program in which it could run does not link.
+    unsafe { a_panic_can_be_reached() }
+}
+
+// The memory functions that the compiler calls. Their bodies are asm or volatile, so that the compiler does not turn
+// them into calls of themselves.
+
+/// Copies forward.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
+    // SAFETY: the caller vouches for both ranges; the direction flag is clear by the calling convention.
+    unsafe {
+        asm!("rep movsb", inout("rcx") count => _, inout("rdi") to => _, inout("rsi") from => _,
+             options(nostack, preserves_flags));
+    }
+    to
+}
+
+/// Fills.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memset(to: *mut u8, value: c_int, count: usize) -> *mut u8 {
+    // SAFETY: the caller vouches for the range; the direction flag is clear by the calling convention.
+    unsafe {
+        asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("eax") value,
+             options(nostack, preserves_flags));
+    }
+    to
+}
+
+/// Copies forward.
+#[cfg(not(target_arch = "x86_64"))]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
+    for at in 0..count {
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { to.add(at).write_volatile(from.add(at).read()) };
+    }
+    to
+}
+
+/// Fills.
+#[cfg(not(target_arch = "x86_64"))]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memset(to: *mut u8, value: c_int, count: usize) -> *mut u8 {
+    let [value, ..] = value.to_le_bytes();
+    for at in 0..count {
+        // SAFETY: the caller vouches for the range.
+        unsafe { to.add(at).write_volatile(value) };
+    }
+    to
+}
+
+/// Copies between ranges that may overlap.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
+    if to.addr().wrapping_sub(from.addr()) >= count {
+        // SAFETY: the caller vouches for both ranges; a forward copy reads each byte before it overwrites it.
+        return unsafe { memcpy(to, from, count) };
+    }
+    for at in (0..count).rev() {
+        // SAFETY: the caller vouches for both ranges; a backward copy reads each byte before it overwrites it.
+        unsafe { to.add(at).write_volatile(from.add(at).read()) };
+    }
+    to
+}
+
+/// Compares.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, count: usize) -> c_int {
+    for at in 0..count {
+        // SAFETY: the caller vouches for both ranges.
+        let (left, right) = unsafe { (left.add(at).read_volatile(), right.add(at).read_volatile()) };
+        if left != right {
+            return c_int::from(left) - c_int::from(right);
+        }
+    }
+    0
+}
+
+/// Compares for equality.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn bcmp(left: *const u8, right: *const u8, count: usize) -> c_int {
+    // SAFETY: the caller vouches for both ranges.
+    unsafe { memcmp(left, right, count) }
+}
+
+/// The length of a C string.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn strlen(string: *const c_char) -> usize {
+    let mut length = 0;
+    // SAFETY: the caller vouches for a zero byte at the string's end, behind which nothing is read.
+    while unsafe { string.add(length).read_volatile() } != 0 {
+        length += 1;
+    }
+    length
+}
