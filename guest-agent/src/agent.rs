@@ -4,6 +4,9 @@
 //! that nobody is told `busy` while a slot is freed in the same wake-up; and in each session the scheduler's events
 //! before the host's, so that nothing the scheduler sent unasked is taken for an answer.
 
+use core::convert::Infallible;
+use core::ffi::CStr;
+
 use heapless::Vec;
 
 use crate::arguments::{Config, MAX_MAPS};
@@ -11,13 +14,16 @@ use crate::listener::Listener;
 use crate::ready::Ready;
 use crate::session::Buffers;
 use crate::slot::{self, Slot, Step};
-use crate::sys::{self, EPOLLET, EPOLLIN, Epoll, Errno, Event, NO_EVENT, Peer, Timer, VMADDR_CID_HOST};
+use crate::sys::{EPOLLET, EPOLLIN, Epoll, Errno, Event, Fd, NO_EVENT, Peer, Timer, VMADDR_CID_HOST};
 use crate::token::Token;
 
 /// How long what gives no event waits until it is tried again.
 const RETRY_MS: u32 = 20;
 
-/// Events taken in one wait.
+/// Connections taken from one listener before sessions get their turn.
+const ACCEPTS_A_TURN: usize = 16;
+
+/// Events taken in one wait: with the usual table more than there are sources, so that one wait takes them all.
 const EVENTS_A_TURN: usize = 32;
 
 /// The memory of an agent's sessions, of which only touched pages count. `MAX` is the byte cap of a line.
@@ -71,12 +77,23 @@ pub enum Turn {
     More,
 }
 
+/// Where the retrying of what gives no event stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retries {
+    /// The timer is not armed.
+    None,
+    /// The timer is armed.
+    Armed,
+    /// The timer went off.
+    Due,
+}
+
 /// An agent that serves at most `SESSIONS` sessions with lines of at most `MAX` bytes.
 #[derive(Debug)]
 pub struct Agent<'a, const SESSIONS: usize, const MAX: usize> {
     epoll: Epoll,
     timer: Timer,
-    timer_armed: bool,
+    retries: Retries,
     allow_cid: Option<u32>,
     listeners: Vec<Listener<'a>, MAX_MAPS>,
     ready: Ready,
@@ -97,7 +114,8 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
         let slots = storage.slots.each_mut().map(|buffers| Slot::new(numbers.next().unwrap_or(u8::MAX), buffers));
         let listeners = listeners(&epoll, config)?;
         let ready = if config.listeners.is_empty() { Ready::Wanted } else { Ready::Done };
-        let mut agent = Self { epoll, timer, timer_armed: false, allow_cid: config.allow_cid, listeners, ready, slots };
+        let mut agent =
+            Self { epoll, timer, retries: Retries::None, allow_cid: config.allow_cid, listeners, ready, slots };
         agent.retry()?;
         agent.arm_timer()?;
         Ok(agent)
@@ -124,7 +142,7 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
     /// # Errors
     ///
     /// As [`turn`](Self::turn).
-    pub fn run(&mut self) -> Result<core::convert::Infallible, Error> {
+    pub fn run(&mut self) -> Result<Infallible, Error> {
         let mut timeout_ms = 0;
         loop {
             timeout_ms = match self.turn_within(timeout_ms)? {
@@ -135,20 +153,47 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
     }
 
     fn turn_within(&mut self, timeout_ms: i32) -> Result<Turn, Error> {
-        let mut events = [NO_EVENT; EVENTS_A_TURN];
-        let events = self.epoll.wait(&mut events, timeout_ms).map_err(Error::Events)?;
-        let mut timer_fired = false;
-        for &event in events {
-            timer_fired |= note(&mut self.slots, &mut self.listeners, &mut self.ready, event);
-        }
-        if timer_fired {
-            self.timer_armed = false;
+        self.take_note(timeout_ms)?;
+        if self.retries == Retries::Due {
+            self.retries = Retries::None;
             self.retry()?;
         }
         let sessions = self.step_sessions();
-        let connections = self.accept();
+        let connections = self.accept()?;
         self.arm_timer()?;
         Ok(if sessions == Turn::More || connections == Turn::More { Turn::More } else { Turn::Idle })
+    }
+
+    /// Takes note of the events that are there, or of the first to come within the time.
+    fn take_note(&mut self, timeout_ms: i32) -> Result<(), Error> {
+        let mut events = [NO_EVENT; EVENTS_A_TURN];
+        for &event in self.epoll.wait(&mut events, timeout_ms).map_err(Error::Events)? {
+            self.note(event);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, event: Event) {
+        let (bits, events) = (event.data, event.events);
+        match Token::unpack(bits) {
+            Token::Timer => self.retries = Retries::Due,
+            Token::Ready => self.ready.say_hello(),
+            Token::Listener(number) => {
+                if let Some(listener) = self.listeners.get_mut(usize::from(number)) {
+                    listener.note();
+                }
+            }
+            Token::Host { slot, generation } => {
+                if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+                    slot.note_host(generation, events);
+                }
+            }
+            Token::Scheduler { slot, generation } => {
+                if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+                    slot.note_scheduler(generation, events);
+                }
+            }
+        }
     }
 
     /// Tries what gives no event.
@@ -181,39 +226,55 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
         turn
     }
 
-    fn accept(&mut self) -> Turn {
+    fn accept(&mut self) -> Result<Turn, Error> {
         let mut turn = Turn::Idle;
-        for listener in &mut self.listeners {
-            let socket = listener.map.socket;
-            listener.accept(|host, peer| {
-                if let Peer::Vsock(cid) = peer
-                    && cid != VMADDR_CID_HOST
-                    && Some(cid) != self.allow_cid
+        for number in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS_A_TURN {
+                let Some(listener) = self.listeners.get_mut(number).filter(|listener| listener.is_pending()) else {
+                    break;
+                };
+                turn = Turn::More;
+                let socket = listener.map.socket;
+                if let Some((host, peer)) = listener.accept()
+                    && self.may_talk(peer)
                 {
-                    return;
+                    self.serve(host, socket)?;
                 }
-                turn = Turn::More;
-                match self.slots.iter_mut().find(|slot| slot.is_free()) {
-                    Some(slot) => {
-                        let _no_memory: sys::Result<()> = slot.open(&self.epoll, host, socket);
-                    }
-                    None => slot::refuse(&host, SESSIONS),
-                }
-            });
-            if listener.is_pending() {
-                turn = Turn::More;
             }
         }
-        turn
+        Ok(turn)
+    }
+
+    /// Any process of the guest with a vsock loopback could otherwise read a socket that only root may read, or take
+    /// every slot.
+    fn may_talk(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Local | Peer::Vsock(VMADDR_CID_HOST) => true,
+            Peer::Vsock(cid) => Some(cid) == self.allow_cid,
+        }
+    }
+
+    fn serve(&mut self, host: Fd, socket: &'a CStr) -> Result<(), Error> {
+        if !self.slots.iter().any(Slot::is_free) {
+            // A session that its host ended before it made this connection is over, so its event comes first.
+            self.take_note(0)?;
+            let _more_is_seen_later = self.step_sessions();
+        }
+        match self.slots.iter_mut().find(|slot| slot.is_free()) {
+            // Without memory to watch it the connection is closed, which is all that can be said then.
+            Some(slot) => drop(slot.open(&self.epoll, host, socket)),
+            None => slot::refuse(&host, SESSIONS),
+        }
+        Ok(())
     }
 
     fn arm_timer(&mut self) -> Result<(), Error> {
         let wanted = self.ready.is_wanted()
             || self.listeners.iter().any(Listener::wants_retry)
             || self.slots.iter().any(Slot::awaits_timer);
-        if wanted && !self.timer_armed {
+        if wanted && self.retries == Retries::None {
             self.timer.arm(RETRY_MS).map_err(Error::Events)?;
-            self.timer_armed = true;
+            self.retries = Retries::Armed;
         }
         Ok(())
     }
@@ -235,34 +296,4 @@ fn listeners<'a>(epoll: &Epoll, config: &Config<'a>) -> Result<Vec<Listener<'a>,
 /// Twice the sessions: hosts that find every session taken are told so instead of being reset by a full backlog.
 fn backlog<const SESSIONS: usize>() -> u32 {
     u32::try_from(SESSIONS.saturating_mul(2)).unwrap_or(u32::MAX)
-}
-
-/// Takes note of one event; gives whether it was the timer's.
-fn note<const MAX: usize>(
-    slots: &mut [Slot<'_, MAX>],
-    listeners: &mut [Listener<'_>],
-    ready: &mut Ready,
-    event: Event,
-) -> bool {
-    let (bits, events) = (event.data, event.events);
-    match Token::unpack(bits) {
-        Token::Timer => return true,
-        Token::Ready => ready.say_hello(),
-        Token::Listener(number) => {
-            if let Some(listener) = listeners.get_mut(usize::from(number)) {
-                listener.note();
-            }
-        }
-        Token::Host { slot, generation } => {
-            if let Some(slot) = slots.get_mut(usize::from(slot)) {
-                slot.note_host(generation, events);
-            }
-        }
-        Token::Scheduler { slot, generation } => {
-            if let Some(slot) = slots.get_mut(usize::from(slot)) {
-                slot.note_scheduler(generation, events);
-            }
-        }
-    }
-    false
 }

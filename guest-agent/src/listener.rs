@@ -4,9 +4,6 @@ use crate::arguments::Map;
 use crate::sys::{self, EPOLLET, EPOLLIN, Epoll, Errno, Fd, Peer};
 use crate::token::Token;
 
-/// Connections taken from one listener before sessions get their turn.
-const ACCEPTS_A_TURN: usize = 16;
-
 /// A port and where it leads.
 #[derive(Debug)]
 pub struct Listener<'a> {
@@ -100,13 +97,14 @@ impl<'a> Listener<'a> {
         matches!(self.state, State::Wanted | State::Unsupported | State::Starved(_))
     }
 
-    /// Gives the connections that are waiting to `take`, at most so many that sessions are not kept waiting.
-    pub fn accept(&mut self, mut take: impl FnMut(Fd, Peer)) {
-        for _ in 0..ACCEPTS_A_TURN {
-            let State::Pending(fd) = &self.state else { return };
-            match sys::accept(fd) {
-                Ok((stream, peer)) => take(stream, peer),
-                Err(errno) => self.stop_accepting(errno),
+    /// The next connection that is waiting; none once there is no more or it cannot be taken.
+    pub fn accept(&mut self) -> Option<(Fd, Peer)> {
+        let State::Pending(fd) = &self.state else { return None };
+        match sys::accept(fd) {
+            Ok(connection) => Some(connection),
+            Err(errno) => {
+                self.stop_accepting(errno);
+                None
             }
         }
     }

@@ -1,1 +1,12 @@
 //! Fixtures of the integration tests: simulated guest driver, stand-in schedulers, guests.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a fixture that fails is a test that fails"
+)]
+
+pub mod agent;
+pub mod peer;

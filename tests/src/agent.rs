@@ -1,0 +1,183 @@
+//! The real agent program as a process of this machine, on inherited Unix sockets instead of vsock.
+
+use std::env;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+
+use command_fds::{CommandFdExt, FdMapping};
+use tempfile::TempDir;
+
+use crate::peer::Peer;
+
+/// The agent's hello.
+pub const HELLO: &str = r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","max_request_bytes":262144,"max_response_bytes":262144}}"#;
+
+/// The repository's top folder.
+#[must_use]
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// The agent's file: `SCX_VSOCK_AGENT` where it is set, else built once.
+///
+/// # Panics
+///
+/// When it cannot be built.
+#[must_use]
+pub fn file() -> &'static Path {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| env::var_os("SCX_VSOCK_AGENT").map_or_else(|| build(&[]).expect("the agent builds"), Into::into))
+}
+
+/// Builds the agent with more arguments for cargo.
+///
+/// # Errors
+///
+/// What the build printed.
+pub fn build(arguments: &[&str]) -> Result<PathBuf, String> {
+    let output = Command::new(repository().join("ci/build-agent"))
+        .args(arguments)
+        .output()
+        .map_err(|error| format!("ci/build-agent: {error}"))?;
+    if output.status.success() {
+        Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// A running agent. Killed on drop.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    directory: TempDir,
+    maps: usize,
+}
+
+impl Agent {
+    /// An agent that leads to one scheduler's socket, at [`scheduler_path`](Self::scheduler_path) of map 0.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::with_maps(1)
+    }
+
+    /// An agent with so many maps.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn with_maps(maps: usize) -> Self {
+        Self::with(maps, |_| {})
+    }
+
+    /// An agent with so many maps, whose command `change` adapts before it is started.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn with(maps: usize, change: impl FnOnce(&mut Command)) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary folder");
+        let mut command = Command::new(file());
+        command.stdin(Stdio::null());
+        let mut mappings = Vec::new();
+        for (map, child_fd) in (0..maps).zip(10..) {
+            let listener = UnixListener::bind(host_path(directory.path(), map)).expect("a socket to listen on");
+            let leads_to = scheduler_path(directory.path(), map);
+            command.arg("--map").arg(format!("{map}={}", leads_to.display()));
+            command.arg("--listen-fd").arg(child_fd.to_string());
+            mappings.push(FdMapping { parent_fd: OwnedFd::from(listener), child_fd });
+        }
+        change(&mut command);
+        command.fd_mappings(mappings).expect("distinct descriptors");
+        let child = command.spawn().expect("the agent starts");
+        Self { child, directory, maps }
+    }
+
+    /// A folder that goes with the agent.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where map `map`'s scheduler is expected.
+    #[must_use]
+    pub fn scheduler_path(&self, map: usize) -> PathBuf {
+        assert!(map < self.maps, "there is no map {map}");
+        scheduler_path(self.directory.path(), map)
+    }
+
+    /// Where hosts connect for map `map`.
+    #[must_use]
+    pub fn host_path(&self, map: usize) -> PathBuf {
+        host_path(self.directory.path(), map)
+    }
+
+    /// A scheduler's listener for map 0.
+    ///
+    /// # Panics
+    ///
+    /// When the path is taken.
+    #[must_use]
+    pub fn scheduler(&self) -> UnixListener {
+        UnixListener::bind(self.scheduler_path(0)).expect("the scheduler's path is free")
+    }
+
+    /// A host that has read its hello.
+    #[must_use]
+    pub fn host(&self) -> Peer {
+        let mut host = self.silent_host();
+        host.expect(HELLO);
+        host
+    }
+
+    /// A host that has read nothing.
+    #[must_use]
+    pub fn silent_host(&self) -> Peer {
+        Peer::connect(&self.host_path(0))
+    }
+
+    /// The process's id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+fn host_path(directory: &Path, map: usize) -> PathBuf {
+    directory.join(format!("host{map}"))
+}
+
+fn scheduler_path(directory: &Path, map: usize) -> PathBuf {
+    directory.join(format!("stats{map}"))
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// Runs the agent's program to its end; gives its status, standard output and standard error.
+///
+/// # Panics
+///
+/// When it cannot be started.
+#[must_use]
+pub fn run(change: impl FnOnce(&mut Command)) -> (ExitStatus, String, String) {
+    let mut command = Command::new(file());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    change(&mut command);
+    let mut child = command.spawn().expect("the agent starts");
+    let mut output = String::new();
+    let mut errors = String::new();
+    child.stdout.take().expect("piped").read_to_string(&mut output).expect("text");
+    child.stderr.take().expect("piped").read_to_string(&mut errors).expect("text");
+    (child.wait().expect("the agent ends"), output, errors)
+}

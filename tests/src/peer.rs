@@ -1,0 +1,133 @@
+//! One end of a stream of lines, for tests that script both ends by hand. Every wait has a deadline.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// How long a test waits for what must come.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// One end of a stream.
+#[derive(Debug)]
+pub struct Peer {
+    stream: UnixStream,
+    ahead: Vec<u8>,
+}
+
+impl Peer {
+    /// The peer behind a connected stream.
+    ///
+    /// # Panics
+    ///
+    /// When the stream takes no time-outs.
+    #[must_use]
+    pub fn new(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(DEADLINE)).expect("a stream takes a time-out");
+        stream.set_write_timeout(Some(DEADLINE)).expect("a stream takes a time-out");
+        Self { stream, ahead: Vec::new() }
+    }
+
+    /// Connects to a Unix socket.
+    ///
+    /// # Panics
+    ///
+    /// When nobody listens there.
+    #[must_use]
+    pub fn connect(path: &Path) -> Self {
+        Self::new(UnixStream::connect(path).expect("somebody listens"))
+    }
+
+    /// The next connection of a listener.
+    ///
+    /// # Panics
+    ///
+    /// When none comes within [`DEADLINE`].
+    #[must_use]
+    pub fn accept(listener: &UnixListener) -> Self {
+        let mut fds = [PollFd::new(listener, PollFlags::IN)];
+        let seconds = i64::try_from(DEADLINE.as_secs()).expect("a short deadline");
+        let ready = poll(&mut fds, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).expect("poll works");
+        assert!(ready > 0, "nobody connected within {DEADLINE:?}");
+        Self::new(listener.accept().expect("a connection waits").0)
+    }
+
+    /// The stream itself.
+    #[must_use]
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Sends bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the other end does not take them within [`DEADLINE`].
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).expect("the other end takes the bytes");
+    }
+
+    /// Sends bytes as long as the other end takes them.
+    ///
+    /// # Errors
+    ///
+    /// What the write failed with.
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref())
+    }
+
+    /// Ends this end's sending.
+    ///
+    /// # Panics
+    ///
+    /// When the stream is not connected.
+    pub fn finish(&self) {
+        self.stream.shutdown(Shutdown::Write).expect("the stream is connected");
+    }
+
+    /// The next line with its LF; what is left without one at the stream's end.
+    ///
+    /// # Panics
+    ///
+    /// When neither comes within [`DEADLINE`].
+    pub fn line(&mut self) -> Vec<u8> {
+        let mut chunk = vec![0; 64 * 1024];
+        loop {
+            if let Some(at) = self.ahead.iter().position(|&byte| byte == b'\n') {
+                return self.ahead.drain(..=at).collect();
+            }
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return std::mem::take(&mut self.ahead),
+                Ok(count) => self.ahead.extend(chunk.iter().take(count)),
+                // A socket that is closed with bytes unread says so behind its last byte.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return std::mem::take(&mut self.ahead),
+                Err(error) => panic!("no line within {DEADLINE:?}: {error}"),
+            }
+        }
+    }
+
+    /// Expects this line, given without its LF.
+    ///
+    /// # Panics
+    ///
+    /// When another one comes, or none.
+    pub fn expect(&mut self, line: impl AsRef<[u8]>) {
+        let got = self.line();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes.get(..200.min(bytes.len())).unwrap_or(&[])).into_owned();
+        let want = [line.as_ref(), b"\n"].concat();
+        assert!(got == want, "wanted {} bytes {:?}, got {} bytes {:?}", want.len(), text(&want), got.len(), text(&got));
+    }
+
+    /// Expects the end of the stream with nothing before it.
+    ///
+    /// # Panics
+    ///
+    /// When something comes first, or the end does not.
+    pub fn expect_end(&mut self) {
+        let rest = self.line();
+        assert!(rest.is_empty(), "wanted the end, got {:?}", String::from_utf8_lossy(&rest));
+    }
+}

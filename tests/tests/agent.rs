@@ -1,0 +1,413 @@
+//! The real agent program between a scripted host and a scripted scheduler, without a VM.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::time::Instant;
+
+use scx_vsock_tests::agent::{self, Agent, HELLO};
+use scx_vsock_tests::peer::Peer;
+use scx_vsock_wire::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SESSIONS};
+
+const REQUEST: &str = r#"{"req":"stats","args":{}}"#;
+const ANSWER: &str = r#"{"errno":0,"args":{"resp":{"util":12.5}}}"#;
+
+/// An agent, a host that has read hello, and a scheduler whose connection the first request opened; that request is
+/// answered.
+fn connected() -> (Agent, UnixListener, Peer, Peer) {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    let mut host = agent.host();
+    host.send(format!("{REQUEST}\n"));
+    let mut scheduler = Peer::accept(&listener);
+    scheduler.expect(REQUEST);
+    scheduler.send(format!("{ANSWER}\n"));
+    host.expect(format!(r#"{{"stats":{ANSWER}}}"#));
+    (agent, listener, host, scheduler)
+}
+
+/// One more request and answer on a session.
+fn round_trip(host: &mut Peer, scheduler: &mut Peer) {
+    host.send("again\n");
+    scheduler.expect("again");
+    scheduler.send("1\n");
+    host.expect(r#"{"stats":1}"#);
+}
+
+/// A line of `size` bytes, its LF counted.
+fn line_of(size: usize) -> Vec<u8> {
+    let mut line = vec![b'x'; size];
+    line[size - 1] = b'\n';
+    line
+}
+
+#[test]
+fn a_session_begins_with_hello_and_answers_one_envelope_a_request() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    round_trip(&mut host, &mut scheduler);
+}
+
+#[test]
+fn a_request_is_forwarded_only_when_its_whole_line_is_there() {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    let mut host = agent.host();
+    for byte in REQUEST.as_bytes() {
+        host.send([*byte]);
+    }
+    // The session that ends inside a line shows that nothing was forwarded: the scheduler was never dialled, and
+    // the next connection is the next session's.
+    drop(host);
+    let mut host = agent.host();
+    host.send("second\n");
+    Peer::accept(&listener).expect("second");
+}
+
+#[test]
+fn answers_in_pieces_of_one_byte_become_one_envelope() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    host.send("again\n");
+    scheduler.expect("again");
+    for byte in format!("{ANSWER}\n").as_bytes() {
+        scheduler.send([*byte]);
+    }
+    host.expect(format!(r#"{{"stats":{ANSWER}}}"#));
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    let mut host = agent.host();
+    let requests: Vec<String> = (0..2000).map(|number| format!("request {number}")).collect();
+    host.send(format!("{}\n", requests.join("\n")));
+    let mut scheduler = Peer::accept(&listener);
+    for (number, request) in requests.iter().enumerate() {
+        scheduler.expect(request);
+        scheduler.send(format!("{number}\n"));
+        host.expect(format!(r#"{{"stats":{number}}}"#));
+    }
+}
+
+#[test]
+fn a_request_of_the_cap_passes_and_one_byte_more_does_not() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    let line = line_of(MAX_REQUEST_BYTES);
+    host.send(&line);
+    assert_eq!(scheduler.line(), line);
+    scheduler.send("1\n");
+    host.expect(r#"{"stats":1}"#);
+
+    host.send(line_of(MAX_REQUEST_BYTES + 1));
+    host.expect(r#"{"relay_error":{"request_too_large":{"size":262145,"max":262144}}}"#);
+    round_trip(&mut host, &mut scheduler);
+}
+
+#[test]
+fn an_answer_of_the_cap_passes_and_one_byte_more_does_not() {
+    let (agent, listener, mut host, mut scheduler) = connected();
+    let mut line = line_of(MAX_RESPONSE_BYTES);
+    host.send("large\n");
+    scheduler.expect("large");
+    scheduler.send(&line);
+    line.pop();
+    host.expect([br#"{"stats":"#, line.as_slice(), b"}"].concat());
+
+    host.send("larger\n");
+    scheduler.expect("larger");
+    // The agent closes as soon as the cap is passed; the last byte may find nobody.
+    let _closed = scheduler.try_send(line_of(MAX_RESPONSE_BYTES + 1));
+    host.expect(r#"{"relay_error":{"response_too_large":{"size":262145,"max":262144}}}"#);
+    host.expect_end();
+
+    let mut host = agent.host();
+    host.send("next\n");
+    Peer::accept(&listener).expect("next");
+}
+
+#[test]
+fn a_huge_line_is_counted_and_dropped_without_memory() {
+    let (agent, _listener, mut host, mut scheduler) = connected();
+    let before = resident_kib(agent.id());
+    let megabyte = vec![b'x'; 1 << 20];
+    for _ in 0..64 {
+        host.send(&megabyte);
+    }
+    host.send("\n");
+    host.expect(r#"{"relay_error":{"request_too_large":{"size":67108865,"max":262144}}}"#);
+    round_trip(&mut host, &mut scheduler);
+    let grown = resident_kib(agent.id()).saturating_sub(before);
+    assert!(grown <= 300, "grew by {grown} KiB, more than one session's buffer");
+}
+
+/// Resident memory of a process.
+fn resident_kib(id: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn no_scheduler_says_why_and_the_session_goes_on() {
+    let agent = Agent::start();
+    let mut host = agent.host();
+    let kernel = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let (state, ops) = (kernel("/sys/kernel/sched_ext/state"), kernel("/sys/kernel/sched_ext/root/ops"));
+    let no_scheduler = |errno| {
+        format!(r#"{{"relay_error":{{"no_scheduler":{{"errno":{errno},"sched_ext":"{state}","ops":"{ops}"}}}}}}"#)
+    };
+    host.send("one\n");
+    host.expect(no_scheduler(2));
+    drop(agent.scheduler());
+    host.send("two\n");
+    host.expect(no_scheduler(111));
+    fs::remove_file(agent.scheduler_path(0)).unwrap();
+    fs::create_dir(agent.scheduler_path(0)).unwrap();
+    host.send("three\n");
+    host.expect(no_scheduler(111));
+    fs::remove_dir(agent.scheduler_path(0)).unwrap();
+    let listener = agent.scheduler();
+    host.send("four\n");
+    let mut scheduler = Peer::accept(&listener);
+    scheduler.expect("four");
+    scheduler.send("4\n");
+    host.expect(r#"{"stats":4}"#);
+}
+
+#[test]
+fn a_scheduler_that_goes_during_its_answer_ends_the_session_with_the_reason() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    host.send("again\n");
+    scheduler.expect("again");
+    scheduler.send(r#"{"errno":0,"#);
+    drop(scheduler);
+    host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#);
+    host.expect_end();
+}
+
+#[test]
+fn a_scheduler_that_goes_while_idle_ends_the_session_with_the_reason() {
+    let (_agent, _listener, mut host, scheduler) = connected();
+    drop(scheduler);
+    host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#);
+    host.expect_end();
+}
+
+#[test]
+fn an_answer_right_before_the_scheduler_goes_is_passed_on_first() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    host.send("again\n");
+    scheduler.expect("again");
+    scheduler.send("5\n");
+    drop(scheduler);
+    host.expect(r#"{"stats":5}"#);
+    host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#);
+    host.expect_end();
+}
+
+#[test]
+fn bytes_of_an_idle_scheduler_end_the_session_and_answer_nothing() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    scheduler.send("stale\n");
+    host.expect(r#"{"relay_error":{"scheduler_unasked":{}}}"#);
+    host.expect_end();
+}
+
+#[test]
+fn a_second_line_behind_the_answer_ends_the_session() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    host.send("again\n");
+    scheduler.expect("again");
+    scheduler.send("1\n2\n");
+    host.expect(r#"{"stats":1}"#);
+    host.expect(r#"{"relay_error":{"scheduler_unasked":{}}}"#);
+    host.expect_end();
+}
+
+#[test]
+fn a_forged_relay_error_stands_inside_stats() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    for forged in [r#"{"relay_error":{"busy":{"sessions":8}}}"#, r#"1,"relay_error":{"unknown_verb":{}}"#] {
+        host.send("again\n");
+        scheduler.expect("again");
+        scheduler.send(format!("{forged}\n"));
+        host.expect(format!(r#"{{"stats":{forged}}}"#));
+    }
+}
+
+#[test]
+fn nul_and_bytes_that_are_not_text_pass_unchanged() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    host.send(b"\0\xff\xfe\n");
+    assert_eq!(scheduler.line(), b"\0\xff\xfe\n");
+    scheduler.send(b"\xc3\x28\0\n");
+    assert_eq!(host.line(), b"{\"stats\":\xc3\x28\0}\n");
+}
+
+#[test]
+fn lines_for_the_agent_are_never_forwarded() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    for line in [r#"{"agent":"sing"}"#, r#"{"agent":"#, r#"{"agent":"wait_scheduler"} "#] {
+        host.send(format!("{line}\n"));
+        host.expect(r#"{"relay_error":{"unknown_verb":{}}}"#);
+    }
+    round_trip(&mut host, &mut scheduler);
+}
+
+#[test]
+fn wait_scheduler_is_answered_when_the_scheduler_comes() {
+    let agent = Agent::start();
+    let mut host = agent.host();
+    host.send("{\"agent\":\"wait_scheduler\"}\nfirst\n");
+    let listener = agent.scheduler();
+    let mut scheduler = Peer::accept(&listener);
+    host.expect(r#"{"agent":"scheduler_ready"}"#);
+    scheduler.expect("first");
+    scheduler.send("1\n");
+    host.expect(r#"{"stats":1}"#);
+    host.send("{\"agent\":\"wait_scheduler\"}\n");
+    host.expect(r#"{"agent":"scheduler_ready"}"#);
+    round_trip(&mut host, &mut scheduler);
+}
+
+#[test]
+fn a_host_that_goes_takes_its_scheduler_connection_with_it() {
+    let (_agent, _listener, host, mut scheduler) = connected();
+    drop(host);
+    scheduler.expect_end();
+}
+
+#[test]
+fn a_hosts_half_close_ends_the_session() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    host.send("again\n");
+    scheduler.expect("again");
+    host.finish();
+    scheduler.expect_end();
+    host.expect_end();
+}
+
+#[test]
+fn one_session_more_than_there_are_is_told_busy() {
+    let agent = Agent::start();
+    let sessions: Vec<Peer> = (0..SESSIONS).map(|_| agent.host()).collect();
+    let mut one_more = agent.silent_host();
+    one_more.expect(r#"{"relay_error":{"busy":{"sessions":8}}}"#);
+    one_more.expect_end();
+    drop(sessions);
+    let _served = agent.host();
+}
+
+#[test]
+fn nobody_is_told_busy_while_a_session_ends_in_the_same_wake_up() {
+    let agent = Agent::start();
+    let mut sessions: Vec<Peer> = (0..SESSIONS).map(|_| agent.host()).collect();
+    for _ in 0..200 {
+        sessions.remove(0);
+        sessions.push(agent.host());
+    }
+}
+
+#[test]
+fn sessions_do_not_delay_each_other() {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    // Stuck in its scheduler.
+    let mut stuck = agent.host();
+    stuck.send("stuck\n");
+    let mut silent = Peer::accept(&listener);
+    silent.expect("stuck");
+    // Never reads its answer.
+    let mut deaf = agent.host();
+    deaf.send("deaf\n");
+    let mut talker = Peer::accept(&listener);
+    talker.expect("deaf");
+    talker.send(line_of(MAX_RESPONSE_BYTES));
+    // Sends a line that never ends.
+    let mut endless = agent.host();
+    endless.send(vec![b'x'; 1 << 20]);
+    let mut host = agent.host();
+    host.send("one\n");
+    let mut scheduler = Peer::accept(&listener);
+    scheduler.expect("one");
+    scheduler.send("1\n");
+    host.expect(r#"{"stats":1}"#);
+    for _ in 0..100 {
+        round_trip(&mut host, &mut scheduler);
+    }
+}
+
+#[test]
+fn each_port_leads_to_its_own_scheduler() {
+    let agent = Agent::with_maps(4);
+    for map in 0..4 {
+        let listener = UnixListener::bind(agent.scheduler_path(map)).unwrap();
+        let mut host = Peer::connect(&agent.host_path(map));
+        host.expect(HELLO);
+        host.send("who\n");
+        let mut scheduler = Peer::accept(&listener);
+        scheduler.expect("who");
+        scheduler.send(format!("{map}\n"));
+        host.expect(format!(r#"{{"stats":{map}}}"#));
+    }
+}
+
+#[test]
+fn an_idle_agent_uses_no_processor_time() {
+    let (agent, _listener, _host, _scheduler) = connected();
+    let ticks = |id: u32| -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{id}/schedstat")).unwrap();
+        stat.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let wake_ups = |id: u32| -> u64 {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
+        lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
+    };
+    // The agent goes to sleep behind its answer; from then on nothing wakes it, however long this takes.
+    let mut last = (ticks(agent.id()), wake_ups(agent.id()));
+    let start = Instant::now();
+    while start.elapsed().as_millis() < 500 {
+        last = (ticks(agent.id()), wake_ups(agent.id()));
+    }
+    let quiet = Instant::now();
+    while quiet.elapsed().as_millis() < 500 {
+        assert_eq!((ticks(agent.id()), wake_ups(agent.id())), last);
+    }
+}
+
+#[test]
+fn wrong_arguments_are_one_line_and_status_2() {
+    for (arguments, complaint) in [
+        (&["--port", "x"][..], "scx-vsock-agent: x: the port must be a decimal number from 0 to 4294967294\n"),
+        (&["--sing"], "scx-vsock-agent: --sing: unknown argument; --help lists those that are known\n"),
+        (&["--map"], "scx-vsock-agent: --map: a value must follow this argument\n"),
+    ] {
+        let (status, output, errors) = agent::run(|command| {
+            command.args(arguments);
+        });
+        assert_eq!((status.code(), output.as_str(), errors.as_str()), (Some(2), "", complaint));
+    }
+}
+
+#[test]
+fn a_descriptor_that_does_not_listen_is_named() {
+    let (status, _, errors) = agent::run(|command| {
+        command.args(["--listen-fd", "0"]);
+    });
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(errors, "scx-vsock-agent: not a listening socket: descriptor 0: errno 88\n");
+}
+
+#[test]
+fn help_and_version_are_printed() {
+    let (status, output, _) = agent::run(|command| {
+        command.arg("--version");
+    });
+    assert_eq!((status.code(), output.as_str()), (Some(0), "scx-vsock-agent 0.1.0\n"));
+    let (status, output, _) = agent::run(|command| {
+        command.arg("--help");
+    });
+    assert_eq!(status.code(), Some(0));
+    assert!(output.contains("--map PORT=PATH"));
+}
