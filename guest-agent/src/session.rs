@@ -381,3 +381,274 @@ fn framed(content: &[u8], sent: usize) -> [&[u8]; 3] {
         rest
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::vec::Vec;
+
+    /// The cap of a line in these tests.
+    const MAX: usize = 16;
+
+    /// A driver on memory: what the host and the scheduler sent, and what they got.
+    struct Driver {
+        from_host: VecDeque<u8>,
+        to_host: Vec<u8>,
+        from_scheduler: VecDeque<u8>,
+        to_scheduler: Vec<u8>,
+        connected: bool,
+        reachable: bool,
+    }
+
+    impl Driver {
+        fn new(from_host: &[u8]) -> Self {
+            Self {
+                from_host: from_host.iter().copied().collect(),
+                to_host: Vec::new(),
+                from_scheduler: VecDeque::new(),
+                to_scheduler: Vec::new(),
+                connected: false,
+                reachable: true,
+            }
+        }
+
+        /// Does one action with at most `most` bytes; gives whether anything could be done.
+        fn step(&mut self, session: &mut Session<'_, MAX>, most: usize) -> bool {
+            if session.awaits_no_answer() && self.connected && !self.from_scheduler.is_empty() {
+                session.scheduler_unasked();
+            }
+            match session.action() {
+                Action::ReadHost(buffer) => {
+                    let count = take(&mut self.from_host, buffer, most);
+                    if count > 0 {
+                        session.host_read(count);
+                    }
+                    count > 0
+                }
+                Action::WriteHost(pieces) => {
+                    let count = give(&mut self.to_host, &pieces.concat(), most);
+                    session.host_wrote(count);
+                    true
+                }
+                Action::ConnectScheduler | Action::AwaitScheduler if self.reachable => {
+                    self.connected = true;
+                    session.scheduler_connected();
+                    true
+                }
+                Action::ConnectScheduler => {
+                    session.scheduler_refused(2, Text::default(), Text::default());
+                    true
+                }
+                Action::WriteScheduler(line) => {
+                    let count = give(&mut self.to_scheduler, line, most);
+                    session.scheduler_wrote(count);
+                    true
+                }
+                Action::ReadScheduler(buffer) => {
+                    let count = take(&mut self.from_scheduler, buffer, most);
+                    if count > 0 {
+                        session.scheduler_read(count);
+                    }
+                    count > 0
+                }
+                Action::AwaitScheduler | Action::Close => false,
+            }
+        }
+
+        fn run(&mut self, session: &mut Session<'_, MAX>) {
+            while self.step(session, usize::MAX) {}
+        }
+
+        fn host_lines(&self) -> Vec<String> {
+            String::from_utf8_lossy(&self.to_host).lines().map(str::to_owned).collect()
+        }
+    }
+
+    fn take(from: &mut VecDeque<u8>, buffer: &mut [u8], most: usize) -> usize {
+        let count = buffer.len().min(from.len()).min(most);
+        for (to, byte) in buffer.iter_mut().zip(from.drain(..count)) {
+            *to = byte;
+        }
+        count
+    }
+
+    fn give(to: &mut Vec<u8>, bytes: &[u8], most: usize) -> usize {
+        let count = bytes.len().min(most);
+        to.extend_from_slice(&bytes[..count]);
+        count
+    }
+
+    fn greeted(buffers: &mut Buffers<MAX>) -> Session<'_, MAX> {
+        let mut session = Session::new(buffers);
+        session.open("0.1.0");
+        let mut driver = Driver::new(b"");
+        driver.run(&mut session);
+        assert_eq!(driver.to_host, *Envelope::hello("0.1.0").emit());
+        session
+    }
+
+    #[test]
+    fn a_new_session_is_closed_until_it_is_opened() {
+        let mut buffers = Buffers::<MAX>::new();
+        let mut session = Session::new(&mut buffers);
+        assert!(session.is_closed());
+        assert_eq!(session.action(), Action::Close);
+        session.open("0.1.0");
+        assert!(!session.is_closed());
+    }
+
+    #[test]
+    fn the_hosts_end_closes_the_session_in_every_state() {
+        let mut buffers = Buffers::<MAX>::new();
+        let mut session = greeted(&mut buffers);
+        session.host_read(0);
+        assert!(session.is_closed());
+        session.scheduler_ended(0);
+        session.scheduler_unasked();
+        assert!(session.is_closed(), "nothing reopens a session but open");
+    }
+
+    #[test]
+    fn an_opened_session_remembers_nothing_of_the_one_before() {
+        let mut buffers = Buffers::<MAX>::new();
+        let mut session = greeted(&mut buffers);
+        Driver::new(b"one\ntwo\nthr").step(&mut session, usize::MAX);
+        session.host_ended();
+        session.open("0.1.0");
+        let mut driver = Driver::new(b"ee\n");
+        driver.run(&mut session);
+        assert_eq!(driver.to_scheduler, b"ee\n");
+    }
+
+    #[test]
+    fn reports_that_do_not_fit_the_state_change_nothing() {
+        let mut buffers = Buffers::<MAX>::new();
+        let mut session = greeted(&mut buffers);
+        session.host_wrote(5);
+        session.scheduler_connected();
+        session.scheduler_wrote(5);
+        session.scheduler_read(5);
+        session.scheduler_refused(2, Text::default(), Text::default());
+        assert!(matches!(session.action(), Action::ReadHost(buffer) if buffer.len() == MAX));
+    }
+
+    #[test]
+    fn a_dropped_line_counts_its_line_feed_and_saturates() {
+        let mut buffers = Buffers::<MAX>::new();
+        let mut session = greeted(&mut buffers);
+        session.state = State::Dropping { size: u32::MAX - 1 };
+        let mut driver = Driver::new(b"xxx\n");
+        driver.run(&mut session);
+        let expected = format!(r#"{{"relay_error":{{"request_too_large":{{"size":{},"max":16}}}}}}"#, u32::MAX);
+        assert_eq!(driver.host_lines(), [expected]);
+    }
+
+    #[test]
+    fn an_answer_frame_is_cut_anywhere_without_loss() {
+        let whole = framed(b"{\"a\":1}", 0).concat();
+        assert_eq!(whole, b"{\"stats\":{\"a\":1}}\n");
+        assert_eq!(framed_length(b"{\"a\":1}"), whole.len());
+        for sent in 0..=whole.len() {
+            assert_eq!(framed(b"{\"a\":1}", sent).concat(), &whole[sent..]);
+        }
+    }
+
+    /// What a host may send: request lines around the cap, lines for the agent, noise.
+    fn host_line() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            4 => proptest::collection::vec(b'a'..=b'z', 0..MAX * 3),
+            1 => Just(br#"{"agent":"x"}"#.to_vec()),
+            1 => proptest::collection::vec(any::<u8>().prop_filter("one line", |&byte| byte != b'\n'), 0..MAX * 2),
+        ]
+    }
+
+    /// What the agent must answer to a line, where the scheduler echoes.
+    fn model(line: &[u8]) -> Vec<u8> {
+        let size = line.len() + 1;
+        if size > MAX {
+            format!(r#"{{"relay_error":{{"request_too_large":{{"size":{size},"max":{MAX}}}}}}}"#).into_bytes()
+        } else if line.starts_with(AGENT_LINE_PREFIX) {
+            br#"{"relay_error":{"unknown_verb":{}}}"#.to_vec()
+        } else {
+            [STATS_PREFIX, line, STATS_SUFFIX].concat()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_line_gets_exactly_its_envelope_in_order_however_bytes_are_cut(
+            lines in proptest::collection::vec(host_line(), 0..12),
+            cuts in proptest::collection::vec(1usize..24, 1..200),
+        ) {
+            let mut buffers = Buffers::<MAX>::new();
+            let mut session = greeted(&mut buffers);
+            let mut driver = Driver::new(&[]);
+            let mut unsent: VecDeque<u8> = lines.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
+            let mut echoed = 0;
+            let mut cut = cuts.iter().copied().cycle();
+            loop {
+                // The host sends a piece, the session does one action, the scheduler echoes what is a whole line.
+                let piece = cut.next().unwrap().min(unsent.len());
+                driver.from_host.extend(unsent.drain(..piece));
+                let done = driver.step(&mut session, cut.next().unwrap());
+                if let Some(at) = driver.to_scheduler[echoed..].iter().position(|&byte| byte == b'\n') {
+                    driver.from_scheduler.extend(&driver.to_scheduler[echoed..=echoed + at]);
+                    echoed += at + 1;
+                }
+                if !done && unsent.is_empty() && driver.from_scheduler.is_empty() {
+                    break;
+                }
+            }
+            let expected: Vec<u8> = lines.iter().flat_map(|line| [model(line), b"\n".to_vec()].concat()).collect();
+            prop_assert_eq!(driver.to_host, expected);
+            prop_assert!(driver.to_scheduler.split_inclusive(|&byte| byte == b'\n').all(|line| line.len() <= MAX));
+        }
+
+        #[test]
+        fn no_report_in_any_order_tears_an_envelope_or_answers_twice(
+            reports in proptest::collection::vec((0u8..9, 0usize..40), 0..300),
+        ) {
+            let mut buffers = Buffers::<MAX>::new();
+            let mut session = greeted(&mut buffers);
+            let mut sent: Vec<u8> = Vec::new();
+            for (report, count) in reports {
+                // Reports are honest about counts: a driver cannot read or write more than it was offered.
+                let offered = match session.action() {
+                    Action::ReadHost(buffer) | Action::ReadScheduler(buffer) => {
+                        buffer.fill(if count % 7 == 0 { b'\n' } else { b'y' });
+                        buffer.len()
+                    }
+                    Action::WriteHost(pieces) => {
+                        let whole = pieces.concat();
+                        if report == 1 {
+                            sent.extend(&whole[..count.min(whole.len())]);
+                        }
+                        whole.len()
+                    }
+                    Action::WriteScheduler(line) => line.len(),
+                    _ => 0,
+                };
+                let reading_host = matches!(session.action(), Action::ReadHost(_));
+                let reading_scheduler = matches!(session.action(), Action::ReadScheduler(_));
+                let count = count.min(offered);
+                match report {
+                    0 if reading_host && count > 0 => session.host_read(count),
+                    1 => session.host_wrote(count),
+                    2 => session.scheduler_connected(),
+                    3 => session.scheduler_refused(111, Text::default(), Text::default()),
+                    4 => session.scheduler_wrote(count),
+                    5 if reading_scheduler && count > 0 => session.scheduler_read(count),
+                    6 if session.awaits_no_answer() => session.scheduler_ended(0),
+                    7 if session.awaits_no_answer() => session.scheduler_unasked(),
+                    _ => {}
+                }
+            }
+            let whole_lines = sent.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+            for line in whole_lines {
+                prop_assert!(line.starts_with(b"{\"") && line.ends_with(b"}\n"), "{:?}", line);
+            }
+        }
+    }
+}
