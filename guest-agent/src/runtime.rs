@@ -36,8 +36,7 @@ fn strings(list: *const *const c_char) -> impl Iterator<Item = &'static CStr> {
         if string.is_null() {
             return None;
         }
-        // SAFETY: a null pointer ends the list at the latest, so that the next entry exists.
-        next = unsafe { next.add(1) };
+        next = next.wrapping_add(1);
         // SAFETY: the kernel ends each string with a zero byte, and the initial stack lives as long as the process.
         Some(unsafe { CStr::from_ptr(string) })
     })
@@ -88,10 +87,9 @@ unsafe extern "C" fn _start() -> ! {
 unsafe extern "C" fn start(stack: *const usize) -> ! {
     // SAFETY: the kernel puts the argument count at the stack's top.
     let count = unsafe { stack.read() };
-    // SAFETY: the arguments, as many as the count says, stand behind it.
-    let arguments = unsafe { stack.add(1) };
-    // SAFETY: a null pointer ends the arguments; the environment stands behind it.
-    let environment = unsafe { arguments.add(count).add(1) };
+    // The arguments stand behind the count, ended by a null pointer, behind which the environment stands.
+    let arguments = stack.wrapping_add(1);
+    let environment = arguments.wrapping_add(count + 1);
     sys::exit(super::main(Process { arguments: arguments.cast(), environment: environment.cast() }))
 }
 
@@ -137,8 +135,10 @@ unsafe extern "C" fn memset(to: *mut u8, value: c_int, count: usize) -> *mut u8 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
     for at in 0..count {
-        // SAFETY: the caller vouches for both ranges.
-        unsafe { to.add(at).write_volatile(from.add(at).read()) };
+        // SAFETY: the caller vouches for the range.
+        let byte = unsafe { from.wrapping_add(at).read_volatile() };
+        // SAFETY: the caller vouches for the range.
+        unsafe { to.wrapping_add(at).write_volatile(byte) };
     }
     to
 }
@@ -150,7 +150,7 @@ unsafe extern "C" fn memset(to: *mut u8, value: c_int, count: usize) -> *mut u8 
     let [value, ..] = value.to_le_bytes();
     for at in 0..count {
         // SAFETY: the caller vouches for the range.
-        unsafe { to.add(at).write_volatile(value) };
+        unsafe { to.wrapping_add(at).write_volatile(value) };
     }
     to
 }
@@ -163,8 +163,10 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut
         return unsafe { memcpy(to, from, count) };
     }
     for at in (0..count).rev() {
-        // SAFETY: the caller vouches for both ranges; a backward copy reads each byte before it overwrites it.
-        unsafe { to.add(at).write_volatile(from.add(at).read()) };
+        // SAFETY: the caller vouches for the range.
+        let byte = unsafe { from.wrapping_add(at).read_volatile() };
+        // SAFETY: the caller vouches for the range; a backward copy reads each byte before it overwrites it.
+        unsafe { to.wrapping_add(at).write_volatile(byte) };
     }
     to
 }
@@ -173,8 +175,10 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, count: usize) -> c_int {
     for at in 0..count {
-        // SAFETY: the caller vouches for both ranges.
-        let (left, right) = unsafe { (left.add(at).read_volatile(), right.add(at).read_volatile()) };
+        // SAFETY: the caller vouches for the range.
+        let left = unsafe { left.wrapping_add(at).read_volatile() };
+        // SAFETY: the caller vouches for the range.
+        let right = unsafe { right.wrapping_add(at).read_volatile() };
         if left != right {
             return c_int::from(left) - c_int::from(right);
         }
@@ -194,7 +198,7 @@ unsafe extern "C" fn bcmp(left: *const u8, right: *const u8, count: usize) -> c_
 unsafe extern "C" fn strlen(string: *const c_char) -> usize {
     let mut length = 0;
     // SAFETY: the caller vouches for a zero byte at the string's end, behind which nothing is read.
-    while unsafe { string.add(length).read_volatile() } != 0 {
+    while unsafe { string.wrapping_add(length).read_volatile() } != 0 {
         length += 1;
     }
     length

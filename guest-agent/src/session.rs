@@ -102,9 +102,8 @@ pub enum Action<'s> {
 #[derive(Debug)]
 enum State {
     Closed,
-    /// An envelope in the agent's own name is on its way to the host.
+    /// An envelope in the agent's own name, kept beside the state, is on its way to the host.
     Notice {
-        line: Notice,
         sent: usize,
         then: Then,
     },
@@ -145,6 +144,7 @@ enum Then {
 pub struct Session<'a, const MAX: usize> {
     line: &'a mut LineBuffer<MAX>,
     ahead: &'a mut ReadAhead,
+    notice: Notice,
     state: State,
 }
 
@@ -152,7 +152,7 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     /// A closed session on `buffers`.
     #[must_use]
     pub fn new(buffers: &'a mut Buffers<MAX>) -> Self {
-        Self { line: &mut buffers.line, ahead: &mut buffers.ahead, state: State::Closed }
+        Self { line: &mut buffers.line, ahead: &mut buffers.ahead, notice: Notice::new(), state: State::Closed }
     }
 
     /// A host has connected: begins with hello. `version` is the agent's.
@@ -191,7 +191,7 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
         self.take_read_ahead();
         match &self.state {
             State::Closed => Action::Close,
-            State::Notice { line, sent, .. } => Action::WriteHost([line.get(*sent..).unwrap_or(&[]), &[], &[]]),
+            State::Notice { sent, .. } => Action::WriteHost([self.notice.get(*sent..).unwrap_or(&[]), &[], &[]]),
             State::Request | State::Dropping { .. } => {
                 let spare = self.line.spare();
                 let count = spare.len().min(READ_AHEAD);
@@ -225,9 +225,9 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     /// The host's stream took `count` bytes.
     pub fn host_wrote(&mut self, count: usize) {
         match &mut self.state {
-            State::Notice { line, sent, then } => {
+            State::Notice { sent, then } => {
                 *sent = sent.saturating_add(count);
-                if *sent >= line.len() {
+                if *sent >= self.notice.len() {
                     let then = *then;
                     self.go_on(then);
                 }
@@ -304,7 +304,8 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     fn notice(&mut self, envelope: &Envelope<Text>, then: Then) {
-        self.state = State::Notice { line: envelope.emit(), sent: 0, then };
+        envelope.emit_into(&mut self.notice);
+        self.state = State::Notice { sent: 0, then };
     }
 
     fn relay_error(&mut self, error: RelayError<Text>) {

@@ -168,11 +168,19 @@ impl Envelope<Text> {
     }
 
     /// The envelope's line with its LF.
-    ///
-    /// Every envelope fits, since every text is cut at [`MAX_TEXT_BYTES`]; a test holds this for the largest.
     #[must_use]
     pub fn emit(&self) -> Notice {
-        let mut line = Line(Vec::new());
+        let mut notice = Notice::new();
+        self.emit_into(&mut notice);
+        notice
+    }
+
+    /// Replaces what is in `notice` by the envelope's line with its LF.
+    ///
+    /// Every envelope fits, since every text is cut at [`MAX_TEXT_BYTES`]; a test holds this for the largest.
+    pub fn emit_into(&self, notice: &mut Notice) {
+        notice.clear();
+        let mut line = Line(notice);
         match self {
             Self::Hello(hello) => {
                 line.put(br#"{"hello":{"protocol":"#).number(hello.protocol.into());
@@ -191,14 +199,13 @@ impl Envelope<Text> {
                 line.put(b"}}}\n");
             }
         }
-        line.0
     }
 }
 
 /// A line that is being put together. What does not fit is left out, which keeps the path free of panics.
-struct Line(Notice);
+struct Line<'a>(&'a mut Notice);
 
-impl Line {
+impl Line<'_> {
     fn put(&mut self, bytes: &[u8]) -> &mut Self {
         for &byte in bytes {
             let _full = self.0.push(byte);
