@@ -30,7 +30,9 @@ pub fn repository() -> &'static Path {
 #[must_use]
 pub fn file() -> &'static Path {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
-    FILE.get_or_init(|| env::var_os("SCX_VSOCK_AGENT").map_or_else(|| build(&[]).expect("the agent builds"), Into::into))
+    FILE.get_or_init(|| {
+        env::var_os("SCX_VSOCK_AGENT").map_or_else(|| build(&[]).expect("the agent builds"), Into::into)
+    })
 }
 
 /// Builds the agent with more arguments for cargo.

@@ -9,4 +9,5 @@
 )]
 
 pub mod agent;
+pub mod guest_driver;
 pub mod peer;

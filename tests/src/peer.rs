@@ -116,7 +116,8 @@ impl Peer {
     /// When another one comes, or none.
     pub fn expect(&mut self, line: impl AsRef<[u8]>) {
         let got = self.line();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes.get(..200.min(bytes.len())).unwrap_or(&[])).into_owned();
+        let text =
+            |bytes: &[u8]| String::from_utf8_lossy(bytes.get(..200.min(bytes.len())).unwrap_or(&[])).into_owned();
         let want = [line.as_ref(), b"\n"].concat();
         assert!(got == want, "wanted {} bytes {:?}, got {} bytes {:?}", want.len(), text(&want), got.len(), text(&got));
     }

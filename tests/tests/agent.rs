@@ -1,5 +1,5 @@
 //! The real agent program between a scripted host and a scripted scheduler, without a VM.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::os::unix::net::UnixListener;

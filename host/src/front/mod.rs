@@ -1,3 +1,4 @@
 //! How the device is attached to a monitor.
 
+#[cfg(feature = "vhost-user")]
 pub mod vhost_user;

@@ -1,1 +1,276 @@
-//! The device as a vhost-user back end.
+//! The device as a vhost-user back end, for QEMU and other monitors that run as processes of their own.
+//!
+//! [`Server`] serves one front end with two threads of its own: one reads the front end's messages, the other runs the
+//! device. Neither calls into the user's code, so a [`Handle`] may be used from anywhere.
+//!
+//! What QEMU's `vhost-user-vsock` device does not do, no back end can: it keeps the event queue to itself, so that
+//! there is no transport reset, snapshot or migration; and it does not connect again after the back end is gone.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use thiserror::Error;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+
+use crate::vsock::spec::{F_EVENT_IDX, F_VERSION_1, RX_QUEUE, TX_QUEUE};
+use crate::vsock::{Device, DeviceError, Handle};
+
+type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+type Vring = VringRwLock<Memory>;
+
+/// The receive and the transmit queue; the front end keeps the event queue.
+const QUEUES: usize = 2;
+
+/// Entries of the largest queue that a driver may set up.
+const MAX_QUEUE_SIZE: usize = 1024;
+
+/// The event of the device's own descriptor. Numbers up to that of the queues belong to the framework.
+const HOST_EVENT: u16 = 3;
+
+/// Why a guest is not served.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The vhost-user framework failed.
+    #[error("the vhost-user back end failed: {0}")]
+    Backend(vhost_user_backend::Error),
+    /// The host's kernel has no descriptors, memory or threads for it.
+    #[error("the host's kernel refuses the vhost-user back end what it needs")]
+    Host(#[from] io::Error),
+}
+
+/// What the framework drives.
+struct Backend {
+    state: Mutex<State>,
+    memory: Mutex<Option<Memory>>,
+    exit: Mutex<Option<(EventConsumer, EventNotifier)>>,
+    error: Mutex<Option<DeviceError>>,
+}
+
+struct State {
+    device: Device,
+    /// Which rings were stopped since both last ran. A front end stops rings to pause a guest and to reset it; only
+    /// where they start again tells which it was.
+    stopped: [bool; QUEUES],
+}
+
+/// A lock whose data is whole at every point where a thread could panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Backend {
+    fn service(&self, rx: &Vring, tx: &Vring) -> Result<(), DeviceError> {
+        let mut state = lock(&self.state);
+        let Some(memory) = lock(&self.memory).as_ref().map(GuestAddressSpace::memory) else {
+            return state.device.service_host();
+        };
+        let mut rx = rx.get_mut();
+        let mut tx = tx.get_mut();
+        if !rx.is_enabled() || !tx.is_enabled() || !rx.get_queue().ready() || !tx.get_queue().ready() {
+            return state.device.service_host();
+        }
+        state.start(rx.get_queue().next_avail(), tx.get_queue().next_avail());
+        let interrupts = state.device.service(&*memory, rx.get_queue_mut(), tx.get_queue_mut())?;
+        drop(state);
+        // A front end that closed its interrupt is gone, which its own thread sees.
+        if interrupts.rx {
+            let _signalled = rx.signal_used_queue();
+        }
+        if interrupts.tx {
+            let _signalled = tx.signal_used_queue();
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Both rings run. A guest that was reset starts both at 0, and then knows of no connection.
+    fn start(&mut self, rx: u16, tx: u16) {
+        if self.stopped.contains(&true) {
+            if rx == 0 && tx == 0 {
+                self.device.reset();
+            }
+            self.stopped = [false; QUEUES];
+        }
+    }
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        MAX_QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        F_VERSION_1 | F_EVENT_IDX | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK
+    }
+
+    fn reset_device(&self) {
+        lock(&self.state).device.reset();
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The framework sets its queues up.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let config = lock(&self.state).device.config();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        config.get(from..).and_then(|rest| rest.get(..size)).map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        *lock(&self.memory) = Some(memory);
+        Ok(())
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        lock(&self.exit).take()
+    }
+
+    fn stop_vring(&self, queue: u32) -> io::Result<()> {
+        // Taking the lock waits for work on the ring to end.
+        let mut state = lock(&self.state);
+        if let Some(stopped) = usize::try_from(queue).ok().and_then(|queue| state.stopped.get_mut(queue)) {
+            *stopped = true;
+        }
+        Ok(())
+    }
+
+    fn handle_event(&self, _event: u16, _set: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
+        let (Some(rx), Some(tx)) = (vrings.get(RX_QUEUE), vrings.get(TX_QUEUE)) else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        // An error here would end the thread, and with it the service after a reset.
+        if let Err(error) = self.service(rx, tx) {
+            *lock(&self.error) = Some(error);
+        }
+        Ok(())
+    }
+}
+
+/// A vhost-user back end that serves one front end. Dropping it ends the device, and with it every connection.
+pub struct Server {
+    handle: Handle,
+    backend: Arc<Backend>,
+    shutdown: Option<ShutdownHandle>,
+    gone: OwnedFd,
+    waiter: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves the first front end that connects to `listener`, and waits for it to connect.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn start(listener: UnixListener, guest_cid: u64) -> Result<Self, Error> {
+        let device = Device::new(guest_cid)?;
+        let handle = device.handle();
+        let host_events = device.fd().try_clone_to_owned()?;
+        let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
+        let exit_consumer = exit.0.as_raw_fd();
+        let backend = Arc::new(Backend {
+            state: Mutex::new(State { device, stopped: [true; QUEUES] }),
+            memory: Mutex::default(),
+            exit: Mutex::new(Some(exit)),
+            error: Mutex::default(),
+        });
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let mut daemon =
+            VhostUserDaemon::new("vhost-user-vsock".into(), Arc::clone(&backend), memory).map_err(Error::Backend)?;
+        let leaked = leaked::ExitConsumer::of(exit_consumer);
+        for handler in daemon.get_epoll_handlers() {
+            handler.register_listener(host_events.as_raw_fd(), EventSet::IN, HOST_EVENT.into())?;
+        }
+        daemon.start(&mut listener.into()).map_err(Error::Backend)?;
+        let shutdown = daemon.shutdown_handle();
+        let (gone, gone_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+        let waiter = thread::Builder::new().name("vhost-user-wait".into()).spawn(move || {
+            // The end is the same whatever ended it: the front end is gone.
+            let _ended = daemon.wait();
+            drop(daemon);
+            drop((leaked, host_events, gone_writer));
+        })?;
+        Ok(Self { handle, backend, shutdown, gone, waiter: Some(waiter) })
+    }
+
+    /// The guest's device, for any thread.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Why the device stopped, if the guest's driver broke it since this was last asked.
+    #[must_use]
+    pub fn take_error(&self) -> Option<DeviceError> {
+        lock(&self.backend.error).take()
+    }
+}
+
+/// Readable (hung up) once the front end is gone.
+impl AsFd for Server {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.gone.as_fd()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(shutdown) = self.shutdown.take() {
+            shutdown.shutdown();
+        }
+        if let Some(waiter) = self.waiter.take() {
+            let _ended = waiter.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Server").field("handle", &self.handle).finish_non_exhaustive()
+    }
+}
+
+mod leaked {
+    //! The framework takes the descriptor out of the exit event that it is given, and never closes it.
+    #![allow(unsafe_code, reason = "only a raw descriptor is left of what the framework leaks")]
+
+    use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+    /// Closes the exit event's descriptor on drop.
+    pub struct ExitConsumer(#[allow(dead_code, reason = "held to be closed")] OwnedFd);
+
+    impl ExitConsumer {
+        /// To be made once the framework has taken the consumer that has this descriptor, and dropped after the
+        /// framework's threads have ended.
+        pub fn of(consumer: RawFd) -> Self {
+            // SAFETY: the framework called `into_raw_fd` on the consumer, so nothing else owns the descriptor, and
+            // nothing else closes it.
+            Self(unsafe { OwnedFd::from_raw_fd(consumer) })
+        }
+    }
+}

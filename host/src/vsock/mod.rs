@@ -1,1 +1,247 @@
-//! The virtio-vsock device.
+//! The virtio-vsock device (virtio 1.3, 5.10), for any monitor.
+//!
+//! One packet's way: a front (such as [`front::vhost_user`](crate::front)) calls [`Device::service`] when the guest
+//! kicked a queue or [`Device::fd`] is readable. [`chain`] makes one sequence of bytes of a descriptor chain, [`header`]
+//! reads its first 44, [`muxer`] finds the connection, whose state machine ([`connection`], [`credit`]) says what
+//! the packet means; payload goes from guest memory into the connection's [`stream`], one end of a socket pair whose
+//! other end the host got from [`Handle::connect`] or [`Listener::accept`]. The way back is the same in reverse, one
+//! packet a connection in turn.
+//!
+//! # Bounds
+//!
+//! A guest can make the host hold at most [`MAX_CONNECTIONS`] connections, each with a spill of [`BUFFER_BYTES`] and
+//! what the kernel allows two ends of a socket pair to buffer; [`MAX_RESETS`](muxer::MAX_RESETS) and one for each
+//! connection small packets; and on each of at most [`MAX_LISTENERS`](listener::MAX_LISTENERS) ports
+//! [`MAX_BACKLOG`](listener::MAX_BACKLOG) connections of those. An idle connection holds no spill.
+//!
+//! # Threads
+//!
+//! The device belongs to one thread, which must not block in [`Device::service`]'s caller for long: it serves every
+//! connection of the guest. A [`Handle`] may be used from any thread, that one included, since its calls never wait
+//! for the device; waiting for a stream's bytes on the device's own thread waits for ever.
+
+pub mod chain;
+pub mod connection;
+pub mod credit;
+pub mod handle;
+pub mod header;
+pub mod listener;
+pub mod muxer;
+pub mod spec;
+pub mod stream;
+mod transfer;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use thiserror::Error;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemory;
+
+pub use connection::BUFFER_BYTES;
+pub use handle::{Handle, Port};
+pub use listener::Listener;
+pub use muxer::MAX_CONNECTIONS;
+
+use chain::{Chain, ChainError, Direction, gather};
+use handle::Shared;
+use header::Header;
+use muxer::Muxer;
+use spec::RESERVED_CIDS;
+
+/// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
+const PACKETS_A_TURN: usize = 1024;
+
+/// Why there is no device, or why it stopped.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The CID is not one that a guest can have.
+    #[error("{0} cannot be a guest's CID: use one from 3 to 4294967294")]
+    ReservedCid(u64),
+    /// The kernel has no descriptors or memory for it.
+    #[error("the host's kernel refuses the vsock device what it needs")]
+    Host(#[from] io::Error),
+    /// A descriptor chain is broken. The device does no more until it is reset.
+    #[error("the guest's driver broke a vsock queue: {0}")]
+    Chain(#[from] ChainError),
+    /// A ring is broken. The device does no more until it is reset.
+    #[error("the guest's driver broke a vsock queue")]
+    Ring(#[from] virtio_queue::Error),
+}
+
+/// Which queues' interrupt the guest is owed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Interrupts {
+    /// The receive queue's.
+    pub rx: bool,
+    /// The transmit queue's.
+    pub tx: bool,
+}
+
+/// A virtio-vsock device.
+#[derive(Debug)]
+pub struct Device {
+    guest_cid: u64,
+    muxer: Muxer,
+    shared: Arc<Shared>,
+    broken: bool,
+}
+
+impl Device {
+    /// A device for the guest with this CID.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::ReservedCid`], [`DeviceError::Host`].
+    pub fn new(guest_cid: u64) -> Result<Self, DeviceError> {
+        if RESERVED_CIDS.contains(&guest_cid) || guest_cid > u64::from(u32::MAX) {
+            return Err(DeviceError::ReservedCid(guest_cid));
+        }
+        let shared = Arc::new(Shared::new()?);
+        let muxer = Muxer::new(guest_cid, Arc::clone(&shared))?;
+        Ok(Self { guest_cid, muxer, shared, broken: false })
+    }
+
+    /// The device's host side.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle::new(Arc::clone(&self.shared), self.guest_cid)
+    }
+
+    /// The configuration space (5.10.4): the guest's CID.
+    #[must_use]
+    pub fn config(&self) -> [u8; 8] {
+        self.guest_cid.to_le_bytes()
+    }
+
+    /// A descriptor that is readable when [`service`](Self::service) has something to do for the host's side.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.muxer.fd().as_fd()
+    }
+
+    /// How many connections there are, those that close included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.muxer.connections()
+    }
+
+    /// The guest's driver was reset: connections that it knew of are gone, and their host ends read the end.
+    /// Connections that the host asked for meanwhile wait for the next driver.
+    pub fn reset(&mut self) {
+        self.muxer.reset();
+        self.broken = false;
+    }
+
+    /// Takes note of what the host's side did while the queues do not run.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Host`].
+    pub fn service_host(&mut self) -> Result<(), DeviceError> {
+        Ok(self.muxer.look()?)
+    }
+
+    /// Does what there is to do, for the guest and for the host, without waiting. To be called when the guest kicked
+    /// either queue and when [`fd`](Self::fd) is readable.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Chain`] or [`DeviceError::Ring`] once, when the guest's driver broke a queue; the device does
+    /// nothing from then on until it is [`reset`](Self::reset). [`DeviceError::Host`].
+    pub fn service<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        rx: &mut Queue,
+        tx: &mut Queue,
+    ) -> Result<Interrupts, DeviceError> {
+        self.muxer.look()?;
+        if self.broken || !rx.ready() || !tx.ready() {
+            return Ok(Interrupts::default());
+        }
+        let served = self.serve_queues(memory, rx, tx);
+        self.broken = served.is_err();
+        served
+    }
+
+    fn serve_queues<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        rx: &mut Queue,
+        tx: &mut Queue,
+    ) -> Result<Interrupts, DeviceError> {
+        let mut left = PACKETS_A_TURN;
+        let mut used = Interrupts::default();
+        loop {
+            used.tx |= self.process(memory, tx, &mut left)?;
+            used.rx |= self.dispatch(memory, rx, &mut left)?;
+            if left == 0 {
+                self.shared.wake();
+                break;
+            }
+            // Kicks of the transmit queue are always wanted; those of the receive queue only while packets wait for
+            // buffers, since each costs the guest an exit. A queue that got entries meanwhile gave no kick for them.
+            let more = !self.muxer.is_full() && tx.enable_notification(memory)?;
+            let room = self.muxer.has_packets() && rx.enable_notification(memory)?;
+            if !more && !room {
+                break;
+            }
+        }
+        Ok(Interrupts { rx: used.rx && rx.needs_notification(memory)?, tx: used.tx && tx.needs_notification(memory)? })
+    }
+
+    /// Takes the guest's packets, as long as what they may be owed has room.
+    fn process<M: GuestMemory>(&mut self, memory: &M, tx: &mut Queue, left: &mut usize) -> Result<bool, DeviceError> {
+        let mut used = false;
+        while *left > 0 && !self.muxer.is_full() {
+            let Some(descriptors) = tx.iter(memory)?.next() else { break };
+            *left -= 1;
+            let head = descriptors.head_index();
+            let chain = gather(memory, descriptors, Direction::Readable)?;
+            if let Some(packet) = chain.read_header() {
+                self.muxer.process(&packet, &chain);
+            }
+            tx.add_used(memory, head, 0)?;
+            used = true;
+        }
+        Ok(used)
+    }
+
+    /// Gives the guest its packets, as long as it has buffers for them.
+    fn dispatch<M: GuestMemory>(&mut self, memory: &M, rx: &mut Queue, left: &mut usize) -> Result<bool, DeviceError> {
+        let mut used = false;
+        while *left > 0 && self.muxer.has_packets() {
+            let Some(descriptors) = rx.iter(memory)?.next() else { break };
+            *left -= 1;
+            let head = descriptors.head_index();
+            let chain = gather(memory, descriptors, Direction::Writable)?;
+            let Some(length) = self.fill(&chain) else {
+                rx.go_to_previous_position();
+                break;
+            };
+            rx.add_used(memory, head, length)?;
+            used = true;
+        }
+        Ok(used)
+    }
+
+    /// Fills a receive buffer with the next packet; gives the bytes that are used of it, none if there is no packet
+    /// after all. A buffer that has no room behind the header goes back unused.
+    fn fill<B: vm_memory::bitmap::BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<u32> {
+        if chain.len() <= Header::BYTES {
+            return Some(0);
+        }
+        let packet = self.muxer.dispatch(chain)?;
+        let _long_enough = chain.write_header(&packet);
+        u32::try_from(Header::BYTES).ok()?.checked_add(packet.len)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}

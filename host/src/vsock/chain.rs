@@ -1,0 +1,268 @@
+//! A descriptor chain as one sequence of bytes, whatever its split.
+//!
+//! Drivers put header and payload into one descriptor, into two, or split the payload over many; nothing of that has
+//! a meaning (virtio 1.3, 2.7.4.2). A chain that does not end, leaves guest memory or has a descriptor of the wrong
+//! direction is a broken ring, not a bad packet.
+
+use thiserror::Error;
+use virtio_queue::DescriptorChain;
+use vm_memory::bitmap::{BS, BitmapSlice};
+use vm_memory::{Bytes, GuestMemory, Permissions, VolatileSlice};
+
+use super::header::Header;
+
+/// What is wrong with a chain.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum ChainError {
+    /// Its last readable descriptor says that another follows, or it has none at all.
+    #[error("a descriptor chain does not end: it loops, or a descriptor of it cannot be read")]
+    Endless,
+    /// A buffer is not wholly in guest memory.
+    #[error("a descriptor of {len} bytes at {address:#x} is not in guest memory")]
+    Outside {
+        /// The buffer's guest address.
+        address: u64,
+        /// The buffer's length.
+        len: u32,
+    },
+    /// A device-writable descriptor in the transmit queue, or a device-readable one in the receive queue.
+    #[error("a descriptor at {address:#x} has the wrong direction")]
+    Direction {
+        /// The buffer's guest address.
+        address: u64,
+    },
+}
+
+/// Which way a queue's chains go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The device reads them: the transmit queue.
+    Readable,
+    /// The device writes them: the receive queue.
+    Writable,
+}
+
+impl Direction {
+    fn permissions(self) -> Permissions {
+        match self {
+            Self::Readable => Permissions::Read,
+            Self::Writable => Permissions::Write,
+        }
+    }
+}
+
+/// The bytes of a chain.
+#[derive(Debug)]
+pub struct Chain<'m, B: BitmapSlice> {
+    slices: Vec<VolatileSlice<'m, B>>,
+    length: usize,
+}
+
+/// Gathers the buffers of `descriptors`, whose chain is in `memory`.
+///
+/// # Errors
+///
+/// See [`ChainError`].
+pub fn gather<'m, M: GuestMemory>(
+    memory: &'m M,
+    descriptors: DescriptorChain<&'m M>,
+    direction: Direction,
+) -> Result<Chain<'m, BS<'m, M::Bitmap>>, ChainError> {
+    let mut chain = Chain { slices: Vec::with_capacity(4), length: 0 };
+    let mut ended = false;
+    // The iterator stops without a word at a descriptor that it cannot read and after as many as the queue has, so
+    // that the last one's flags tell whether it came to the end.
+    for descriptor in descriptors {
+        let (address, len) = (descriptor.addr(), descriptor.len());
+        if descriptor.is_write_only() != (direction == Direction::Writable) {
+            return Err(ChainError::Direction { address: address.0 });
+        }
+        let outside = ChainError::Outside { address: address.0, len };
+        let count = usize::try_from(len).map_err(|_| outside)?;
+        for slice in memory.get_slices(address, count, direction.permissions()).map_err(|_| outside)? {
+            let slice = slice.map_err(|_| outside)?;
+            chain.length += slice.len();
+            chain.slices.push(slice);
+        }
+        ended = !descriptor.has_next();
+    }
+    if ended { Ok(chain) } else { Err(ChainError::Endless) }
+}
+
+impl<'m, B: BitmapSlice> Chain<'m, B> {
+    /// How many bytes the chain has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether the chain has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// A copy of the header at the front; none if the chain is shorter. The guest can change its memory at any time:
+    /// only the copy counts.
+    #[must_use]
+    pub fn read_header(&self) -> Option<Header> {
+        let mut bytes = [0; Header::BYTES];
+        let mut rest = bytes.as_mut_slice();
+        for slice in self.slices_of(0, Header::BYTES) {
+            let copied = slice.copy_to(rest);
+            rest = rest.get_mut(copied..).unwrap_or(&mut []);
+        }
+        rest.is_empty().then(|| Header::parse(&bytes))
+    }
+
+    /// Writes the header to the front. False if the chain is shorter; something may be written then.
+    #[must_use]
+    pub fn write_header(&self, header: &Header) -> bool {
+        let bytes = header.emit();
+        let mut rest = bytes.as_slice();
+        for slice in self.slices_of(0, Header::BYTES) {
+            let count = slice.len().min(rest.len());
+            let (now, later) = rest.split_at(count);
+            if slice.write_slice(now, 0).is_err() {
+                return false;
+            }
+            rest = later;
+        }
+        rest.is_empty()
+    }
+
+    /// The slices that make up `count` bytes from `offset` on, or as many as there are.
+    pub fn slices_of(&self, offset: usize, count: usize) -> impl Iterator<Item = VolatileSlice<'m, B>> {
+        let mut skip = offset;
+        let mut left = count;
+        self.slices.iter().filter_map(move |slice| {
+            let from = skip.min(slice.len());
+            skip -= from;
+            let length = (slice.len() - from).min(left);
+            left -= length;
+            if length == 0 { None } else { slice.subslice(from, length).ok() }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::mock::MockSplitQueue;
+    use virtio_queue::{QueueOwnedT, QueueT};
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    const NEXT: u16 = 1;
+    const WRITE: u16 = 2;
+    const INDIRECT: u16 = 4;
+
+    fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000), (GuestAddress(0x10000), 0x10000)]).unwrap()
+    }
+
+    /// Puts one chain of (address, length, flags) into the ring of `memory` and gathers it.
+    fn gathered<T>(
+        memory: &GuestMemoryMmap,
+        descriptors: &[(u64, u32, u16)],
+        direction: Direction,
+        check: impl FnOnce(Result<Chain<'_, ()>, ChainError>) -> T,
+    ) -> T {
+        let ring = MockSplitQueue::create(memory, GuestAddress(0x8000), 16);
+        for (index, &(address, len, flags)) in (0u16..).zip(descriptors) {
+            let descriptor = Descriptor::new(address, len, flags, index + 1);
+            ring.desc_table().store(index, RawDescriptor::from(descriptor)).unwrap();
+        }
+        ring.avail().ring().ref_at(0).unwrap().store(u16::to_le(0));
+        ring.avail().idx().store(u16::to_le(1));
+        let mut queue: virtio_queue::Queue = ring.create_queue().unwrap();
+        queue.set_ready(true);
+        let chain = queue.iter(memory).unwrap().next().unwrap();
+        check(gather(memory, chain, direction))
+    }
+
+    #[test]
+    fn a_header_split_at_every_byte_reads_the_same() {
+        let memory = memory();
+        let header = Header { src_cid: 3, dst_cid: 2, len: 7, op: 5, socket_type: 1, fwd_cnt: 9, ..Header::default() };
+        memory.write_slice(&header.emit(), GuestAddress(0x1000)).unwrap();
+        for cut in 0..=44u32 {
+            let split = [(0x1000, cut, NEXT), (0x1000 + u64::from(cut), 44 - cut + 7, 0)];
+            gathered(&memory, &split, Direction::Readable, |chain| {
+                let chain = chain.unwrap();
+                assert_eq!(chain.len(), 51);
+                assert_eq!(chain.read_header(), Some(header), "cut at {cut}");
+                assert_eq!(chain.slices_of(44, 100).map(|slice| slice.len()).sum::<usize>(), 7);
+            });
+        }
+    }
+
+    #[test]
+    fn a_buffer_may_cross_from_one_memory_region_into_the_next() {
+        let memory = memory();
+        gathered(&memory, &[(0xfff0, 0x40, WRITE)], Direction::Writable, |chain| {
+            let chain = chain.unwrap();
+            let header = Header { src_port: 7, ..Header::default() };
+            assert!(chain.write_header(&header));
+            assert_eq!(chain.read_header(), Some(header));
+        });
+    }
+
+    #[test]
+    fn a_chain_shorter_than_a_header_has_none() {
+        let memory = memory();
+        gathered(&memory, &[(0x1000, 43, 0)], Direction::Readable, |chain| {
+            let chain = chain.unwrap();
+            assert_eq!(chain.read_header(), None);
+            assert!(!chain.write_header(&Header::default()));
+        });
+    }
+
+    #[test]
+    fn a_loop_is_a_broken_ring() {
+        let memory = memory();
+        let descriptors: Vec<_> = (0..16).map(|_| (0x1000, 1, NEXT)).collect();
+        gathered(&memory, &descriptors, Direction::Readable, |chain| {
+            assert_eq!(chain.unwrap_err(), ChainError::Endless);
+        });
+    }
+
+    #[test]
+    fn descriptors_without_bytes_add_nothing() {
+        let memory = memory();
+        gathered(&memory, &[(0x1000, 0, NEXT), (0x1000, 0, 0)], Direction::Readable, |chain| {
+            assert!(chain.unwrap().is_empty());
+        });
+    }
+
+    #[test]
+    fn an_indirect_table_outside_of_memory_is_a_broken_ring() {
+        let memory = memory();
+        gathered(&memory, &[(0x1000, 1, NEXT), (0x50_0000, 16, INDIRECT)], Direction::Readable, |chain| {
+            assert_eq!(chain.unwrap_err(), ChainError::Endless);
+        });
+    }
+
+    #[test]
+    fn a_buffer_that_leaves_memory_is_named() {
+        let memory = memory();
+        gathered(&memory, &[(0x1_ffff, 2, 0)], Direction::Readable, |chain| {
+            assert_eq!(chain.unwrap_err(), ChainError::Outside { address: 0x1_ffff, len: 2 });
+        });
+        gathered(&memory, &[(u64::MAX, 2, 0)], Direction::Readable, |chain| {
+            assert_eq!(chain.unwrap_err(), ChainError::Outside { address: u64::MAX, len: 2 });
+        });
+    }
+
+    #[test]
+    fn a_descriptor_of_the_wrong_direction_is_named() {
+        let memory = memory();
+        gathered(&memory, &[(0x1000, 44, WRITE)], Direction::Readable, |chain| {
+            assert_eq!(chain.unwrap_err(), ChainError::Direction { address: 0x1000 });
+        });
+        gathered(&memory, &[(0x1000, 44, 0)], Direction::Writable, |chain| {
+            assert_eq!(chain.unwrap_err(), ChainError::Direction { address: 0x1000 });
+        });
+    }
+}

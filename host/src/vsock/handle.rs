@@ -1,0 +1,159 @@
+//! The device's host side, for any thread: connect into the guest, listen for it.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd, BorrowedFd};
+use scx_vsock_wire::AGENT_PORT;
+
+use super::listener::{Listener, Listeners};
+use super::muxer::MAX_CONNECTIONS;
+use crate::Connect;
+
+/// What handles and their device share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The ports that are listened on.
+    pub listeners: Arc<Listeners>,
+    wanted: Mutex<Wanted>,
+    wake: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    connections: Vec<(u32, UnixStream)>,
+    closed: bool,
+}
+
+impl Shared {
+    /// # Errors
+    ///
+    /// What the kernel says if it has no event descriptor.
+    pub fn new() -> io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self { listeners: Arc::default(), wanted: Mutex::default(), wake })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        // Whole at every point where a thread could panic.
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the device's thread look.
+    pub fn wake(&self) {
+        // Fails only if the counter is full, and then the thread is awake already.
+        let _woken = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// The descriptor that is readable after [`wake`](Self::wake).
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Takes what was asked for since the last time: guest ports, and the device's end of each stream.
+    pub fn take_wanted(&self) -> Vec<(u32, UnixStream)> {
+        let _drained = rustix::io::read(&self.wake, &mut [0; 8]);
+        std::mem::take(&mut self.lock().connections)
+    }
+
+    /// The device is gone.
+    pub fn close(&self) {
+        let mut wanted = self.lock();
+        wanted.closed = true;
+        wanted.connections.clear();
+        drop(wanted);
+        self.listeners.close();
+    }
+}
+
+/// A way into one guest, for any thread. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    guest_cid: u64,
+}
+
+impl Handle {
+    pub(super) fn new(shared: Arc<Shared>, guest_cid: u64) -> Self {
+        Self { shared, guest_cid }
+    }
+
+    /// Starts a connection to a port of the guest and returns at once with a non-blocking stream.
+    ///
+    /// Bytes may be written right away. A guest that refuses the connection, or is reset, shows as the stream's end.
+    /// While no driver runs the connection waits for one; dropping the stream gives it up.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` if the device is gone, `WouldBlock` if as many connections as the device can have are waiting,
+    /// or what the kernel says if it has no socket pair.
+    pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        let (host, device) = UnixStream::pair()?;
+        host.set_nonblocking(true)?;
+        device.set_nonblocking(true)?;
+        let mut wanted = self.shared.lock();
+        if wanted.closed {
+            return Err(io::Error::new(ErrorKind::NotConnected, "the vsock device is gone"));
+        }
+        if wanted.connections.len() >= MAX_CONNECTIONS {
+            return Err(io::Error::new(ErrorKind::WouldBlock, "too many connections wait for the vsock device"));
+        }
+        wanted.connections.push((port, device));
+        drop(wanted);
+        self.shared.wake();
+        Ok(host)
+    }
+
+    /// Listens on a port of the host for this guest.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if the port is listened on already; `NotConnected` if the device is gone.
+    pub fn listen(&self, port: u32) -> io::Result<Listener> {
+        if self.shared.lock().closed {
+            return Err(io::Error::new(ErrorKind::NotConnected, "the vsock device is gone"));
+        }
+        self.shared.listeners.listen(port)
+    }
+
+    /// The agent's usual port, for a client.
+    #[must_use]
+    pub fn agent(&self) -> Port {
+        self.port(AGENT_PORT)
+    }
+
+    /// A port of the guest, for a client.
+    #[must_use]
+    pub fn port(&self, port: u32) -> Port {
+        Port { handle: self.clone(), port }
+    }
+
+    /// The guest's CID.
+    #[must_use]
+    pub fn guest_cid(&self) -> u64 {
+        self.guest_cid
+    }
+}
+
+/// One port of a guest.
+#[derive(Clone, Debug)]
+pub struct Port {
+    handle: Handle,
+    port: u32,
+}
+
+impl Connect for Port {
+    fn connect(&self) -> io::Result<OwnedFd> {
+        self.handle.connect(self.port).map(OwnedFd::from)
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "port {} of the guest with CID {}", self.port, self.handle.guest_cid)
+    }
+}

@@ -1,0 +1,169 @@
+//! A host port that guests connect to.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+/// Connections that wait on one listener; a further one is reset.
+pub const MAX_BACKLOG: usize = 64;
+
+/// Ports that are listened on at a time.
+pub const MAX_LISTENERS: usize = 1024;
+
+/// The ports that are listened on.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    ports: Mutex<HashMap<u32, Arc<Backlog>>>,
+}
+
+/// What waits on a port.
+#[derive(Debug)]
+pub struct Backlog {
+    waiting: Mutex<Waiting>,
+    /// A semaphore that counts what waits, so that it can be polled.
+    event: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    streams: VecDeque<UnixStream>,
+    closed: bool,
+}
+
+/// A lock whose data is whole at every point where a thread could panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Listeners {
+    /// Listens on a port.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for the port that means any; `AddrInUse` if it is listened on already, or too many are; what the kernel says if it has no event descriptor.
+    pub fn listen(self: &Arc<Self>, port: u32) -> io::Result<Listener> {
+        if port == u32::MAX {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "4294967295 means any port and cannot be listened on"));
+        }
+        let mut ports = lock(&self.ports);
+        if ports.contains_key(&port) {
+            return Err(io::Error::new(ErrorKind::AddrInUse, format!("host port {port} is listened on already")));
+        }
+        if ports.len() >= MAX_LISTENERS {
+            return Err(io::Error::new(ErrorKind::AddrInUse, format!("{MAX_LISTENERS} ports are listened on already")));
+        }
+        let event = eventfd(0, EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let backlog = Arc::new(Backlog { waiting: Mutex::default(), event });
+        ports.insert(port, Arc::clone(&backlog));
+        Ok(Listener { port, backlog, listeners: Arc::clone(self) })
+    }
+
+    /// What waits on a port, if it is listened on and has room for one more.
+    #[must_use]
+    pub fn with_room(&self, port: u32) -> Option<Arc<Backlog>> {
+        let backlog = Arc::clone(lock(&self.ports).get(&port)?);
+        let has_room = lock(&backlog.waiting).streams.len() < MAX_BACKLOG;
+        has_room.then_some(backlog)
+    }
+
+    /// The device is gone: whoever waits is told.
+    pub fn close(&self) {
+        for (_, backlog) in lock(&self.ports).drain() {
+            lock(&backlog.waiting).closed = true;
+            backlog.count_one();
+        }
+    }
+}
+
+impl Backlog {
+    /// Hands over a connection.
+    pub fn push(&self, stream: UnixStream) {
+        lock(&self.waiting).streams.push_back(stream);
+        self.count_one();
+    }
+
+    fn count_one(&self) {
+        // Cannot fail: the count stays far below its maximum.
+        let _counted = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+/// A host port that guests connect to. Dropping it ends that.
+///
+/// Its descriptor is readable while a connection waits.
+pub struct Listener {
+    port: u32,
+    backlog: Arc<Backlog>,
+    listeners: Arc<Listeners>,
+}
+
+impl Listener {
+    /// The next connection, as a non-blocking stream.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if none waits; `NotConnected` if the device is gone.
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        let mut waiting = lock(&self.backlog.waiting);
+        if let Some(stream) = waiting.streams.pop_front() {
+            let _counted = rustix::io::read(&self.backlog.event, &mut [0; 8]);
+            return Ok(stream);
+        }
+        Err(if waiting.closed {
+            io::Error::new(ErrorKind::NotConnected, "the vsock device is gone")
+        } else {
+            ErrorKind::WouldBlock.into()
+        })
+    }
+
+    /// The next connection, if one comes within `within`.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` if none comes; `NotConnected` if the device is gone.
+    pub fn accept_within(&self, within: Duration) -> io::Result<UnixStream> {
+        let deadline = Instant::now() + within;
+        loop {
+            match self.accept() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            let timeout = Timespec::try_from(left).map_err(|_| ErrorKind::InvalidInput)?;
+            match poll(&mut [PollFd::new(&self.backlog.event, PollFlags::IN)], Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.backlog.event.as_fd()
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Listener").field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut ports = lock(&self.listeners.ports);
+        if ports.get(&self.port).is_some_and(|backlog| Arc::ptr_eq(backlog, &self.backlog)) {
+            ports.remove(&self.port);
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! The connections of one device: which stream a packet belongs to, and whose turn it is.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use vm_memory::bitmap::BitmapSlice;
+
+use super::chain::Chain;
+use super::connection::{Connection, Key, Reaction, State};
+use super::handle::Shared;
+use super::header::{Header, Operation};
+use super::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
+use super::stream::{FromHost, Stream};
+
+/// Connections that a device has at the most, those that close included.
+pub const MAX_CONNECTIONS: usize = 1024;
+
+/// Resets that wait for receive buffers, beside one for each connection. With so many waiting, the transmit queue
+/// waits too (virtio 1.3, 5.10.6.3: as long as additional resources last).
+pub const MAX_RESETS: usize = 256;
+
+/// Host ports of connections that the host starts: a range of their own, taken in turn, so that none is reused soon.
+const FIRST_PORT: u32 = 1 << 30;
+const LAST_PORT: u32 = (1 << 31) - 1;
+
+/// Events taken in one look.
+const EVENTS_A_LOOK: usize = 64;
+
+/// The token of the handles' wake-up. No connection has it: its host port is no port.
+const WAKE: u64 = u64::MAX;
+
+const QUIET: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+
+#[derive(Debug)]
+struct Entry {
+    connection: Connection,
+    stream: Stream,
+    /// Whether the connection stands in the queue of those that have something to send.
+    queued: bool,
+    /// Whether room in the host's socket is watched for.
+    watching_room: bool,
+}
+
+/// The connections of one device.
+#[derive(Debug)]
+pub struct Muxer {
+    guest_cid: u64,
+    shared: Arc<Shared>,
+    epoll: OwnedFd,
+    entries: HashMap<Key, Entry>,
+    /// Those that may have something to send: each has its turn for one packet.
+    turns: VecDeque<Key>,
+    resets: VecDeque<Header>,
+    next_port: u32,
+}
+
+impl Muxer {
+    /// # Errors
+    ///
+    /// What the kernel says if it has no epoll instance.
+    pub fn new(guest_cid: u64, shared: Arc<Shared>) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, shared.wake_fd(), EventData::new_u64(WAKE), EventFlags::IN)?;
+        Ok(Self {
+            guest_cid,
+            shared,
+            epoll,
+            entries: HashMap::new(),
+            turns: VecDeque::new(),
+            resets: VecDeque::new(),
+            next_port: FIRST_PORT,
+        })
+    }
+
+    /// The descriptor that is readable when [`look`](Self::look) has something to see.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.epoll
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether the guest may be owed packets.
+    pub fn has_packets(&self) -> bool {
+        !self.turns.is_empty() || !self.resets.is_empty()
+    }
+
+    /// Whether packets of the guest must wait until it has received some.
+    pub fn is_full(&self) -> bool {
+        self.resets.len() >= MAX_RESETS
+    }
+
+    /// Forgets every connection that the guest may know of; its host side reads the end.
+    pub fn reset(&mut self) {
+        self.entries.retain(|_, entry| entry.connection.state() == State::Wanted);
+        self.resets.clear();
+        self.turns.retain(|key| self.entries.contains_key(key));
+    }
+
+    /// Takes note of what the host's side did.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says if it cannot wait for events.
+    pub fn look(&mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(EVENTS_A_LOOK);
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            Some(&rustix::event::Timespec::default()),
+        ) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        for event in events {
+            if event.data.u64() == WAKE {
+                self.connect_wanted();
+            } else {
+                self.note(event);
+            }
+        }
+        Ok(())
+    }
+
+    fn connect_wanted(&mut self) {
+        for (guest_port, socket) in self.shared.take_wanted() {
+            if let Some(key) = self.free_key(guest_port) {
+                self.insert(key, Connection::wanted(key), socket);
+            }
+        }
+    }
+
+    fn free_key(&mut self, guest_port: u32) -> Option<Key> {
+        // One more try than there can be connections finds a free port.
+        (0..=MAX_CONNECTIONS).find_map(|_| {
+            let host_port = self.next_port;
+            self.next_port = if host_port == LAST_PORT { FIRST_PORT } else { host_port + 1 };
+            let key = Key { host_port, guest_port };
+            (!self.entries.contains_key(&key)).then_some(key)
+        })
+    }
+
+    /// Adds a connection, if there is a place for it and its socket can be watched.
+    fn insert(&mut self, key: Key, connection: Connection, socket: UnixStream) -> bool {
+        if !self.make_room() {
+            return false;
+        }
+        let stream = Stream::new(socket);
+        if epoll::add(&self.epoll, stream.as_fd(), EventData::new_u64(token(key)), QUIET).is_err() {
+            return false;
+        }
+        self.entries.insert(key, Entry { connection, stream, queued: false, watching_room: false });
+        self.enqueue(key);
+        true
+    }
+
+    /// A connection that only waits for the guest to confirm its close gives way to a new one.
+    fn make_room(&mut self) -> bool {
+        if self.entries.len() < MAX_CONNECTIONS {
+            return true;
+        }
+        let closing = self.entries.iter().find(|(_, entry)| entry.connection.state() == State::Closing);
+        let Some((&key, _)) = closing else { return false };
+        self.abort(key);
+        true
+    }
+
+    fn note(&mut self, event: Event) {
+        let key = key(event.data.u64());
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        let flags = event.flags;
+        if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+            entry.stream.note_hang_up();
+            if entry.stream.host_sent_all() {
+                entry.connection.shut_down(SHUTDOWN_BOTH);
+            }
+        } else if flags.intersects(EventFlags::IN | EventFlags::RDHUP) {
+            entry.stream.note_readable();
+        }
+        let given_up = entry.stream.host_takes_nothing();
+        match entry.connection.state() {
+            State::Wanted if given_up => drop(self.entries.remove(&key)),
+            State::Requested if given_up => self.abort(key),
+            _ => {
+                self.flush(key);
+                self.enqueue(key);
+            }
+        }
+    }
+
+    /// Gives a connection its turn, if it may have something to send.
+    fn enqueue(&mut self, key: Key) {
+        if let Some(entry) = self.entries.get_mut(&key)
+            && !entry.queued
+            && entry.wants_turn()
+        {
+            entry.queued = true;
+            self.turns.push_back(key);
+        }
+    }
+
+    /// Takes one packet of the guest, whose header was copied from the front of `chain`.
+    pub fn process<B: BitmapSlice>(&mut self, packet: &Header, chain: &Chain<'_, B>) {
+        if packet.src_cid != self.guest_cid || packet.dst_cid != HOST_CID {
+            return;
+        }
+        let key = Key::of(packet);
+        let operation = Operation::parse(packet.op).filter(|_| packet.socket_type == TYPE_STREAM);
+        let fits = usize::try_from(packet.len).is_ok_and(|len| len <= chain.len() - Header::BYTES);
+        match (operation, self.entries.get_mut(&key)) {
+            (Some(Operation::ReadWrite), Some(_)) if !fits => self.abort(key),
+            (Some(operation), Some(entry)) => {
+                let reaction = entry.connection.process(operation, packet);
+                self.react(key, reaction, packet, chain);
+            }
+            (Some(Operation::Request), None) => self.accept(packet),
+            (Some(Operation::Reset), None) => {}
+            (None, None) if packet.op == Operation::Reset.number() => {}
+            (Some(_), None) => self.refuse(packet),
+            (None, Some(_)) if packet.socket_type == TYPE_STREAM => self.abort(key),
+            (None, _) => self.refuse(packet),
+        }
+    }
+
+    fn react<B: BitmapSlice>(&mut self, key: Key, reaction: Reaction, packet: &Header, chain: &Chain<'_, B>) {
+        match reaction {
+            Reaction::Nothing => {}
+            Reaction::Send => self.enqueue(key),
+            Reaction::Payload => self.forward(key, packet, chain),
+            Reaction::Shutdown => self.shut_down(key),
+            Reaction::Over => self.close(key, false),
+            Reaction::Violation => self.abort(key),
+        }
+    }
+
+    /// Moves a packet's payload to the host.
+    fn forward<B: BitmapSlice>(&mut self, key: Key, packet: &Header, chain: &Chain<'_, B>) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        let count = usize::try_from(packet.len).unwrap_or(0);
+        let entered = entry.stream.take(chain, Header::BYTES, count);
+        entry.connection.forward(u32::try_from(entered).unwrap_or(packet.len));
+        self.after_forwarding(key);
+    }
+
+    /// Moves waiting bytes into the host's socket, and does what waited for that.
+    fn flush(&mut self, key: Key) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if entry.watching_room {
+            let entered = entry.stream.flush();
+            entry.connection.forward(u32::try_from(entered).unwrap_or(u32::MAX));
+            self.after_forwarding(key);
+        }
+    }
+
+    fn after_forwarding(&mut self, key: Key) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if entry.stream.host_takes_nothing() {
+            entry.connection.shut_down(SHUTDOWN_RECEIVE);
+        }
+        let spilling = entry.stream.is_spilling();
+        if spilling != entry.watching_room {
+            let flags = if spilling { QUIET | EventFlags::OUT } else { QUIET };
+            let watched = epoll::modify(&self.epoll, entry.stream.as_fd(), EventData::new_u64(token(key)), flags);
+            if watched.is_err() {
+                return self.abort(key);
+            }
+            entry.watching_room = spilling;
+        }
+        match entry.connection.state() {
+            State::Draining { owes_reset } if !spilling => self.close(key, owes_reset),
+            _ => {
+                self.finish_sending(key);
+                self.enqueue(key);
+            }
+        }
+    }
+
+    /// The guest sends no more: the host reads the end once all that waited has entered its socket.
+    fn finish_sending(&mut self, key: Key) {
+        if let Some(entry) = self.entries.get_mut(&key)
+            && !entry.connection.guest_sends()
+            && !entry.stream.is_spilling()
+        {
+            entry.stream.finish_sending();
+        }
+    }
+
+    fn shut_down(&mut self, key: Key) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if !entry.connection.guest_receives() {
+            entry.stream.refuse_receiving();
+        }
+        if entry.connection.guest_receives() || entry.connection.guest_sends() {
+            self.finish_sending(key);
+        } else {
+            self.close(key, true);
+        }
+    }
+
+    /// The guest closed the connection. Nothing that it sent before is lost: what waits is flushed first.
+    fn close(&mut self, key: Key, owes_reset: bool) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if entry.stream.is_spilling() {
+            entry.connection.drain(owes_reset);
+        } else {
+            self.entries.remove(&key);
+            if owes_reset {
+                self.resets.push_back(key.packet(self.guest_cid, Operation::Reset));
+            }
+        }
+    }
+
+    /// Ends a connection at once, with a reset for the guest.
+    fn abort(&mut self, key: Key) {
+        self.entries.remove(&key);
+        self.resets.push_back(key.packet(self.guest_cid, Operation::Reset));
+    }
+
+    /// Answers a packet that belongs to no connection.
+    fn refuse(&mut self, packet: &Header) {
+        let reset = Key::of(packet).packet(self.guest_cid, Operation::Reset);
+        self.resets.push_back(Header { socket_type: packet.socket_type, ..reset });
+    }
+
+    fn accept(&mut self, request: &Header) {
+        let accepted = self.shared.listeners.with_room(request.dst_port).is_some_and(|backlog| {
+            let Ok((host, device)) = pair() else { return false };
+            let inserted = self.insert(Key::of(request), Connection::accepted(request), device);
+            if inserted {
+                backlog.push(host);
+            }
+            inserted
+        });
+        if !accepted {
+            self.refuse(request);
+        }
+    }
+
+    /// The next packet for the guest, whose payload is put behind the header's place in `chain`; none if there is
+    /// none after all.
+    pub fn dispatch<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<Header> {
+        if let Some(reset) = self.resets.pop_front() {
+            return Some(reset);
+        }
+        while let Some(key) = self.turns.pop_front() {
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            entry.queued = false;
+            let packet = entry.dispatch(self.guest_cid, chain);
+            self.enqueue(key);
+            if packet.is_some() {
+                return packet;
+            }
+        }
+        None
+    }
+}
+
+impl Entry {
+    /// Whether there may be something to send: a control packet, or payload that the guest has credit for or can be
+    /// asked for some.
+    fn wants_turn(&self) -> bool {
+        self.connection.owes_packet()
+            || (self.connection.may_send() && self.stream.is_readable() && self.connection.has_or_may_ask_for_credit())
+    }
+
+    fn dispatch<B: BitmapSlice>(&mut self, guest_cid: u64, chain: &Chain<'_, B>) -> Option<Header> {
+        if let Some(packet) = self.connection.dispatch(guest_cid) {
+            return Some(packet);
+        }
+        if !self.connection.may_send() || !self.stream.is_readable() {
+            return None;
+        }
+        match self.connection.credit.available() {
+            0 => {
+                self.connection.want_credit();
+                self.connection.dispatch(guest_cid)
+            }
+            credit => self.dispatch_payload(guest_cid, chain, credit),
+        }
+    }
+
+    fn dispatch_payload<B: BitmapSlice>(
+        &mut self,
+        guest_cid: u64,
+        chain: &Chain<'_, B>,
+        credit: u32,
+    ) -> Option<Header> {
+        let room = chain.len().saturating_sub(Header::BYTES);
+        let most = room.min(usize::try_from(credit).unwrap_or(room));
+        match self.stream.give(chain, Header::BYTES, most) {
+            FromHost::Bytes(count) => u32::try_from(count).ok().map(|len| self.connection.payload(guest_cid, len)),
+            FromHost::Nothing => None,
+            FromHost::End => {
+                let flags = if self.stream.host_takes_nothing() { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
+                self.connection.shut_down(flags);
+                self.connection.dispatch(guest_cid)
+            }
+        }
+    }
+}
+
+fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (host, device) = UnixStream::pair()?;
+    host.set_nonblocking(true)?;
+    device.set_nonblocking(true)?;
+    Ok((host, device))
+}
+
+fn token(key: Key) -> u64 {
+    u64::from(key.host_port) << 32 | u64::from(key.guest_port)
+}
+
+fn key(token: u64) -> Key {
+    let [g0, g1, g2, g3, h0, h1, h2, h3] = token.to_le_bytes();
+    Key { host_port: u32::from_le_bytes([h0, h1, h2, h3]), guest_port: u32::from_le_bytes([g0, g1, g2, g3]) }
+}

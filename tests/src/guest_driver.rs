@@ -1,0 +1,482 @@
+//! A simulated guest driver: real split virtqueues in guest memory, written byte by byte by code of its own, so that it
+//! can do what no honest driver does.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::spec::{HOST_CID, TYPE_STREAM};
+use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// The guest's CID.
+pub const CID: u64 = 3;
+/// Entries of each queue.
+pub const QUEUE_SIZE: u16 = 128;
+/// Bytes of a receive buffer unless said otherwise, as Linux posts them.
+pub const RX_BUFFER: u32 = 4096;
+/// The guest's `buf_alloc` unless said otherwise, as Linux has it.
+pub const GUEST_BUFFER: u32 = 256 * 1024;
+
+const MEMORY: usize = 64 << 20;
+const RX_RING: u64 = 0x10_0000;
+const TX_RING: u64 = 0x20_0000;
+const RX_BUFFERS: u64 = 0x100_0000;
+const TX_BUFFERS: u64 = 0x200_0000;
+/// Guest memory for one transmit chain.
+const TX_BUFFER: u64 = 0x8_0000;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// A packet that the guest received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Its header.
+    pub header: Header,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+impl Packet {
+    /// The packet's operation.
+    #[must_use]
+    pub fn operation(&self) -> Operation {
+        Operation::parse(self.header.op).expect("the device sends operations that exist")
+    }
+}
+
+/// One side of a split virtqueue as a driver sees it (virtio 1.3, 2.7).
+#[derive(Debug)]
+struct Ring {
+    base: u64,
+    available: u16,
+    used_seen: u16,
+    free: Vec<u16>,
+    /// The descriptors of each chain by its head.
+    chains: Vec<Vec<u16>>,
+}
+
+impl Ring {
+    fn new(base: u64) -> Self {
+        Self {
+            base,
+            available: 0,
+            used_seen: 0,
+            free: (0..QUEUE_SIZE).rev().collect(),
+            chains: vec![Vec::new(); usize::from(QUEUE_SIZE)],
+        }
+    }
+
+    fn descriptors(&self) -> u64 {
+        self.base
+    }
+
+    fn avail(&self) -> u64 {
+        self.base + 0x1_0000
+    }
+
+    fn used(&self) -> u64 {
+        self.base + 0x2_0000
+    }
+
+    fn queue(&self) -> Queue {
+        let mut queue = Queue::new(QUEUE_SIZE).expect("a valid size");
+        queue.set_size(QUEUE_SIZE);
+        let low = |address: u64| Some(u32::try_from(address).expect("low memory"));
+        queue.set_desc_table_address(low(self.descriptors()), Some(0));
+        queue.set_avail_ring_address(low(self.avail()), Some(0));
+        queue.set_used_ring_address(low(self.used()), Some(0));
+        queue.set_event_idx(true);
+        queue.set_ready(true);
+        queue
+    }
+
+    /// Makes a chain of (address, length) pieces available. False if there are not enough free descriptors.
+    fn offer(&mut self, memory: &GuestMemoryMmap, pieces: &[(u64, u32)], flags: u16) -> bool {
+        if self.free.len() < pieces.len() {
+            return false;
+        }
+        let indices: Vec<u16> = pieces.iter().filter_map(|_| self.free.pop()).collect();
+        for (at, (&index, &(address, length))) in indices.iter().zip(pieces).enumerate() {
+            let next = indices.get(at + 1).copied();
+            let flags = flags | next.map_or(0, |_| NEXT);
+            let entry = GuestAddress(self.descriptors() + 16 * u64::from(index));
+            let bytes = [
+                &address.to_le_bytes()[..],
+                &length.to_le_bytes(),
+                &flags.to_le_bytes(),
+                &next.unwrap_or(0).to_le_bytes(),
+            ]
+            .concat();
+            memory.write_slice(&bytes, entry).expect("the ring is in memory");
+        }
+        let head = indices[0];
+        self.chains[usize::from(head)] = indices;
+        self.publish(memory, head);
+        true
+    }
+
+    fn publish(&mut self, memory: &GuestMemoryMmap, head: u16) {
+        let slot = self.avail() + 4 + 2 * u64::from(self.available % QUEUE_SIZE);
+        memory.write_obj(head.to_le(), GuestAddress(slot)).expect("the ring is in memory");
+        self.available = self.available.wrapping_add(1);
+        memory.write_obj(self.available.to_le(), GuestAddress(self.avail() + 2)).expect("the ring is in memory");
+    }
+
+    /// Takes back the next chain that the device used: its head and how many bytes it wrote.
+    fn take_used(&mut self, memory: &GuestMemoryMmap) -> Option<(u16, u32)> {
+        let index: u16 = memory.read_obj(GuestAddress(self.used() + 2)).expect("the ring is in memory");
+        if u16::from_le(index) == self.used_seen {
+            return None;
+        }
+        let entry = self.used() + 4 + 8 * u64::from(self.used_seen % QUEUE_SIZE);
+        let head: u32 = memory.read_obj(GuestAddress(entry)).expect("the ring is in memory");
+        let length: u32 = memory.read_obj(GuestAddress(entry + 4)).expect("the ring is in memory");
+        self.used_seen = self.used_seen.wrapping_add(1);
+        let head = u16::try_from(head).expect("the device returns heads that it was given");
+        let indices = std::mem::take(&mut self.chains[usize::from(head)]);
+        self.free.extend(indices);
+        Some((head, length))
+    }
+}
+
+/// A guest with its device.
+#[derive(Debug)]
+pub struct Guest {
+    /// The device under test.
+    pub device: Device,
+    memory: GuestMemoryMmap,
+    rx: Ring,
+    tx: Ring,
+    rx_queue: Queue,
+    tx_queue: Queue,
+    /// Where each receive buffer is, by the head of its chain.
+    rx_buffers: Vec<(u64, u32)>,
+    tx_turn: u64,
+    /// Whether receive buffers are posted again once they were read.
+    pub reposts: bool,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Guest {
+    /// A guest whose driver runs and has posted all its receive buffers.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut guest = Self::without_buffers();
+        guest.post_all(RX_BUFFER);
+        guest
+    }
+
+    /// A guest whose driver runs and has posted no receive buffer.
+    #[must_use]
+    pub fn without_buffers() -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory");
+        let (rx, tx) = (Ring::new(RX_RING), Ring::new(TX_RING));
+        let (rx_queue, tx_queue) = (rx.queue(), tx.queue());
+        let device = Device::new(CID).expect("a device");
+        let rx_buffers = vec![(0, 0); usize::from(QUEUE_SIZE)];
+        Self { device, memory, rx, tx, rx_queue, tx_queue, rx_buffers, tx_turn: 0, reposts: true }
+    }
+
+    /// The driver starts anew on empty rings.
+    pub fn reboot(&mut self) {
+        self.memory.write_slice(&vec![0; 0x20_0000], GuestAddress(RX_RING)).expect("the rings are in memory");
+        (self.rx, self.tx) = (Ring::new(RX_RING), Ring::new(TX_RING));
+        (self.rx_queue, self.tx_queue) = (self.rx.queue(), self.tx.queue());
+        self.device.reset();
+        self.post_all(RX_BUFFER);
+    }
+
+    /// Posts receive buffers of this size until the queue is full.
+    pub fn post_all(&mut self, size: u32) {
+        while self.post(size) {}
+    }
+
+    /// Posts one receive buffer of this size, if there is a free descriptor.
+    pub fn post(&mut self, size: u32) -> bool {
+        let Some(&head) = self.rx.free.last() else { return false };
+        let address = RX_BUFFERS + u64::from(head) * 0x1_0000;
+        self.rx_buffers[usize::from(head)] = (address, size);
+        self.rx.offer(&self.memory, &[(address, size)], WRITE)
+    }
+
+    /// Lets the device do what there is to do.
+    ///
+    /// # Errors
+    ///
+    /// What the device says of a broken driver.
+    pub fn try_service(&mut self) -> Result<(), DeviceError> {
+        let _interrupts = self.device.service(&self.memory, &mut self.rx_queue, &mut self.tx_queue)?;
+        while self.tx.take_used(&self.memory).is_some() {}
+        Ok(())
+    }
+
+    /// Lets the device do what there is to do.
+    pub fn service(&mut self) {
+        self.try_service().expect("an honest driver breaks nothing");
+    }
+
+    /// A header of this guest.
+    #[must_use]
+    pub fn header(operation: Operation, guest_port: u32, host_port: u32) -> Header {
+        Header {
+            src_cid: CID,
+            dst_cid: HOST_CID,
+            src_port: guest_port,
+            dst_port: host_port,
+            socket_type: TYPE_STREAM,
+            op: operation.number(),
+            buf_alloc: GUEST_BUFFER,
+            ..Header::default()
+        }
+    }
+
+    /// Sends a packet, its header in one descriptor and its payload in another, and lets the device take it.
+    pub fn send(&mut self, header: &Header, payload: &[u8]) {
+        let bytes = [&header.emit()[..], payload].concat();
+        assert!(self.queue_bytes(&bytes, &[Header::BYTES]), "the transmit queue is full");
+        self.service();
+    }
+
+    /// Queues a packet without a kick, cut into descriptors at these places. False if the queue is full.
+    pub fn queue_bytes(&mut self, bytes: &[u8], cuts: &[usize]) -> bool {
+        let base = TX_BUFFERS + (self.tx_turn % 64) * TX_BUFFER;
+        self.tx_turn += 1;
+        self.memory.write_slice(bytes, GuestAddress(base)).expect("the buffer is in memory");
+        let mut pieces = Vec::new();
+        let mut from = 0;
+        for &cut in cuts.iter().chain([&bytes.len()]) {
+            let cut = cut.min(bytes.len());
+            let length = u32::try_from(cut - from).expect("a small piece");
+            if length > 0 || bytes.is_empty() {
+                pieces.push((base + from as u64, length));
+            }
+            from = cut;
+        }
+        self.tx.offer(&self.memory, &pieces, 0)
+    }
+
+    /// Puts a chain of (address, length, flags, next) descriptors into the transmit queue as it is.
+    pub fn queue_raw(&mut self, descriptors: &[(u64, u32, u16, u16)]) {
+        for (index, &(address, length, flags, next)) in (0u64..).zip(descriptors) {
+            let bytes =
+                [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
+            let entry = GuestAddress(self.tx.descriptors() + 16 * index);
+            self.memory.write_slice(&bytes, entry).expect("the ring is in memory");
+        }
+        self.tx.publish(&self.memory, 0);
+    }
+
+    /// Moves the transmit queue's available index ahead by `count` entries that do not exist.
+    pub fn jump_available(&mut self, count: u16) {
+        self.tx.available = self.tx.available.wrapping_add(count);
+        let index = GuestAddress(self.tx.avail() + 2);
+        self.memory.write_obj(self.tx.available.to_le(), index).expect("the ring is in memory");
+    }
+
+    /// The next packet that the guest received.
+    pub fn receive(&mut self) -> Option<Packet> {
+        let (head, length) = self.rx.take_used(&self.memory)?;
+        let (address, size) = self.rx_buffers[usize::from(head)];
+        assert!(length <= size, "the device wrote {length} bytes into {size}");
+        let mut bytes = vec![0; length as usize];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).expect("the buffer is in memory");
+        if self.reposts {
+            self.post(size);
+        }
+        let (header, payload) = bytes.split_first_chunk()?;
+        let header = Header::parse(header);
+        assert_eq!(header.len as usize, payload.len(), "the used length is the header's and the payload's");
+        Some(Packet { header, payload: payload.to_vec() })
+    }
+
+    /// Every packet that the guest received by now, after the device did what there was to do.
+    pub fn received(&mut self) -> Vec<Packet> {
+        self.service();
+        std::iter::from_fn(|| self.receive()).collect()
+    }
+
+    /// The operations of every packet that the guest received by now.
+    pub fn operations(&mut self) -> Vec<Operation> {
+        self.received().iter().map(Packet::operation).collect()
+    }
+
+    /// Connects the host to a port of the guest.
+    pub fn connect_from_host(&mut self, guest_port: u32) -> Connection {
+        let stream = self.device.handle().connect(guest_port).expect("the device is there");
+        let request = self.received().pop().expect("a request");
+        assert_eq!(request.operation(), Operation::Request);
+        assert_eq!(request.header.dst_port, guest_port);
+        let mut connection = Connection::new(stream, guest_port, request.header.src_port);
+        connection.note(&request.header);
+        self.send(&connection.header(Operation::Response), &[]);
+        connection
+    }
+
+    /// Connects the guest to a port of the host that `listener` listens on.
+    pub fn connect_from_guest(
+        &mut self,
+        listener: &scx_vsock::vsock::Listener,
+        guest_port: u32,
+        host_port: u32,
+    ) -> Connection {
+        self.send(&Self::header(Operation::Request, guest_port, host_port), &[]);
+        let response = self.received().pop().expect("a response");
+        assert_eq!(response.operation(), Operation::Response);
+        let stream = listener.accept().expect("a connection");
+        let mut connection = Connection::new(stream, guest_port, host_port);
+        connection.note(&response.header);
+        connection
+    }
+}
+
+/// The guest's side of a connection, with the host's stream.
+#[derive(Debug)]
+pub struct Connection {
+    /// The host's end.
+    pub stream: UnixStream,
+    /// The guest's port.
+    pub guest_port: u32,
+    /// The host's port.
+    pub host_port: u32,
+    /// The guest's `buf_alloc`.
+    pub buf_alloc: u32,
+    /// The guest's `fwd_cnt`.
+    pub fwd_cnt: u32,
+    /// Bytes that the guest has sent.
+    pub sent: u32,
+    host_buffer: u32,
+    host_forwarded: u32,
+}
+
+impl Connection {
+    fn new(stream: UnixStream, guest_port: u32, host_port: u32) -> Self {
+        Self {
+            stream,
+            guest_port,
+            host_port,
+            buf_alloc: GUEST_BUFFER,
+            fwd_cnt: 0,
+            sent: 0,
+            host_buffer: 0,
+            host_forwarded: 0,
+        }
+    }
+
+    /// A header of this connection.
+    #[must_use]
+    pub fn header(&self, operation: Operation) -> Header {
+        Header {
+            buf_alloc: self.buf_alloc,
+            fwd_cnt: self.fwd_cnt,
+            ..Guest::header(operation, self.guest_port, self.host_port)
+        }
+    }
+
+    /// Takes note of the credit in a packet of the device.
+    pub fn note(&mut self, header: &Header) {
+        self.host_buffer = header.buf_alloc;
+        self.host_forwarded = header.fwd_cnt;
+    }
+
+    /// Bytes that the guest may send now.
+    #[must_use]
+    pub fn credit(&self) -> u32 {
+        self.host_buffer - self.sent.wrapping_sub(self.host_forwarded)
+    }
+
+    /// Sends payload to the host.
+    pub fn write(&mut self, guest: &mut Guest, payload: &[u8]) {
+        let len = u32::try_from(payload.len()).expect("a small payload");
+        let header = Header { len, ..self.header(Operation::ReadWrite) };
+        guest.send(&header, payload);
+        self.sent = self.sent.wrapping_add(len);
+    }
+
+    /// Sends all of `payload` to the host in packets of at most `most` bytes, as credit allows, while the host reads;
+    /// gives what the host got.
+    pub fn transfer_to_host(&mut self, guest: &mut Guest, payload: &[u8], most: usize) -> Vec<u8> {
+        let mut got = Vec::new();
+        let mut rest = payload;
+        while got.len() < payload.len() {
+            while !rest.is_empty() && self.credit() > 0 {
+                let (now, later) = rest.split_at(rest.len().min(most).min(self.credit() as usize));
+                self.write(guest, now);
+                rest = later;
+            }
+            got.extend(self.read_host());
+            for packet in guest.received() {
+                self.note(&packet.header);
+            }
+        }
+        got
+    }
+
+    /// Sends all of `payload` to the guest; gives what the guest got.
+    pub fn transfer_to_guest(&mut self, guest: &mut Guest, payload: &[u8]) -> Vec<u8> {
+        let mut got = Vec::new();
+        let mut rest = payload;
+        while got.len() < payload.len() {
+            if !rest.is_empty() {
+                match self.stream.write(rest) {
+                    Ok(count) => rest = &rest[count..],
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                }
+            }
+            let packets = guest.received();
+            let before = got.len();
+            for packet in packets {
+                self.note(&packet.header);
+                got.extend(packet.payload);
+            }
+            if got.len() > before {
+                self.fwd_cnt = self.fwd_cnt.wrapping_add(u32::try_from(got.len() - before).expect("a small step"));
+                guest.send(&self.header(Operation::CreditUpdate), &[]);
+            }
+        }
+        got
+    }
+
+    /// What the host can read now.
+    pub fn read_host(&mut self) -> Vec<u8> {
+        let mut got = Vec::new();
+        let mut chunk = vec![0; 64 * 1024];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return got,
+                Ok(count) => got.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return got,
+                Err(error) => panic!("the host's stream failed: {error}"),
+            }
+        }
+    }
+
+    /// Whether the host reads the stream's end now.
+    pub fn host_reads_end(&mut self) -> bool {
+        match self.stream.read(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+/// Bytes that differ from their neighbours.
+#[must_use]
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| u8::try_from((at * 31 + at / 251) % 256).unwrap_or(0)).collect()
+}
+
+/// Sizes around every limit of the way.
+#[must_use]
+pub fn interesting_sizes() -> Vec<usize> {
+    let buffer = BUFFER_BYTES as usize;
+    let edges = [1, 44, 4052, 4096, 32 << 10, 64 << 10, buffer / 2, buffer];
+    edges.iter().flat_map(|&edge| [edge - 1, edge, edge + 1]).filter(|&size| size > 0).collect()
+}

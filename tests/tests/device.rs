@@ -1,0 +1,599 @@
+//! The device between a simulated guest driver and the host's streams.
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+
+use std::io::{ErrorKind, Write};
+use std::net::Shutdown;
+
+use scx_vsock::vsock::connection::BUFFER_BYTES;
+use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::listener::MAX_BACKLOG;
+use scx_vsock::vsock::muxer::{MAX_CONNECTIONS, MAX_RESETS};
+use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use scx_vsock::vsock::{Device, DeviceError};
+use scx_vsock_tests::guest_driver::{CID, Connection, Guest, QUEUE_SIZE, interesting_sizes, pattern};
+
+const PORT: u32 = 729;
+
+/// A guest that the host is connected to.
+fn connected() -> (Guest, Connection) {
+    let mut guest = Guest::new();
+    let connection = guest.connect_from_host(PORT);
+    (guest, connection)
+}
+
+/// The same guest's device still serves an honest connection.
+fn serves_on(guest: &mut Guest) {
+    guest.received();
+    let mut connection = guest.connect_from_host(PORT);
+    assert_eq!(connection.transfer_to_host(guest, b"honest", 6), b"honest");
+    assert_eq!(connection.transfer_to_guest(guest, b"reply"), b"reply");
+    drop(connection);
+    guest.received();
+}
+
+#[test]
+fn the_host_connects_and_bytes_go_both_ways() {
+    let (mut guest, mut connection) = connected();
+    assert_eq!(connection.transfer_to_guest(&mut guest, b"request\n"), b"request\n");
+    assert_eq!(connection.transfer_to_host(&mut guest, b"answer\n", 7), b"answer\n");
+}
+
+#[test]
+fn the_guest_connects_to_a_port_that_is_listened_on() {
+    let mut guest = Guest::new();
+    let listener = guest.device.handle().listen(7290).unwrap();
+    let mut connection = guest.connect_from_guest(&listener, 50_000, 7290);
+    assert_eq!(connection.transfer_to_host(&mut guest, b"ready\n", 6), b"ready\n");
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_port_that_nobody_listens_on_is_refused() {
+    let mut guest = Guest::new();
+    guest.send(&Guest::header(Operation::Request, 50_000, 7290), &[]);
+    let reset = guest.received().pop().unwrap();
+    assert_eq!(reset.operation(), Operation::Reset);
+    assert_eq!((reset.header.src_port, reset.header.dst_port), (7290, 50_000));
+    serves_on(&mut guest);
+}
+
+#[test]
+fn a_listener_that_is_dropped_frees_its_port() {
+    let guest = Guest::new();
+    let handle = guest.device.handle();
+    let listener = handle.listen(1).unwrap();
+    assert_eq!(handle.listen(1).unwrap_err().kind(), ErrorKind::AddrInUse);
+    drop(listener);
+    handle.listen(1).unwrap();
+}
+
+#[test]
+fn a_connection_that_the_guest_refuses_ends_at_the_host() {
+    let mut guest = Guest::new();
+    let stream = guest.device.handle().connect(PORT).unwrap();
+    let request = guest.received().pop().unwrap().header;
+    guest.send(&Guest::header(Operation::Reset, PORT, request.src_port), &[]);
+    let mut byte = [0];
+    assert_eq!(std::io::Read::read(&mut &stream, &mut byte).unwrap(), 0);
+    assert_eq!(guest.device.connections(), 0);
+}
+
+#[test]
+fn data_of_every_interesting_size_arrives_both_ways() {
+    for size in interesting_sizes() {
+        let (mut guest, mut connection) = connected();
+        let data = pattern(size);
+        assert!(connection.transfer_to_host(&mut guest, &data, 64 << 10) == data, "{size} bytes to the host");
+        assert!(connection.transfer_to_guest(&mut guest, &data) == data, "{size} bytes to the guest");
+    }
+}
+
+#[test]
+fn many_megabytes_arrive_in_packets_of_any_size() {
+    let data = pattern(8 << 20);
+    for most in [1000, 4096, 65_536, 262_144] {
+        let (mut guest, mut connection) = connected();
+        assert!(connection.transfer_to_host(&mut guest, &data, most) == data, "packets of {most}");
+    }
+    let (mut guest, mut connection) = connected();
+    assert!(connection.transfer_to_guest(&mut guest, &data) == data);
+}
+
+#[test]
+fn a_packet_split_at_every_byte_of_its_header_is_the_same_packet() {
+    for cut in 1..60 {
+        let (mut guest, mut connection) = connected();
+        let header = Header { len: 20, ..connection.header(Operation::ReadWrite) };
+        let bytes = [&header.emit()[..], b"twenty bytes of data"].concat();
+        assert!(guest.queue_bytes(&bytes, &[cut]));
+        guest.service();
+        assert_eq!(connection.read_host(), b"twenty bytes of data", "cut at {cut}");
+    }
+    let (mut guest, mut connection) = connected();
+    let header = Header { len: 20, ..connection.header(Operation::ReadWrite) };
+    let bytes = [&header.emit()[..], b"twenty bytes of data"].concat();
+    let every_byte: Vec<usize> = (1..bytes.len()).collect();
+    assert!(guest.queue_bytes(&bytes, &every_byte));
+    guest.service();
+    assert_eq!(connection.read_host(), b"twenty bytes of data");
+}
+
+#[test]
+fn a_guest_may_use_all_its_credit_and_more_is_reset() {
+    let (mut guest, mut connection) = connected();
+    let buffer = pattern(BUFFER_BYTES as usize);
+    // The host reads nothing: what its socket has no room for waits, and the guest has no credit left for the rest.
+    connection.write(&mut guest, &buffer);
+    let mut used = buffer.len();
+    loop {
+        for packet in guest.received() {
+            connection.note(&packet.header);
+        }
+        let credit = connection.credit() as usize;
+        if credit == 0 {
+            break;
+        }
+        connection.write(&mut guest, &buffer[..credit]);
+        used += credit;
+    }
+    connection.write(&mut guest, b"x");
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    // What was sent before, as far as it had entered the socket, is there.
+    let got = connection.read_host();
+    assert!(!got.is_empty() && got.len() <= used);
+    serves_on(&mut guest);
+}
+
+#[test]
+fn credit_comes_back_when_the_host_reads() {
+    let (mut guest, mut connection) = connected();
+    let data = pattern(4 << 20);
+    assert!(connection.transfer_to_host(&mut guest, &data, 64 << 10) == data);
+    assert!(connection.credit() >= BUFFER_BYTES / 2);
+}
+
+#[test]
+fn the_host_sends_no_more_than_the_guests_credit_and_asks_for_more_once() {
+    let (mut guest, mut connection) = connected();
+    connection.buf_alloc = 1000;
+    guest.send(&connection.header(Operation::CreditUpdate), &[]);
+    connection.stream.write_all(&pattern(3000)).unwrap();
+    let packets = guest.received();
+    let sent: usize = packets.iter().map(|packet| packet.payload.len()).sum();
+    assert_eq!(sent, 1000);
+    assert_eq!(packets.last().unwrap().operation(), Operation::CreditRequest);
+    assert_eq!(guest.operations(), []);
+    connection.fwd_cnt = 600;
+    guest.send(&connection.header(Operation::CreditUpdate), &[]);
+    let sent: usize = guest.received().iter().map(|packet| packet.payload.len()).sum();
+    assert_eq!(sent, 600);
+}
+
+#[test]
+fn a_shrinking_buffer_stops_the_host_and_a_growing_one_starts_it() {
+    let (mut guest, mut connection) = connected();
+    assert_eq!(connection.transfer_to_guest(&mut guest, &pattern(1000)).len(), 1000);
+    connection.fwd_cnt = 0;
+    connection.buf_alloc = 10;
+    guest.send(&connection.header(Operation::CreditUpdate), &[]);
+    connection.stream.write_all(b"later").unwrap();
+    assert!(guest.received().iter().all(|packet| packet.payload.is_empty()));
+    connection.buf_alloc = 2000;
+    guest.send(&connection.header(Operation::CreditUpdate), &[]);
+    assert_eq!(guest.received().pop().unwrap().payload, b"later");
+}
+
+#[test]
+fn a_credit_request_is_answered() {
+    let (mut guest, connection) = connected();
+    guest.send(&connection.header(Operation::CreditRequest), &[]);
+    let update = guest.received().pop().unwrap();
+    assert_eq!(update.operation(), Operation::CreditUpdate);
+    assert_eq!((update.header.buf_alloc, update.header.fwd_cnt), (BUFFER_BYTES, 0));
+}
+
+#[test]
+fn a_storm_of_credit_requests_costs_one_update_a_round() {
+    let (mut guest, connection) = connected();
+    let bytes = connection.header(Operation::CreditRequest).emit();
+    for _ in 0..20 {
+        while guest.queue_bytes(&bytes, &[]) {}
+        assert!(guest.operations().len() <= usize::from(QUEUE_SIZE));
+    }
+    serves_on(&mut guest);
+}
+
+#[test]
+fn the_transmit_queue_goes_on_while_there_are_no_receive_buffers() {
+    let mut guest = Guest::without_buffers();
+    let listener = guest.device.handle().listen(1).unwrap();
+    guest.send(&Guest::header(Operation::Request, 50_000, 1), &[]);
+    let mut stream = listener.accept().unwrap();
+    let payload = Header { len: 4, ..Guest::header(Operation::ReadWrite, 50_000, 1) };
+    guest.send(&payload, b"data");
+    let mut got = [0; 4];
+    std::io::Read::read_exact(&mut stream, &mut got).unwrap();
+    assert_eq!(&got, b"data");
+    guest.post_all(4096);
+    assert_eq!(guest.operations(), [Operation::Response]);
+}
+
+#[test]
+fn packets_for_the_guest_wait_for_receive_buffers_and_none_is_lost() {
+    let mut guest = Guest::without_buffers();
+    guest.reposts = false;
+    let mut stream = guest.device.handle().connect(PORT).unwrap();
+    guest.service();
+    assert!(guest.receive().is_none());
+    guest.post(64);
+    let request = guest.received().pop().unwrap().header;
+    guest.send(&Guest::header(Operation::Response, PORT, request.src_port), &[]);
+    stream.write_all(&pattern(100)).unwrap();
+    let mut got = Vec::new();
+    for _ in 0..5 {
+        assert!(guest.received().is_empty(), "without a buffer there is no packet");
+        guest.post(64);
+        got.extend(guest.received().pop().unwrap().payload);
+    }
+    assert_eq!(got, pattern(100));
+}
+
+#[test]
+fn resets_that_find_no_receive_buffer_are_bounded_and_then_hold_up_the_transmit_queue() {
+    let mut guest = Guest::without_buffers();
+    let bytes = Guest::header(Operation::Request, 50_000, 1).emit();
+    let mut taken = 0;
+    for _ in 0..10 {
+        while guest.queue_bytes(&bytes, &[]) {
+            taken += 1;
+        }
+        guest.service();
+    }
+    assert!(taken <= MAX_RESETS + usize::from(QUEUE_SIZE), "{taken} requests were taken without a word");
+    let mut resets = 0;
+    for _ in 0..10 {
+        guest.post_all(4096);
+        resets += guest.operations().len();
+    }
+    assert_eq!(resets, taken, "every request is refused once there are buffers");
+    serves_on(&mut guest);
+}
+
+#[test]
+fn a_receive_buffer_without_room_for_payload_goes_back_unused() {
+    let mut guest = Guest::without_buffers();
+    guest.post(44);
+    guest.post(20);
+    guest.post(4096);
+    let _stream = guest.device.handle().connect(PORT).unwrap();
+    guest.service();
+    assert!(guest.receive().is_none());
+    assert!(guest.receive().is_none());
+    assert_eq!(guest.receive().unwrap().operation(), Operation::Request);
+}
+
+#[test]
+fn the_hosts_close_is_a_shutdown_that_the_guest_confirms() {
+    let (mut guest, connection) = connected();
+    let header = connection.header(Operation::Reset);
+    drop(connection);
+    let shutdown = guest.received().pop().unwrap();
+    assert_eq!((shutdown.operation(), shutdown.header.flags), (Operation::Shutdown, SHUTDOWN_BOTH));
+    assert_eq!(guest.device.connections(), 1);
+    guest.send(&header, &[]);
+    assert_eq!(guest.device.connections(), 0);
+}
+
+#[test]
+fn what_the_host_wrote_before_its_close_arrives_first() {
+    let (mut guest, mut connection) = connected();
+    connection.stream.write_all(&pattern(100_000)).unwrap();
+    drop(connection);
+    let packets = guest.received();
+    let payload: Vec<u8> = packets.iter().flat_map(|packet| packet.payload.clone()).collect();
+    assert!(payload == pattern(100_000));
+    assert_eq!(packets.last().unwrap().header.flags, SHUTDOWN_BOTH);
+}
+
+#[test]
+fn the_hosts_half_close_leaves_the_other_way_open() {
+    let (mut guest, mut connection) = connected();
+    connection.stream.shutdown(Shutdown::Write).unwrap();
+    let shutdown = guest.received().pop().unwrap();
+    assert_eq!((shutdown.operation(), shutdown.header.flags), (Operation::Shutdown, SHUTDOWN_SEND));
+    assert_eq!(connection.transfer_to_host(&mut guest, b"still", 5), b"still");
+    drop(connection);
+    let shutdown = guest.received().pop().unwrap();
+    assert_eq!((shutdown.operation(), shutdown.header.flags), (Operation::Shutdown, SHUTDOWN_BOTH));
+}
+
+#[test]
+fn the_guests_close_is_confirmed_and_its_last_bytes_arrive() {
+    let (mut guest, mut connection) = connected();
+    connection.write(&mut guest, b"last");
+    let shutdown = Header { flags: SHUTDOWN_BOTH, ..connection.header(Operation::Shutdown) };
+    guest.send(&shutdown, &[]);
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.device.connections(), 0);
+    assert_eq!(connection.read_host(), b"last");
+    assert!(connection.host_reads_end());
+}
+
+#[test]
+fn the_guests_half_close_leaves_the_other_way_open() {
+    let (mut guest, mut connection) = connected();
+    connection.write(&mut guest, b"last");
+    let shutdown = Header { flags: SHUTDOWN_SEND, ..connection.header(Operation::Shutdown) };
+    guest.send(&shutdown, &[]);
+    assert_eq!(connection.read_host(), b"last");
+    assert!(connection.host_reads_end());
+    assert_eq!(connection.transfer_to_guest(&mut guest, b"more"), b"more");
+    // Shutdown is for good: payload behind it breaks the rules.
+    connection.write(&mut guest, b"x");
+    assert_eq!(guest.operations(), [Operation::Reset]);
+}
+
+#[test]
+fn a_guest_that_receives_no_more_makes_the_hosts_writes_fail() {
+    let (mut guest, mut connection) = connected();
+    let shutdown = Header { flags: SHUTDOWN_RECEIVE, ..connection.header(Operation::Shutdown) };
+    guest.send(&shutdown, &[]);
+    assert_eq!(connection.stream.write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+    assert_eq!(connection.transfer_to_host(&mut guest, b"still", 5), b"still");
+}
+
+/// Payload that the host's socket has no room for: sends as much as credit allows while the host reads nothing.
+fn spill(guest: &mut Guest, connection: &mut Connection) -> Vec<u8> {
+    let data = pattern(1 << 20);
+    let mut sent = 0;
+    loop {
+        let count = (connection.credit() as usize).min(10_000);
+        if count == 0 {
+            return data[..sent].to_vec();
+        }
+        connection.write(guest, &data[sent..sent + count]);
+        sent += count;
+        for packet in guest.received() {
+            connection.note(&packet.header);
+        }
+    }
+}
+
+#[test]
+fn a_guests_reset_discards_nothing_that_was_accepted() {
+    for operation in [Operation::Reset, Operation::Shutdown] {
+        let (mut guest, mut connection) = connected();
+        let sent = spill(&mut guest, &mut connection);
+        assert!(sent.len() >= BUFFER_BYTES as usize);
+        let end = Header { flags: SHUTDOWN_BOTH, ..connection.header(operation) };
+        guest.send(&end, &[]);
+        let mut got = Vec::new();
+        while guest.device.connections() > 0 {
+            got.extend(connection.read_host());
+            guest.service();
+        }
+        got.extend(connection.read_host());
+        assert!(got == sent, "{operation:?}: {} of {} bytes arrived", got.len(), sent.len());
+        let confirmed = if operation == Operation::Shutdown { &[Operation::Reset][..] } else { &[] };
+        assert_eq!(guest.operations(), confirmed);
+    }
+}
+
+#[test]
+fn a_tuple_is_not_reused_before_its_close_is_done() {
+    let mut guest = Guest::new();
+    let listener = guest.device.handle().listen(1).unwrap();
+    let mut connection = guest.connect_from_guest(&listener, 50_000, 1);
+    spill(&mut guest, &mut connection);
+    guest.send(&Header { flags: SHUTDOWN_BOTH, ..connection.header(Operation::Shutdown) }, &[]);
+    guest.send(&Guest::header(Operation::Request, 50_000, 1), &[]);
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert!(listener.accept().is_err());
+}
+
+#[test]
+fn a_thousand_connections_open_and_close_one_after_the_other() {
+    let mut guest = Guest::new();
+    for round in 0..1000u32 {
+        let mut connection = guest.connect_from_host(PORT);
+        assert_eq!(connection.transfer_to_host(&mut guest, &round.to_le_bytes(), 4), round.to_le_bytes());
+        let reset = connection.header(Operation::Reset);
+        drop(connection);
+        assert_eq!(guest.operations(), [Operation::Shutdown]);
+        guest.send(&reset, &[]);
+    }
+    assert_eq!(guest.device.connections(), 0);
+}
+
+#[test]
+fn a_thousand_connections_are_open_at_once() {
+    let mut guest = Guest::new();
+    let mut connections: Vec<Connection> = (0..1000).map(|_| guest.connect_from_host(PORT)).collect();
+    for (round, connection) in (0u32..).zip(&mut connections) {
+        assert_eq!(connection.transfer_to_guest(&mut guest, &round.to_le_bytes()), round.to_le_bytes());
+        assert_eq!(connection.transfer_to_host(&mut guest, &round.to_le_bytes(), 4), round.to_le_bytes());
+    }
+    let ports: std::collections::HashSet<u32> = connections.iter().map(|connection| connection.host_port).collect();
+    assert_eq!(ports.len(), 1000);
+}
+
+#[test]
+fn a_flood_of_requests_gets_as_many_connections_as_there_are_places() {
+    let mut guest = Guest::new();
+    let listener = guest.device.handle().listen(1).unwrap();
+    let mut streams = Vec::new();
+    let mut reset = 0;
+    for guest_port in 0..2000 {
+        guest.send(&Guest::header(Operation::Request, guest_port, 1), &[]);
+        streams.extend(listener.accept());
+        reset += guest.operations().iter().filter(|&&operation| operation == Operation::Reset).count();
+    }
+    assert_eq!(streams.len(), MAX_CONNECTIONS);
+    assert_eq!(reset, 2000 - MAX_CONNECTIONS);
+    // Closed ones that the guest does not confirm give way.
+    streams.clear();
+    while !guest.received().is_empty() {}
+    serves_on(&mut guest);
+}
+
+#[test]
+fn a_backlog_that_nobody_accepts_is_bounded() {
+    let mut guest = Guest::new();
+    let listener = guest.device.handle().listen(1).unwrap();
+    for guest_port in 0..200 {
+        guest.send(&Guest::header(Operation::Request, guest_port, 1), &[]);
+        guest.received();
+    }
+    let accepted = std::iter::from_fn(|| listener.accept().ok()).count();
+    assert_eq!(accepted, MAX_BACKLOG);
+}
+
+#[test]
+fn packets_that_break_the_rules_of_their_connection_are_reset() {
+    for operation in [Operation::Request, Operation::Response] {
+        let (mut guest, connection) = connected();
+        guest.send(&connection.header(operation), &[]);
+        assert_eq!(guest.operations(), [Operation::Reset], "{operation:?}");
+        serves_on(&mut guest);
+    }
+}
+
+#[test]
+fn payload_before_the_response_is_reset() {
+    let mut guest = Guest::new();
+    let _stream = guest.device.handle().connect(PORT).unwrap();
+    let request = guest.received().pop().unwrap().header;
+    let payload = Header { len: 1, ..Guest::header(Operation::ReadWrite, PORT, request.src_port) };
+    guest.send(&payload, b"x");
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    serves_on(&mut guest);
+}
+
+#[test]
+fn a_length_beyond_the_chain_is_reset() {
+    let (mut guest, mut connection) = connected();
+    let lie = Header { len: 100, ..connection.header(Operation::ReadWrite) };
+    guest.send(&lie, b"short");
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(connection.read_host(), b"");
+    serves_on(&mut guest);
+}
+
+#[test]
+fn unknown_types_and_operations_are_reset_and_a_reset_never_is() {
+    let mut guest = Guest::new();
+    let odd = Header { socket_type: 2, ..Guest::header(Operation::Request, 1, 1) };
+    guest.send(&odd, &[]);
+    let reset = guest.received().pop().unwrap();
+    assert_eq!((reset.operation(), reset.header.socket_type), (Operation::Reset, 2));
+    guest.send(&Header { op: 99, ..Guest::header(Operation::Request, 1, 1) }, &[]);
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    guest.send(&Header { socket_type: 2, ..Guest::header(Operation::Reset, 1, 1) }, &[]);
+    guest.send(&Guest::header(Operation::Reset, 1, 1), &[]);
+    assert_eq!(guest.operations(), []);
+    serves_on(&mut guest);
+}
+
+#[test]
+fn packets_with_wrong_cids_are_dropped() {
+    let (mut guest, mut connection) = connected();
+    let honest = Header { len: 1, ..connection.header(Operation::ReadWrite) };
+    for (src_cid, dst_cid) in [(CID + 1, HOST_CID), (CID, CID), (CID, 1), (HOST_CID, CID), (CID | 1 << 32, HOST_CID)] {
+        guest.send(&Header { src_cid, dst_cid, ..honest }, b"x");
+    }
+    assert_eq!(guest.operations(), []);
+    assert_eq!(connection.read_host(), b"");
+    serves_on(&mut guest);
+}
+
+#[test]
+fn a_packet_shorter_than_a_header_is_dropped() {
+    let mut guest = Guest::new();
+    assert!(guest.queue_bytes(&[0; 43], &[]));
+    assert_eq!(guest.operations(), []);
+    serves_on(&mut guest);
+}
+
+#[test]
+fn an_empty_payload_is_nothing() {
+    let (mut guest, mut connection) = connected();
+    connection.write(&mut guest, b"");
+    assert_eq!(connection.transfer_to_host(&mut guest, b"on", 2), b"on");
+}
+
+#[test]
+fn a_broken_chain_stops_the_device_until_its_reset() {
+    let (mut guest, mut connection) = connected();
+    // Two descriptors that point at each other.
+    guest.queue_raw(&[(0x200_0000, 44, 1, 1), (0x200_0000, 44, 1, 0)]);
+    assert!(matches!(guest.try_service(), Err(DeviceError::Chain(_))));
+    guest.service();
+    assert!(guest.receive().is_none(), "a stopped device does nothing");
+    guest.reboot();
+    assert!(connection.host_reads_end());
+    serves_on(&mut guest);
+}
+
+#[test]
+fn a_jump_of_the_available_index_stops_the_device_until_its_reset() {
+    let mut guest = Guest::new();
+    guest.jump_available(QUEUE_SIZE + 1);
+    assert!(matches!(guest.try_service(), Err(DeviceError::Ring(_))));
+    guest.reboot();
+    serves_on(&mut guest);
+}
+
+#[test]
+fn a_reset_ends_connections_and_keeps_those_that_wait_for_a_driver() {
+    let (mut guest, mut connection) = connected();
+    let handle = guest.device.handle();
+    let listener = handle.listen(1).unwrap();
+    guest.device.reset();
+    let _waiting = handle.connect(PORT).unwrap();
+    guest.device.service_host().unwrap();
+    guest.reboot();
+    assert!(connection.host_reads_end());
+    assert_eq!(guest.operations(), [Operation::Request]);
+    let mut connection = guest.connect_from_guest(&listener, 50_000, 1);
+    assert_eq!(connection.transfer_to_host(&mut guest, b"again", 5), b"again");
+}
+
+#[test]
+fn a_connection_that_is_given_up_before_a_driver_comes_is_never_asked_for() {
+    let mut guest = Guest::without_buffers();
+    drop(guest.device.handle().connect(PORT).unwrap());
+    guest.service();
+    guest.post_all(4096);
+    assert_eq!(guest.operations(), []);
+    assert_eq!(guest.device.connections(), 0);
+}
+
+#[test]
+fn a_connection_that_is_given_up_before_the_answer_is_reset() {
+    let mut guest = Guest::new();
+    let stream = guest.device.handle().connect(PORT).unwrap();
+    assert_eq!(guest.operations(), [Operation::Request]);
+    drop(stream);
+    assert_eq!(guest.operations(), [Operation::Reset]);
+}
+
+#[test]
+fn a_device_that_is_gone_says_so_everywhere() {
+    let guest = Guest::new();
+    let handle = guest.device.handle();
+    let listener = handle.listen(1).unwrap();
+    let mut stream = handle.connect(PORT).unwrap();
+    drop(guest);
+    assert_eq!(handle.connect(PORT).unwrap_err().kind(), ErrorKind::NotConnected);
+    assert_eq!(handle.listen(2).unwrap_err().kind(), ErrorKind::NotConnected);
+    let soon = std::time::Duration::from_secs(10);
+    assert_eq!(listener.accept_within(soon).unwrap_err().kind(), ErrorKind::NotConnected);
+    assert_eq!(std::io::Read::read(&mut stream, &mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn reserved_cids_are_refused() {
+    for cid in [0, 1, 2, 0xffff_ffff, 1 << 32, u64::MAX] {
+        assert!(matches!(Device::new(cid), Err(DeviceError::ReservedCid(refused)) if refused == cid));
+    }
+}
