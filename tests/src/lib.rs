@@ -9,4 +9,6 @@
 )]
 
 pub mod agent;
+pub mod fake_agent;
 pub mod peer;
+pub mod scripted_scheduler;
