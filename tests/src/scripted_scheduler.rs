@@ -4,7 +4,7 @@
 //! for, with a deadline; a step that goes wrong, or a connection without a script, fails the test at the latest when
 //! the fixture is dropped.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,11 @@ use crate::peer::DEADLINE;
 
 /// What one connection does, step by step. Behind its last step it waits for the other end to close.
 #[derive(Clone, Debug, Default)]
-pub struct Script(Vec<Step>);
+pub struct Script {
+    steps: Vec<Step>,
+    /// Played again and again behind the steps, until the other end closes.
+    again: Vec<Step>,
+}
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -28,6 +32,7 @@ enum Step {
     Send(Vec<u8>),
     SendPieces { bytes: Vec<u8>, size: usize },
     Number { before: Vec<u8>, behind: Vec<u8> },
+    Echo { before: Vec<u8>, behind: Vec<u8> },
     Stall,
     CloseWrite,
     Close,
@@ -41,7 +46,7 @@ impl Script {
     }
 
     fn then(mut self, step: Step) -> Self {
-        self.0.push(step);
+        self.steps.push(step);
         self
     }
 
@@ -51,10 +56,10 @@ impl Script {
         self.then(Step::Line)
     }
 
-    /// Reads a line, which must be this one with an LF.
+    /// Reads a line, which must be this one.
     #[must_use]
     pub fn expect(self, line: impl AsRef<[u8]>) -> Self {
-        self.then(Step::Expect([line.as_ref(), b"\n"].concat()))
+        self.then(Step::Expect(line.as_ref().to_vec()))
     }
 
     /// Sends bytes at once.
@@ -75,6 +80,12 @@ impl Script {
         self.then(Step::Number { before: before.as_ref().to_vec(), behind: behind.as_ref().to_vec() })
     }
 
+    /// Sends the line that was read last, without its LF, between these bytes.
+    #[must_use]
+    pub fn send_echo(self, before: impl AsRef<[u8]>, behind: impl AsRef<[u8]>) -> Self {
+        self.then(Step::Echo { before: before.as_ref().to_vec(), behind: behind.as_ref().to_vec() })
+    }
+
     /// Reports [`Event::Stalled`] and waits for [`ScriptedScheduler::release`].
     #[must_use]
     pub fn stall(self) -> Self {
@@ -93,16 +104,10 @@ impl Script {
         self.then(Step::Close)
     }
 
-    /// Plays this script `count` times over.
+    /// Plays another script behind this one, again and again until the other end closes.
     #[must_use]
-    pub fn times(self, count: usize) -> Self {
-        Self((0..count).flat_map(|_| self.0.clone()).collect())
-    }
-
-    /// Plays another script behind this one.
-    #[must_use]
-    pub fn and(mut self, next: Self) -> Self {
-        self.0.extend(next.0);
+    pub fn forever(mut self, again: Self) -> Self {
+        self.again = again.steps;
         self
     }
 }
@@ -148,7 +153,7 @@ impl ScriptedScheduler {
     ///
     /// When it cannot listen.
     #[must_use]
-    pub fn start(scripts: impl IntoIterator<Item = Script>) -> Self {
+    pub fn start(scripts: impl IntoIterator<Item = Script, IntoIter: Send + 'static>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let listener = UnixListener::bind(socket_in(folder.path())).expect("a socket to listen on");
         let (events_in, events) = channel();
@@ -160,7 +165,7 @@ impl ScriptedScheduler {
             streams: Mutex::default(),
             stopped: AtomicBool::new(false),
         });
-        let scripts: Vec<Script> = scripts.into_iter().collect();
+        let scripts = scripts.into_iter();
         let acceptor = thread::spawn({
             let shared = Arc::clone(&shared);
             move || shared.accept(&listener, scripts)
@@ -229,8 +234,7 @@ fn socket_in(folder: &Path) -> PathBuf {
 }
 
 impl Shared {
-    fn accept(self: &Arc<Self>, listener: &UnixListener, scripts: Vec<Script>) {
-        let mut scripts = scripts.into_iter();
+    fn accept(self: &Arc<Self>, listener: &UnixListener, mut scripts: impl Iterator<Item = Script>) {
         for number in 0.. {
             let (stream, _) = listener.accept().expect("accept works");
             if self.stopped.load(Ordering::SeqCst) {
@@ -262,51 +266,84 @@ impl Shared {
         let _test_is_over = self.events.send(event);
     }
 
+    /// Plays a script; gives how many bytes came behind it.
     fn play(&self, number: usize, stream: &UnixStream, script: Script) -> Result<usize, String> {
-        let mut lines = BufReader::new(stream);
-        let mut out = stream;
-        for step in script.0 {
-            let what = format!("{step:.60?}");
-            let failed = |error: std::io::Error| format!("{what}: {error}");
-            match step {
-                Step::Line => self.read(number, &mut lines).map(drop).map_err(failed)?,
-                Step::Expect(wanted) => {
-                    let line = self.read(number, &mut lines).map_err(failed)?;
-                    if line != wanted {
-                        return Err(format!("{what}: got {:?}", String::from_utf8_lossy(&line)));
-                    }
-                }
-                Step::Send(bytes) => out.write_all(&bytes).map_err(failed)?,
-                Step::SendPieces { bytes, size } => {
-                    bytes.chunks(size).try_for_each(|piece| out.write_all(piece)).map_err(failed)?;
-                }
-                Step::Number { before, behind } => {
-                    let count = self.lines.lock().expect("no connection panics").to_string();
-                    out.write_all(&[&before, count.as_bytes(), &behind].concat()).map_err(failed)?;
-                }
-                Step::Stall => {
-                    self.tell(Event::Stalled(number));
-                    let released = self.released.lock().expect("no connection panics");
-                    released.recv_timeout(DEADLINE).map_err(|error| format!("{what}: {error}"))?;
-                }
-                Step::CloseWrite => stream.shutdown(Shutdown::Write).map_err(failed)?,
-                Step::Close => return Ok(0),
+        let mut connection =
+            Connection { shared: self, number, stream, lines: BufReader::new(stream), last: Vec::new() };
+        for step in script.steps {
+            if !connection.perform(step)? {
+                return Ok(0);
+            }
+        }
+        while !script.again.is_empty() && !connection.is_at_its_end() {
+            for step in script.again.clone() {
+                connection.perform(step)?;
             }
         }
         let mut behind = Vec::new();
         // A peer that closes with bytes of ours unread resets the stream, which is an end like any other.
-        let _end = lines.read_to_end(&mut behind);
+        let _end = connection.lines.read_to_end(&mut behind);
         Ok(behind.len())
     }
+}
 
-    fn read(&self, number: usize, lines: &mut BufReader<&UnixStream>) -> std::io::Result<Vec<u8>> {
-        let mut line = Vec::new();
-        lines.read_until(b'\n', &mut line)?;
-        if line.last() != Some(&b'\n') {
-            return Err(std::io::Error::other(format!("the stream ended behind {} bytes", line.len())));
+struct Connection<'a> {
+    shared: &'a Shared,
+    number: usize,
+    stream: &'a UnixStream,
+    lines: BufReader<&'a UnixStream>,
+    /// The line that was read last, without its LF.
+    last: Vec<u8>,
+}
+
+impl Connection<'_> {
+    fn is_at_its_end(&mut self) -> bool {
+        self.lines.fill_buf().map_or(true, <[u8]>::is_empty)
+    }
+
+    /// Performs a step; false when it was the last.
+    fn perform(&mut self, step: Step) -> Result<bool, String> {
+        let what = format!("{step:.60?}");
+        let failed = |error: io::Error| format!("{what}: {error}");
+        let mut out = self.stream;
+        match step {
+            Step::Line => self.read().map_err(failed)?,
+            Step::Expect(wanted) => {
+                self.read().map_err(failed)?;
+                if self.last != wanted {
+                    return Err(format!("{what}: got {:?}", String::from_utf8_lossy(&self.last)));
+                }
+            }
+            Step::Send(bytes) => out.write_all(&bytes).map_err(failed)?,
+            Step::SendPieces { bytes, size } => {
+                bytes.chunks(size).try_for_each(|piece| out.write_all(piece)).map_err(failed)?;
+            }
+            Step::Number { before, behind } => {
+                let count = self.shared.lines.lock().expect("no connection panics").to_string();
+                out.write_all(&[&before, count.as_bytes(), &behind].concat()).map_err(failed)?;
+            }
+            Step::Echo { before, behind } => {
+                out.write_all(&[before, self.last.clone(), behind].concat()).map_err(failed)?
+            }
+            Step::Stall => {
+                self.shared.tell(Event::Stalled(self.number));
+                let released = self.shared.released.lock().expect("no connection panics");
+                released.recv_timeout(DEADLINE).map_err(|error| format!("{what}: {error}"))?;
+            }
+            Step::CloseWrite => self.stream.shutdown(Shutdown::Write).map_err(failed)?,
+            Step::Close => return Ok(false),
         }
-        *self.lines.lock().expect("no connection panics") += 1;
-        self.tell(Event::Read(number, line[..line.len() - 1].to_vec()));
-        Ok(line)
+        Ok(true)
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        self.last.clear();
+        self.lines.read_until(b'\n', &mut self.last)?;
+        if self.last.pop() != Some(b'\n') {
+            return Err(io::Error::other(format!("the stream ended behind {} bytes", self.last.len())));
+        }
+        *self.shared.lines.lock().expect("no connection panics") += 1;
+        self.shared.tell(Event::Read(self.number, self.last.clone()));
+        Ok(())
     }
 }

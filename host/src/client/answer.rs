@@ -10,7 +10,8 @@ use super::session::Answer;
 use crate::error::SchedStatsError;
 use crate::request::StatsResponse;
 
-/// Arrays and objects that may stand inside each other: serde_json's own limit, which does not hold for what it skips.
+/// Arrays and objects that may stand inside each other in a line that is passed on: serde_json's own limit for what it
+/// builds. It does not hold for what serde_json skips, which costs no stack here, but may in whoever reads the line.
 const MAX_DEPTH: usize = 127;
 
 /// What was decoded, and the errno that came with it.
@@ -30,6 +31,11 @@ pub struct Decoded<T> {
 pub fn raw(answer: Answer<'_>) -> Result<Decoded<Vec<u8>>, SchedStatsError> {
     let line = scheduler(answer)?;
     let Outline { errno } = parse(line)?;
+    if is_deeper_than(line.as_bytes(), MAX_DEPTH) {
+        return Err(SchedStatsError::malformed(format!(
+            "the scheduler's line nests more than {MAX_DEPTH} levels deep"
+        )));
+    }
     Ok(Decoded { value: line.as_bytes().to_vec(), errno })
 }
 
@@ -84,11 +90,6 @@ fn scheduler(answer: Answer<'_>) -> Result<&str, SchedStatsError> {
 fn parse<'de, T: Deserialize<'de>>(line: &'de str) -> Result<T, SchedStatsError> {
     if !line.trim_ascii_start().starts_with('{') {
         return Err(SchedStatsError::malformed("the scheduler's line is no JSON object"));
-    }
-    if is_deeper_than(line.as_bytes(), MAX_DEPTH) {
-        return Err(SchedStatsError::malformed(format!(
-            "the scheduler's line nests more than {MAX_DEPTH} levels deep"
-        )));
     }
     serde_json::from_str(line)
         .map_err(|error| SchedStatsError::malformed(format!("the scheduler's line is not understood: {error}")))

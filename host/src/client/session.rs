@@ -311,3 +311,6 @@ fn ended(expects: Expects, sent: Sent, errno: Option<Errno>, torn: usize) -> Sch
 fn quoted(bytes: &[u8]) -> String {
     format!("{:?}", excerpt(&String::from_utf8_lossy(bytes.get(..bytes.len().min(80)).unwrap_or(&[]))))
 }
+
+#[cfg(test)]
+mod tests;
