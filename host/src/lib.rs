@@ -1,6 +1,10 @@
 //! Read a guest's sched_ext scheduler statistics on the host, or the one typed reason why there are none.
 
+pub mod client;
 pub mod endpoint;
+pub mod error;
+pub mod reason;
+pub mod request;
 
 #[cfg(feature = "device")]
 pub mod vsock;
@@ -11,5 +15,9 @@ pub mod front;
 #[cfg(feature = "qemu")]
 pub mod qemu;
 
-pub use endpoint::Connect;
+pub use client::SchedStatsClient;
+pub use endpoint::{Connect, Endpoint};
+pub use error::SchedStatsError;
+pub use reason::MissingStatsReason;
+pub use request::{StatsRequest, StatsResponse};
 pub use scx_vsock_wire::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES};

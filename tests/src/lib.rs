@@ -9,5 +9,7 @@
 )]
 
 pub mod agent;
+pub mod fake_agent;
 pub mod guest_driver;
 pub mod peer;
+pub mod scripted_scheduler;

@@ -1,0 +1,245 @@
+//! Talking to one agent without ever waiting: the machine under every kind of client.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+
+use super::answer::Decoded;
+use super::session::{Answer, Event, Session};
+use super::wait::Deadline;
+use crate::endpoint::Connect;
+use crate::error::SchedStatsError;
+use crate::request::RequestLine;
+
+/// What a conversation waits for on its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Bytes to read.
+    Read,
+    /// Bytes to read, or room to write.
+    ReadWrite,
+}
+
+/// A conversation with one agent: one request at a time, over sessions that it opens as it needs them.
+///
+/// It does I/O but never waits, so a driver can run any number of them on one thread: [`start`](Self::start) a request,
+/// then call [`on_ready`](Self::on_ready) now, whenever [`fd`](Self::fd) is ready for [`interest`](Self::interest), and
+/// at [`deadline`](Self::deadline), until it gives the outcome. [`SchedStatsClient`](crate::SchedStatsClient) is the
+/// driver that blocks.
+///
+/// An answer is only ever read from the session that its request was written to: starting another request, or dropping
+/// the conversation, closes a session whose request was abandoned.
+///
+/// ```no_run
+/// use std::task::Poll;
+/// use std::time::{Duration, Instant};
+/// use scx_vsock::client::{Conversation, Deadline, answer};
+/// use scx_vsock::{Endpoint, StatsRequest};
+///
+/// # fn wait_for(fd: Option<std::os::fd::BorrowedFd<'_>>, deadline: Option<Deadline>) {}
+/// let mut conversation = Conversation::new("unix:/run/agent.sock".parse::<Endpoint>()?);
+/// conversation.start(StatsRequest::stats(&[]).line()?, Deadline::after(Instant::now(), Duration::from_secs(1)))?;
+/// let stats = loop {
+///     match conversation.on_ready(Instant::now(), answer::resp::<serde_json::Value>) {
+///         Poll::Ready(outcome) => break outcome?,
+///         Poll::Pending => wait_for(conversation.fd(), conversation.deadline()),
+///     }
+/// };
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Conversation {
+    connect: Arc<dyn Connect>,
+    /// Sessions opened so far.
+    opened: u64,
+    link: Option<Link>,
+}
+
+/// A session, its stream, and when the request on it ends.
+struct Link {
+    stream: OwnedFd,
+    session: Session,
+    deadline: Deadline,
+}
+
+impl fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conversation")
+            .field("place", &format_args!("{}", self.connect))
+            .field("session", &self.opened)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Conversation {
+    /// A conversation that has no session yet. Does no I/O.
+    #[must_use]
+    pub fn new(connect: impl Connect + 'static) -> Self {
+        Self { connect: Arc::new(connect), opened: 0, link: None }
+    }
+
+    /// The number of the newest session, counted from 1; 0 before the first. A scheduler's deltas span the time since
+    /// the same session's last read, so another number means another baseline.
+    #[must_use]
+    pub fn session(&self) -> u64 {
+        self.opened
+    }
+
+    /// Begins a request, on the open session where it is still good, else on a new one. A request that has no outcome
+    /// yet is abandoned.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::AgentUnreachable`] where it is known at once that there is no way to the agent.
+    pub fn start(&mut self, line: RequestLine, deadline: Deadline) -> Result<(), SchedStatsError> {
+        self.link = match self.link.take().filter(Link::is_good) {
+            Some(mut link) => {
+                link.session.ask(line);
+                Some(Link { deadline, ..link })
+            }
+            None => {
+                let stream = self.connect.connect().map_err(|error| self.unreachable(&error.to_string()))?;
+                self.opened += 1;
+                Some(Link { stream, session: Session::open(line), deadline })
+            }
+        };
+        Ok(())
+    }
+
+    /// The stream to wait on; none while nothing is asked.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.asked().map(|link| link.stream.as_fd())
+    }
+
+    /// What to wait for on it.
+    #[must_use]
+    pub fn interest(&self) -> Interest {
+        match self.asked() {
+            Some(link) if !link.session.unsent().is_empty() => Interest::ReadWrite,
+            _ => Interest::Read,
+        }
+    }
+
+    /// When the request ends at the latest; none while nothing is asked.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Deadline> {
+        self.asked().map(|link| link.deadline)
+    }
+
+    /// Does what can be done without waiting. `decode` is one of [`answer`](super::answer)'s functions; it is called at
+    /// most once, with the complete answer.
+    ///
+    /// A complete answer comes before the session's end, and that before the deadline. `Pending` while nothing is
+    /// asked.
+    ///
+    /// # Errors
+    ///
+    /// Why the request has no answer.
+    pub fn on_ready<T>(
+        &mut self,
+        now: Instant,
+        decode: impl FnOnce(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
+    ) -> Poll<Result<T, SchedStatsError>> {
+        let Some(link) = self.link.as_mut().filter(|link| link.session.is_asked()) else { return Poll::Pending };
+        let outcome = match link.turn() {
+            Some(outcome) => outcome.and_then(|()| decode(link.session.answer())),
+            None if link.deadline.has_passed(now) => Err(link.deadline.timed_out()),
+            None => return Poll::Pending,
+        };
+        link.session.rest();
+        let keep = match &outcome {
+            Ok(decoded) => decoded.errno == 0,
+            Err(error) => error.keeps_session(),
+        };
+        if !keep || !link.session.is_idle() {
+            self.link = None;
+        }
+        Poll::Ready(outcome.map(|decoded| decoded.value).map_err(|error| self.at_this_place(error)))
+    }
+
+    /// Gives up the request that has no outcome yet, and its session with it.
+    pub fn abandon(&mut self) {
+        if self.asked().is_some() {
+            self.link = None;
+        }
+    }
+
+    fn asked(&self) -> Option<&Link> {
+        self.link.as_ref().filter(|link| link.session.is_asked())
+    }
+
+    fn unreachable(&self, reason: &str) -> SchedStatsError {
+        SchedStatsError::AgentUnreachable { reason: format!("{}: {reason}", self.connect) }
+    }
+
+    fn at_this_place(&self, error: SchedStatsError) -> SchedStatsError {
+        match error {
+            SchedStatsError::AgentUnreachable { reason } => self.unreachable(&reason),
+            other => other,
+        }
+    }
+}
+
+impl Link {
+    /// Whether the session is idle and its stream silent. An agent speaks on an idle session only to end it.
+    fn is_good(&self) -> bool {
+        self.session.is_idle()
+            && matches!(retried(|| recv(&self.stream, &mut [0; 1], RecvFlags::DONTWAIT)), Err(Errno::AGAIN))
+    }
+
+    /// Writes, then reads, as far as that goes without waiting.
+    fn turn(&mut self) -> Option<Result<(), SchedStatsError>> {
+        while !self.session.unsent().is_empty() {
+            match retried(|| send(&self.stream, self.session.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT)) {
+                Ok(count) => {
+                    self.session.process(Event::Wrote(count));
+                    if self.session.unsent().is_empty() {
+                        // No agent has answered yet what it was sent a moment ago.
+                        return None;
+                    }
+                }
+                Err(Errno::AGAIN) => break,
+                Err(Errno::NOTCONN) if self.is_connecting() => return None,
+                Err(errno) => {
+                    self.session.process(Event::WriteFailed(errno));
+                }
+            }
+        }
+        self.read()
+    }
+
+    fn read(&mut self) -> Option<Result<(), SchedStatsError>> {
+        loop {
+            let event = match retried(|| recv(&self.stream, spare_capacity(self.session.spare()), RecvFlags::DONTWAIT))
+            {
+                Ok((0, _)) => Event::Ended(None),
+                Ok(_) => Event::Received,
+                Err(Errno::AGAIN) => return None,
+                Err(errno) => Event::Ended(Some(errno)),
+            };
+            if let Some(outcome) = self.session.process(event) {
+                return Some(outcome);
+            }
+        }
+    }
+
+    /// Whether a stream that is not connected may still become so.
+    fn is_connecting(&self) -> bool {
+        matches!(sockopt::socket_error(&self.stream), Ok(Ok(())))
+    }
+}
+
+fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Asking a guest's scheduler for its stats.
+//!
+//! [`SchedStatsClient`] is the client that blocks. Under it is a machine that never waits, for whoever serves many
+//! guests on one thread: [`Conversation`] renews sessions and keeps deadlines, on top of one session's states and
+//! events; [`answer`] decodes.
+
+pub mod answer;
+mod conversation;
+mod notice;
+mod session;
+mod turn;
+mod wait;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub use conversation::{Conversation, Interest};
+pub use session::Answer;
+pub use wait::Deadline;
+
+use crate::endpoint::Connect;
+use crate::error::SchedStatsError;
+use crate::request::{RequestLine, StatsRequest, StatsResponse};
+use answer::Decoded;
+use turn::Turns;
+use wait::Wait;
+
+/// How long a call may take where nothing else is said.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A client of one guest's scheduler.
+///
+/// Clones are cheap and share one session with the agent: their calls take turns, first come first served. Clients that
+/// were built apart have sessions of their own, and so delta baselines of their own. The session is opened by the first
+/// call, and renewed by the next one after it ended.
+///
+/// Every call ends by its deadline, which covers waiting for the turn, connecting, the agent's hello, writing and
+/// reading. A call whose request was written is never repeated on its own: reading stats moves a baseline.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use scx_vsock::{Endpoint, SchedStatsClient};
+///
+/// let agent: Endpoint = "unix:/run/guest1/agent.sock".parse()?;
+/// let client = SchedStatsClient::builder(agent).deadline(Duration::from_secs(2)).build();
+/// client.wait_for_scheduler(Duration::from_secs(30))?;
+/// println!("{:#}", client.stats(&[("target", "top")])?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct SchedStatsClient {
+    shared: Arc<Shared>,
+    deadline: Duration,
+}
+
+struct Shared {
+    turns: Turns<Conversation>,
+    /// The number of the newest session, to be read without waiting for the turn.
+    session: AtomicU64,
+}
+
+impl fmt::Debug for SchedStatsClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SchedStatsClient")
+            .field("session", &self.session())
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a [`SchedStatsClient`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it builds"]
+pub struct SchedStatsClientBuilder {
+    conversation: Conversation,
+    deadline: Duration,
+}
+
+impl SchedStatsClientBuilder {
+    /// How long each call may take, all in all; [`DEFAULT_DEADLINE`] where this is left out.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// The client. Does no I/O.
+    #[must_use]
+    pub fn build(self) -> SchedStatsClient {
+        let shared = Shared { turns: Turns::new(self.conversation), session: AtomicU64::new(0) };
+        SchedStatsClient { shared: Arc::new(shared), deadline: self.deadline }
+    }
+}
+
+impl SchedStatsClient {
+    /// Begins to make a client of the agent that `connect` leads to.
+    pub fn builder(connect: impl Connect + 'static) -> SchedStatsClientBuilder {
+        SchedStatsClientBuilder { conversation: Conversation::new(connect), deadline: DEFAULT_DEADLINE }
+    }
+
+    /// A clone, on the same session, whose calls may take up to `deadline`.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { shared: Arc::clone(&self.shared), deadline }
+    }
+
+    /// The number of the newest session, counted from 1; 0 before the first. When it is another than before, the
+    /// scheduler's deltas have a new baseline.
+    #[must_use]
+    pub fn session(&self) -> u64 {
+        self.shared.session.load(Ordering::Relaxed)
+    }
+
+    /// Sends one line and returns the scheduler's line without its LF, byte for byte. The LF of `line` may be left out.
+    ///
+    /// The answer is one JSON object; its errno is not judged, but after another errno than 0 the session is renewed.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::RequestTooLarge`] and [`SchedStatsError::InvalidRequest`] before anything is sent, and
+    /// whatever else prevents an answer.
+    pub fn request_raw(&self, line: impl AsRef<[u8]>) -> Result<Vec<u8>, SchedStatsError> {
+        self.ask(RequestLine::new(line.as_ref())?, answer::raw)
+    }
+
+    /// Sends a request and returns the scheduler's answer, whatever its errno. After another errno than 0 the session
+    /// is renewed.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::RequestTooLarge`] before anything is sent, and whatever else prevents an answer.
+    pub fn request(&self, request: &StatsRequest) -> Result<StatsResponse, SchedStatsError> {
+        self.ask(request.line()?, answer::response)
+    }
+
+    /// The scheduler's stats: `args["resp"]` of its answer. With no `args` they are those of the target `top`.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::SchedulerError`] for another errno than 0, [`SchedStatsError::MissingResp`] for an answer
+    /// without `resp`, and whatever else prevents an answer.
+    pub fn stats(&self, args: &[(&str, &str)]) -> Result<Value, SchedStatsError> {
+        self.stats_as(args)
+    }
+
+    /// What the scheduler's stats mean: each struct's fields with their kinds and descriptions, by the struct's name.
+    ///
+    /// # Errors
+    ///
+    /// As for [`stats`](Self::stats).
+    pub fn stats_meta(&self) -> Result<Value, SchedStatsError> {
+        self.ask(StatsRequest::stats_meta().line()?, answer::resp)
+    }
+
+    /// The scheduler's stats as a type of the caller's, decoded in one pass without a [`Value`] in between.
+    ///
+    /// ```no_run
+    /// # fn main() -> anyhow::Result<()> {
+    /// # let client = scx_vsock::SchedStatsClient::builder("unix:/agent".parse::<scx_vsock::Endpoint>()?).build();
+    /// #[derive(serde::Deserialize)]
+    /// struct Bpfland {
+    ///     nr_running: u64,
+    /// }
+    /// let stats: Bpfland = client.stats_as(&[])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`stats`](Self::stats); [`SchedStatsError::MalformedResponse`] where `resp` is no `T`.
+    pub fn stats_as<T: DeserializeOwned>(&self, args: &[(&str, &str)]) -> Result<T, SchedStatsError> {
+        self.ask(StatsRequest::stats(args).line()?, answer::resp)
+    }
+
+    /// Waits until the scheduler accepts a connection, but no longer than `deadline` instead of the client's own.
+    ///
+    /// It is the agent that waits: this is one request and one answer, without polling.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::TimedOut`], or that there is no agent to wait.
+    pub fn wait_for_scheduler(&self, deadline: Duration) -> Result<(), SchedStatsError> {
+        self.with_deadline(deadline).ask(RequestLine::wait_scheduler(), answer::ready)
+    }
+
+    /// Takes the turn, asks, and waits for the outcome.
+    fn ask<T>(
+        &self,
+        line: RequestLine,
+        decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
+    ) -> Result<T, SchedStatsError> {
+        let wait = Wait::new(Deadline::after(Instant::now(), self.deadline));
+        let mut conversation = self.shared.turns.take(&wait)?;
+        wait.interrupted()?;
+        let started = conversation.start(line, wait.deadline());
+        self.shared.session.store(conversation.session(), Ordering::Relaxed);
+        started?;
+        loop {
+            if let Poll::Ready(outcome) = conversation.on_ready(Instant::now(), &decode) {
+                return outcome;
+            }
+            let waited =
+                wait.interrupted().and_then(|()| wait.sleep(conversation.fd().map(|fd| (fd, conversation.interest()))));
+            if let Err(error) = waited {
+                conversation.abandon();
+                return Err(error);
+            }
+        }
+    }
+}

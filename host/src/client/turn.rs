@@ -1,0 +1,133 @@
+//! Taking turns on one value, first come first served, without waiting longer than a call may.
+//!
+//! A mutex alone can neither give up at a deadline nor be woken by anything else, and lets a thread that asks again at
+//! once overtake the others. So a queue of wake descriptors decides whose turn it is, and the mutex around the value is
+//! only ever locked by the one who has it; its poison says that an earlier one panicked.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::wait::{Wait, Wake};
+use crate::error::SchedStatsError;
+
+#[derive(Debug)]
+pub(super) struct Turns<T> {
+    queue: Mutex<Queue>,
+    value: Mutex<T>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    taken: bool,
+    waiting: VecDeque<Arc<Wake>>,
+}
+
+impl<T> Turns<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self { queue: Mutex::default(), value: Mutex::new(value) }
+    }
+
+    /// Waits for the turn and takes it.
+    pub(super) fn take(&self, wait: &Wait) -> Result<Turn<'_, T>, SchedStatsError> {
+        if !self.queue().take_if_free() {
+            self.stand_in_line(wait)?;
+        }
+        let ticket = Ticket { queue: &self.queue };
+        let value = self.value.lock().map_err(|_| SchedStatsError::Poisoned)?;
+        Ok(Turn { value, _ticket: ticket })
+    }
+
+    fn stand_in_line(&self, wait: &Wait) -> Result<(), SchedStatsError> {
+        let me = wait.wake()?;
+        self.queue().waiting.push_back(Arc::clone(me));
+        let mut end = Ok(());
+        loop {
+            let mut queue = self.queue();
+            if queue.take_if_first(me) {
+                return Ok(());
+            }
+            if end.is_err() {
+                queue.leave(me);
+                return end;
+            }
+            drop(queue);
+            // Whatever ends the wait, a turn that has come by then is taken and passed on in good order.
+            end = wait.sleep(None).and_then(|()| wait.interrupted());
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.queue)
+    }
+}
+
+/// Nothing panics while the queue is locked, so its poison means nothing.
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Queue {
+    fn take_if_free(&mut self) -> bool {
+        let free = !self.taken && self.waiting.is_empty();
+        self.taken |= free;
+        free
+    }
+
+    fn take_if_first(&mut self, me: &Arc<Wake>) -> bool {
+        let mine = !self.taken && self.waiting.front().is_some_and(|first| Arc::ptr_eq(first, me));
+        if mine {
+            self.taken = true;
+            self.waiting.pop_front();
+        }
+        mine
+    }
+
+    fn leave(&mut self, me: &Arc<Wake>) {
+        self.waiting.retain(|waiter| !Arc::ptr_eq(waiter, me));
+        if !self.taken {
+            self.wake_first();
+        }
+    }
+
+    fn wake_first(&self) {
+        if let Some(first) = self.waiting.front() {
+            first.wake();
+        }
+    }
+}
+
+/// The turn. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Turn<'a, T> {
+    // Dropped in this order: the value is unlocked before the next one is woken.
+    value: MutexGuard<'a, T>,
+    _ticket: Ticket<'a>,
+}
+
+#[derive(Debug)]
+struct Ticket<'a> {
+    queue: &'a Mutex<Queue>,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut queue = lock(self.queue);
+        queue.taken = false;
+        queue.wake_first();
+    }
+}
+
+impl<T> Deref for Turn<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Turn<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}

@@ -1,0 +1,215 @@
+//! Why a sample has no stats, as plain data: to keep in a series, to compare, to count, to send on.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::SchedStatsError;
+
+/// The one reason why a sample has no stats.
+///
+/// It is made from a [`SchedStatsError`], or from an [`anyhow::Error`] that has one anywhere in its chain. Its JSON is
+/// serde's externally tagged form with the variant's own name, and is part of this crate's contract:
+///
+/// ```
+/// use scx_vsock::MissingStatsReason;
+///
+/// let reason: MissingStatsReason = serde_json::from_str(r#"{"TimedOut":{"after_ms":5000}}"#)?;
+/// assert_eq!(reason, MissingStatsReason::TimedOut { after_ms: 5000 });
+/// assert_eq!(reason.kind(), "timed_out");
+/// assert_eq!(serde_json::to_string(&MissingStatsReason::Cancelled)?, r#""Cancelled""#);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum MissingStatsReason {
+    /// The run was configured without a scheduler, so no client was ever made.
+    #[error("the run was configured without a scheduler, so there was none to ask")]
+    NoSchedulerBinary,
+
+    /// The agent could not reach the scheduler's socket. Also what an error of no known kind becomes, with its text.
+    #[error("no scheduler to ask: {reason}")]
+    NoScheduler {
+        /// What was found in its place.
+        reason: String,
+    },
+
+    /// The run was marked freezing while the request was in flight or about to start.
+    #[error("the guest was being frozen, and a frozen guest cannot answer")]
+    DuringFreeze,
+
+    /// The run was cancelled, by its watchdog or at shutdown, while the request was in flight or about to start.
+    #[error("the run was cancelled (by its watchdog or at shutdown)")]
+    Cancelled,
+
+    /// The scheduler answered with an errno other than 0.
+    #[error("the scheduler answered with errno {errno}: {}", said(args))]
+    SchedulerError {
+        /// The scheduler's errno.
+        errno: i32,
+        /// Its `args`; by custom `args["resp"]` is a text that says more.
+        args: Value,
+    },
+
+    /// The scheduler answered, but its `args` have no `resp`.
+    #[error("the scheduler answered without args.resp, only {}; is it an scx_stats server?", excerpt(&args.to_string()))]
+    MissingResp {
+        /// The `args` that there were.
+        args: Value,
+    },
+
+    /// The request line is over the cap. It was refused before anything was sent.
+    #[error("the request line has {size} bytes, more than the {max} that an agent takes; nothing was sent")]
+    RequestTooLarge {
+        /// Bytes of the line, its LF counted.
+        size: usize,
+        /// The most that it may have.
+        max: usize,
+    },
+
+    /// The answer grew past the cap without a newline.
+    #[error("the answer passed {max} bytes without an end ({size} so far); ask for a narrower target")]
+    ResponseTooLarge {
+        /// Bytes that there were when it was given up.
+        size: usize,
+        /// The most that it may have, its LF counted.
+        max: usize,
+    },
+
+    /// A thread panicked while it held the client's session.
+    #[error("a thread panicked while it held this client's session; build a new client")]
+    MutexPoisoned,
+
+    /// The deadline passed.
+    #[error("no answer within {after_ms} ms: the guest is stopped or overloaded, or its scheduler does not answer")]
+    TimedOut {
+        /// Milliseconds that the call was allowed.
+        after_ms: u64,
+    },
+
+    /// The scheduler closed its connection, or the connection failed, during the answer.
+    #[error("the scheduler went away during its answer ({}); its log in the guest says why", ended(*errno))]
+    SchedulerGone {
+        /// What the agent's connection failed with; 0 for an orderly end.
+        errno: i32,
+    },
+
+    /// Nothing spoke the protocol where the agent should be.
+    #[error("no agent to talk to: {reason}")]
+    AgentUnreachable {
+        /// Where, and what happened there.
+        reason: String,
+    },
+
+    /// Every session of the agent is taken.
+    #[error("all {sessions} sessions of the guest's agent are taken; share a client by cloning it, or drop one")]
+    AgentBusy {
+        /// How many sessions the agent has.
+        sessions: usize,
+    },
+
+    /// The answer is not the envelope that it must be.
+    #[error("the answer is not what the protocol allows: {reason}")]
+    MalformedResponse {
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// The line cannot be a request. It was refused before anything was sent.
+    #[error("not a request line: {reason}; nothing was sent")]
+    InvalidRequest {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl MissingStatsReason {
+    /// The variant as a word in snake case, for labels and exit codes.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NoSchedulerBinary => "no_scheduler_binary",
+            Self::NoScheduler { .. } => "no_scheduler",
+            Self::DuringFreeze => "during_freeze",
+            Self::Cancelled => "cancelled",
+            Self::SchedulerError { .. } => "scheduler_error",
+            Self::MissingResp { .. } => "missing_resp",
+            Self::RequestTooLarge { .. } => "request_too_large",
+            Self::ResponseTooLarge { .. } => "response_too_large",
+            Self::MutexPoisoned => "mutex_poisoned",
+            Self::TimedOut { .. } => "timed_out",
+            Self::SchedulerGone { .. } => "scheduler_gone",
+            Self::AgentUnreachable { .. } => "agent_unreachable",
+            Self::AgentBusy { .. } => "agent_busy",
+            Self::MalformedResponse { .. } => "malformed_response",
+            Self::InvalidRequest { .. } => "invalid_request",
+        }
+    }
+}
+
+impl From<SchedStatsError> for MissingStatsReason {
+    fn from(error: SchedStatsError) -> Self {
+        match error {
+            SchedStatsError::NoScheduler { reason } => Self::NoScheduler { reason },
+            SchedStatsError::DuringFreeze => Self::DuringFreeze,
+            SchedStatsError::Cancelled => Self::Cancelled,
+            SchedStatsError::SchedulerError { errno, args } => Self::SchedulerError { errno, args },
+            SchedStatsError::MissingResp { args } => Self::MissingResp { args },
+            SchedStatsError::RequestTooLarge { size, max } => Self::RequestTooLarge { size, max },
+            SchedStatsError::ResponseTooLarge { size, max } => Self::ResponseTooLarge { size, max },
+            SchedStatsError::Poisoned => Self::MutexPoisoned,
+            SchedStatsError::TimedOut { after_ms } => Self::TimedOut { after_ms },
+            SchedStatsError::SchedulerGone { errno } => Self::SchedulerGone { errno },
+            SchedStatsError::AgentUnreachable { reason } => Self::AgentUnreachable { reason },
+            SchedStatsError::AgentBusy { sessions } => Self::AgentBusy { sessions },
+            SchedStatsError::MalformedResponse { reason } => Self::MalformedResponse { reason },
+            SchedStatsError::InvalidRequest { reason } => Self::InvalidRequest { reason },
+        }
+    }
+}
+
+impl From<&SchedStatsError> for MissingStatsReason {
+    fn from(error: &SchedStatsError) -> Self {
+        error.clone().into()
+    }
+}
+
+/// The first [`SchedStatsError`] of the chain, as a context or as a cause; without one,
+/// [`NoScheduler`](MissingStatsReason::NoScheduler) with the whole chain's text.
+impl From<&anyhow::Error> for MissingStatsReason {
+    fn from(error: &anyhow::Error) -> Self {
+        error
+            .downcast_ref()
+            .or_else(|| error.chain().find_map(|cause| cause.downcast_ref::<SchedStatsError>()))
+            .map_or_else(|| Self::NoScheduler { reason: format!("{error:#}") }, Self::from)
+    }
+}
+
+/// Characters of a peer's text that a message repeats. A scheduler's error can be a backtrace of many lines.
+const EXCERPT_CHARS: usize = 200;
+
+/// What the scheduler said about its error: the text in `resp` where there is one, else all of `args`.
+fn said(args: &Value) -> String {
+    match args.get("resp").and_then(Value::as_str) {
+        Some(text) => excerpt(text),
+        None => excerpt(&args.to_string()),
+    }
+}
+
+/// The first line of `text`, cut where it is long, with nothing in it that would act on a terminal.
+pub(crate) fn excerpt(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    let mut short: String =
+        line.chars().take(EXCERPT_CHARS).map(|char| if char.is_control() { '?' } else { char }).collect();
+    if short.len() < text.trim_end().len() {
+        short.push_str("...");
+    }
+    short
+}
+
+fn ended(errno: i32) -> String {
+    if errno == 0 {
+        "it closed the connection".to_owned()
+    } else {
+        std::io::Error::from_raw_os_error(errno).to_string()
+    }
+}
