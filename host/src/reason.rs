@@ -213,3 +213,159 @@ fn ended(errno: i32) -> String {
         std::io::Error::from_raw_os_error(errno).to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::panic::{RefUnwindSafe, UnwindSafe};
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn every_reason() -> Vec<(MissingStatsReason, &'static str, &'static str)> {
+        use MissingStatsReason as R;
+        let args = || json!({ "resp": "unknown target" });
+        let reason = || "why".to_owned();
+        vec![
+            (R::NoSchedulerBinary, "no_scheduler_binary", r#""NoSchedulerBinary""#),
+            (R::NoScheduler { reason: reason() }, "no_scheduler", r#"{"NoScheduler":{"reason":"why"}}"#),
+            (R::DuringFreeze, "during_freeze", r#""DuringFreeze""#),
+            (R::Cancelled, "cancelled", r#""Cancelled""#),
+            (
+                R::SchedulerError { errno: 22, args: args() },
+                "scheduler_error",
+                r#"{"SchedulerError":{"errno":22,"args":{"resp":"unknown target"}}}"#,
+            ),
+            (R::MissingResp { args: json!({}) }, "missing_resp", r#"{"MissingResp":{"args":{}}}"#),
+            (R::RequestTooLarge { size: 2, max: 1 }, "request_too_large", r#"{"RequestTooLarge":{"size":2,"max":1}}"#),
+            (
+                R::ResponseTooLarge { size: 2, max: 1 },
+                "response_too_large",
+                r#"{"ResponseTooLarge":{"size":2,"max":1}}"#,
+            ),
+            (R::MutexPoisoned, "mutex_poisoned", r#""MutexPoisoned""#),
+            (R::TimedOut { after_ms: 5000 }, "timed_out", r#"{"TimedOut":{"after_ms":5000}}"#),
+            (R::SchedulerGone { errno: 104 }, "scheduler_gone", r#"{"SchedulerGone":{"errno":104}}"#),
+            (R::AgentUnreachable { reason: reason() }, "agent_unreachable", r#"{"AgentUnreachable":{"reason":"why"}}"#),
+            (R::AgentBusy { sessions: 8 }, "agent_busy", r#"{"AgentBusy":{"sessions":8}}"#),
+            (
+                R::MalformedResponse { reason: reason() },
+                "malformed_response",
+                r#"{"MalformedResponse":{"reason":"why"}}"#,
+            ),
+            (R::InvalidRequest { reason: reason() }, "invalid_request", r#"{"InvalidRequest":{"reason":"why"}}"#),
+        ]
+    }
+
+    fn every_error() -> Vec<SchedStatsError> {
+        use SchedStatsError as E;
+        let args = || json!({ "resp": "unknown target" });
+        let reason = || "why".to_owned();
+        vec![
+            E::NoScheduler { reason: reason() },
+            E::DuringFreeze,
+            E::Cancelled,
+            E::SchedulerError { errno: 22, args: args() },
+            E::MissingResp { args: json!({}) },
+            E::RequestTooLarge { size: 2, max: 1 },
+            E::ResponseTooLarge { size: 2, max: 1 },
+            E::Poisoned,
+            E::TimedOut { after_ms: 5000 },
+            E::SchedulerGone { errno: 104 },
+            E::AgentUnreachable { reason: reason() },
+            E::AgentBusy { sessions: 8 },
+            E::MalformedResponse { reason: reason() },
+            E::InvalidRequest { reason: reason() },
+        ]
+    }
+
+    #[test]
+    fn a_reason_is_plain_data() {
+        const fn made() -> MissingStatsReason {
+            MissingStatsReason::NoSchedulerBinary
+        }
+        // Freeze: only a type without interior mutability may stand behind a reference in a constant.
+        const FROZEN: &MissingStatsReason = &made();
+        fn is_plain_data<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe + 'static>(_: &T) {}
+        is_plain_data(FROZEN);
+    }
+
+    #[test]
+    fn the_json_and_the_kind_of_every_reason_are_as_they_always_were() {
+        for (reason, kind, golden) in every_reason() {
+            assert_eq!(serde_json::to_string(&reason).unwrap(), golden);
+            assert_eq!(serde_json::from_str::<MissingStatsReason>(golden).unwrap(), reason);
+            assert_eq!(reason.kind(), kind);
+        }
+    }
+
+    #[test]
+    fn every_error_becomes_the_reason_of_its_name_with_its_facts() {
+        let reasons = every_reason();
+        let after_the_first = reasons.iter().skip(1).map(|(reason, ..)| reason);
+        for (error, reason) in every_error().into_iter().zip(after_the_first) {
+            assert_eq!(MissingStatsReason::from(&error), *reason);
+            assert_eq!(error.kind(), reason.kind());
+            assert_eq!(error.to_string(), reason.to_string());
+            assert_eq!(MissingStatsReason::from(error), *reason);
+        }
+        assert_eq!(every_error().len() + 1, reasons.len());
+    }
+
+    #[test]
+    fn reasons_can_be_counted() {
+        let counted: HashSet<_> = every_reason().into_iter().map(|(reason, ..)| reason).collect();
+        assert_eq!(counted.len(), every_reason().len());
+    }
+
+    #[test]
+    fn messages_carry_the_facts_on_one_line() {
+        for (reason, fact) in every_reason().into_iter().map(|(reason, ..)| reason).zip([
+            "without a scheduler",
+            "why",
+            "frozen",
+            "cancelled",
+            "errno 22: unknown target",
+            "only {}",
+            "2 bytes, more than the 1",
+            "passed 1 bytes",
+            "panicked",
+            "5000 ms",
+            "Connection reset by peer",
+            "why",
+            "all 8 sessions",
+            "why",
+            "why",
+        ]) {
+            let text = reason.to_string();
+            assert!(text.contains(fact) && !text.contains('\n'), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_found_wherever_it_stands_in_the_chain() {
+        let cancelled = || anyhow::Error::from(SchedStatsError::Cancelled);
+        let deep = cancelled().context("sampling").context("phase 2").context("the run");
+        assert_eq!(MissingStatsReason::from(&cancelled()), MissingStatsReason::Cancelled);
+        assert_eq!(MissingStatsReason::from(&deep), MissingStatsReason::Cancelled);
+        let as_context = anyhow::anyhow!("a pipe broke").context(SchedStatsError::DuringFreeze).context("the run");
+        assert_eq!(MissingStatsReason::from(&as_context), MissingStatsReason::DuringFreeze);
+    }
+
+    #[test]
+    fn an_error_of_no_known_kind_keeps_the_text_of_its_whole_chain() {
+        let unknown = anyhow::anyhow!("no such file").context("reading the config");
+        let reason = "reading the config: no such file".to_owned();
+        assert_eq!(MissingStatsReason::from(&unknown), MissingStatsReason::NoScheduler { reason });
+    }
+
+    #[test]
+    fn a_schedulers_backtrace_is_cut_to_its_first_line() {
+        let resp = format!("{}\n   0: std::backtrace\u{1b}[31m", "x".repeat(500));
+        let text = MissingStatsReason::SchedulerError { errno: 22, args: json!({ "resp": resp }) }.to_string();
+        assert!(text.ends_with("xxx...") && text.len() < 300, "{text}");
+        assert_eq!(excerpt("red \u{1b}[31m"), "red ?[31m");
+        assert_eq!(excerpt("whole\n"), "whole");
+    }
+}

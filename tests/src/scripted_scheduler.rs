@@ -38,6 +38,22 @@ enum Step {
     Close,
 }
 
+impl Step {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Line => "line",
+            Self::Expect(_) => "expect",
+            Self::Send(_) => "send",
+            Self::SendPieces { .. } => "send_pieces",
+            Self::Number { .. } => "send_number",
+            Self::Echo { .. } => "send_echo",
+            Self::Stall => "stall",
+            Self::CloseWrite => "close_write",
+            Self::Close => "close",
+        }
+    }
+}
+
 impl Script {
     /// A connection that only waits for its end.
     #[must_use]
@@ -270,13 +286,13 @@ impl Shared {
     fn play(&self, number: usize, stream: &UnixStream, script: Script) -> Result<usize, String> {
         let mut connection =
             Connection { shared: self, number, stream, lines: BufReader::new(stream), last: Vec::new() };
-        for step in script.steps {
+        for step in &script.steps {
             if !connection.perform(step)? {
                 return Ok(0);
             }
         }
         while !script.again.is_empty() && !connection.is_at_its_end() {
-            for step in script.again.clone() {
+            for step in &script.again {
                 connection.perform(step)?;
             }
         }
@@ -302,33 +318,33 @@ impl Connection<'_> {
     }
 
     /// Performs a step; false when it was the last.
-    fn perform(&mut self, step: Step) -> Result<bool, String> {
-        let what = format!("{step:.60?}");
-        let failed = |error: io::Error| format!("{what}: {error}");
+    fn perform(&mut self, step: &Step) -> Result<bool, String> {
+        let failed = |error: io::Error| format!("{}: {error}", step.name());
         let mut out = self.stream;
         match step {
             Step::Line => self.read().map_err(failed)?,
             Step::Expect(wanted) => {
                 self.read().map_err(failed)?;
-                if self.last != wanted {
-                    return Err(format!("{what}: got {:?}", String::from_utf8_lossy(&self.last)));
+                if self.last != *wanted {
+                    let (wanted, got) = (String::from_utf8_lossy(wanted), String::from_utf8_lossy(&self.last));
+                    return Err(format!("expected {wanted:.200?}, got {got:.200?}"));
                 }
             }
-            Step::Send(bytes) => out.write_all(&bytes).map_err(failed)?,
+            Step::Send(bytes) => out.write_all(bytes).map_err(failed)?,
             Step::SendPieces { bytes, size } => {
-                bytes.chunks(size).try_for_each(|piece| out.write_all(piece)).map_err(failed)?;
+                bytes.chunks(*size).try_for_each(|piece| out.write_all(piece)).map_err(failed)?;
             }
             Step::Number { before, behind } => {
                 let count = self.shared.lines.lock().expect("no connection panics").to_string();
-                out.write_all(&[&before, count.as_bytes(), &behind].concat()).map_err(failed)?;
+                out.write_all(&[before, count.as_bytes(), behind].concat()).map_err(failed)?;
             }
             Step::Echo { before, behind } => {
-                out.write_all(&[before, self.last.clone(), behind].concat()).map_err(failed)?
+                out.write_all(&[&before[..], &self.last, behind].concat()).map_err(failed)?;
             }
             Step::Stall => {
                 self.shared.tell(Event::Stalled(self.number));
                 let released = self.shared.released.lock().expect("no connection panics");
-                released.recv_timeout(DEADLINE).map_err(|error| format!("{what}: {error}"))?;
+                released.recv_timeout(DEADLINE).map_err(|error| format!("stall: {error}"))?;
             }
             Step::CloseWrite => self.stream.shutdown(Shutdown::Write).map_err(failed)?,
             Step::Close => return Ok(false),

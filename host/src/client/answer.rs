@@ -192,3 +192,167 @@ enum Key {
     #[serde(other)]
     Other,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn decoded<T: DeserializeOwned>(line: &str) -> Result<T, SchedStatsError> {
+        resp(Answer::Scheduler(line.as_bytes())).map(|decoded| decoded.value)
+    }
+
+    fn kind<T>(result: Result<T, SchedStatsError>) -> &'static str {
+        result.map_or_else(|error| error.kind(), |_| "none")
+    }
+
+    #[test]
+    fn resp_is_decoded_wherever_it_stands() {
+        for line in [
+            r#"{"errno":0,"args":{"resp":[1,2]}}"#,
+            r#"{"args":{"resp":[1,2]},"errno":0}"#,
+            r#" {"args":{"more":{"resp":3},"resp":[1,2]},"took_us":4} "#,
+        ] {
+            assert_eq!(decoded::<Vec<u8>>(line), Ok(vec![1, 2]), "{line}");
+            assert_eq!(decoded::<Value>(line), Ok(json!([1, 2])), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_null_resp_is_a_resp_and_an_absent_one_is_not() {
+        assert_eq!(decoded::<Option<u8>>(r#"{"args":{"resp":null}}"#), Ok(None));
+        assert_eq!(decoded::<Value>(r#"{"args":{"resp":null}}"#), Ok(Value::Null));
+        assert_eq!(
+            decoded::<Option<u8>>(r#"{"errno":0,"args":{"other":1}}"#),
+            Err(SchedStatsError::MissingResp { args: json!({ "other": 1 }) })
+        );
+        assert_eq!(decoded::<Value>("{}"), Err(SchedStatsError::MissingResp { args: Value::Null }));
+        assert_eq!(decoded::<Value>(r#"{"args":[5]}"#), Err(SchedStatsError::MissingResp { args: json!([5]) }));
+    }
+
+    #[test]
+    fn a_schedulers_error_keeps_its_args_whatever_type_was_wanted() {
+        let expected = || SchedStatsError::SchedulerError { errno: 22, args: json!({ "resp": "bad target" }) };
+        assert_eq!(decoded::<u8>(r#"{"errno":22,"args":{"resp":"bad target"}}"#), Err(expected()));
+        assert_eq!(decoded::<u8>(r#"{"args":{"resp":"bad target"},"errno":22}"#), Err(expected()));
+        assert_eq!(decoded::<String>(r#"{"errno":22,"args":{"resp":"bad target"}}"#), Err(expected()));
+        assert_eq!(
+            decoded::<Value>(r#"{"errno":-5}"#),
+            Err(SchedStatsError::SchedulerError { errno: -5, args: Value::Null })
+        );
+    }
+
+    #[test]
+    fn a_resp_of_another_type_says_where() {
+        let error = decoded::<Vec<u8>>(r#"{"errno":0,"args":{"resp":[1,"x"]}}"#).unwrap_err();
+        assert_eq!(error.kind(), "malformed_response");
+        assert!(error.to_string().contains("invalid type: string \"x\", expected u8 at line 1 column 32"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_exactly_one_object_is_malformed() {
+        let deep = format!(r#"{{"errno":0,"args":{{"resp":{}{}}}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let open = "[".repeat(100_000);
+        for line in [
+            "",
+            " ",
+            "null",
+            "7",
+            r#"[0,{"resp":1}]"#,
+            r#"{"args":{"resp":1}}x"#,
+            r#"{"args":{"resp":1}}{}"#,
+            r#"{"args":{"resp":1}},"x":{}"#,
+            r#"{"args":{"resp":1}"#,
+            r#"{"errno":"0","args":{"resp":1}}"#,
+            r#"{"errno":4294967296,"args":{"resp":1}}"#,
+            r#"{"errno":0,"errno":0,"args":{"resp":1}}"#,
+            "{\"args\":{\"resp\":1\0}}",
+            "{\"args\":{\"resp\":\"a\0\"}}",
+            &open,
+            &deep,
+        ] {
+            let shown = line.get(..60).unwrap_or(line);
+            let answer = Answer::Scheduler(line.as_bytes());
+            assert_eq!(kind(decoded::<Value>(line)), "malformed_response", "{shown}");
+            assert_eq!(kind(decoded::<u64>(line)), "malformed_response", "{shown}");
+            assert_eq!(kind(response(answer)), "malformed_response", "{shown}");
+            assert_eq!(kind(raw(answer)), "malformed_response", "{shown}");
+        }
+        let answer = Answer::Scheduler(b"{\"args\":{\"resp\":\"\xff\"}}");
+        assert_eq!(kind(raw(answer)), "malformed_response");
+        assert_eq!(kind(resp::<Value>(answer)), "malformed_response");
+    }
+
+    #[test]
+    fn what_a_type_leaves_out_costs_no_stack() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct One {
+            a: u8,
+        }
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(decoded(&format!(r#"{{"args":{{"resp":{{"b":{deep},"a":1}}}}}}"#)), Ok(One { a: 1 }));
+        assert_eq!(decoded(&format!(r#"{{"args":{{"b":{deep},"resp":{{"a":1}}}}}}"#)), Ok(One { a: 1 }));
+    }
+
+    #[test]
+    fn a_line_is_passed_on_byte_for_byte() {
+        let line = br#" { "errno" : 0 , "args":{"resp":1.0e2} , "later":[] }"#;
+        assert_eq!(raw(Answer::Scheduler(line)), Ok(Decoded { value: line.to_vec(), errno: 0 }));
+        let refused = br#"{"errno":22,"args":{"resp":"no"}}"#;
+        assert_eq!(raw(Answer::Scheduler(refused)), Ok(Decoded { value: refused.to_vec(), errno: 22 }));
+    }
+
+    #[test]
+    fn an_answer_to_another_question_is_malformed() {
+        assert_eq!(kind(raw(Answer::SchedulerReady)), "malformed_response");
+        assert_eq!(kind(response(Answer::SchedulerReady)), "malformed_response");
+        assert_eq!(kind(ready(Answer::Scheduler(b"{}"))), "malformed_response");
+        assert_eq!(ready(Answer::SchedulerReady), Ok(Decoded { value: (), errno: 0 }));
+    }
+
+    #[test]
+    fn brackets_in_texts_are_no_depth() {
+        assert!(!is_deeper_than(br#"{"a":"[[[[","b\"[[[":["\\"]}"#, 2));
+        assert!(is_deeper_than(br#"{"a":[[1]]}"#, 2));
+        assert!(!is_deeper_than(br#"{"a":[1],"b":[{}]}"#, 3));
+    }
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(5, 40, 5, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                proptest::collection::btree_map(".{0,4}", inner, 0..5)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_resp_comes_back_as_serde_json_reads_it(value in json_value()) {
+            let line = json!({ "errno": 0, "args": { "resp": value } }).to_string();
+            let reread: Value = serde_json::from_str(&line).unwrap();
+            prop_assert_eq!(decoded::<Value>(&line), Ok(reread["args"]["resp"].clone()));
+            let answer = Answer::Scheduler(line.as_bytes());
+            prop_assert_eq!(response(answer).map(|decoded| decoded.value.args), Ok(reread["args"].clone()));
+            prop_assert_eq!(raw(answer).map(|decoded| decoded.value), Ok(line.clone().into_bytes()));
+        }
+
+        #[test]
+        fn the_depth_of_a_value_is_counted(depth in 1usize..300) {
+            let line = format!(r#"{{"a":{}"]"{}}}"#, "[".repeat(depth - 1), "]".repeat(depth - 1));
+            prop_assert_eq!(is_deeper_than(line.as_bytes(), MAX_DEPTH), depth > MAX_DEPTH);
+            let built = serde_json::from_str::<Value>(&line).is_ok();
+            prop_assert_eq!(built, depth <= MAX_DEPTH);
+        }
+    }
+}
