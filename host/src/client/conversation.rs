@@ -7,11 +7,12 @@ use std::task::Poll;
 use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
 use super::answer::Decoded;
-use super::session::{Answer, Event, Session};
+use super::session::{Answer, Event, Outcome, Session};
 use super::wait::Deadline;
 use crate::endpoint::Connect;
 use crate::error::SchedStatsError;
@@ -194,27 +195,28 @@ impl Link {
     }
 
     /// Writes, then reads, as far as that goes without waiting.
-    fn turn(&mut self) -> Option<Result<(), SchedStatsError>> {
+    fn turn(&mut self) -> Option<Outcome> {
         while !self.session.unsent().is_empty() {
-            match retried(|| send(&self.stream, self.session.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT)) {
+            let sent = retried(|| send(&self.stream, self.session.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT));
+            match sent.or_else(|errno| if errno == Errno::NOTCONN { self.connecting() } else { Err(errno) }) {
                 Ok(count) => {
                     self.session.process(Event::Wrote(count));
-                    if self.session.unsent().is_empty() {
-                        // No agent has answered yet what it was sent a moment ago.
-                        return None;
-                    }
                 }
                 Err(Errno::AGAIN) => break,
-                Err(Errno::NOTCONN) if self.is_connecting() => return None,
                 Err(errno) => {
                     self.session.process(Event::WriteFailed(errno));
+                    break;
                 }
+            }
+            if self.session.unsent().is_empty() {
+                // No agent has answered yet what it was sent a moment ago.
+                return None;
             }
         }
         self.read()
     }
 
-    fn read(&mut self) -> Option<Result<(), SchedStatsError>> {
+    fn read(&mut self) -> Option<Outcome> {
         loop {
             let event = match retried(|| recv(&self.stream, spare_capacity(self.session.spare()), RecvFlags::DONTWAIT))
             {
@@ -229,9 +231,13 @@ impl Link {
         }
     }
 
-    /// Whether a stream that is not connected may still become so.
-    fn is_connecting(&self) -> bool {
-        matches!(sockopt::socket_error(&self.stream), Ok(Ok(())))
+    /// Why a stream is not connected: `AGAIN` where it still may become so.
+    fn connecting(&self) -> rustix::io::Result<usize> {
+        sockopt::socket_error(&self.stream)??;
+        let mut fds = [PollFd::new(&self.stream, PollFlags::OUT)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        let [fd] = fds;
+        Err(if fd.revents().contains(PollFlags::HUP) { Errno::NOTCONN } else { Errno::AGAIN })
     }
 }
 
@@ -243,3 +249,6 @@ fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Re
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,3 +131,103 @@ impl<T> DerefMut for Turn<'_, T> {
         &mut self.value
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::super::wait::Deadline;
+    use super::*;
+
+    fn wait(allowed: Duration) -> Wait {
+        Wait::new(Deadline::after(Instant::now(), allowed))
+    }
+
+    fn long() -> Wait {
+        wait(Duration::from_secs(20))
+    }
+
+    #[test]
+    fn the_turn_goes_to_who_came_first() {
+        let (first, second) = (long(), long());
+        let (first, second) = (first.wake().unwrap(), second.wake().unwrap());
+        let mut queue = Queue { taken: true, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second)]) };
+        assert!(!queue.take_if_first(first));
+        queue.taken = false;
+        assert!(!queue.take_if_free());
+        assert!(!queue.take_if_first(second));
+        assert!(queue.take_if_first(first));
+        queue.taken = false;
+        assert!(queue.take_if_first(second));
+        queue.taken = false;
+        assert!(queue.take_if_free());
+    }
+
+    #[test]
+    fn who_leaves_passes_the_turn_on() {
+        let (first, second) = (long(), wait(Duration::from_secs(20)));
+        let (first, second_wake) = (first.wake().unwrap(), second.wake().unwrap());
+        let mut queue = Queue { taken: false, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second_wake)]) };
+        queue.leave(first);
+        let before = Instant::now();
+        second.sleep(None).unwrap();
+        assert!(before.elapsed() < Duration::from_secs(10), "the second was not woken");
+        assert!(queue.take_if_first(second_wake));
+    }
+
+    #[test]
+    fn waiting_ends_at_the_deadline_and_leaves_the_line() {
+        let turns = Turns::new(());
+        let held = turns.take(&long()).unwrap();
+        let ended = turns.take(&wait(Duration::from_millis(30))).unwrap_err();
+        assert_eq!(ended, SchedStatsError::TimedOut { after_ms: 30 });
+        assert!(turns.queue().waiting.is_empty());
+        drop(held);
+        turns.take(&wait(Duration::ZERO)).unwrap();
+    }
+
+    #[test]
+    fn a_free_turn_costs_no_descriptor() {
+        let (turns, wait) = (Turns::new(()), long());
+        drop(turns.take(&wait).unwrap());
+        assert!(!format!("{wait:?}").contains("Wake"), "{wait:?}");
+    }
+
+    #[test]
+    fn a_panic_with_the_turn_is_told_to_all_who_follow() {
+        let turns = Turns::new(());
+        thread::scope(|scope| {
+            let panics = scope.spawn(|| {
+                let _turn = turns.take(&long()).unwrap();
+                panic!("on purpose");
+            });
+            panics.join().unwrap_err();
+        });
+        for _ in 0..2 {
+            assert_eq!(turns.take(&long()).unwrap_err(), SchedStatsError::Poisoned);
+        }
+    }
+
+    #[test]
+    fn no_turn_is_lost_and_none_is_given_twice() {
+        let turns = Turns::new(0u32);
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                let turns = &turns;
+                scope.spawn(move || {
+                    for round in 0..500 {
+                        // Some give up at once, in the midst of the others.
+                        let hurried = (round + thread) % 7 == 0;
+                        if hurried {
+                            drop(turns.take(&wait(Duration::ZERO)));
+                        }
+                        *turns.take(&long()).unwrap() += 1;
+                    }
+                });
+            }
+        });
+        assert_eq!(*turns.take(&long()).unwrap(), 8 * 500);
+        assert!(turns.queue().waiting.is_empty());
+    }
+}
