@@ -4,7 +4,7 @@
 //! for, with a deadline; a step that goes wrong, or a connection without a script, fails the test at the latest when
 //! the fixture is dropped.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -118,6 +118,14 @@ impl Script {
     #[must_use]
     pub fn close(self) -> Self {
         self.then(Step::Close)
+    }
+
+    /// Goes on with another script.
+    #[must_use]
+    pub fn and(mut self, next: Self) -> Self {
+        self.steps.extend(next.steps);
+        self.again = next.again;
+        self
     }
 
     /// Plays another script behind this one, again and again until the other end closes.
@@ -293,7 +301,9 @@ impl Shared {
         }
         while !script.again.is_empty() && !connection.is_at_its_end() {
             for step in &script.again {
-                connection.perform(step)?;
+                if !connection.perform(step)? {
+                    return Ok(0);
+                }
             }
         }
         let mut behind = Vec::new();
@@ -319,34 +329,42 @@ impl Connection<'_> {
 
     /// Performs a step; false when it was the last.
     fn perform(&mut self, step: &Step) -> Result<bool, String> {
-        let failed = |error: io::Error| format!("{}: {error}", step.name());
+        match self.step(step) {
+            Ok(goes_on) => Ok(goes_on),
+            // The other end may close whenever it likes.
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(false),
+            Err(error) => Err(format!("{}: {error}", step.name())),
+        }
+    }
+
+    fn step(&mut self, step: &Step) -> io::Result<bool> {
         let mut out = self.stream;
         match step {
-            Step::Line => self.read().map_err(failed)?,
+            Step::Line => self.read()?,
             Step::Expect(wanted) => {
-                self.read().map_err(failed)?;
+                self.read()?;
                 if self.last != *wanted {
                     let (wanted, got) = (String::from_utf8_lossy(wanted), String::from_utf8_lossy(&self.last));
-                    return Err(format!("expected {wanted:.200?}, got {got:.200?}"));
+                    return Err(io::Error::other(format!("expected {wanted:.200?}, got {got:.200?}")));
                 }
             }
-            Step::Send(bytes) => out.write_all(bytes).map_err(failed)?,
+            Step::Send(bytes) => out.write_all(bytes)?,
             Step::SendPieces { bytes, size } => {
-                bytes.chunks(*size).try_for_each(|piece| out.write_all(piece)).map_err(failed)?;
+                bytes.chunks(*size).try_for_each(|piece| out.write_all(piece))?;
             }
             Step::Number { before, behind } => {
                 let count = self.shared.lines.lock().expect("no connection panics").to_string();
-                out.write_all(&[before, count.as_bytes(), behind].concat()).map_err(failed)?;
+                out.write_all(&[before, count.as_bytes(), behind].concat())?;
             }
             Step::Echo { before, behind } => {
-                out.write_all(&[&before[..], &self.last, behind].concat()).map_err(failed)?;
+                out.write_all(&[&before[..], &self.last, behind].concat())?;
             }
             Step::Stall => {
                 self.shared.tell(Event::Stalled(self.number));
                 let released = self.shared.released.lock().expect("no connection panics");
-                released.recv_timeout(DEADLINE).map_err(|error| format!("stall: {error}"))?;
+                released.recv_timeout(DEADLINE).map_err(io::Error::other)?;
             }
-            Step::CloseWrite => self.stream.shutdown(Shutdown::Write).map_err(failed)?,
+            Step::CloseWrite => self.stream.shutdown(Shutdown::Write)?,
             Step::Close => return Ok(false),
         }
         Ok(true)

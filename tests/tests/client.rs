@@ -7,36 +7,609 @@
     reason = "a helper of a test that fails is a test that fails"
 )]
 
-use scx_vsock::{Endpoint, SchedStatsClient, SchedStatsError};
-use scx_vsock_tests::fake_agent::FakeAgent;
+use std::fmt;
+use std::io;
+use std::iter::repeat_with;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::task::Poll;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use scx_vsock::client::{Conversation, Deadline, answer};
+use scx_vsock::request::RequestLine;
+use scx_vsock::{
+    Connect, Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SchedStatsClient, SchedStatsError, StatsRequest,
+    StatsResponse,
+};
+use scx_vsock_tests::agent::HELLO;
+use scx_vsock_tests::fake_agent::{FakeAgent, framed};
 use scx_vsock_tests::peer::DEADLINE;
 use scx_vsock_tests::scripted_scheduler::{Event, Script};
-use serde_json::json;
+use scx_vsock_wire::RelayError;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// What a call is allowed that is to end by it.
+const SHORT: Duration = Duration::from_millis(60);
+
+const OK: &str = r#"{"errno":0,"args":{"resp":{"nr":7}}}"#;
 
 fn client(agent: &FakeAgent) -> SchedStatsClient {
     SchedStatsClient::builder(Endpoint::Unix { path: agent.path() }).deadline(DEADLINE).build()
 }
 
+/// A session that answers every request with the number of requests read so far.
+fn counting() -> Script {
+    Script::agent().forever(Script::new().line().stats_number())
+}
+
+/// Sessions that answer every request with the request itself.
+fn echoing() -> impl Iterator<Item = Script> + Send + 'static {
+    let echo = Script::new().line().send_echo(r#"{"stats":{"args":{"resp":"#, "}}}\n");
+    repeat_with(move || Script::agent().forever(echo.clone()))
+}
+
+/// What `stats` says to an agent that sends these bytes behind its hello and then waits.
+fn error_of(bytes: impl AsRef<[u8]>) -> SchedStatsError {
+    let agent = FakeAgent::start([Script::agent().line().send(bytes)]);
+    client(&agent).stats(&[]).unwrap_err()
+}
+
+fn relay_error(error: RelayError<&str>) -> SchedStatsError {
+    let agent = FakeAgent::start([Script::agent().line().relay_error(error)]);
+    client(&agent).stats(&[]).unwrap_err()
+}
+
+fn unreachable(error: SchedStatsError) -> String {
+    match error {
+        SchedStatsError::AgentUnreachable { reason } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+// Answers.
+
 #[test]
 fn stats_are_the_resp_of_the_schedulers_answer() {
-    let agent = FakeAgent::start([Script::agent()
-        .expect(r#"{"req":"stats","args":{"target":"top"}}"#)
-        .stats(r#"{"errno":0,"args":{"resp":{"nr":7}}}"#)]);
+    let agent = FakeAgent::start([Script::agent().expect(r#"{"req":"stats","args":{"target":"top"}}"#).stats(OK)]);
     assert_eq!(client(&agent).stats(&[("target", "top")]), Ok(json!({ "nr": 7 })));
 }
 
 #[test]
-fn a_guest_without_a_scheduler_says_so_and_the_session_goes_on() {
-    let agent = FakeAgent::start([Script::agent()
-        .line()
-        .send("{\"relay_error\":{\"no_scheduler\":{\"errno\":2,\"sched_ext\":\"disabled\",\"ops\":\"\"}}}\n")
-        .line()
-        .stats_number()]);
+fn stats_can_be_decoded_as_a_type() {
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Top {
+        nr: u64,
+    }
+    let agent = FakeAgent::start([Script::agent().line().stats(OK).line().stats(OK)]);
+    let client = client(&agent);
+    assert_eq!(client.stats_as::<Top>(&[]), Ok(Top { nr: 7 }));
+    assert_eq!(client.stats_as::<Vec<u8>>(&[]).unwrap_err().kind(), "malformed_response");
+}
+
+#[test]
+fn stats_meta_is_asked_with_its_own_verb() {
+    let agent = FakeAgent::start([Script::agent().expect(r#"{"req":"stats_meta","args":{}}"#).stats(OK)]);
+    assert_eq!(client(&agent).stats_meta(), Ok(json!({ "nr": 7 })));
+}
+
+#[test]
+fn a_raw_line_and_its_answer_pass_byte_for_byte() {
+    let answer = r#" { "errno":22 , "args":{"resp":"what?"} }"#;
+    let agent = FakeAgent::start([Script::agent().expect(b"what \0\xff is this").stats(answer)]);
+    assert_eq!(client(&agent).request_raw(b"what \0\xff is this\n"), Ok(answer.as_bytes().to_vec()));
+}
+
+#[test]
+fn a_request_gives_the_schedulers_answer_whatever_it_is() {
+    let refused = r#"{"errno":22,"args":{"resp":"no such verb"}}"#;
+    let agent = FakeAgent::start([Script::agent().line().stats(refused), Script::agent().line().stats("{}")]);
+    let client = client(&agent);
+    let request = StatsRequest { req: "dance".to_owned(), ..StatsRequest::default() };
+    let answer = StatsResponse { errno: 22, args: json!({ "resp": "no such verb" }) };
+    assert_eq!(client.request(&request), Ok(answer));
+    assert_eq!(client.request(&request), Ok(StatsResponse { errno: 0, args: Value::Null }));
+    assert_eq!(client.session(), 2);
+}
+
+#[test]
+fn a_schedulers_error_keeps_its_args_and_renews_the_session() {
+    let refused = r#"{"errno":22,"args":{"resp":"preempted"}}"#;
+    let agent = FakeAgent::start([Script::agent().line().stats(refused), counting()]);
     let client = client(&agent);
     let error = client.stats(&[]).unwrap_err();
-    assert!(matches!(&error, SchedStatsError::NoScheduler { reason } if reason.contains("disabled")), "{error}");
+    assert_eq!(error, SchedStatsError::SchedulerError { errno: 22, args: json!({ "resp": "preempted" }) });
+    agent.wait_for(&Event::Ended(0, 0));
+    assert_eq!(client.stats(&[]), Ok(json!(2)));
+    assert_eq!(client.session(), 2);
+}
+
+#[test]
+fn an_answer_without_resp_keeps_its_args_and_the_session() {
+    let agent = FakeAgent::start([Script::agent().line().stats(r#"{"args":{"rsep":1}}"#).line().stats(OK)]);
+    let client = client(&agent);
+    assert_eq!(client.stats(&[]), Err(SchedStatsError::MissingResp { args: json!({ "rsep": 1 }) }));
+    assert_eq!(client.stats(&[]), Ok(json!({ "nr": 7 })));
+    assert_eq!(client.session(), 1);
+}
+
+#[test]
+fn the_request_is_sent_without_waiting_for_hello() {
+    let agent = FakeAgent::start([Script::new().line().and(Script::agent()).stats(OK)]);
+    assert_eq!(client(&agent).stats(&[]), Ok(json!({ "nr": 7 })));
+}
+
+#[test]
+fn an_answer_may_come_byte_by_byte() {
+    let hello = format!("{HELLO}\n");
+    let torn = Script::new().line().send_pieces(framed(OK), 1);
+    let agent = FakeAgent::start([Script::new().send_pieces(hello, 1).and(torn.clone()).and(torn)]);
+    let client = client(&agent);
+    assert_eq!(client.stats(&[]), Ok(json!({ "nr": 7 })));
+    assert_eq!(client.stats(&[]), Ok(json!({ "nr": 7 })));
+}
+
+#[test]
+fn an_answer_of_the_cap_passes_and_one_byte_more_does_not() {
+    let answer = |bytes: usize| {
+        let frame = r#"{"args":{"resp":""}}"#.len();
+        format!(r#"{{"args":{{"resp":"{}"}}}}"#, "x".repeat(bytes - 1 - frame))
+    };
+    let longest = answer(MAX_RESPONSE_BYTES);
+    let agent = FakeAgent::start([Script::agent().line().stats(&longest)]);
+    assert_eq!(client(&agent).request_raw("{}").unwrap(), longest.into_bytes());
+    let max = MAX_RESPONSE_BYTES;
+    let over = framed(answer(MAX_RESPONSE_BYTES + 1));
+    assert_eq!(error_of(over), SchedStatsError::ResponseTooLarge { size: max + 1, max });
+    assert_eq!(error_of(vec![b'{'; max + 100]), SchedStatsError::ResponseTooLarge { size: max + 1, max });
+}
+
+// What the agent says.
+
+#[test]
+fn every_relay_error_has_its_error() {
+    let SchedStatsError::NoScheduler { reason } =
+        relay_error(RelayError::NoScheduler { errno: 2, sched_ext: "enabled", ops: "simple" })
+    else {
+        panic!("not NoScheduler");
+    };
+    assert_eq!(reason, "its stats socket is not there; the scheduler \"simple\" is loaded but serves no stats there");
+    assert_eq!(relay_error(RelayError::SchedulerGone { errno: 104 }), SchedStatsError::SchedulerGone { errno: 104 });
+    assert_eq!(relay_error(RelayError::SchedulerUnasked {}).kind(), "malformed_response");
+    assert_eq!(
+        relay_error(RelayError::RequestTooLarge { size: 70, max: 64 }),
+        SchedStatsError::RequestTooLarge { size: 70, max: 64 }
+    );
+    assert_eq!(
+        relay_error(RelayError::ResponseTooLarge { size: 65, max: 64 }),
+        SchedStatsError::ResponseTooLarge { size: 65, max: 64 }
+    );
+    assert!(unreachable(relay_error(RelayError::UnknownVerb {})).contains("update the agent"));
+    assert_eq!(relay_error(RelayError::Busy { sessions: 8 }), SchedStatsError::AgentBusy { sessions: 8 });
+    let unknown = error_of("{\"relay_error\":{\"scheduler_paused\":{}}}\n");
+    assert!(matches!(&unknown, SchedStatsError::MalformedResponse { reason } if reason.contains("scheduler_paused")));
+}
+
+#[test]
+fn a_guest_without_a_scheduler_keeps_its_session() {
+    let no_scheduler = RelayError::NoScheduler { errno: 2, sched_ext: "disabled", ops: "" };
+    let agent = FakeAgent::start([Script::agent().line().relay_error(no_scheduler).line().stats_number()]);
+    let client = client(&agent);
+    assert_eq!(client.stats(&[]).unwrap_err().kind(), "no_scheduler");
     assert_eq!(client.stats(&[]), Ok(json!(2)));
     assert_eq!(client.session(), 1);
+}
+
+#[test]
+fn a_full_agent_is_busy_before_and_instead_of_hello() {
+    let agent = FakeAgent::start([Script::new().relay_error(RelayError::Busy { sessions: 8 }).close()]);
+    assert_eq!(client(&agent).stats(&[]), Err(SchedStatsError::AgentBusy { sessions: 8 }));
+}
+
+#[test]
+fn versions_that_do_not_meet_are_told_with_both_ranges() {
+    let hello =
+        r#"{"hello":{"protocol":9,"min_protocol":5,"agent":"7.0","max_request_bytes":1,"max_response_bytes":1}}"#;
+    let agent = FakeAgent::start([Script::new().send(format!("{hello}\n"))]);
+    let reason = unreachable(client(&agent).stats(&[]).unwrap_err());
+    assert!(reason.contains("agent 7.0 speaks protocol 5 to 9, this host 1 to 1"), "{reason}");
+    assert!(reason.starts_with(&format!("unix:{}: ", agent.path().display())), "{reason}");
+}
+
+#[test]
+fn a_newer_agent_that_still_speaks_version_1_is_understood() {
+    let hello = r#"{"hello":{"protocol":2,"min_protocol":1,"agent":"2.0","max_request_bytes":1,"max_response_bytes":1,"new":{"x":[]}}}"#;
+    let agent = FakeAgent::start([Script::new().send(format!("{hello}\n")).line().stats(OK)]);
+    assert_eq!(client(&agent).stats(&[]), Ok(json!({ "nr": 7 })));
+}
+
+#[test]
+fn whatever_is_not_exactly_one_envelope_is_malformed() {
+    let deep = format!(r#"{{"args":{{"resp":{}{}}}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    for line in [
+        framed(r#"{"args":{"resp":1}},"more":{}"#),
+        framed(r#"{"args":{"resp":1}}}"#),
+        framed(r#"{"args":{"resp":1}} {}"#),
+        framed(b"{\"args\":{\"resp\":\"\xff\"}}"),
+        framed(b"{\"args\":{\"resp\":1}\0}"),
+        framed("not json at all"),
+        framed(""),
+        framed("[1]"),
+        framed(r#"{"errno":"none"}"#),
+        framed(&deep),
+        framed("[".repeat(100_000)),
+        b"{\"stats\":{\"args\":{\"resp\":1}}\n".to_vec(),
+        b" {\"stats\":{\"args\":{\"resp\":1}}}\n".to_vec(),
+        b"{\"stats\" :{\"args\":{\"resp\":1}}}\n".to_vec(),
+        b"{\"stats\":{\"args\":{\"resp\":1}}}\r\n".to_vec(),
+        b"{\"more\":1,\"stats\":{\"args\":{\"resp\":1}}}\n".to_vec(),
+        b"{\"relay_error\":{\"busy\":{\"sessions\":8}},\"more\":1}\n".to_vec(),
+        b"{\"relay_error\":{}}\n".to_vec(),
+        b"{\"agent\":\"scheduler_ready\"}\n".to_vec(),
+        b"{\"agent\":\"dance\"}\n".to_vec(),
+        [&b"{\"x\":".repeat(50_000)[..], b"\n"].concat(),
+        b"\0\n".to_vec(),
+        b"\n".to_vec(),
+    ] {
+        let shown = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
+        let agent = FakeAgent::start([Script::agent().line().send(&line), counting()]);
+        let client = client(&agent);
+        assert_eq!(client.stats(&[]).unwrap_err().kind(), "malformed_response", "{shown}");
+        // What cannot be trusted is not asked again: the next request has a session of its own.
+        assert_eq!(client.stats(&[]), Ok(json!(2)), "{shown}");
+    }
+}
+
+#[test]
+fn a_scheduler_cannot_speak_in_the_agents_name() {
+    let forged = r#"{"errno":0,"args":{"resp":"\n{\"relay_error\":{\"busy\":{\"sessions\":1}}}"}}"#;
+    let agent = FakeAgent::start([Script::agent().line().stats(forged).line().stats(r#"{"relay_error":{}}"#)]);
+    let client = client(&agent);
+    assert_eq!(client.stats(&[]), Ok(json!("\n{\"relay_error\":{\"busy\":{\"sessions\":1}}}")));
+    assert_eq!(client.stats(&[]).unwrap_err().kind(), "missing_resp");
+}
+
+// No agent.
+
+#[test]
+fn no_socket_a_stale_one_and_a_wrong_peer_are_no_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent");
+    let client = SchedStatsClient::builder(Endpoint::Unix { path: path.clone() }).build();
+    assert!(unreachable(client.stats(&[]).unwrap_err()).contains("No such file or directory"));
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(unreachable(client.stats(&[]).unwrap_err()).contains("Connection refused"));
+    assert_eq!(client.session(), 0);
+    let ssh = FakeAgent::start([Script::new().send("SSH-2.0-x\r\n")]);
+    let reason = unreachable(self::client(&ssh).stats(&[]).unwrap_err());
+    assert!(reason.contains("the first line is no hello: \"SSH-2.0-x\""), "{reason}");
+}
+
+#[test]
+fn an_end_before_hello_or_during_the_answer_is_no_agent() {
+    let cases = [
+        (Script::new().close(), "before its hello"),
+        (Script::new().send("{\"hel").close_write(), "before its hello, 5 bytes into a line"),
+        (Script::agent().line().close(), "before the answer was complete"),
+        (Script::agent().line().send("{\"stats\":{").close_write(), "the answer was complete, 10 bytes into a line"),
+    ];
+    for (script, expected) in cases {
+        let agent = FakeAgent::start([script]);
+        let reason = unreachable(client(&agent).stats(&[]).unwrap_err());
+        assert!(reason.contains(expected), "{reason}");
+    }
+}
+
+#[test]
+fn a_backlog_that_is_full_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent");
+    let listener = UnixListener::bind(&path).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let endpoint = Endpoint::Unix { path };
+    let mut waiting = Vec::new();
+    while let Ok(stream) = endpoint.connect() {
+        waiting.push(stream);
+    }
+    let reason = unreachable(SchedStatsClient::builder(endpoint).build().stats(&[]).unwrap_err());
+    assert!(reason.ends_with("its queue of connections is full"), "{reason}");
+}
+
+// Refused before anything is sent.
+
+#[test]
+fn a_line_that_cannot_be_sent_opens_no_session() {
+    let agent = FakeAgent::start([]);
+    let client = client(&agent);
+    for line in ["", "\n", "{}\n{}", r#"{"agent":"wait_scheduler"}"#, r#"{"agent":"#] {
+        assert_eq!(client.request_raw(line).unwrap_err().kind(), "invalid_request", "{line:?}");
+    }
+    let (size, max) = (MAX_REQUEST_BYTES + 1, MAX_REQUEST_BYTES);
+    assert_eq!(client.request_raw(vec![b'x'; max]), Err(SchedStatsError::RequestTooLarge { size, max }));
+    let long = "x".repeat(max);
+    assert_eq!(client.stats(&[("target", &long)]).unwrap_err().kind(), "request_too_large");
+    assert_eq!(client.session(), 0);
+}
+
+#[test]
+fn a_request_of_the_cap_is_sent_whole() {
+    let line = vec![b'x'; MAX_REQUEST_BYTES - 1];
+    let agent = FakeAgent::start([Script::agent().expect(&line).stats(OK)]);
+    client(&agent).request_raw(&line).unwrap();
+}
+
+#[test]
+fn after_a_write_that_failed_what_the_agent_said_is_why() {
+    let gone = Script::agent().relay_error(RelayError::SchedulerGone { errno: 0 }).close();
+    let agent = FakeAgent::start(vec![gone; 20]);
+    for _ in 0..20 {
+        // Twenty times since the agent's end comes before, within or behind the write.
+        let error = client(&agent).request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]).unwrap_err();
+        assert_eq!(error, SchedStatsError::SchedulerGone { errno: 0 });
+    }
+}
+
+#[test]
+fn an_answer_before_the_request_is_written_is_malformed() {
+    // A stream holds less than this request while its other end does not read.
+    let agent = FakeAgent::start([Script::agent().stats(OK).stall()]);
+    let error = client(&agent).request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]).unwrap_err();
+    assert_eq!(
+        error,
+        SchedStatsError::MalformedResponse { reason: "an answer came before the request was written".to_owned() }
+    );
+    agent.release();
+}
+
+// Deadlines and abandoned requests.
+
+#[test]
+fn every_wait_for_the_agent_ends_at_the_deadline() {
+    let agent = FakeAgent::start([
+        Script::new(),
+        Script::agent().line(),
+        Script::agent().line().send("{\"stats\":"),
+        Script::new().stall(),
+    ]);
+    let client = client(&agent).with_deadline(SHORT);
+    let timed_out = SchedStatsError::TimedOut { after_ms: 60 };
+    for session in 1..=3 {
+        let before = Instant::now();
+        assert_eq!(client.stats(&[]), Err(timed_out.clone()));
+        assert!(before.elapsed() >= SHORT);
+        assert_eq!(client.session(), session);
+    }
+    // The fourth does not even read, so this is a write that waits.
+    assert_eq!(client.request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]), Err(timed_out));
+    agent.release();
+}
+
+#[test]
+fn a_call_that_may_take_no_time_ends_at_once() {
+    let agent = FakeAgent::start([counting()]);
+    let client = client(&agent);
+    let hurried = client.with_deadline(Duration::ZERO).stats(&[]);
+    assert_eq!(hurried, Err(SchedStatsError::TimedOut { after_ms: 0 }));
+    assert_eq!(client.session(), 0);
+    assert_eq!(client.with_deadline(Duration::MAX).stats(&[]), Ok(json!(1)));
+}
+
+#[test]
+fn an_abandoned_requests_session_is_closed_and_its_late_answer_never_returned() {
+    let late = Script::agent().line().stall().stats_number();
+    let agent = FakeAgent::start([late, Script::agent().line().stats_number()]);
+    let client = client(&agent);
+    assert_eq!(client.with_deadline(SHORT).stats(&[]).unwrap_err().kind(), "timed_out");
+    assert_eq!(client.stats(&[]), Ok(json!(2)));
+    assert_eq!(client.session(), 2);
     drop(client);
+    agent.wait_for(&Event::Ended(1, 0));
+}
+
+#[test]
+fn waiting_for_the_turn_ends_at_the_deadline() {
+    let agent = FakeAgent::start([Script::agent().line().stall().stats_number()]);
+    let client = client(&agent);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| client.stats(&[]));
+        agent.wait_for(&Event::Stalled(0));
+        let second = client.with_deadline(SHORT).stats(&[]);
+        assert_eq!(second, Err(SchedStatsError::TimedOut { after_ms: 60 }));
+        agent.release();
+        assert_eq!(first.join().unwrap(), Ok(json!(1)));
+    });
+    assert_eq!(client.session(), 1);
+}
+
+#[test]
+fn no_answer_is_ever_another_requests_though_half_are_abandoned() {
+    let agent = FakeAgent::start(echoing());
+    let client = client(&agent);
+    let echo = |line: &str| format!(r#"{{"args":{{"resp":{line}}}}}"#).into_bytes();
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let client = client.clone();
+            scope.spawn(move || {
+                for round in 0..250 {
+                    let hurried = format!(r#"{{"thread":{thread},"hurried":{round}}}"#);
+                    let allowed = Duration::from_micros(round * 2);
+                    match client.with_deadline(allowed).request_raw(&hurried) {
+                        Ok(answer) => assert_eq!(answer, echo(&hurried)),
+                        Err(error) => assert_eq!(error.kind(), "timed_out"),
+                    }
+                    let line = format!(r#"{{"thread":{thread},"round":{round}}}"#);
+                    assert_eq!(client.request_raw(&line), Ok(echo(&line)));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn no_answer_is_ever_that_of_a_request_abandoned_as_it_was_written() {
+    let agent = FakeAgent::start(echoing());
+    let mut conversation = Conversation::new(Endpoint::Unix { path: agent.path() });
+    let mut turn = |line: &str, abandon: bool| {
+        let deadline = Deadline::after(Instant::now(), DEADLINE);
+        conversation.start(RequestLine::new(line.as_bytes()).unwrap(), deadline).unwrap();
+        loop {
+            if let Poll::Ready(outcome) = conversation.on_ready(Instant::now(), answer::raw) {
+                return Some(outcome.unwrap());
+            }
+            if abandon {
+                return None;
+            }
+            let mut fds = [PollFd::from_borrowed_fd(conversation.fd().unwrap(), PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec { tv_sec: 20, tv_nsec: 0 })).unwrap();
+        }
+    };
+    for round in 0..500 {
+        assert_eq!(turn(&format!(r#"{{"abandoned":{round}}}"#), true), None);
+        let line = format!(r#"{{"round":{round}}}"#);
+        assert_eq!(turn(&line, false), Some(format!(r#"{{"args":{{"resp":{line}}}}}"#).into_bytes()));
+    }
+    // Each abandoned request but the first took the session of the answered one before it along.
+    assert_eq!(conversation.session(), 501);
+}
+
+// Sessions.
+
+#[test]
+fn clones_share_a_session_and_independent_clients_do_not() {
+    let agent = FakeAgent::start([counting(), counting()]);
+    let client = client(&agent);
+    let clone = client.clone();
+    assert_eq!(client.stats(&[]), Ok(json!(1)));
+    assert_eq!(clone.stats(&[]), Ok(json!(2)));
+    assert_eq!((client.session(), clone.session()), (1, 1));
+    assert_eq!(agent.event(), Event::Connected(0));
+    let other = self::client(&agent);
+    assert_eq!(other.stats(&[]), Ok(json!(3)));
+    agent.wait_for(&Event::Connected(1));
+    assert_eq!(other.session(), 1);
+}
+
+#[test]
+fn clones_take_turns_and_each_gets_its_own_answer() {
+    let agent = FakeAgent::start(echoing().take(1));
+    let client = client(&agent);
+    thread::scope(|scope| {
+        for thread in 0..8 {
+            let client = client.clone();
+            scope.spawn(move || {
+                for round in 0..100 {
+                    let target = format!("{thread}.{round}");
+                    let resp: StatsRequest = client.stats_as(&[("target", &target)]).unwrap();
+                    assert_eq!(resp.args["target"], target);
+                }
+            });
+        }
+    });
+    assert_eq!(client.session(), 1);
+}
+
+#[test]
+fn a_client_does_nothing_until_it_is_asked_and_closes_its_session_with_its_last_clone() {
+    let agent = FakeAgent::start([counting()]);
+    let client = client(&agent);
+    assert_eq!(client.session(), 0);
+    let clone = client.clone();
+    clone.stats(&[]).unwrap();
+    drop(client);
+    clone.stats(&[]).unwrap();
+    drop(clone);
     agent.wait_for(&Event::Ended(0, 0));
+}
+
+#[test]
+fn a_session_that_ended_while_idle_is_renewed_silently() {
+    let idle_end = |script: Script| FakeAgent::start([Script::agent().line().stats_number().and(script), counting()]);
+    for script in [
+        Script::new().stall().relay_error(RelayError::SchedulerGone { errno: 0 }).close(),
+        Script::new().stall().relay_error(RelayError::SchedulerUnasked {}).close(),
+        Script::new().stall().close(),
+        // More than the answer, and then open: what nobody asked for is never taken for the next answer.
+        Script::new().stats_number().stall().close(),
+    ] {
+        let agent = idle_end(script);
+        let client = client(&agent);
+        assert_eq!(client.stats(&[]), Ok(json!(1)));
+        agent.wait_for(&Event::Stalled(0));
+        agent.release();
+        agent.wait_for(&Event::Ended(0, 0));
+        assert_eq!(client.stats(&[]), Ok(json!(2)));
+        assert_eq!(client.session(), 2);
+    }
+}
+
+#[test]
+fn a_session_that_ends_behind_the_request_fails_the_call_which_is_not_repeated() {
+    let gone = Script::agent().line().relay_error(RelayError::SchedulerGone { errno: 0 }).close();
+    let agent = FakeAgent::start([gone, Script::agent().line().close(), counting()]);
+    let client = client(&agent);
+    assert_eq!(client.stats(&[]), Err(SchedStatsError::SchedulerGone { errno: 0 }));
+    assert_eq!(client.stats(&[]).unwrap_err().kind(), "agent_unreachable");
+    // The third line that any session reads is the third call's: no call wrote twice.
+    assert_eq!(client.stats(&[]), Ok(json!(3)));
+    assert_eq!(client.session(), 3);
+}
+
+// Waiting for a scheduler.
+
+#[test]
+fn waiting_for_the_scheduler_is_one_request_and_one_answer() {
+    let waits = Script::agent().expect(r#"{"agent":"wait_scheduler"}"#).stall().ready().line().stats(OK);
+    let agent = FakeAgent::start([waits]);
+    let client = client(&agent);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.wait_for_scheduler(DEADLINE));
+        agent.wait_for(&Event::Stalled(0));
+        agent.release();
+        assert_eq!(waiting.join().unwrap(), Ok(()));
+    });
+    assert_eq!(client.stats(&[]), Ok(json!({ "nr": 7 })));
+    assert_eq!(client.session(), 1);
+}
+
+#[test]
+fn waiting_for_the_scheduler_ends_at_its_own_deadline() {
+    let agent = FakeAgent::start([Script::agent().line(), Script::agent().line().stats(OK)]);
+    let client = client(&agent);
+    assert_eq!(client.wait_for_scheduler(SHORT), Err(SchedStatsError::TimedOut { after_ms: 60 }));
+    assert_eq!(client.wait_for_scheduler(DEADLINE).unwrap_err().kind(), "malformed_response");
+}
+
+// A panic.
+
+#[test]
+fn a_panic_while_holding_the_session_is_told_to_all_who_follow() {
+    struct Panics;
+    impl fmt::Display for Panics {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("nowhere")
+        }
+    }
+    impl Connect for Panics {
+        fn connect(&self) -> io::Result<OwnedFd> {
+            panic!("on purpose");
+        }
+    }
+    let client = SchedStatsClient::builder(Panics).build();
+    let clone = client.clone();
+    thread::spawn(move || clone.stats(&[])).join().unwrap_err();
+    for _ in 0..2 {
+        assert_eq!(client.stats(&[]), Err(SchedStatsError::Poisoned));
+    }
+}
+
+#[test]
+fn errors_are_found_again_in_anyhow() {
+    fn sample(client: &SchedStatsClient) -> anyhow::Result<Value> {
+        Ok(client.stats(&[])?)
+    }
+    let agent = FakeAgent::start([Script::new().relay_error(RelayError::Busy { sessions: 8 }).close()]);
+    let error = sample(&client(&agent)).unwrap_err();
+    assert_eq!(error.downcast_ref(), Some(&SchedStatsError::AgentBusy { sessions: 8 }));
 }

@@ -309,7 +309,8 @@ fn ended(expects: Expects, sent: Sent, errno: Option<Errno>, torn: usize) -> Sch
 
 /// The beginning of what a peer sent, for a message.
 fn quoted(bytes: &[u8]) -> String {
-    format!("{:?}", excerpt(&String::from_utf8_lossy(bytes.get(..bytes.len().min(80)).unwrap_or(&[]))))
+    let beginning = String::from_utf8_lossy(bytes.get(..bytes.len().min(80)).unwrap_or(&[]));
+    format!("{:?}", excerpt(beginning.trim_end()))
 }
 
 #[cfg(test)]
