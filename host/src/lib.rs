@@ -20,4 +20,4 @@ pub use endpoint::{Connect, Endpoint};
 pub use error::SchedStatsError;
 pub use reason::MissingStatsReason;
 pub use request::{StatsRequest, StatsResponse};
-pub use scx_vsock_wire::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES};
+pub use scx_vsock_wire::{AGENT_PORT, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT};

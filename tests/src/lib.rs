@@ -10,6 +10,8 @@
 
 pub mod agent;
 pub mod fake_agent;
+pub mod guest;
 pub mod guest_driver;
+pub mod pattern;
 pub mod peer;
 pub mod scripted_scheduler;

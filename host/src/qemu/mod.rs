@@ -1,1 +1,36 @@
-//! Throw-away guests under QEMU.
+//! Throw-away guests under QEMU, for tests: without root, `/dev/kvm`, `/dev/vhost-vsock` or a CID to collide on.
+//!
+//! [`Guest::builder`] puts an initramfs together in memory ([`image`]): busybox, the kernel's vsock modules
+//! ([`modules`]), the agent, a scheduler with its libraries ([`libraries`]). The vsock device runs in this process as a
+//! vhost-user back end; the agent's Ready ends the wait for the boot. The guest has no disk, no network and no name in
+//! the file system, and ends when its [`Guest`] is dropped or this process ends, however that happens.
+//!
+//! ```no_run
+//! use scx_vsock::qemu;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let modules = "/lib/modules/7.2.0";
+//! let guest = qemu::Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules(modules).scheduler("scx_bpfland", &[]).boot()?;
+//! guest.client().wait_for_scheduler(std::time::Duration::from_secs(60))?;
+//! println!("{:#}", guest.client().stats(&[])?);
+//! # Ok(())
+//! # }
+//! ```
+
+mod accelerator;
+mod builder;
+mod commands;
+mod console;
+mod error;
+mod guest;
+pub mod image;
+pub mod libraries;
+pub mod modules;
+mod process;
+
+pub use accelerator::Accelerator;
+pub use builder::GuestBuilder;
+pub use commands::Output;
+pub use console::Console;
+pub use error::Error;
+pub use guest::Guest;

@@ -1,0 +1,179 @@
+# What the scripts in this folder share. To be sourced.
+# shellcheck shell=bash
+
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck disable=SC2034 # for those who source this
+cache=${SCX_VSOCK_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/scx-vsock}
+
+# Says what goes on, where it does not mix with a program's output.
+say() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+}
+
+# Ends with one line that names the thing and what mends it.
+die() {
+    say "$*"
+    exit 1
+}
+
+usage_error() {
+    say "$*"
+    exit 2
+}
+
+have() {
+    command -v "$1" >/dev/null 2>&1
+}
+
+# Makes the cache's folder $1 and prints its path.
+cache_folder() {
+    mkdir -p "$cache/$1" 2>/dev/null && [ -w "$cache/$1" ] ||
+        die "cannot write to the cache $cache: make it writable, or set SCX_VSOCK_CACHE to a folder that is"
+    printf '%s\n' "$cache/$1"
+}
+
+# Packages of each distribution for the things that a script may miss.
+package_of() { # APT|DNF|PACMAN THING
+    case "$1/$2" in
+    apt/qemu-system-x86_64) echo qemu-system-x86 ;;
+    dnf/qemu-system-x86_64) echo qemu-system-x86-core ;;
+    pacman/qemu-system-x86_64) echo qemu-system-x86 ;;
+    apt/busybox) echo busybox-static ;;
+    */busybox) echo busybox ;;
+    */depmod) echo kmod ;;
+    apt/clang) echo "clang-$(newest_clang) llvm-$(newest_clang)" ;;
+    */clang) echo "clang llvm" ;;
+    apt/libelf) echo libelf-dev ;;
+    dnf/libelf) echo elfutils-libelf-devel ;;
+    pacman/libelf) echo libelf ;;
+    apt/zlib) echo zlib1g-dev ;;
+    dnf/zlib) echo zlib-devel ;;
+    pacman/zlib) echo zlib ;;
+    apt/libseccomp) echo libseccomp-dev ;;
+    dnf/libseccomp) echo libseccomp-devel ;;
+    pacman/libseccomp) echo libseccomp ;;
+    apt/protoc) echo protobuf-compiler ;;
+    dnf/protoc) echo protobuf-compiler ;;
+    pacman/protoc) echo protobuf ;;
+    apt/pkg-config) echo pkg-config ;;
+    dnf/pkg-config) echo pkgconf-pkg-config ;;
+    pacman/pkg-config) echo pkgconf ;;
+    apt/cc) echo "gcc libc6-dev make" ;;
+    */cc) echo "gcc make" ;;
+    *) echo "$2" ;;
+    esac
+}
+
+# The newest clang that this Debian release packages.
+newest_clang() {
+    apt-cache search --names-only '^clang-[0-9]+$' 2>/dev/null | sed -E 's/^clang-([0-9]+) .*/\1/' | sort -n | tail -n 1
+}
+
+# Whether thing $1 is there.
+is_there() {
+    case "$1" in
+    libelf) pkg_config_has libelf ;;
+    zlib) pkg_config_has zlib ;;
+    libseccomp) pkg_config_has libseccomp ;;
+    clang) [ -n "$(find_clang)" ] ;;
+    *) have "$1" ;;
+    esac
+}
+
+pkg_config_has() {
+    have pkg-config && pkg-config --exists "$1"
+}
+
+# The newest clang that is installed.
+find_clang() {
+    { compgen -c clang- || true; } | grep -E '^clang-[0-9]+$' | sort -t- -k2 -n | tail -n 1
+    ! have clang || echo clang
+} 2>/dev/null
+
+# Sees to it that each thing is there: as root on Debian by installing it, otherwise by saying how to and ending.
+need() { # THING...
+    local thing missing=()
+    for thing in "$@"; do
+        is_there "$thing" || missing+=("$thing")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if have apt-get && [ "$(id -u)" = 0 ]; then
+        install_by_apt "${missing[@]}"
+    else
+        die "missing: ${missing[*]}; install with: $(install_line "${missing[@]}")"
+    fi
+}
+
+packages_for() { # APT|DNF|PACMAN THING...
+    local manager=$1 thing
+    shift
+    for thing in "$@"; do
+        package_of "$manager" "$thing"
+    done | tr ' ' '\n' | sort -u | paste -sd' '
+}
+
+install_line() { # THING...
+    if have apt-get; then
+        echo "apt-get install $(packages_for apt "$@")"
+    elif have dnf; then
+        echo "dnf install $(packages_for dnf "$@")"
+    elif have pacman; then
+        echo "pacman -S $(packages_for pacman "$@")"
+    else
+        echo "your package manager: $(packages_for none "$@")"
+    fi
+}
+
+install_by_apt() { # THING...
+    local log packages
+    log=$(mktemp)
+    apt_update_once
+    read -ra packages <<<"$(packages_for apt "$@")"
+    say "installing ${packages[*]}"
+    if ! DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}" >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        rm -f "$log"
+        die "apt-get install ${packages[*]} failed (see above): mend it and try again"
+    fi
+    rm -f "$log"
+}
+
+apt_updated=
+apt_update_once() {
+    [ -z "$apt_updated" ] || return 0
+    say "updating the package lists"
+    apt-get update >/dev/null 2>&1 || die "apt-get update failed: run it to see why, and try again"
+    apt_updated=1
+}
+
+# Runs "$@" holding the cache's lock $1, so that two runs do not fetch or build the same thing.
+locked() { # NAME COMMAND...
+    local folder name=$1
+    folder=$(cache_folder locks)
+    shift
+    (
+        flock 9
+        "$@"
+    ) 9>"$folder/$name"
+}
+
+# Runs "$@" with its output in a file, saying every half minute that it still goes on.
+with_progress() { # WHAT COMMAND...
+    local what=$1 log started=$SECONDS status=0 ticker
+    shift
+    log=$(mktemp)
+    say "$what"
+    (while sleep 30; do say "$what: $((SECONDS - started)) s so far, $(tail -n 1 "$log" | cut -c 1-100)"; done) &
+    ticker=$!
+    "$@" >"$log" 2>&1 || status=$?
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    if [ "$status" != 0 ]; then
+        tail -n 30 "$log" >&2
+        rm -f "$log"
+        die "$what failed with status $status (see above)"
+    fi
+    rm -f "$log"
+}

@@ -1,0 +1,70 @@
+//! How QEMU runs the guest's instructions.
+
+use std::env;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::console::Console;
+use super::process::Process;
+
+/// How long KVM has to show that it can run a kernel. A kernel that runs at all needs a small part of it.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// How QEMU runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// By the host's processor, through `/dev/kvm`.
+    Kvm,
+    /// By translation, anywhere.
+    Tcg,
+}
+
+impl Accelerator {
+    /// KVM where it truly runs this kernel, found out once for all guests of this process; else TCG. The environment's
+    /// `SCX_VSOCK_ACCELERATOR`, `kvm` or `tcg`, decides without trying.
+    #[must_use]
+    pub fn find(qemu: &str, kernel: &Path) -> Self {
+        static FOUND: OnceLock<Accelerator> = OnceLock::new();
+        *FOUND.get_or_init(|| match env::var("SCX_VSOCK_ACCELERATOR").as_deref() {
+            Ok("kvm") => Self::Kvm,
+            Ok("tcg") => Self::Tcg,
+            _ if kvm_runs(qemu, kernel) => Self::Kvm,
+            _ => Self::Tcg,
+        })
+    }
+
+    /// QEMU's arguments for it.
+    #[must_use]
+    pub fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+}
+
+/// Whether the kernel comes as far as its first words under KVM. That `/dev/kvm` can be opened says nothing: nested
+/// and paravirtual ones fail or hang later.
+fn kvm_runs(qemu: &str, kernel: &Path) -> bool {
+    if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        return false;
+    }
+    let mut command = Command::new(qemu);
+    command
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "256"])
+        .args(Accelerator::Kvm.arguments())
+        .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
+        .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
+        .arg(kernel);
+    let console = Console::default();
+    let Ok(process) = Process::start(command, console.clone()) else { return false };
+    // Without a root file system the kernel panics soon after its first words, which ends QEMU.
+    let timeout = Timespec::try_from(PROBE).ok();
+    let _ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], timeout.as_ref());
+    drop(process);
+    console.text().contains("Linux version")
+}

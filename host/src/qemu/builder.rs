@@ -1,0 +1,331 @@
+//! What a guest is made of.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::accelerator::Accelerator;
+use super::commands::{Commands, quote};
+use super::console::Console;
+use super::error::Error;
+use super::guest::Guest;
+use super::image::Image;
+use super::libraries::add_program;
+use super::modules::{Modules, VSOCK};
+use super::process::Process;
+use crate::front::vhost_user::Server;
+
+/// The first process of a guest.
+const INIT: &[u8] = include_bytes!("init.sh");
+
+/// How long a guest may take until its agent is ready where nothing else is said. Emulation on a busy machine is slow.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The guest's CID. Each guest's device is its own, so that all can have the same.
+const CID: u64 = 3;
+
+/// Descriptors under which QEMU finds what it inherits.
+const VSOCK_FD: i32 = 20;
+const COMMANDS_FD: i32 = 21;
+const IMAGE_FD: i32 = 22;
+
+/// A scheduler and its arguments.
+type Program = (PathBuf, Vec<String>);
+
+/// What a [`Guest`] is made of.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it boots"]
+pub struct GuestBuilder {
+    kernel: Option<PathBuf>,
+    modules: Option<PathBuf>,
+    config: Option<PathBuf>,
+    agent: Option<PathBuf>,
+    agent_arguments: Vec<String>,
+    scheduler: Option<Program>,
+    programs: Vec<(PathBuf, String)>,
+    more_modules: Vec<String>,
+    kernel_arguments: Vec<String>,
+    memory_mib: u32,
+    cpus: u32,
+    deadline: Duration,
+    qemu: Option<String>,
+}
+
+impl Default for GuestBuilder {
+    fn default() -> Self {
+        Self {
+            kernel: None,
+            modules: None,
+            config: None,
+            agent: None,
+            agent_arguments: Vec::new(),
+            scheduler: None,
+            programs: Vec::new(),
+            more_modules: Vec::new(),
+            kernel_arguments: Vec::new(),
+            memory_mib: 1024,
+            cpus: 2,
+            deadline: DEADLINE,
+            qemu: None,
+        }
+    }
+}
+
+impl GuestBuilder {
+    /// The kernel's bzImage. Needed.
+    pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.kernel = Some(path.into());
+        self
+    }
+
+    /// The folder with this kernel's modules; without it the kernel must have vsock built in.
+    pub fn modules(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.modules = Some(folder.into());
+        self
+    }
+
+    /// The kernel's configuration, which libbpf looks for in the guest's `/boot`.
+    pub fn config(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config = Some(path.into());
+        self
+    }
+
+    /// The agent's file. Without it the one that `SCX_VSOCK_AGENT` names, else `scx-vsock-agent` beside this program.
+    pub fn agent(mut self, path: impl Into<PathBuf>) -> Self {
+        self.agent = Some(path.into());
+        self
+    }
+
+    /// An argument for the agent.
+    pub fn agent_argument(mut self, argument: impl Into<String>) -> Self {
+        self.agent_arguments.push(argument.into());
+        self
+    }
+
+    /// The scheduler, a program of this host that is started in the guest with these arguments. A name without a
+    /// slash is looked for in `PATH`.
+    pub fn scheduler(mut self, program: impl Into<PathBuf>, arguments: &[&str]) -> Self {
+        self.scheduler = Some((program.into(), arguments.iter().map(|&argument| argument.to_owned()).collect()));
+        self
+    }
+
+    /// A program of this host that is to be in the guest at this path, with its libraries.
+    pub fn program(mut self, program: impl Into<PathBuf>, guest_path: impl Into<String>) -> Self {
+        self.programs.push((program.into(), guest_path.into()));
+        self
+    }
+
+    /// A kernel module that is to be loaded beside those for vsock.
+    pub fn module(mut self, name: impl Into<String>) -> Self {
+        self.more_modules.push(name.into());
+        self
+    }
+
+    /// An argument for the kernel's command line.
+    pub fn kernel_argument(mut self, argument: impl Into<String>) -> Self {
+        self.kernel_arguments.push(argument.into());
+        self
+    }
+
+    /// The guest's memory, in MiB (1,024).
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// The guest's processors (2).
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// How long the guest may take until its agent is ready (two minutes: emulation is slow).
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// The QEMU program. Without it the one that `QEMU` names in the environment, else `qemu-system-x86_64`.
+    pub fn qemu(mut self, program: impl Into<String>) -> Self {
+        self.qemu = Some(program.into());
+        self
+    }
+
+    /// Boots the guest and waits until its agent is ready.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]. Nothing is left running then, and no file.
+    pub fn boot(&self) -> Result<Guest, Error> {
+        let kernel = self.kernel.as_deref().ok_or(Error::NoKernel)?;
+        readable("the kernel", kernel)?;
+        let qemu = self.qemu_program();
+        find_program(&qemu).map_err(|source| Error::NoQemu { program: qemu.clone(), source })?;
+        let image = memory_file("initramfs", &self.image()?.finish()?)?;
+        let (server, qemu_end) = serve()?;
+        let ready = server.handle().listen(crate::READY_PORT)?;
+        let (commands, guest_commands) = UnixStream::pair()?;
+        let command = self.command(&qemu, kernel, [qemu_end.into(), guest_commands.into(), image])?;
+        let console = Console::default();
+        let process =
+            Process::start(command, console.clone()).map_err(|source| Error::NoQemu { program: qemu, source })?;
+        let guest = Guest::new(process, console, server, Commands::new(commands));
+        guest.wait_until_ready(&ready, self.deadline)?;
+        Ok(guest)
+    }
+
+    fn qemu_program(&self) -> String {
+        let named = self.qemu.clone().or_else(|| env::var("QEMU").ok().filter(|name| !name.is_empty()));
+        named.unwrap_or_else(|| "qemu-system-x86_64".into())
+    }
+
+    fn command(&self, qemu: &str, kernel: &Path, inherited: [OwnedFd; 3]) -> Result<Command, Error> {
+        let mut command = Command::new(qemu);
+        let memory = self.memory_mib;
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc"])
+            .args(Accelerator::find(qemu, kernel).arguments())
+            .args(["-smp", &self.cpus.to_string(), "-m", &format!("{memory}M")])
+            .args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")])
+            .args(["-numa", "node,memdev=memory"])
+            .args(["-chardev", &format!("socket,id=vsock,fd={VSOCK_FD}")])
+            .args(["-device", "vhost-user-vsock-pci,chardev=vsock"])
+            .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
+            .args(["-chardev", &format!("socket,id=commands,fd={COMMANDS_FD}"), "-serial", "chardev:commands"])
+            .args(["-initrd", &format!("/proc/self/fd/{IMAGE_FD}"), "-append", &self.kernel_command_line(), "-kernel"])
+            .arg(kernel);
+        let mappings = inherited.into_iter().zip([VSOCK_FD, COMMANDS_FD, IMAGE_FD]);
+        let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
+        command.fd_mappings(mappings).map_err(io::Error::other)?;
+        Ok(command)
+    }
+
+    fn kernel_command_line(&self) -> String {
+        let usual = ["console=ttyS0", "quiet", "panic=-1", "rdinit=/init"].map(str::to_owned);
+        usual.iter().chain(&self.kernel_arguments).cloned().collect::<Vec<_>>().join(" ")
+    }
+
+    fn image(&self) -> Result<Image, Error> {
+        let mut image = Image::new()?;
+        image.program("init", INIT)?;
+        for folder in ["proc", "sys", "run", "tmp", "root", "var", "boot"] {
+            image.folder(folder)?;
+        }
+        image.link("var/run", "/run")?;
+        let busybox = find_program("busybox").map_err(|source| Error::File {
+            what: "busybox",
+            path: "busybox".into(),
+            mend: "install it (Debian: busybox-static)",
+            source,
+        })?;
+        add_program(&mut image, "busybox", &busybox, "bin/busybox")?;
+        image.link("bin/sh", "busybox")?;
+        self.add_modules(&mut image)?;
+        self.add_agent(&mut image)?;
+        self.add_scheduler(&mut image)?;
+        for (program, guest_path) in &self.programs {
+            add_program(&mut image, "the program", program, guest_path)?;
+        }
+        Ok(image)
+    }
+
+    fn add_modules(&self, image: &mut Image) -> Result<(), Error> {
+        let mut list = String::new();
+        if let Some(folder) = &self.modules {
+            let modules = Modules::read(folder)?;
+            let names: Vec<&str> = VSOCK.iter().copied().chain(self.more_modules.iter().map(String::as_str)).collect();
+            for path in modules.in_load_order(&names)? {
+                let file = path.rsplit('/').next().unwrap_or(path);
+                let name = file.split(".ko").next().unwrap_or(file);
+                image.file(&format!("lib/modules/{name}.ko"), &modules.load(path)?)?;
+                list += &format!("/lib/modules/{name}.ko\n");
+            }
+        }
+        if let (Some(config), Some(folder)) = (&self.config, &self.modules) {
+            let release = folder.file_name().unwrap_or_default().to_string_lossy();
+            image.copy_program("the kernel's configuration", config, &format!("boot/config-{release}"))?;
+        }
+        Ok(image.file("etc/scx-vsock/modules", list.as_bytes())?)
+    }
+
+    fn add_agent(&self, image: &mut Image) -> Result<(), Error> {
+        let agent = self.agent.clone().or_else(find_agent).ok_or(Error::NoAgent)?;
+        add_program(image, "the agent", &agent, "bin/scx-vsock-agent")?;
+        let arguments = self.agent_arguments.iter().map(String::as_str);
+        let line = command_line("/bin/scx-vsock-agent", arguments);
+        Ok(image.file("etc/scx-vsock/agent", line.as_bytes())?)
+    }
+
+    fn add_scheduler(&self, image: &mut Image) -> Result<(), Error> {
+        let Some((program, arguments)) = &self.scheduler else { return Ok(()) };
+        let file = find_program(&program.to_string_lossy()).map_err(|source| Error::File {
+            what: "the scheduler",
+            path: program.clone(),
+            mend: "name the scheduler's file, or put its folder into PATH",
+            source,
+        })?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let guest_path = format!("/usr/bin/{name}");
+        add_program(image, "the scheduler", &file, &guest_path)?;
+        let line = command_line(&guest_path, arguments.iter().map(String::as_str));
+        Ok(image.file("etc/scx-vsock/scheduler", line.as_bytes())?)
+    }
+}
+
+/// A shell's line that replaces the shell by a program.
+fn command_line<'a>(program: &'a str, arguments: impl Iterator<Item = &'a str>) -> String {
+    let words: Vec<String> = [program].into_iter().chain(arguments).map(quote).collect();
+    format!("exec {}\n", words.join(" "))
+}
+
+fn find_agent() -> Option<PathBuf> {
+    if let Some(path) = env::var_os("SCX_VSOCK_AGENT").filter(|path| !path.is_empty()) {
+        return Some(path.into());
+    }
+    let beside = env::current_exe().ok()?.with_file_name("scx-vsock-agent");
+    beside.is_file().then_some(beside)
+}
+
+/// A program by its path, or by its name in `PATH`.
+fn find_program(name: &str) -> io::Result<PathBuf> {
+    if name.contains('/') {
+        return File::open(name).map(|_| name.into());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is not in PATH"))
+}
+
+fn readable(what: &'static str, path: &Path) -> Result<(), Error> {
+    match File::open(path) {
+        Ok(_) => Ok(()),
+        Err(source) => {
+            Err(Error::File { what, path: path.into(), mend: "name a file that is there and can be read", source })
+        }
+    }
+}
+
+/// A file without a name, so that nothing is left behind.
+fn memory_file(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    Ok(file.into())
+}
+
+/// A device, and the connected end of its socket for QEMU. The socket's name is gone before anybody else could use it.
+fn serve() -> Result<(Server, UnixStream), Error> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("vsock");
+    let listener = UnixListener::bind(&path)?;
+    let qemu_end = UnixStream::connect(&path)?;
+    folder.close()?;
+    Ok((Server::start(listener, CID)?, qemu_end))
+}

@@ -1,0 +1,89 @@
+//! What a guest prints.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of a console that are kept: the last ones.
+const MAX_BYTES: usize = 1 << 20;
+
+/// Lines that an error quotes.
+const LAST_LINES: usize = 4;
+
+/// What a guest printed, and QEMU itself. Cheap to clone: all clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct Console {
+    bytes: Arc<Mutex<VecDeque<u8>>>,
+}
+
+impl Console {
+    /// Keeps what comes from `source` until its end.
+    pub(super) fn capture(&self, mut source: impl Read) {
+        let mut chunk = [0; 4096];
+        loop {
+            match source.read(&mut chunk) {
+                Ok(0) => return,
+                Ok(count) => self.keep(chunk.get(..count).unwrap_or(&[])),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn keep(&self, bytes: &[u8]) {
+        let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(bytes);
+        let excess = kept.len().saturating_sub(MAX_BYTES);
+        kept.drain(..excess);
+    }
+
+    /// All that is kept, as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(kept.make_contiguous()).into_owned()
+    }
+
+    /// The last words, on one line and without control characters: of a kernel's panic its reason, not the registers
+    /// that it prints behind it.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let text = self.text();
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let panic = lines.iter().rposition(|line| line.contains("Kernel panic"));
+        let end = panic.map_or(lines.len(), |at| at + 1);
+        let last = lines.get(end.saturating_sub(LAST_LINES)..end).unwrap_or(&[]).join(" | ");
+        let clean: String = last.chars().filter(|character| !character.is_control()).collect();
+        if clean.is_empty() { "(it printed nothing)".into() } else { clean }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_one_clean_line() {
+        let console = Console::default();
+        assert_eq!(console.last_words(), "(it printed nothing)");
+        console.capture(&b"1\r\n2\n\n3\n\x1b[1mpanic\n5\n"[..]);
+        assert_eq!(console.last_words(), "2 | 3 | [1mpanic | 5");
+    }
+
+    #[test]
+    fn of_a_panic_the_reason_is_quoted() {
+        let console = Console::default();
+        console.capture(&b"1\n2\n3\n4\nKernel panic - not syncing: no init\nRIP: 0\nR10: 0\n"[..]);
+        assert_eq!(console.last_words(), "2 | 3 | 4 | Kernel panic - not syncing: no init");
+    }
+
+    #[test]
+    fn only_the_last_bytes_are_kept() {
+        let console = Console::default();
+        console.capture(io::repeat(b'x').take(MAX_BYTES as u64 + 5));
+        console.capture(&b"end"[..]);
+        let text = console.text();
+        assert_eq!(text.len(), MAX_BYTES);
+        assert!(text.ends_with("xend"));
+    }
+}

@@ -1,0 +1,118 @@
+//! A running guest.
+
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::builder::GuestBuilder;
+use super::commands::{Commands, Output};
+use super::console::Console;
+use super::error::Error;
+use super::process::Process;
+use crate::SchedStatsClient;
+use crate::front::vhost_user::Server;
+use crate::vsock::{Handle, Listener};
+
+/// How long a command may take where nothing else is said.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A running guest. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Guest {
+    // QEMU ends before the back end that it is connected to.
+    process: Process,
+    console: Console,
+    server: Server,
+    commands: Mutex<Commands>,
+}
+
+impl Guest {
+    /// Begins to describe a guest.
+    pub fn builder() -> GuestBuilder {
+        GuestBuilder::default()
+    }
+
+    pub(super) fn new(process: Process, console: Console, server: Server, commands: Commands) -> Self {
+        Self { process, console, server, commands: Mutex::new(commands) }
+    }
+
+    /// The guest's vsock device: any port, both ways.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.server.handle()
+    }
+
+    /// A client of the guest's scheduler, on a session of its own.
+    #[must_use]
+    pub fn client(&self) -> SchedStatsClient {
+        SchedStatsClient::builder(self.handle().agent()).build()
+    }
+
+    /// What the guest printed.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Runs a command in the guest, one at a time, to its end or at most a minute.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CommandTimedOut`], [`Error::Commands`].
+    pub fn run(&self, arguments: &[&str]) -> Result<Output, Error> {
+        self.run_within(arguments, COMMAND_DEADLINE)
+    }
+
+    /// Runs a command in the guest, one at a time, to its end or at most this long.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CommandTimedOut`], [`Error::Commands`].
+    pub fn run_within(&self, arguments: &[&str], within: Duration) -> Result<Output, Error> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).run(arguments, within)
+    }
+
+    /// Waits for the agent's Ready, the guest's end or the deadline, whatever comes first.
+    pub(super) fn wait_until_ready(&self, ready: &Listener, within: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + within;
+        loop {
+            match ready.accept() {
+                Ok(stream) if says_hello(&stream, deadline) => return Ok(()),
+                // Another one may wait already.
+                Ok(_) => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return Err(self.ended()),
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::NotReady { within, console: self.console.last_words() });
+            }
+            let mut fds = [PollFd::new(ready, PollFlags::IN), PollFd::new(&self.process, PollFlags::IN)];
+            match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(Error::Host(errno.into())),
+            }
+            if fds.get(1).is_some_and(|process| !process.revents().is_empty()) {
+                return Err(self.ended());
+            }
+        }
+    }
+
+    fn ended(&self) -> Error {
+        Error::Ended { console: self.console.last_words() }
+    }
+}
+
+/// Whether the connection begins as an agent's does. Any process of the guest can connect.
+fn says_hello(mut stream: &UnixStream, deadline: Instant) -> bool {
+    const BEGINNING: &[u8] = br#"{"hello":"#;
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let mut beginning = [0; BEGINNING.len()];
+    stream.set_nonblocking(false).is_ok()
+        && stream.set_read_timeout(Some(left)).is_ok()
+        && stream.read_exact(&mut beginning).is_ok()
+        && beginning == BEGINNING
+}

@@ -1,0 +1,74 @@
+//! Guests for tests, on the kernel that `ci/test` names.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use scx_vsock::qemu::{Guest, GuestBuilder};
+
+use crate::agent;
+
+/// A packaged kernel.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The bzImage.
+    pub image: PathBuf,
+    /// The folder with its modules, named after its release.
+    pub modules: PathBuf,
+    /// Its configuration.
+    pub config: PathBuf,
+}
+
+impl Kernel {
+    /// The kernel that `KERNEL`, `MODULES` and `CONFIG` name; without them the one that `ci/kernel stable` fetches.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    #[must_use]
+    pub fn of_this_run() -> &'static Self {
+        static KERNEL: OnceLock<Kernel> = OnceLock::new();
+        KERNEL.get_or_init(|| {
+            let named = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+            match (named("KERNEL"), named("MODULES"), named("CONFIG")) {
+                (Some(image), Some(modules), Some(config)) => Self { image, modules, config },
+                _ => Self::fetched("stable"),
+            }
+        })
+    }
+
+    fn fetched(which: &str) -> Self {
+        let output = Command::new(agent::repository().join("ci/kernel")).arg(which).output().expect("ci/kernel runs");
+        assert!(output.status.success(), "ci/kernel {which}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("paths");
+        let mut lines = text.lines().map(PathBuf::from);
+        let mut next = || lines.next().expect("three paths");
+        Self { image: next(), modules: next(), config: next() }
+    }
+
+    /// Its release, as `uname -r` says it.
+    #[must_use]
+    pub fn release(&self) -> String {
+        self.modules.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+/// A guest with this run's kernel and the agent, still to be booted.
+#[must_use]
+pub fn builder() -> GuestBuilder {
+    let kernel = Kernel::of_this_run();
+    Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config).agent(agent::file())
+}
+
+/// What a command printed in the guest, which must succeed.
+///
+/// # Panics
+///
+/// When it fails.
+pub fn output(guest: &Guest, command: &[&str]) -> Vec<u8> {
+    let output = guest.run(command).expect("the guest runs commands");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status, 0, "{command:?}: {errors}\nconsole: {}", guest.console().text());
+    output.stdout
+}

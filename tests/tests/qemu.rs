@@ -1,0 +1,117 @@
+//! The whole path in a QEMU guest: stand-in scheduler, agent, the kernel's vsock, vhost-user device, client.
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::net::Shutdown;
+use std::thread;
+use std::time::Duration;
+
+use scx_vsock::qemu::Guest;
+use scx_vsock::{MissingStatsReason, StatsRequest};
+use scx_vsock_tests::agent;
+use scx_vsock_tests::guest::{Kernel, builder, output};
+use scx_vsock_tests::pattern::{self, Arrived};
+use serde_json::Value;
+
+const SCHEDULER_STARTS: Duration = Duration::from_secs(30);
+const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
+const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
+
+fn with_procsched() -> Guest {
+    let guest = builder().scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer").boot().unwrap();
+    guest.client().wait_for_scheduler(SCHEDULER_STARTS).unwrap();
+    guest
+}
+
+/// Context switches, and user and system time of all processors together, as the guest's `/proc/stat` has them now.
+fn proc_stat(guest: &Guest) -> Vec<u64> {
+    let text = String::from_utf8(output(guest, &["cat", "/proc/stat"])).unwrap();
+    let numbers = |name| {
+        let line = text.lines().find(|line| line.split(' ').next() == Some(name)).unwrap();
+        line.split_ascii_whitespace().skip(1).map(|word| word.parse().unwrap()).collect::<Vec<u64>>()
+    };
+    let cpu = numbers("cpu");
+    vec![numbers("ctxt")[0], numbers("processes")[0], cpu[0], cpu[2], cpu[3]]
+}
+
+fn totals(stats: &Value) -> Vec<u64> {
+    let number = |path| stats.pointer(path).and_then(Value::as_u64).unwrap();
+    ["/totals/ctxt", "/totals/processes", "/totals/cpu/user", "/totals/cpu/system", "/totals/cpu/idle"]
+        .map(number)
+        .to_vec()
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn totals_on_the_host_lie_between_two_readings_in_the_guest() {
+    let guest = with_procsched();
+    assert_eq!(output(&guest, &["uname", "-r"]), format!("{}\n", Kernel::of_this_run().release()).into_bytes());
+    let client = guest.client();
+    for _ in 0..5 {
+        let before = proc_stat(&guest);
+        let stats = totals(&client.stats(&[]).unwrap());
+        let after = proc_stat(&guest);
+        let between = before.iter().zip(&stats).zip(&after).all(|((before, at), after)| before <= at && at <= after);
+        assert!(between, "{before:?} {stats:?} {after:?}");
+        assert!(before[0] < after[0], "a guest that runs commands switches contexts");
+    }
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn meta_on_the_host_equals_the_one_in_the_guest_byte_for_byte() {
+    let guest = with_procsched();
+    let request = r#"{"req":"stats_meta","args":{}}"#;
+    let inside = output(&guest, &["guest_peer", "ask", "/var/run/scx/root/stats", request]);
+    let mut outside = guest.client().request_raw(request).unwrap();
+    assert!(outside.len() > 500);
+    outside.push(b'\n');
+    assert_eq!(outside, inside);
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn the_agent_in_the_guest_is_the_file_that_all_tests_run() {
+    let guest = builder().boot().unwrap();
+    let size = fs::metadata(agent::file()).unwrap().len();
+    assert_eq!(output(&guest, &["cat", "/bin/scx-vsock-agent"]), fs::read(agent::file()).unwrap());
+    assert!(size <= 16_384, "{size}");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn sixty_four_mebibytes_go_each_way_unharmed() {
+    const BYTES: u64 = 64 << 20;
+    const PORT: u32 = 4_000;
+    let guest = builder().program(GUEST_PEER, "/bin/guest_peer").boot().unwrap();
+    let listener = guest.handle().listen(PORT).unwrap();
+    let host = thread::spawn(move || {
+        let stream = listener.accept_within(Duration::from_secs(60)).unwrap();
+        stream.set_nonblocking(false).unwrap();
+        let sender = stream.try_clone().unwrap();
+        let sending = thread::spawn(move || {
+            pattern::send(&sender, 2, BYTES).unwrap();
+            sender.shutdown(Shutdown::Write).unwrap();
+        });
+        let arrived = pattern::receive(&stream).unwrap();
+        sending.join().unwrap();
+        arrived
+    });
+    let command = ["guest_peer", "exchange", &PORT.to_string(), &BYTES.to_string()];
+    let inside = guest.run_within(&command, Duration::from_secs(300)).unwrap();
+    assert_eq!(inside.status, 0, "{}", String::from_utf8_lossy(&inside.stderr));
+    let Arrived { bytes, checksum } = pattern::expected(2, BYTES);
+    assert_eq!(String::from_utf8_lossy(&inside.stdout), format!("{bytes} {checksum}\n"));
+    assert_eq!(host.join().unwrap(), pattern::expected(1, BYTES));
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_guest_without_a_scheduler_gives_the_reason() {
+    let guest = builder().boot().unwrap();
+    let error = guest.client().request(&StatsRequest::stats(&[])).unwrap_err();
+    let MissingStatsReason::NoScheduler { reason } = MissingStatsReason::from(&error) else {
+        panic!("{error}");
+    };
+    assert!(!reason.is_empty());
+}

@@ -1,0 +1,71 @@
+//! How guests end, one after another in a process of their own: what they leave behind is counted.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use scx_vsock::MissingStatsReason;
+use scx_vsock::qemu::Error;
+use scx_vsock_tests::guest::builder;
+
+#[test]
+#[ignore = "boots QEMU guests; run ci/test qemu"]
+fn however_a_guest_ends_it_leaves_no_process_thread_descriptor_or_file() {
+    let before = left_behind();
+    for end in [panics, never_gets_ready, is_dropped, has_a_missing_kernel, has_a_missing_program] {
+        end();
+        assert_eq!(left_behind(), before);
+    }
+}
+
+fn panics() {
+    let error = builder().kernel_argument("rdinit=/nowhere").boot().unwrap_err();
+    let Error::Ended { console } = &error else { panic!("{error}") };
+    assert!(console.contains("panic"), "{console}");
+}
+
+fn never_gets_ready() {
+    let error = builder().agent_argument("--help").deadline(Duration::from_secs(15)).boot().unwrap_err();
+    assert!(matches!(error, Error::NotReady { .. }), "{error}");
+}
+
+fn is_dropped() {
+    let guest = builder().boot().unwrap();
+    assert_eq!(left_behind().children, 1);
+    let client = guest.client();
+    drop(guest);
+    let error = client.stats(&[]).unwrap_err();
+    assert!(matches!(MissingStatsReason::from(&error), MissingStatsReason::AgentUnreachable { .. }), "{error}");
+}
+
+fn has_a_missing_kernel() {
+    let error = builder().kernel("/nowhere/vmlinuz").boot().unwrap_err().to_string();
+    assert!(error.contains("/nowhere/vmlinuz"), "{error}");
+}
+
+fn has_a_missing_program() {
+    let error = builder().qemu("/nowhere/qemu").boot().unwrap_err().to_string();
+    assert!(error.contains("cannot run /nowhere/qemu"), "{error}");
+}
+
+/// What this process has that a guest could leave behind.
+#[derive(Debug, PartialEq, Eq)]
+struct LeftBehind {
+    children: usize,
+    threads: usize,
+    descriptors: usize,
+    temporary_files: usize,
+}
+
+fn left_behind() -> LeftBehind {
+    let count = |folder: &Path| fs::read_dir(folder).unwrap().count();
+    let of_thread = |thread: &Path| fs::read_to_string(thread.join("children")).unwrap_or_default();
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    LeftBehind {
+        children: threads.map(|thread| of_thread(&thread.unwrap().path()).split_whitespace().count()).sum(),
+        threads: count(Path::new("/proc/self/task")),
+        descriptors: count(Path::new("/proc/self/fd")),
+        temporary_files: count(&std::env::temp_dir()),
+    }
+}
