@@ -3,6 +3,7 @@
 
 set -euo pipefail
 
+# shellcheck disable=SC2034 # for those who source this
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck disable=SC2034 # for those who source this
 cache=${SCX_VSOCK_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/scx-vsock}
@@ -159,21 +160,26 @@ locked() { # NAME COMMAND...
     ) 9>"$folder/$name"
 }
 
-# Runs "$@" with its output in a file, saying every half minute that it still goes on.
-with_progress() { # WHAT COMMAND...
-    local what=$1 log started=$SECONDS status=0 ticker
-    shift
-    log=$(mktemp)
+# Runs "$@" with its output in the file $2, saying every half minute that it still goes on. Its status is returned.
+with_log() { # WHAT LOG COMMAND...
+    local what=$1 log=$2 started=$SECONDS status=0 ticker
+    shift 2
     say "$what"
     (while sleep 30; do say "$what: $((SECONDS - started)) s so far, $(tail -n 1 "$log" | cut -c 1-100)"; done) &
     ticker=$!
     "$@" >"$log" 2>&1 || status=$?
     kill "$ticker" 2>/dev/null || true
     wait "$ticker" 2>/dev/null || true
-    if [ "$status" != 0 ]; then
-        tail -n 30 "$log" >&2
-        rm -f "$log"
-        die "$what failed with status $status (see above)"
-    fi
+    return "$status"
+}
+
+# Runs "$@" with progress, and ends with the last of its output if it fails.
+with_progress() { # WHAT COMMAND...
+    local what=$1 log status=0
+    shift
+    log=$(mktemp)
+    with_log "$what" "$log" "$@" || status=$?
+    [ "$status" = 0 ] || tail -n 30 "$log" >&2
     rm -f "$log"
+    [ "$status" = 0 ] || die "$what failed with status $status (see above)"
 }

@@ -55,7 +55,6 @@ impl Kernel {
 }
 
 /// A guest with this run's kernel and the agent, still to be booted.
-#[must_use]
 pub fn builder() -> GuestBuilder {
     let kernel = Kernel::of_this_run();
     Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config).agent(agent::file())

@@ -4,10 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use thiserror::Error;
-
 /// Why a guest cannot be booted or used. Each text names the thing and what mends it.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file that the guest needs cannot be read.

@@ -4,7 +4,6 @@
 //! a meaning (virtio 1.3, 2.7.4.2). A chain that does not end, leaves guest memory or has a descriptor of the wrong
 //! direction is a broken ring, not a bad packet.
 
-use thiserror::Error;
 use virtio_queue::DescriptorChain;
 use vm_memory::bitmap::{BS, BitmapSlice};
 use vm_memory::{Bytes, GuestMemory, Permissions, VolatileSlice};
@@ -12,7 +11,7 @@ use vm_memory::{Bytes, GuestMemory, Permissions, VolatileSlice};
 use super::header::Header;
 
 /// What is wrong with a chain.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChainError {
     /// Its last readable descriptor says that another follows, or it has none at all.
     #[error("a descriptor chain does not end: it loops, or a descriptor of it cannot be read")]

@@ -35,7 +35,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use thiserror::Error;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemory;
 
@@ -54,7 +53,7 @@ use spec::RESERVED_CIDS;
 const PACKETS_A_TURN: usize = 1024;
 
 /// Why there is no device, or why it stopped.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// The CID is not one that a guest can have.

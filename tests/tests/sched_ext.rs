@@ -1,0 +1,1 @@
+//! A real sched_ext scheduler in a guest.
