@@ -6,6 +6,7 @@ set -euo pipefail
 # shellcheck disable=SC2034 # for those who source this
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck disable=SC2034 # for those who source this
+PATH=$PATH:/usr/sbin:/sbin
 cache=${SCX_VSOCK_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/scx-vsock}
 
 # Says what goes on, where it does not mix with a program's output.

@@ -5,6 +5,7 @@ pub mod endpoint;
 pub mod error;
 pub mod reason;
 pub mod request;
+pub mod sample;
 
 #[cfg(feature = "device")]
 pub mod vsock;
@@ -20,4 +21,5 @@ pub use endpoint::{Connect, Endpoint};
 pub use error::SchedStatsError;
 pub use reason::MissingStatsReason;
 pub use request::{StatsRequest, StatsResponse};
+pub use sample::{Sample, Sampler};
 pub use scx_vsock_wire::{AGENT_PORT, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT};

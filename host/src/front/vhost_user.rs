@@ -42,11 +42,23 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The vhost-user framework failed.
-    #[error("the vhost-user back end failed: {0}")]
-    Backend(vhost_user_backend::Error),
+    #[error("the vhost-user back end failed: {reason}")]
+    Backend {
+        /// What the framework says. Its own error cannot be shared between threads.
+        reason: String,
+    },
     /// The host's kernel has no descriptors, memory or threads for it.
     #[error("the host's kernel refuses the vhost-user back end what it needs")]
     Host(#[from] io::Error),
+}
+
+impl From<vhost_user_backend::Error> for Error {
+    fn from(error: vhost_user_backend::Error) -> Self {
+        match error {
+            vhost_user_backend::Error::StartDaemon(error) => Self::Host(error),
+            other => Self::Backend { reason: other.to_string() },
+        }
+    }
 }
 
 /// What the framework drives.
@@ -199,13 +211,12 @@ impl Server {
             error: Mutex::default(),
         });
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let mut daemon =
-            VhostUserDaemon::new("vhost-user-vsock".into(), Arc::clone(&backend), memory).map_err(Error::Backend)?;
+        let mut daemon = VhostUserDaemon::new("vhost-user-vsock".into(), Arc::clone(&backend), memory)?;
         let leaked = leaked::ExitConsumer::of(exit_consumer);
         for handler in daemon.get_epoll_handlers() {
             handler.register_listener(host_events.as_raw_fd(), EventSet::IN, HOST_EVENT.into())?;
         }
-        daemon.start(&mut listener.into()).map_err(Error::Backend)?;
+        daemon.start(&mut listener.into())?;
         let shutdown = daemon.shutdown_handle();
         let (gone, gone_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let waiter = thread::Builder::new().name("vhost-user-wait".into()).spawn(move || {

@@ -95,3 +95,8 @@ pub enum Error {
     #[error("the host's kernel refuses what a guest needs: {0}")]
     Host(#[from] io::Error),
 }
+
+const _: () = {
+    const fn shared_between_threads<T: std::error::Error + Send + Sync + 'static>() {}
+    shared_between_threads::<Error>();
+};

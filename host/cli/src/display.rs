@@ -1,0 +1,95 @@
+//! Samples for a person to read.
+
+use std::fmt::Write;
+
+use scx_vsock::Sample;
+use serde_json::Value;
+
+/// Fields of a sample that are shown.
+const MAX_FIELDS: usize = 24;
+
+/// A sample as a heading and its fields, a line each.
+pub fn sample(sample: &Sample) -> String {
+    let mut text = heading(sample);
+    match &sample.stats {
+        Ok(stats) => text += &fields(stats),
+        Err(reason) => text += &format!("  no stats: {reason}\n"),
+    }
+    text
+}
+
+fn heading(sample: &Sample) -> String {
+    let seconds = |ms: u64| format!("{}.{:03} s", ms / 1000, ms % 1000);
+    let span = match sample.interval_ms {
+        Some(ms) => format!("deltas over {}", seconds(ms)),
+        None => "deltas begin".into(),
+    };
+    format!("{} at {} (session {}, {span})\n", sample.tag, seconds(sample.elapsed_ms), sample.session)
+}
+
+/// Every scalar by its dotted path, aligned.
+fn fields(stats: &Value) -> String {
+    let mut rows = Vec::new();
+    collect("", stats, &mut rows);
+    let width = rows.iter().take(MAX_FIELDS).map(|(path, _)| path.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (path, value) in rows.iter().take(MAX_FIELDS) {
+        // Writing to a string cannot fail.
+        let _written = writeln!(text, "  {path:<width$}  {value:>16}");
+    }
+    if rows.len() > MAX_FIELDS {
+        let _written = writeln!(text, "  and {} more fields: --jsonl prints all", rows.len() - MAX_FIELDS);
+    }
+    text
+}
+
+fn collect(path: &str, value: &Value, rows: &mut Vec<(String, String)>) {
+    let join = |name: &str| if path.is_empty() { clean(name) } else { format!("{path}.{}", clean(name)) };
+    match value {
+        Value::Object(map) => map.iter().for_each(|(name, value)| collect(&join(name), value, rows)),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(at, value)| collect(&join(&at.to_string()), value, rows));
+        }
+        Value::String(text) => rows.push((path.to_owned(), clean(text))),
+        scalar => rows.push((path.to_owned(), scalar.to_string())),
+    }
+}
+
+/// A guest's text, without what would act on a terminal.
+fn clean(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scx_vsock::MissingStatsReason;
+    use serde_json::json;
+
+    fn taken(stats: Result<Value, MissingStatsReason>) -> Sample {
+        Sample { tag: "sample 2".into(), elapsed_ms: 2_017, session: 1, interval_ms: Some(1_001), stats }
+    }
+
+    #[test]
+    fn a_sample_is_a_heading_and_its_fields() {
+        let text = sample(&taken(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2Jb"}))));
+        assert_eq!(
+            text,
+            "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  cpus.0.busy                 3\n  name                    a[2Jb\n"
+        );
+    }
+
+    #[test]
+    fn a_missing_sample_says_why() {
+        let text = sample(&taken(Err(MissingStatsReason::TimedOut { after_ms: 5 })));
+        assert!(text.contains("no stats: no answer within 5 ms"), "{text}");
+    }
+
+    #[test]
+    fn a_huge_sample_is_cut_and_says_so() {
+        let many: Vec<u32> = (0..100).collect();
+        let text = sample(&taken(Ok(json!(many))));
+        assert_eq!(text.lines().count(), 1 + MAX_FIELDS + 1);
+        assert!(text.ends_with("and 76 more fields: --jsonl prints all\n"), "{text}");
+    }
+}
