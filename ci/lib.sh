@@ -9,6 +9,10 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PATH=$PATH:/usr/sbin:/sbin
 cache=${SCX_VSOCK_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/scx-vsock}
 
+# Files of this run alone.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
 # Says what goes on, where it does not mix with a program's output.
 say() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -45,7 +49,7 @@ package_of() { # APT|DNF|PACMAN THING
     apt/busybox) echo busybox-static ;;
     */busybox) echo busybox ;;
     */depmod) echo kmod ;;
-    apt/clang) echo "clang-$(newest_clang) llvm-$(newest_clang)" ;;
+    apt/clang) clang_packages "$(newest_clang)" ;;
     */clang) echo "clang llvm" ;;
     apt/libelf) echo libelf-dev ;;
     dnf/libelf) echo elfutils-libelf-devel ;;
@@ -66,6 +70,10 @@ package_of() { # APT|DNF|PACMAN THING
     */cc) echo "gcc make" ;;
     *) echo "$2" ;;
     esac
+}
+
+clang_packages() { # VERSION
+    echo "clang${1:+-$1} llvm${1:+-$1}"
 }
 
 # The newest clang that this Debian release packages.
@@ -129,17 +137,11 @@ install_line() { # THING...
 }
 
 install_by_apt() { # THING...
-    local log packages
-    log=$(mktemp)
+    local packages
     apt_update_once
     read -ra packages <<<"$(packages_for apt "$@")"
-    say "installing ${packages[*]}"
-    if ! DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}" >"$log" 2>&1; then
-        tail -n 20 "$log" >&2
-        rm -f "$log"
-        die "apt-get install ${packages[*]} failed (see above): mend it and try again"
-    fi
-    rm -f "$log"
+    with_progress "installing ${packages[*]}" \
+        env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
 }
 
 apt_updated=
@@ -166,7 +168,8 @@ with_log() { # WHAT LOG COMMAND...
     local what=$1 log=$2 started=$SECONDS status=0 ticker
     shift 2
     say "$what"
-    (while sleep 30; do say "$what: $((SECONDS - started)) s so far, $(tail -n 1 "$log" | cut -c 1-100)"; done) &
+    # A wait of the shell's own: a sleeping child would outlive the ticker, and hold its output open.
+    (while ! read -rt 30 <> <(:); do say "$what: $((SECONDS - started)) s so far, $(tail -n 1 "$log" | cut -c 1-100)"; done) &
     ticker=$!
     "$@" >"$log" 2>&1 || status=$?
     kill "$ticker" 2>/dev/null || true
@@ -176,11 +179,9 @@ with_log() { # WHAT LOG COMMAND...
 
 # Runs "$@" with progress, and ends with the last of its output if it fails.
 with_progress() { # WHAT COMMAND...
-    local what=$1 log status=0
+    local what=$1 log=$scratch/progress status=0
     shift
-    log=$(mktemp)
     with_log "$what" "$log" "$@" || status=$?
     [ "$status" = 0 ] || tail -n 30 "$log" >&2
-    rm -f "$log"
     [ "$status" = 0 ] || die "$what failed with status $status (see above)"
 }

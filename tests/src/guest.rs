@@ -4,10 +4,14 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use scx_vsock::qemu::{Guest, GuestBuilder};
 
 use crate::agent;
+
+/// How long a scheduler may take until it serves stats.
+const SCHEDULER_STARTS: Duration = Duration::from_secs(60);
 
 /// A packaged kernel.
 #[derive(Clone, Debug)]
@@ -70,4 +74,19 @@ pub fn output(guest: &Guest, command: &[&str]) -> Vec<u8> {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status, 0, "{command:?}: {errors}\nconsole: {}", guest.console().text());
     output.stdout
+}
+
+/// Waits until the guest's scheduler serves stats.
+///
+/// # Panics
+///
+/// When it does not, with what the guest printed.
+pub fn wait_for_scheduler(guest: &Guest) {
+    if let Err(error) = guest.client().wait_for_scheduler(SCHEDULER_STARTS) {
+        panic!("{error}\nprocesses:\n{}\nconsole:\n{}", processes(guest), guest.console().text());
+    }
+}
+
+fn processes(guest: &Guest) -> String {
+    guest.run(&["ps"]).map_or_else(|error| error.to_string(), |ps| String::from_utf8_lossy(&ps.stdout).into_owned())
 }

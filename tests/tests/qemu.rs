@@ -9,17 +9,16 @@ use std::time::Duration;
 use scx_vsock::qemu::Guest;
 use scx_vsock::{MissingStatsReason, StatsRequest};
 use scx_vsock_tests::agent;
-use scx_vsock_tests::guest::{Kernel, builder, output};
+use scx_vsock_tests::guest::{Kernel, builder, output, wait_for_scheduler};
 use scx_vsock_tests::pattern::{self, Arrived};
 use serde_json::Value;
 
-const SCHEDULER_STARTS: Duration = Duration::from_secs(30);
 const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
 const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
 
 fn with_procsched() -> Guest {
     let guest = builder().scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer").boot().unwrap();
-    guest.client().wait_for_scheduler(SCHEDULER_STARTS).unwrap();
+    wait_for_scheduler(&guest);
     guest
 }
 

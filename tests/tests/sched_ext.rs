@@ -1,1 +1,70 @@
-//! A real sched_ext scheduler in a guest.
+//! A real sched_ext scheduler in a QEMU guest, seen from the host.
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+
+use std::process::Command;
+
+use scx_vsock::Sampler;
+use scx_vsock::qemu::Guest;
+use scx_vsock_tests::agent::repository;
+use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};
+
+const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
+
+/// A guest in which scx_bpfland schedules and serves its stats.
+fn with_bpfland() -> Guest {
+    let built = Command::new(repository().join("ci/scheduler")).arg("scx_bpfland").output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let program = String::from_utf8(built.stdout).unwrap();
+    let guest = builder().scheduler(program.trim(), &[]).program(GUEST_PEER, "/bin/guest_peer").boot().unwrap();
+    wait_for_scheduler(&guest);
+    guest
+}
+
+#[test]
+#[ignore = "boots a QEMU guest with scx_bpfland; run ci/test sched-ext"]
+fn the_guests_kernel_runs_the_scheduler_whose_numbers_the_host_reads() {
+    let guest = with_bpfland();
+    assert!(output(&guest, &["cat", "/sys/kernel/sched_ext/state"]).starts_with(b"enabled"));
+    assert!(output(&guest, &["cat", "/sys/kernel/sched_ext/root/ops"]).starts_with(b"bpfland"));
+
+    let mut sampler = Sampler::new(Some(guest.client()));
+    sampler.prime().unwrap();
+    // Each process that the shell makes is dispatched at least once.
+    output(&guest, &["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do ls /proc >/dev/null; done"]);
+    let sample = sampler.sample("work");
+    let stats = sample.stats.unwrap();
+    assert_eq!(stats["nr_cpus"], 2);
+    let dispatches: u64 = stats
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(name, _)| name.contains("dispatch"))
+        .map(|(_, n)| n.as_u64().unwrap())
+        .sum();
+    assert!(dispatches >= 8, "{stats}");
+    assert!(sample.interval_ms.is_some());
+}
+
+#[test]
+#[ignore = "boots a QEMU guest with scx_bpfland; run ci/test sched-ext"]
+fn its_meta_on_the_host_equals_the_one_in_the_guest_byte_for_byte() {
+    let guest = with_bpfland();
+    let request = r#"{"req":"stats_meta","args":{}}"#;
+    let inside = output(&guest, &["guest_peer", "ask", "/var/run/scx/root/stats", request]);
+    let mut outside = guest.client().request_raw(request).unwrap();
+    assert!(outside.len() > 1_000);
+    outside.push(b'\n');
+    assert_eq!(outside, inside);
+}
+
+#[test]
+#[ignore = "boots a QEMU guest with scx_bpfland; run ci/test sched-ext"]
+fn a_scheduler_that_ends_is_named_by_the_reasons_that_follow() {
+    let guest = with_bpfland();
+    let client = guest.client();
+    client.stats(&[]).unwrap();
+    output(&guest, &["sh", "-c", "kill -INT $(pidof scx_bpfland) && while pidof scx_bpfland; do sleep 0.1; done"]);
+    // The end that was seen before this request was written renews the session, where nobody listens any more.
+    let error = client.stats(&[]).unwrap_err().to_string();
+    assert!(error.contains("sched_ext is disabled"), "{error}");
+}

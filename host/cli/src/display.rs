@@ -27,10 +27,11 @@ fn heading(sample: &Sample) -> String {
     format!("{} at {} (session {}, {span})\n", sample.tag, seconds(sample.elapsed_ms), sample.session)
 }
 
-/// Every scalar by its dotted path, aligned.
+/// Every scalar by its dotted path, aligned; what stands higher comes first.
 fn fields(stats: &Value) -> String {
     let mut rows = Vec::new();
     collect("", stats, &mut rows);
+    rows.sort_by_key(|(path, _)| path.matches('.').count());
     let width = rows.iter().take(MAX_FIELDS).map(|(path, _)| path.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     for (path, value) in rows.iter().take(MAX_FIELDS) {
@@ -75,7 +76,7 @@ mod tests {
         let text = sample(&taken(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2Jb"}))));
         assert_eq!(
             text,
-            "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  cpus.0.busy                 3\n  name                    a[2Jb\n"
+            "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  name                    a[2Jb\n  cpus.0.busy                 3\n"
         );
     }
 

@@ -223,7 +223,7 @@ impl GuestBuilder {
         let busybox = find_program("busybox").map_err(|source| Error::File {
             what: "busybox",
             path: "busybox".into(),
-            mend: "install it (Debian: busybox-static)",
+            mend: "install it, Debian's package busybox-static",
             source,
         })?;
         add_program(&mut image, "busybox", &busybox, "bin/busybox")?;

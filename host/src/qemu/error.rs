@@ -1,4 +1,6 @@
 //! Why a guest cannot be booted or used.
+//!
+//! As everywhere in this crate, an error's text leaves out that of its source: print the chain.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +11,7 @@ use std::time::Duration;
 #[non_exhaustive]
 pub enum Error {
     /// A file that the guest needs cannot be read.
-    #[error("cannot read {what} {}: {source}; {mend}", path.display())]
+    #[error("cannot read {what} {} ({mend})", path.display())]
     File {
         /// What it is.
         what: &'static str,
@@ -53,7 +55,7 @@ pub enum Error {
         reason: String,
     },
     /// QEMU cannot be started.
-    #[error("cannot run {program}: {source}; install QEMU (Debian: qemu-system-x86), or set QEMU to its path")]
+    #[error("cannot run {program} (install QEMU, Debian's package qemu-system-x86, or set QEMU to its path)")]
     NoQemu {
         /// What was run.
         program: String,
@@ -92,7 +94,7 @@ pub enum Error {
     #[error(transparent)]
     Backend(#[from] crate::front::vhost_user::Error),
     /// The host's kernel has no descriptors, memory or threads for it.
-    #[error("the host's kernel refuses what a guest needs: {0}")]
+    #[error("the host's kernel refuses what a guest needs")]
     Host(#[from] io::Error),
 }
 

@@ -63,7 +63,7 @@ pub enum DeviceError {
     #[error("the host's kernel refuses the vsock device what it needs")]
     Host(#[from] io::Error),
     /// A descriptor chain is broken. The device does no more until it is reset.
-    #[error("the guest's driver broke a vsock queue: {0}")]
+    #[error("the guest's driver broke a vsock queue")]
     Chain(#[from] ChainError),
     /// A ring is broken. The device does no more until it is reset.
     #[error("the guest's driver broke a vsock queue")]

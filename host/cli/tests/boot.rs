@@ -1,0 +1,159 @@
+//! `scx-vsock boot` as a process: what it says when something is missing, and that nothing outlives it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use scx_vsock_tests::agent;
+use scx_vsock_tests::guest::Kernel;
+use tempfile::TempDir;
+
+fn boot() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
+    command.arg("boot").env_remove("SCX_VSOCK_AGENT").env_remove("QEMU");
+    command
+}
+
+/// A folder with a stand-in for every file that a guest needs, so that one can be taken away.
+fn stand_ins() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["kernel", "agent", "qemu", "scheduler", "busybox"] {
+        let file = folder.path().join(name);
+        fs::write(&file, "#!/bin/sh\necho it ends\n").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    folder
+}
+
+/// What boot says with all stand-ins but the one that is taken away.
+fn complaint_without(missing: &str) -> (i32, String, PathBuf) {
+    let folder = stand_ins();
+    let path = |name: &str| folder.path().join(name);
+    if !missing.is_empty() {
+        fs::remove_file(path(missing)).unwrap();
+    }
+    let mut command = boot();
+    for name in ["kernel", "agent", "qemu", "scheduler"] {
+        command.arg(format!("--{name}")).arg(path(name));
+    }
+    let output = command.env("PATH", folder.path()).env("SCX_VSOCK_ACCELERATOR", "tcg").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let complaint = stderr.lines().last().unwrap().to_owned();
+    (output.status.code().unwrap(), complaint, path(missing))
+}
+
+#[test]
+fn a_missing_file_is_named_with_what_mends_it() {
+    for (missing, mend) in [
+        ("kernel", "name a file that is there and can be read"),
+        ("agent", "name a file that is there and can be read"),
+        ("qemu", "install QEMU, Debian's package qemu-system-x86, or set QEMU to its path"),
+        ("scheduler", "name the scheduler's file, or put its folder into PATH"),
+    ] {
+        let (code, complaint, path) = complaint_without(missing);
+        assert!(complaint.contains(&format!("{} ({mend}): No such file", path.display())), "{complaint}");
+        assert_eq!(code, 1);
+    }
+    let (code, complaint, _) = complaint_without("busybox");
+    assert!(
+        code == 1 && complaint.contains("busybox (install it, Debian's package busybox-static): it is not in PATH"),
+        "{complaint}"
+    );
+}
+
+#[test]
+fn a_qemu_that_ends_at_once_is_quoted() {
+    let (code, complaint, _) = complaint_without("");
+    assert_eq!(complaint, "scx-vsock: the guest ended before its agent was ready; its last words: it ends");
+    assert_eq!(code, 1);
+}
+
+#[test]
+fn without_an_agent_the_command_that_builds_one_is_named() {
+    let folder = stand_ins();
+    let output = boot()
+        .arg("--kernel")
+        .arg(folder.path().join("kernel"))
+        .env("PATH", folder.path())
+        .args(["--qemu", "/bin/true"])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.trim_end().ends_with("build it with ci/build-agent and set SCX_VSOCK_AGENT to the path it prints"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    for (arguments, named) in [
+        (&[][..], "--kernel"),
+        (&["--kernel", "k", "--samples", "0"], "--samples"),
+        (&["--kernel", "k", "--interval", "0"], "--interval"),
+        (&["--kernel", "k", "--cpus", "x"], "--cpus"),
+        (&["--kernel", "k", "--scheduler-arg", "-v"], "--scheduler"),
+        (&["--kernel", "k", "--samples", "3", "--", "true"], "--samples"),
+        (&["--kernel", "k", "true"], "'true'"),
+        (&["--colonel", "k"], "--kernel"),
+    ] {
+        let output = boot().args(arguments).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && stderr.contains(named), "{arguments:?}: {stderr}");
+    }
+}
+
+fn booted(arguments: &[&str]) -> Command {
+    let kernel = Kernel::of_this_run();
+    let mut command = boot();
+    command.arg("--kernel").arg(&kernel.image).arg("--modules").arg(&kernel.modules);
+    command.arg("--agent").arg(agent::file()).args(arguments);
+    command
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn the_commands_output_and_exit_code_come_out_of_the_guest() {
+    let output = booted(&["--jsonl", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(7) && stderr.ends_with("out\nerr\n"), "{stderr}");
+    // Without a scheduler the samples say so.
+    assert!(String::from_utf8(output.stdout).unwrap().contains(r#""stats":{"Err":"NoSchedulerBinary"}"#));
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_scheduler_that_ends_at_once_is_named_with_its_last_words() {
+    let output = booted(&["--timeout", "15", "--scheduler", "/bin/false"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let complaint = stderr.lines().last().unwrap();
+    assert!(output.status.code() == Some(1) && complaint.contains("false serves no stats"), "{complaint}");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_guest_does_not_outlive_a_command_that_is_killed() {
+    let mut child = booted(&["--", "sleep", "1000"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("the agent is ready")));
+    let guest = children(child.id()).pop().unwrap();
+    let guest = pidfd_open(guest, PidfdFlags::empty()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let within = Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert_eq!(poll(&mut [PollFd::new(&guest, PollFlags::IN)], Some(&within)).unwrap(), 1, "QEMU still runs");
+}
+
+/// The processes that a process started.
+fn children(process: u32) -> Vec<Pid> {
+    let tasks = fs::read_dir(Path::new("/proc").join(process.to_string()).join("task")).unwrap();
+    let text: Vec<String> =
+        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap()).collect();
+    let ids = text.iter().flat_map(|text| text.split_whitespace());
+    ids.filter_map(|id| Pid::from_raw(id.parse().unwrap())).collect()
+}
