@@ -2,7 +2,9 @@
 //! can do what no honest driver does.
 
 use std::io::{ErrorKind, Read, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{Ordering, fence};
 
 use scx_vsock::vsock::header::{Header, Operation};
 use scx_vsock::vsock::spec::{HOST_CID, TYPE_STREAM};
@@ -19,7 +21,8 @@ pub const RX_BUFFER: u32 = 4096;
 /// The guest's `buf_alloc` unless said otherwise, as Linux has it.
 pub const GUEST_BUFFER: u32 = 256 * 1024;
 
-const MEMORY: usize = 64 << 20;
+/// Bytes of guest memory.
+pub const MEMORY: usize = 128 << 20;
 const RX_RING: u64 = 0x10_0000;
 const TX_RING: u64 = 0x20_0000;
 const RX_BUFFERS: u64 = 0x100_0000;
@@ -122,13 +125,17 @@ impl Ring {
         let slot = self.avail() + 4 + 2 * u64::from(self.available % QUEUE_SIZE);
         memory.write_obj(head.to_le(), GuestAddress(slot)).expect("the ring is in memory");
         self.available = self.available.wrapping_add(1);
-        memory.write_obj(self.available.to_le(), GuestAddress(self.avail() + 2)).expect("the ring is in memory");
+        let index = GuestAddress(self.avail() + 2);
+        memory.store(self.available.to_le(), index, Ordering::Release).expect("the ring is in memory");
+    }
+
+    fn used_index(&self, memory: &GuestMemoryMmap) -> u16 {
+        u16::from_le(memory.load(GuestAddress(self.used() + 2), Ordering::Acquire).expect("the ring is in memory"))
     }
 
     /// Takes back the next chain that the device used: its head and how many bytes it wrote.
     fn take_used(&mut self, memory: &GuestMemoryMmap) -> Option<(u16, u32)> {
-        let index: u16 = memory.read_obj(GuestAddress(self.used() + 2)).expect("the ring is in memory");
-        if u16::from_le(index) == self.used_seen {
+        if self.used_index(memory) == self.used_seen {
             return None;
         }
         let entry = self.used() + 4 + 8 * u64::from(self.used_seen % QUEUE_SIZE);
@@ -142,16 +149,12 @@ impl Ring {
     }
 }
 
-/// A guest with its device.
+/// A driver's receive and transmit queue in guest memory.
 #[derive(Debug)]
-pub struct Guest {
-    /// The device under test.
-    pub device: Device,
+pub struct Driver {
     memory: GuestMemoryMmap,
     rx: Ring,
     tx: Ring,
-    rx_queue: Queue,
-    tx_queue: Queue,
     /// Where each receive buffer is, by the head of its chain.
     rx_buffers: Vec<(u64, u32)>,
     tx_turn: u64,
@@ -159,39 +162,67 @@ pub struct Guest {
     pub reposts: bool,
 }
 
-impl Default for Guest {
-    fn default() -> Self {
-        Self::new()
-    }
+/// Where a queue's three parts are in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueAddresses {
+    /// The descriptor table.
+    pub descriptors: u64,
+    /// The available ring.
+    pub available: u64,
+    /// The used ring.
+    pub used: u64,
 }
 
-impl Guest {
-    /// A guest whose driver runs and has posted all its receive buffers.
+impl Driver {
+    /// A driver that has posted no receive buffer, in memory of at least [`MEMORY`] bytes at address 0.
     #[must_use]
-    pub fn new() -> Self {
-        let mut guest = Self::without_buffers();
-        guest.post_all(RX_BUFFER);
-        guest
-    }
-
-    /// A guest whose driver runs and has posted no receive buffer.
-    #[must_use]
-    pub fn without_buffers() -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory");
+    pub fn new(memory: GuestMemoryMmap) -> Self {
         let (rx, tx) = (Ring::new(RX_RING), Ring::new(TX_RING));
-        let (rx_queue, tx_queue) = (rx.queue(), tx.queue());
-        let device = Device::new(CID).expect("a device");
-        let rx_buffers = vec![(0, 0); usize::from(QUEUE_SIZE)];
-        Self { device, memory, rx, tx, rx_queue, tx_queue, rx_buffers, tx_turn: 0, reposts: true }
+        Self { memory, rx, tx, rx_buffers: vec![(0, 0); usize::from(QUEUE_SIZE)], tx_turn: 0, reposts: true }
     }
 
-    /// The driver starts anew on empty rings.
-    pub fn reboot(&mut self) {
+    /// The driver starts anew on empty rings, with all receive buffers posted.
+    pub fn restart(&mut self) {
         self.memory.write_slice(&vec![0; 0x20_0000], GuestAddress(RX_RING)).expect("the rings are in memory");
         (self.rx, self.tx) = (Ring::new(RX_RING), Ring::new(TX_RING));
-        (self.rx_queue, self.tx_queue) = (self.rx.queue(), self.tx.queue());
-        self.device.reset();
         self.post_all(RX_BUFFER);
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Where the receive and the transmit queue are.
+    #[must_use]
+    pub fn addresses(&self) -> [QueueAddresses; 2] {
+        [&self.rx, &self.tx].map(|ring| QueueAddresses {
+            descriptors: ring.descriptors(),
+            available: ring.avail(),
+            used: ring.used(),
+        })
+    }
+
+    /// Asks for an interrupt at the next buffer that the device uses in each queue (virtio 1.3, 2.7.7).
+    pub fn ask_for_interrupts(&self) {
+        for ring in [&self.rx, &self.tx] {
+            let used_event = ring.avail() + 4 + 2 * u64::from(QUEUE_SIZE);
+            self.memory.write_obj(ring.used_seen.to_le(), GuestAddress(used_event)).expect("the ring is in memory");
+        }
+        // The device must see the wish before this side looks at what was used meanwhile.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether the device used a buffer that was not taken back yet.
+    #[must_use]
+    pub fn has_used(&self) -> bool {
+        [&self.rx, &self.tx].iter().any(|ring| ring.used_index(&self.memory) != ring.used_seen)
+    }
+
+    /// Takes back every transmit chain that the device used.
+    pub fn take_sent(&mut self) {
+        while self.tx.take_used(&self.memory).is_some() {}
     }
 
     /// Posts receive buffers of this size until the queue is full.
@@ -207,47 +238,9 @@ impl Guest {
         self.rx.offer(&self.memory, &[(address, size)], WRITE)
     }
 
-    /// Lets the device do what there is to do.
-    ///
-    /// # Errors
-    ///
-    /// What the device says of a broken driver.
-    pub fn try_service(&mut self) -> Result<(), DeviceError> {
-        let _interrupts = self.device.service(&self.memory, &mut self.rx_queue, &mut self.tx_queue)?;
-        while self.tx.take_used(&self.memory).is_some() {}
-        Ok(())
-    }
-
-    /// Lets the device do what there is to do.
-    pub fn service(&mut self) {
-        self.try_service().expect("an honest driver breaks nothing");
-    }
-
-    /// A header of this guest.
-    #[must_use]
-    pub fn header(operation: Operation, guest_port: u32, host_port: u32) -> Header {
-        Header {
-            src_cid: CID,
-            dst_cid: HOST_CID,
-            src_port: guest_port,
-            dst_port: host_port,
-            socket_type: TYPE_STREAM,
-            op: operation.number(),
-            buf_alloc: GUEST_BUFFER,
-            ..Header::default()
-        }
-    }
-
-    /// Sends a packet, its header in one descriptor and its payload in another, and lets the device take it.
-    pub fn send(&mut self, header: &Header, payload: &[u8]) {
-        let bytes = [&header.emit()[..], payload].concat();
-        assert!(self.queue_bytes(&bytes, &[Header::BYTES]), "the transmit queue is full");
-        self.service();
-    }
-
     /// Queues a packet without a kick, cut into descriptors at these places. False if the queue is full.
     pub fn queue_bytes(&mut self, bytes: &[u8], cuts: &[usize]) -> bool {
-        let base = TX_BUFFERS + (self.tx_turn % 64) * TX_BUFFER;
+        let base = TX_BUFFERS + (self.tx_turn % u64::from(QUEUE_SIZE)) * TX_BUFFER;
         self.tx_turn += 1;
         self.memory.write_slice(bytes, GuestAddress(base)).expect("the buffer is in memory");
         let mut pieces = Vec::new();
@@ -295,6 +288,100 @@ impl Guest {
         let header = Header::parse(header);
         assert_eq!(header.len as usize, payload.len(), "the used length is the header's and the payload's");
         Some(Packet { header, payload: payload.to_vec() })
+    }
+}
+
+/// A guest with its device.
+#[derive(Debug)]
+pub struct Guest {
+    /// The device under test.
+    pub device: Device,
+    driver: Driver,
+    rx_queue: Queue,
+    tx_queue: Queue,
+}
+
+impl Deref for Guest {
+    type Target = Driver;
+
+    fn deref(&self) -> &Driver {
+        &self.driver
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Guest {
+    /// A guest whose driver runs and has posted all its receive buffers.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut guest = Self::without_buffers();
+        guest.post_all(RX_BUFFER);
+        guest
+    }
+
+    /// A guest whose driver runs and has posted no receive buffer.
+    #[must_use]
+    pub fn without_buffers() -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory");
+        let driver = Driver::new(memory);
+        let (rx_queue, tx_queue) = (driver.rx.queue(), driver.tx.queue());
+        Self { device: Device::new(CID).expect("a device"), driver, rx_queue, tx_queue }
+    }
+
+    /// The driver starts anew on empty rings.
+    pub fn reboot(&mut self) {
+        self.driver.restart();
+        (self.rx_queue, self.tx_queue) = (self.driver.rx.queue(), self.driver.tx.queue());
+        self.device.reset();
+    }
+
+    /// Lets the device do what there is to do.
+    ///
+    /// # Errors
+    ///
+    /// What the device says of a broken driver.
+    pub fn try_service(&mut self) -> Result<(), DeviceError> {
+        let _interrupts = self.device.service(&self.driver.memory, &mut self.rx_queue, &mut self.tx_queue)?;
+        self.driver.take_sent();
+        Ok(())
+    }
+
+    /// Lets the device do what there is to do.
+    pub fn service(&mut self) {
+        self.try_service().expect("an honest driver breaks nothing");
+    }
+
+    /// A header of this guest.
+    #[must_use]
+    pub fn header(operation: Operation, guest_port: u32, host_port: u32) -> Header {
+        Header {
+            src_cid: CID,
+            dst_cid: HOST_CID,
+            src_port: guest_port,
+            dst_port: host_port,
+            socket_type: TYPE_STREAM,
+            op: operation.number(),
+            buf_alloc: GUEST_BUFFER,
+            ..Header::default()
+        }
+    }
+
+    /// Sends a packet, its header in one descriptor and its payload in another, and lets the device take it.
+    pub fn send(&mut self, header: &Header, payload: &[u8]) {
+        let bytes = [&header.emit()[..], payload].concat();
+        assert!(self.queue_bytes(&bytes, &[Header::BYTES]), "the transmit queue is full");
+        self.service();
     }
 
     /// Every packet that the guest received by now, after the device did what there was to do.
@@ -357,7 +444,9 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn new(stream: UnixStream, guest_port: u32, host_port: u32) -> Self {
+    /// A connection that nothing went over yet.
+    #[must_use]
+    pub fn new(stream: UnixStream, guest_port: u32, host_port: u32) -> Self {
         Self {
             stream,
             guest_port,

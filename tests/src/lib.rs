@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod fake_agent;
+pub mod front_end;
 pub mod guest;
 pub mod guest_driver;
 pub mod pattern;

@@ -14,8 +14,8 @@ pub struct Arrived {
     pub checksum: u32,
 }
 
-/// Stream number `stream`'s first `bytes` bytes, in pieces.
-fn pieces(stream: u64, bytes: u64) -> impl Iterator<Item = Vec<u8>> {
+/// Stream number `stream`'s first `bytes` bytes, in pieces of at most 64 KiB.
+pub fn pieces(stream: u64, bytes: u64) -> impl Iterator<Item = Vec<u8>> {
     let mut state = stream.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut left = bytes;
     std::iter::from_fn(move || {

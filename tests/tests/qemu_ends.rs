@@ -3,17 +3,19 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
-use scx_vsock::MissingStatsReason;
 use scx_vsock::qemu::Error;
+use scx_vsock::{MissingStatsReason, SchedStatsError};
 use scx_vsock_tests::guest::builder;
+use scx_vsock_tests::peer::DEADLINE;
 
 #[test]
 #[ignore = "boots QEMU guests; run ci/test qemu"]
 fn however_a_guest_ends_it_leaves_no_process_thread_descriptor_or_file() {
     let before = left_behind();
-    for end in [panics, never_gets_ready, is_dropped, has_a_missing_kernel, has_a_missing_program] {
+    for end in [panics, panics_later, never_gets_ready, is_dropped, has_a_missing_kernel, has_a_missing_program] {
         end();
         assert_eq!(left_behind(), before);
     }
@@ -23,6 +25,16 @@ fn panics() {
     let error = builder().kernel_argument("rdinit=/nowhere").boot().unwrap_err();
     let Error::Ended { console } = &error else { panic!("{error}") };
     assert!(console.contains("panic"), "{console}");
+}
+
+fn panics_later() {
+    let guest = builder().boot().unwrap();
+    let client = guest.client().with_deadline(DEADLINE);
+    let waits = thread::spawn(move || client.wait_for_scheduler(DEADLINE).unwrap_err());
+    guest.run(&["sh", "-c", "echo c >/proc/sysrq-trigger"]).unwrap_err();
+    let error = waits.join().unwrap();
+    assert!(matches!(error, SchedStatsError::AgentUnreachable { .. }), "{error}");
+    assert!(guest.handle().connect(729).is_err() && guest.handle().listen(1).is_err());
 }
 
 fn never_gets_ready() {

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use rustix::pipe::{PipeFlags, pipe_with};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
 use virtio_queue::QueueT;
@@ -66,7 +67,24 @@ struct Backend {
     state: Mutex<State>,
     memory: Mutex<Option<Memory>>,
     exit: Mutex<Option<(EventConsumer, EventNotifier)>>,
-    error: Mutex<Option<DeviceError>>,
+    news: Mutex<News>,
+}
+
+/// What the server's owner is told: a byte for an error, the end when the front end is gone.
+#[derive(Default)]
+struct News {
+    error: Option<DeviceError>,
+    writer: Option<OwnedFd>,
+}
+
+impl News {
+    fn tell(&mut self, error: DeviceError) {
+        self.error = Some(error);
+        if let Some(writer) = &self.writer {
+            // A pipe that is full is readable already.
+            let _told = rustix::io::write(writer, &[0]);
+        }
+    }
 }
 
 struct State {
@@ -177,7 +195,7 @@ impl VhostUserBackend for Backend {
         };
         // An error here would end the thread, and with it the service after a reset.
         if let Err(error) = self.service(rx, tx) {
-            *lock(&self.error) = Some(error);
+            lock(&self.news).tell(error);
         }
         Ok(())
     }
@@ -188,7 +206,7 @@ pub struct Server {
     handle: Handle,
     backend: Arc<Backend>,
     shutdown: Option<ShutdownHandle>,
-    gone: OwnedFd,
+    news: OwnedFd,
     waiter: Option<JoinHandle<()>>,
 }
 
@@ -204,11 +222,12 @@ impl Server {
         let host_events = device.fd().try_clone_to_owned()?;
         let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
         let exit_consumer = exit.0.as_raw_fd();
+        let (news, news_writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from)?;
         let backend = Arc::new(Backend {
             state: Mutex::new(State { device, stopped: [true; QUEUES] }),
             memory: Mutex::default(),
             exit: Mutex::new(Some(exit)),
-            error: Mutex::default(),
+            news: Mutex::new(News { error: None, writer: Some(news_writer) }),
         });
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let mut daemon = VhostUserDaemon::new("vhost-user-vsock".into(), Arc::clone(&backend), memory)?;
@@ -218,14 +237,16 @@ impl Server {
         }
         daemon.start(&mut listener.into())?;
         let shutdown = daemon.shutdown_handle();
-        let (gone, gone_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+        let served = Arc::clone(&backend);
         let waiter = thread::Builder::new().name("vhost-user-wait".into()).spawn(move || {
             // The end is the same whatever ended it: the front end is gone.
             let _ended = daemon.wait();
             drop(daemon);
-            drop((leaked, host_events, gone_writer));
+            lock(&served.state).device.close();
+            lock(&served.news).writer = None;
+            drop((leaked, host_events));
         })?;
-        Ok(Self { handle, backend, shutdown, gone, waiter: Some(waiter) })
+        Ok(Self { handle, backend, shutdown, news, waiter: Some(waiter) })
     }
 
     /// The guest's device, for any thread.
@@ -237,14 +258,16 @@ impl Server {
     /// Why the device stopped, if the guest's driver broke it since this was last asked.
     #[must_use]
     pub fn take_error(&self) -> Option<DeviceError> {
-        lock(&self.backend.error).take()
+        let mut news = lock(&self.backend.news);
+        let _drained = rustix::io::read(&self.news, &mut [0; 64]);
+        news.error.take()
     }
 }
 
-/// Readable (hung up) once the front end is gone.
+/// Readable when there is an error to [take](Server::take_error), hung up once the front end is gone.
 impl AsFd for Server {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.gone.as_fd()
+        self.news.as_fd()
     }
 }
 

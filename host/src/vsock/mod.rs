@@ -135,6 +135,12 @@ impl Device {
         self.broken = false;
     }
 
+    /// The guest is gone for good: every stream reads its end, and handles and listeners fail from now on.
+    pub fn close(&mut self) {
+        self.shared.close();
+        self.muxer.clear();
+    }
+
     /// Takes note of what the host's side did while the queues do not run.
     ///
     /// # Errors

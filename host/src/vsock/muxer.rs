@@ -103,6 +103,13 @@ impl Muxer {
         self.turns.retain(|key| self.entries.contains_key(key));
     }
 
+    /// Ends every connection at once.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.resets.clear();
+        self.turns.clear();
+    }
+
     /// Takes note of what the host's side did.
     ///
     /// # Errors

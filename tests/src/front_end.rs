@@ -1,0 +1,163 @@
+//! A vhost-user front end with a simulated guest driver behind it: what QEMU does, step by step.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use scx_vsock::vsock::header::{Header, Operation};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::guest_driver::{Driver, MEMORY, Packet, QUEUE_SIZE, RX_BUFFER};
+use crate::peer::DEADLINE;
+
+/// A front end that is connected to a back end, and its guest.
+pub struct FrontEnd {
+    /// The guest's driver.
+    pub driver: Driver,
+    back_end: Frontend,
+    kicks: [EventFd; 2],
+    calls: [EventFd; 2],
+    interrupts: Epoll,
+}
+
+impl FrontEnd {
+    /// Negotiates with the back end at the other end of `stream`, and starts both rings from 0.
+    #[must_use]
+    pub fn new(stream: UnixStream) -> Self {
+        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memory file"));
+        ftruncate(&file, MEMORY as u64).expect("a memory file has room");
+        let file = Some(FileOffset::new(file, 0));
+        let memory = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY, file)]).expect("memory");
+        let event = || EventFd::new(EFD_NONBLOCK).expect("an event descriptor");
+        let mut front_end = Self {
+            driver: Driver::new(memory),
+            back_end: Frontend::from_stream(stream, 2),
+            kicks: [event(), event()],
+            calls: [event(), event()],
+            interrupts: Epoll::new().expect("an epoll descriptor"),
+        };
+        for call in &front_end.calls {
+            let readable = EpollEvent::new(EventSet::IN, 0);
+            front_end.interrupts.ctl(ControlOperation::Add, call.as_raw_fd(), readable).expect("an event to wait for");
+        }
+        front_end.negotiate();
+        front_end.driver.post_all(RX_BUFFER);
+        front_end.start([0, 0]);
+        front_end
+    }
+
+    fn negotiate(&mut self) {
+        let back_end = &mut self.back_end;
+        back_end.set_owner().expect("an owner");
+        let features = back_end.get_features().expect("features");
+        back_end.set_features(features).expect("features");
+        let offered = back_end.get_protocol_features().expect("protocol features");
+        let wanted = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK;
+        back_end.set_protocol_features(offered & wanted).expect("protocol features");
+        let region = self.driver.memory().find_region(GuestAddress(0)).expect("one region");
+        let region = VhostUserMemoryRegionInfo::from_guest_region(region).expect("a region with a file");
+        back_end.set_mem_table(&[region]).expect("memory");
+    }
+
+    /// Starts both rings at these indices of their available rings.
+    pub fn start(&mut self, from: [u16; 2]) {
+        let memory = self.driver.memory().clone();
+        let address = |at| memory.get_host_address(GuestAddress(at)).expect("a ring in memory") as u64;
+        for (queue, addresses) in self.driver.addresses().into_iter().enumerate() {
+            let config = VringConfigData {
+                queue_max_size: QUEUE_SIZE,
+                queue_size: QUEUE_SIZE,
+                flags: 0,
+                desc_table_addr: address(addresses.descriptors),
+                used_ring_addr: address(addresses.used),
+                avail_ring_addr: address(addresses.available),
+                log_addr: None,
+            };
+            let back_end = &mut self.back_end;
+            back_end.set_vring_num(queue, QUEUE_SIZE).expect("a size");
+            back_end.set_vring_addr(queue, &config).expect("addresses");
+            back_end.set_vring_base(queue, from[queue]).expect("a base");
+            back_end.set_vring_call(queue, &self.calls[queue]).expect("an interrupt");
+            back_end.set_vring_kick(queue, &self.kicks[queue]).expect("a kick");
+            back_end.set_vring_enable(queue, true).expect("a ring to run");
+        }
+        self.kick();
+    }
+
+    /// Stops both rings, as QEMU does to pause a guest and to reset it; gives where they stood.
+    pub fn stop(&mut self) -> [u16; 2] {
+        [0, 1].map(|queue| {
+            let base = self.back_end.get_vring_base(queue).expect("a base");
+            u16::try_from(base).expect("an index")
+        })
+    }
+
+    /// The guest boots anew: rings are stopped, empty, and started from 0.
+    pub fn reboot(&mut self) {
+        self.stop();
+        self.driver.restart();
+        self.start([0, 0]);
+    }
+
+    /// The device's configuration space.
+    pub fn config(&mut self) -> [u8; 8] {
+        let (_, bytes) = self.back_end.get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8]).expect("a config");
+        bytes.try_into().expect("8 bytes")
+    }
+
+    /// Tells the back end that both queues have something new.
+    pub fn kick(&self) {
+        self.kicks.iter().for_each(|kick| kick.write(1).expect("an event"));
+    }
+
+    /// Queues a packet, and tells the back end.
+    pub fn send(&mut self, header: &Header, payload: &[u8]) {
+        assert!(self.queue(header, payload), "the transmit queue is full");
+        self.kick();
+    }
+
+    /// Queues a packet. False if the queue is full.
+    pub fn queue(&mut self, header: &Header, payload: &[u8]) -> bool {
+        self.driver.take_sent();
+        self.driver.queue_bytes(&[&header.emit()[..], payload].concat(), &[Header::BYTES])
+    }
+
+    /// Waits until the device has used a buffer of either queue.
+    pub fn wait(&self) {
+        self.driver.ask_for_interrupts();
+        if self.driver.has_used() {
+            return;
+        }
+        let within = i32::try_from(DEADLINE.as_millis()).expect("a short deadline");
+        let signalled = self.interrupts.wait(within, &mut [EpollEvent::default(); 2]).expect("epoll works");
+        assert!(signalled > 0, "no interrupt within {DEADLINE:?}");
+        for call in &self.calls {
+            // One of the two may not have been signalled.
+            let _empty = call.read();
+        }
+    }
+
+    /// The next packet; waits for it.
+    pub fn packet(&mut self) -> Packet {
+        loop {
+            self.driver.take_sent();
+            if let Some(packet) = self.driver.receive() {
+                return packet;
+            }
+            self.wait();
+        }
+    }
+
+    /// The next packet, which must have this operation.
+    pub fn expect(&mut self, operation: Operation) -> Packet {
+        let packet = self.packet();
+        assert_eq!(packet.operation(), operation);
+        packet
+    }
+}

@@ -1,0 +1,195 @@
+//! The device as a vhost-user back end, between a simulated front end with its guest and the host's streams.
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use scx_vsock::front::vhost_user::Server;
+use scx_vsock::vsock::DeviceError;
+use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::spec::SHUTDOWN_SEND;
+use scx_vsock_tests::front_end::FrontEnd;
+use scx_vsock_tests::guest_driver::{CID, Connection, GUEST_BUFFER};
+use scx_vsock_tests::pattern::{self, Arrived};
+use scx_vsock_tests::peer::DEADLINE;
+
+const PORT: u32 = 729;
+
+fn started() -> (Server, FrontEnd) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let stream = UnixStream::connect(&path).unwrap();
+    let server = Server::start(listener, CID).unwrap();
+    (server, FrontEnd::new(stream))
+}
+
+/// Connects the host to the guest's port.
+fn connect(server: &Server, front_end: &mut FrontEnd) -> Connection {
+    let stream = server.handle().connect(PORT).unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let request = front_end.expect(Operation::Request);
+    let mut connection = Connection::new(stream, PORT, request.header.src_port);
+    connection.note(&request.header);
+    front_end.send(&connection.header(Operation::Response), &[]);
+    connection
+}
+
+/// Sends a few bytes each way.
+fn greet(front_end: &mut FrontEnd, connection: &mut Connection) {
+    connection.stream.write_all(b"to the guest").unwrap();
+    loop {
+        let packet = front_end.packet();
+        if packet.operation() == Operation::ReadWrite {
+            assert_eq!(packet.payload, b"to the guest");
+            break;
+        }
+    }
+    let header = Header { len: 11, ..connection.header(Operation::ReadWrite) };
+    front_end.send(&header, b"to the host");
+    let mut got = [0; 11];
+    connection.stream.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"to the host");
+}
+
+#[test]
+fn the_configuration_space_is_the_guests_cid() {
+    let (_server, mut front_end) = started();
+    assert_eq!(front_end.config(), CID.to_le_bytes());
+}
+
+#[test]
+fn sixteen_mebibytes_go_each_way_unharmed() {
+    const BYTES: u64 = 16 << 20;
+    let (server, mut front_end) = started();
+    let mut connection = connect(&server, &mut front_end);
+    let stream = connection.stream.try_clone().unwrap();
+    let sender = stream.try_clone().unwrap();
+    let sending = thread::spawn(move || {
+        pattern::send(&sender, 2, BYTES).unwrap();
+        sender.shutdown(Shutdown::Write).unwrap();
+    });
+    let receiving = thread::spawn(move || pattern::receive(&stream).unwrap());
+    let arrived = exchange(&mut front_end, &mut connection, BYTES);
+    sending.join().unwrap();
+    assert_eq!(arrived, pattern::expected(2, BYTES));
+    assert_eq!(receiving.join().unwrap(), pattern::expected(1, BYTES));
+}
+
+/// The guest's side: sends stream 1 and takes what comes, until both directions have ended.
+fn exchange(front_end: &mut FrontEnd, connection: &mut Connection, bytes: u64) -> Arrived {
+    const MOST: usize = 16 * 1024;
+    let mut pieces = pattern::pieces(1, bytes);
+    let mut unsent = pieces.next().unwrap();
+    let (mut arrived, mut checksum) = (0u64, crc32fast::Hasher::new());
+    let (mut unsaid, mut host_ended, mut guest_ended) = (0, false, false);
+    while !(host_ended && guest_ended) {
+        while let Some(packet) = front_end.driver.receive() {
+            connection.note(&packet.header);
+            checksum.update(&packet.payload);
+            arrived += packet.payload.len() as u64;
+            connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
+            unsaid += packet.header.len;
+            host_ended |= packet.operation() == Operation::Shutdown;
+            assert_ne!(packet.operation(), Operation::Reset);
+        }
+        if unsaid > GUEST_BUFFER / 2 && front_end.queue(&connection.header(Operation::CreditUpdate), &[]) {
+            unsaid = 0;
+        }
+        while !unsent.is_empty() && connection.credit() > 0 {
+            let size = unsent.len().min(MOST).min(connection.credit() as usize);
+            let len = u32::try_from(size).unwrap();
+            let header = Header { len, ..connection.header(Operation::ReadWrite) };
+            if !front_end.queue(&header, &unsent[..size]) {
+                break;
+            }
+            connection.sent = connection.sent.wrapping_add(len);
+            unsent.drain(..size);
+            if unsent.is_empty() {
+                unsent = pieces.next().unwrap_or_default();
+            }
+        }
+        if unsent.is_empty() && !guest_ended {
+            let header = Header { flags: SHUTDOWN_SEND, ..connection.header(Operation::Shutdown) };
+            guest_ended = front_end.queue(&header, &[]);
+        }
+        front_end.kick();
+        if !(host_ended && guest_ended) {
+            front_end.wait();
+        }
+    }
+    Arrived { bytes: arrived, checksum: checksum.finalize() }
+}
+
+#[test]
+fn a_guest_that_is_paused_keeps_its_connections() {
+    let (server, mut front_end) = started();
+    let mut connection = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut connection);
+    let stood_at = front_end.stop();
+    front_end.start(stood_at);
+    greet(&mut front_end, &mut connection);
+}
+
+#[test]
+fn a_guest_that_boots_anew_knows_of_no_connection() {
+    let (server, mut front_end) = started();
+    let mut connection = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut connection);
+    front_end.reboot();
+    assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
+    let mut next = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut next);
+}
+
+#[test]
+fn a_connection_that_is_asked_for_before_the_guest_boots_waits_for_it() {
+    let (server, mut front_end) = started();
+    front_end.stop();
+    let mut stream = server.handle().connect(PORT).unwrap();
+    stream.write_all(b"early").unwrap();
+    front_end.driver.restart();
+    front_end.start([0, 0]);
+    let request = front_end.expect(Operation::Request);
+    let connection = Connection::new(stream, PORT, request.header.src_port);
+    front_end.send(&connection.header(Operation::Response), &[]);
+    assert_eq!(front_end.expect(Operation::ReadWrite).payload, b"early");
+}
+
+#[test]
+fn a_broken_ring_stops_the_device_with_an_error_until_the_guest_boots_anew() {
+    let (server, mut front_end) = started();
+    front_end.driver.jump_available(1_000);
+    front_end.kick();
+    assert_eq!(news(&server), PollFlags::IN);
+    let error = server.take_error().unwrap();
+    assert!(matches!(error, DeviceError::Ring(_) | DeviceError::Chain(_)), "{error}");
+    assert!(server.take_error().is_none());
+    front_end.reboot();
+    let mut connection = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut connection);
+}
+
+/// Waits for the server's news.
+fn news(server: &Server) -> PollFlags {
+    let mut fds = [PollFd::new(server, PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&Timespec::try_from(DEADLINE).unwrap())).unwrap(), 1, "nothing within {DEADLINE:?}");
+    fds[0].revents()
+}
+
+#[test]
+fn when_the_front_end_goes_everything_ends() {
+    let (server, mut front_end) = started();
+    let mut connection = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut connection);
+    let listener = server.handle().listen(7_290).unwrap();
+    drop(front_end);
+    assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
+    assert!(news(&server).contains(PollFlags::HUP));
+    assert!(server.handle().connect(PORT).is_err() && server.handle().listen(1).is_err());
+    assert!(listener.accept_within(DEADLINE).is_err());
+}
