@@ -23,3 +23,8 @@ pub use reason::MissingStatsReason;
 pub use request::{StatsRequest, StatsResponse};
 pub use sample::{Sample, Sampler};
 pub use scx_vsock_wire::{AGENT_PORT, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT};
+
+/// The examples of the repository's first page.
+#[cfg(all(doctest, feature = "qemu"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

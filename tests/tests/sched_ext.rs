@@ -63,7 +63,7 @@ fn a_scheduler_that_ends_is_named_by_the_reasons_that_follow() {
     let guest = with_bpfland();
     let client = guest.client();
     client.stats(&[]).unwrap();
-    output(&guest, &["sh", "-c", "kill -INT $(pidof scx_bpfland) && while pidof scx_bpfland; do sleep 0.1; done"]);
+    output(&guest, &["sh", "-c", "guest_peer interrupt $(pidof scx_bpfland)"]);
     // The end that was seen before this request was written renews the session, where nobody listens any more.
     let error = client.stats(&[]).unwrap_err().to_string();
     assert!(error.contains("sched_ext is disabled"), "{error}");

@@ -4,6 +4,7 @@
 //! guest_peer ask SOCKET REQUEST          sends a line to a Unix socket and prints the line that answers it
 //! guest_peer exchange PORT BYTES         dials the host's port, sends stream 1 of that many bytes while it takes what
 //!                                        comes, and prints how much that was and its checksum
+//! guest_peer interrupt PID               sends SIGINT to a process and waits for its end
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program's output")]
 
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use scx_vsock::{Connect, Endpoint};
 use scx_vsock_tests::pattern;
 
@@ -27,7 +29,8 @@ fn main() -> ExitCode {
     let result = match arguments[..] {
         ["ask", socket, request] => ask(socket, request),
         ["exchange", port, bytes] => exchange(port, bytes),
-        _ => Err("usage: guest_peer ask SOCKET REQUEST | exchange PORT BYTES".into()),
+        ["interrupt", process] => interrupt(process),
+        _ => Err("usage: guest_peer ask SOCKET REQUEST | exchange PORT BYTES | interrupt PID".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,5 +64,13 @@ fn exchange(port: &str, bytes: &str) -> Result<(), Box<dyn Error>> {
     let arrived = pattern::receive(&stream)?;
     sending.join().map_err(|_| "the sender ended")??;
     println!("{} {}", arrived.bytes, arrived.checksum);
+    Ok(())
+}
+
+fn interrupt(process: &str) -> Result<(), Box<dyn Error>> {
+    let id = Pid::from_raw(process.parse()?).ok_or("0 is no process")?;
+    let process = pidfd_open(id, PidfdFlags::empty())?;
+    pidfd_send_signal(&process, Signal::INT)?;
+    poll(&mut [PollFd::new(&process, PollFlags::IN)], None)?;
     Ok(())
 }
