@@ -5,7 +5,6 @@
 //! before the host's, so that nothing the scheduler sent unasked is taken for an answer.
 
 use core::convert::Infallible;
-use core::ffi::CStr;
 
 use heapless::Vec;
 
@@ -254,7 +253,7 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
         }
     }
 
-    fn serve(&mut self, host: Fd, socket: &'a CStr) -> Result<(), Error> {
+    fn serve(&mut self, host: Fd, socket: &'a [u8]) -> Result<(), Error> {
         if !self.slots.iter().any(Slot::is_free) {
             // A session that its host ended before it made this connection is over, so its event comes first.
             self.take_note(0)?;

@@ -1,7 +1,5 @@
 //! What the program is told on its command line and by socket activation.
 
-use core::ffi::CStr;
-
 use heapless::Vec;
 use scx_vsock_wire::AGENT_PORT;
 
@@ -9,7 +7,7 @@ use scx_vsock_wire::AGENT_PORT;
 pub const MAX_MAPS: usize = 4;
 
 /// The scheduler's socket where none is named (scx_stats' own default).
-pub const DEFAULT_SOCKET: &CStr = c"/var/run/scx/root/stats";
+pub const DEFAULT_SOCKET: &[u8] = b"/var/run/scx/root/stats";
 
 /// The first descriptor of systemd's socket activation.
 pub const FIRST_ACTIVATED: i32 = 3;
@@ -20,7 +18,7 @@ pub struct Map<'a> {
     /// The vsock port that is listened on.
     pub port: u32,
     /// The path of the scheduler's socket.
-    pub socket: &'a CStr,
+    pub socket: &'a [u8],
 }
 
 /// What an agent serves.
@@ -59,7 +57,7 @@ pub struct UsageError<'a> {
     /// What is wrong and how it is right.
     pub problem: &'static str,
     /// The argument that it is about.
-    pub argument: &'a CStr,
+    pub argument: &'a [u8],
 }
 
 /// `--help`'s text.
@@ -85,11 +83,11 @@ Sockets passed by systemd (LISTEN_FDS) are served in the same way as --listen-fd
 /// # Errors
 ///
 /// The first argument that is unknown, incomplete or out of its range.
-pub fn parse<'a>(arguments: impl Iterator<Item = &'a CStr>, activated: usize) -> Result<Command<'a>, UsageError<'a>> {
+pub fn parse<'a>(arguments: impl Iterator<Item = &'a [u8]>, activated: usize) -> Result<Command<'a>, UsageError<'a>> {
     let mut parser = Parser::default();
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
-        match argument.to_bytes() {
+        match argument {
             b"--help" | b"-h" => return Ok(Command::Help),
             b"--version" | b"-V" => return Ok(Command::Version),
             _ => parser.option(argument, arguments.next())?,
@@ -101,38 +99,36 @@ pub fn parse<'a>(arguments: impl Iterator<Item = &'a CStr>, activated: usize) ->
 #[derive(Default)]
 struct Parser<'a> {
     port: Option<u32>,
-    socket: Option<&'a CStr>,
+    socket: Option<&'a [u8]>,
     maps: Vec<Map<'a>, MAX_MAPS>,
     listeners: Vec<i32, MAX_MAPS>,
     allow_cid: Option<u32>,
 }
 
 impl<'a> Parser<'a> {
-    fn option(&mut self, name: &'a CStr, value: Option<&'a CStr>) -> Result<(), UsageError<'a>> {
+    fn option(&mut self, name: &'a [u8], value: Option<&'a [u8]>) -> Result<(), UsageError<'a>> {
         let fail = |problem| UsageError { problem, argument: name };
         let known: &[&[u8]] = &[b"--port", b"--socket", b"--map", b"--listen-fd", b"--allow-cid"];
-        if !known.contains(&name.to_bytes()) {
+        if !known.contains(&name) {
             return Err(fail("unknown argument; --help lists those that are known"));
         }
         let Some(value) = value else { return Err(fail("a value must follow this argument")) };
-        match name.to_bytes() {
+        match name {
             b"--port" => self.port = Some(port(value)?),
             b"--socket" => self.socket = Some(path(value)?),
             b"--map" => self.map(value)?,
             b"--listen-fd" => self.listen_fd(value)?,
-            _ => self.allow_cid = Some(number(value.to_bytes()).ok_or(not_a_number(value))?),
+            _ => self.allow_cid = Some(number(value).ok_or(not_a_number(value))?),
         }
         Ok(())
     }
 
-    fn map(&mut self, value: &'a CStr) -> Result<(), UsageError<'a>> {
+    fn map(&mut self, value: &'a [u8]) -> Result<(), UsageError<'a>> {
         let fail = |problem| UsageError { problem, argument: value };
-        let bytes = value.to_bytes_with_nul();
-        let Some(at) = bytes.iter().position(|&byte| byte == b'=') else {
+        let mut sides = value.splitn(2, |&byte| byte == b'=');
+        let (Some(left), Some(right)) = (sides.next(), sides.next()) else {
             return Err(fail("a map must be PORT=PATH"));
         };
-        let (left, right) = (bytes.get(..at).unwrap_or(&[]), bytes.get(at + 1..).unwrap_or(&[]));
-        let Ok(right) = CStr::from_bytes_with_nul(right) else { return Err(fail("a map must be PORT=PATH")) };
         let Some(port) = number(left).filter(|&port| port != u32::MAX) else { return Err(not_a_port(value)) };
         if self.maps.iter().any(|map| map.port == port) {
             return Err(fail("this port is mapped twice"));
@@ -141,9 +137,9 @@ impl<'a> Parser<'a> {
         self.maps.push(map).map_err(|_| fail("at most 4 maps are served"))
     }
 
-    fn listen_fd(&mut self, value: &'a CStr) -> Result<(), UsageError<'a>> {
+    fn listen_fd(&mut self, value: &'a [u8]) -> Result<(), UsageError<'a>> {
         let fail = |problem| UsageError { problem, argument: value };
-        let descriptor = number(value.to_bytes()).and_then(|number| i32::try_from(number).ok());
+        let descriptor = number(value).and_then(|number| i32::try_from(number).ok());
         let Some(descriptor) = descriptor else { return Err(not_a_number(value)) };
         if self.listeners.contains(&descriptor) {
             return Err(fail("this descriptor is named twice"));
@@ -157,7 +153,7 @@ impl<'a> Parser<'a> {
             let map = Map { port: self.port.unwrap_or(AGENT_PORT), socket: self.socket.unwrap_or(DEFAULT_SOCKET) };
             let _full = self.maps.push(map);
         } else if self.port.is_some() || self.socket.is_some() {
-            return fail("--port and --socket do not go with --map", c"--map");
+            return fail("--port and --socket do not go with --map", b"--map");
         }
         if self.listeners.is_empty() {
             for descriptor in (FIRST_ACTIVATED..).take(activated) {
@@ -168,25 +164,25 @@ impl<'a> Parser<'a> {
         }
         let given = if activated > MAX_MAPS { activated } else { self.listeners.len() };
         if given != 0 && given != self.maps.len() {
-            return fail("as many listening descriptors as maps are needed", c"--listen-fd (LISTEN_FDS)");
+            return fail("as many listening descriptors as maps are needed", b"--listen-fd (LISTEN_FDS)");
         }
         Ok(Config { maps: self.maps, listeners: self.listeners, allow_cid: self.allow_cid })
     }
 }
 
-fn not_a_number(argument: &CStr) -> UsageError<'_> {
+fn not_a_number(argument: &[u8]) -> UsageError<'_> {
     UsageError { problem: "this must be a decimal number", argument }
 }
 
-fn not_a_port(argument: &CStr) -> UsageError<'_> {
+fn not_a_port(argument: &[u8]) -> UsageError<'_> {
     UsageError { problem: "the port must be a decimal number from 0 to 4294967294", argument }
 }
 
-fn port(value: &CStr) -> Result<u32, UsageError<'_>> {
-    number(value.to_bytes()).filter(|&port| port != u32::MAX).ok_or(not_a_port(value))
+fn port(value: &[u8]) -> Result<u32, UsageError<'_>> {
+    number(value).filter(|&port| port != u32::MAX).ok_or(not_a_port(value))
 }
 
-fn path(value: &CStr) -> Result<&CStr, UsageError<'_>> {
+fn path(value: &[u8]) -> Result<&[u8], UsageError<'_>> {
     if value.is_empty() { Err(UsageError { problem: "the path is empty", argument: value }) } else { Ok(value) }
 }
 
@@ -206,14 +202,14 @@ pub fn number(digits: &[u8]) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn config(arguments: &[&'static CStr]) -> Result<Config<'static>, UsageError<'static>> {
-        match parse(arguments.iter().copied(), 0)? {
+    fn config(arguments: &[&'static str]) -> Result<Config<'static>, UsageError<'static>> {
+        match parse(arguments.iter().map(|argument| argument.as_bytes()), 0)? {
             Command::Run(config) => Ok(config),
             other => panic!("{other:?}"),
         }
     }
 
-    fn problem(arguments: &[&'static CStr]) -> &'static str {
+    fn problem(arguments: &[&'static str]) -> &'static str {
         config(arguments).unwrap_err().problem
     }
 
@@ -224,42 +220,42 @@ mod tests {
 
     #[test]
     fn port_and_socket_replace_the_defaults() {
-        let config = config(&[c"--socket", c"/s", c"--port", c"4294967294"]).unwrap();
-        assert_eq!(config.maps.as_slice(), [Map { port: u32::MAX - 1, socket: c"/s" }]);
+        let config = config(&["--socket", "/s", "--port", "4294967294"]).unwrap();
+        assert_eq!(config.maps.as_slice(), [Map { port: u32::MAX - 1, socket: b"/s" }]);
     }
 
     #[test]
     fn four_maps_are_served_and_a_fifth_is_refused() {
-        let maps = [c"--map", c"1=/a", c"--map", c"2=/b=c", c"--map", c"3=/c", c"--map", c"4=/d"];
+        let maps = ["--map", "1=/a", "--map", "2=/b=b", "--map", "3=/b", "--map", "4=/d"];
         let four = config(&maps).unwrap();
-        assert_eq!(four.maps[1], Map { port: 2, socket: c"/b=c" });
-        let five = [&maps[..], &[c"--map", c"5=/e"]].concat();
+        assert_eq!(four.maps[1], Map { port: 2, socket: b"/b=b" });
+        let five = [&maps[..], &["--map", "5=/e"]].concat();
         assert_eq!(problem(&five), "at most 4 maps are served");
     }
 
     #[test]
     fn wrong_arguments_are_named() {
-        assert_eq!(problem(&[c"--prot", c"1"]), "unknown argument; --help lists those that are known");
-        assert_eq!(problem(&[c"--port"]), "a value must follow this argument");
-        assert_eq!(problem(&[c"--port", c"4294967295"]), "the port must be a decimal number from 0 to 4294967294");
-        assert_eq!(problem(&[c"--port", c"-1"]), "the port must be a decimal number from 0 to 4294967294");
-        assert_eq!(problem(&[c"--socket", c""]), "the path is empty");
-        assert_eq!(problem(&[c"--map", c"1"]), "a map must be PORT=PATH");
-        assert_eq!(problem(&[c"--map", c"=/a"]), "the port must be a decimal number from 0 to 4294967294");
-        assert_eq!(problem(&[c"--map", c"1="]), "the path is empty");
-        assert_eq!(problem(&[c"--map", c"1=/a", c"--map", c"1=/b"]), "this port is mapped twice");
-        assert_eq!(problem(&[c"--map", c"1=/a", c"--port", c"2"]), "--port and --socket do not go with --map");
-        assert_eq!(problem(&[c"--listen-fd", c"x"]), "this must be a decimal number");
-        assert_eq!(problem(&[c"--listen-fd", c"3", c"--listen-fd", c"3"]), "this descriptor is named twice");
-        assert_eq!(problem(&[c"--allow-cid", c"99999999999"]), "this must be a decimal number");
+        assert_eq!(problem(&["--prot", "1"]), "unknown argument; --help lists those that are known");
+        assert_eq!(problem(&["--port"]), "a value must follow this argument");
+        assert_eq!(problem(&["--port", "4294967295"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&["--port", "-1"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&["--socket", ""]), "the path is empty");
+        assert_eq!(problem(&["--map", "1"]), "a map must be PORT=PATH");
+        assert_eq!(problem(&["--map", "=/a"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&["--map", "1="]), "the path is empty");
+        assert_eq!(problem(&["--map", "1=/a", "--map", "1=/b"]), "this port is mapped twice");
+        assert_eq!(problem(&["--map", "1=/a", "--port", "2"]), "--port and --socket do not go with --map");
+        assert_eq!(problem(&["--listen-fd", "x"]), "this must be a decimal number");
+        assert_eq!(problem(&["--listen-fd", "3", "--listen-fd", "3"]), "this descriptor is named twice");
+        assert_eq!(problem(&["--allow-cid", "99999999999"]), "this must be a decimal number");
     }
 
     #[test]
     fn the_nth_descriptor_serves_the_nth_map() {
-        let two = config(&[c"--map", c"1=/a", c"--map", c"2=/b", c"--listen-fd", c"7", c"--listen-fd", c"5"]).unwrap();
+        let two = config(&["--map", "1=/a", "--map", "2=/b", "--listen-fd", "7", "--listen-fd", "5"]).unwrap();
         assert_eq!(two.listeners.as_slice(), [7, 5]);
         let wrong = "as many listening descriptors as maps are needed";
-        assert_eq!(problem(&[c"--listen-fd", c"7", c"--listen-fd", c"5"]), wrong);
+        assert_eq!(problem(&["--listen-fd", "7", "--listen-fd", "5"]), wrong);
     }
 
     #[test]
@@ -272,7 +268,7 @@ mod tests {
 
     #[test]
     fn help_and_version_win_over_what_follows() {
-        assert_eq!(parse([c"--help", c"--bad"].into_iter(), 0), Ok(Command::Help));
-        assert_eq!(parse([c"--version"].into_iter(), 0), Ok(Command::Version));
+        assert_eq!(parse(["--help", "--bad"].map(str::as_bytes).into_iter(), 0), Ok(Command::Help));
+        assert_eq!(parse(["--version"].map(str::as_bytes).into_iter(), 0), Ok(Command::Version));
     }
 }

@@ -4,8 +4,6 @@
 
 mod runtime;
 
-use core::ffi::CStr;
-
 use scx_vsock_agent::arguments::{self, Command, HELP, UsageError};
 use scx_vsock_agent::{Agent, Config, Error, Storage, sys};
 use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS};
@@ -45,10 +43,10 @@ fn serve(config: &Config<'_>) -> i32 {
 
 /// How many descriptors socket activation passed to this very process.
 fn activated_descriptors(process: &Process) -> usize {
-    let number = |name| process.variable(name).and_then(|value| arguments::number(value.to_bytes()));
-    match number(c"LISTEN_PID") {
+    let number = |name| process.variable(name).and_then(|value| arguments::number(value));
+    match number(b"LISTEN_PID") {
         Some(id) if id != sys::process_id() => 0,
-        _ => number(c"LISTEN_FDS").and_then(|count| usize::try_from(count).ok()).unwrap_or(0),
+        _ => number(b"LISTEN_FDS").and_then(|count| usize::try_from(count).ok()).unwrap_or(0),
     }
 }
 
@@ -91,7 +89,7 @@ fn decimal(number: u32) -> heapless::Vec<u8, 10> {
 }
 
 fn complain_of(error: UsageError<'_>) -> i32 {
-    complain(&[b"scx-vsock-agent: ", error.argument.to_bytes(), b": ", error.problem.as_bytes(), b"\n"]);
+    complain(&[b"scx-vsock-agent: ", error.argument, b": ", error.problem.as_bytes(), b"\n"]);
     USAGE
 }
 
@@ -109,7 +107,6 @@ fn print(pieces: &[&[u8]]) -> i32 {
 }
 
 /// Whether `variable`, a `NAME=VALUE` of the environment, has this name; gives the value.
-fn value_of<'a>(variable: &'a CStr, name: &CStr) -> Option<&'a CStr> {
-    let rest = variable.to_bytes_with_nul().strip_prefix(name.to_bytes())?.strip_prefix(b"=")?;
-    CStr::from_bytes_with_nul(rest).ok()
+fn value_of<'a>(variable: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    variable.strip_prefix(name)?.strip_prefix(b"=")
 }

@@ -17,18 +17,18 @@ pub struct Process {
 
 impl Process {
     /// The arguments, the program's name first.
-    pub fn arguments(&self) -> impl Iterator<Item = &'static CStr> {
+    pub fn arguments(&self) -> impl Iterator<Item = &'static [u8]> {
         strings(self.arguments)
     }
 
     /// The value of a variable of the environment.
-    pub fn variable(&self, name: &CStr) -> Option<&'static CStr> {
+    pub fn variable(&self, name: &[u8]) -> Option<&'static [u8]> {
         strings(self.environment).find_map(|variable| super::value_of(variable, name))
     }
 }
 
 /// The C strings of a null-terminated list on the initial stack.
-fn strings(list: *const *const c_char) -> impl Iterator<Item = &'static CStr> {
+fn strings(list: *const *const c_char) -> impl Iterator<Item = &'static [u8]> {
     let mut next = list;
     iter::from_fn(move || {
         // SAFETY: the kernel ends both lists with a null pointer, behind which this iterator never goes.
@@ -38,7 +38,7 @@ fn strings(list: *const *const c_char) -> impl Iterator<Item = &'static CStr> {
         }
         next = next.wrapping_add(1);
         // SAFETY: the kernel ends each string with a zero byte, and the initial stack lives as long as the process.
-        Some(unsafe { CStr::from_ptr(string) })
+        Some(unsafe { CStr::from_ptr(string) }.to_bytes())
     })
 }
 

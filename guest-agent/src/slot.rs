@@ -27,7 +27,7 @@ pub struct Slot<'a, const MAX: usize> {
     number: u8,
     generation: u32,
     session: Session<'a, MAX>,
-    socket: &'a CStr,
+    socket: &'a [u8],
     host: Option<Watched>,
     scheduler: Option<Watched>,
     /// Whether a scheduler that is waited for may be dialled now, or only when the timer has gone off.
@@ -38,7 +38,7 @@ impl<'a, const MAX: usize> Slot<'a, MAX> {
     /// A free slot.
     pub fn new(number: u8, buffers: &'a mut Buffers<MAX>) -> Self {
         let session = Session::new(buffers);
-        Self { number, generation: 0, session, socket: c"", host: None, scheduler: None, dial_due: false }
+        Self { number, generation: 0, session, socket: b"", host: None, scheduler: None, dial_due: false }
     }
 
     /// Whether no session is open here.
@@ -47,7 +47,7 @@ impl<'a, const MAX: usize> Slot<'a, MAX> {
     }
 
     /// Starts a session with a host whose requests go to `socket`.
-    pub fn open(&mut self, epoll: &Epoll, host: Fd, socket: &'a CStr) -> sys::Result<()> {
+    pub fn open(&mut self, epoll: &Epoll, host: Fd, socket: &'a [u8]) -> sys::Result<()> {
         let token = Token::Host { slot: self.number, generation: self.generation };
         self.host = Some(Watched::new(epoll, host, token.pack())?);
         self.socket = socket;

@@ -191,13 +191,12 @@ pub fn dial_vsock(cid: u32, port: u32) -> Result<Fd> {
 }
 
 /// Connects to a Unix socket, which either succeeds or fails at once.
-pub fn connect_unix(path: &CStr) -> Result<Fd> {
+pub fn connect_unix(path: &[u8]) -> Result<Fd> {
     let mut address = sockaddr_un { sun_family: AF_UNIX as u16, sun_path: [0; 108] };
-    let bytes = path.to_bytes();
-    if bytes.len() >= address.sun_path.len() {
+    if path.len() >= address.sun_path.len() {
         return Err(Errno::ENAMETOOLONG);
     }
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+    for (to, from) in address.sun_path.iter_mut().zip(path) {
         *to = *from as _;
     }
     let stream = socket(AF_UNIX)?;
