@@ -84,8 +84,22 @@ impl Agent {
     /// When it cannot be started.
     #[must_use]
     pub fn with(maps: usize, change: impl FnOnce(&mut Command)) -> Self {
+        Self::run_as(Command::new(file()), maps, change)
+    }
+
+    /// An agent with one map, started by a program that takes the command to run as its last arguments.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn started_by(mut wrapper: Command) -> Self {
+        wrapper.arg(file());
+        Self::run_as(wrapper, 1, |_| {})
+    }
+
+    fn run_as(mut command: Command, maps: usize, change: impl FnOnce(&mut Command)) -> Self {
         let directory = tempfile::tempdir().expect("a temporary folder");
-        let mut command = Command::new(file());
         command.stdin(Stdio::null());
         let mut mappings = Vec::new();
         for (map, child_fd) in (0..maps).zip(10..) {

@@ -7,10 +7,11 @@ use std::thread;
 use std::time::Duration;
 
 use scx_vsock::qemu::Guest;
-use scx_vsock::{MissingStatsReason, StatsRequest};
+use scx_vsock::{MissingStatsReason, READY_PORT, StatsRequest};
 use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::{Kernel, builder, output, wait_for_scheduler};
 use scx_vsock_tests::pattern::{self, Arrived};
+use scx_vsock_tests::peer::DEADLINE;
 use serde_json::Value;
 
 const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
@@ -113,4 +114,35 @@ fn a_guest_without_a_scheduler_gives_the_reason() {
         panic!("{error}");
     };
     assert!(!reason.is_empty());
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn the_agent_serves_across_unloading_and_loading_of_the_transport() {
+    let guest = with_procsched();
+    guest.client().stats(&[]).unwrap();
+    for _ in 0..3 {
+        // A connection that still closes keeps the module in use, and the kernel gives no event for its end.
+        output(&guest, &["sh", "-c", "until rmmod vmw_vsock_virtio_transport; do usleep 20000; done"]);
+        output(&guest, &["insmod", "/lib/modules/vmw_vsock_virtio_transport.ko"]);
+        guest.client().stats(&[]).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn an_agent_that_starts_before_module_and_transport_says_ready_when_they_come() {
+    let guest = with_procsched();
+    let unload = "for module in vmw_vsock_virtio_transport vmw_vsock_virtio_transport_common vsock; do \
+                  until rmmod $module; do usleep 20000; done; done";
+    output(&guest, &["sh", "-c", "kill $(pidof scx-vsock-agent)"]);
+    output(&guest, &["sh", "-c", unload]);
+    output(&guest, &["sh", "-c", "/bin/scx-vsock-agent </dev/null >/dev/console 2>&1 &"]);
+    let ready = guest.handle().listen(READY_PORT).unwrap();
+    for module in ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"] {
+        assert!(!output(&guest, &["pidof", "scx-vsock-agent"]).is_empty());
+        output(&guest, &["insmod", &format!("/lib/modules/{module}.ko")]);
+    }
+    drop(ready.accept_within(DEADLINE).unwrap());
+    guest.client().stats(&[]).unwrap();
 }

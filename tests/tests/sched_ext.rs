@@ -3,8 +3,8 @@
 
 use std::process::Command;
 
-use scx_vsock::Sampler;
 use scx_vsock::qemu::Guest;
+use scx_vsock::{Sample, Sampler};
 use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};
 
@@ -67,4 +67,18 @@ fn a_scheduler_that_ends_is_named_by_the_reasons_that_follow() {
     // The end that was seen before this request was written renews the session, where nobody listens any more.
     let error = client.stats(&[]).unwrap_err().to_string();
     assert!(error.contains("sched_ext is disabled"), "{error}");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest with scx_bpfland; run ci/test sched-ext"]
+fn the_demo_shows_its_numbers() {
+    let mut command = Command::new(repository().join("ci/demo"));
+    for name in ["KERNEL", "MODULES", "CONFIG", "SCX_VSOCK_AGENT"] {
+        command.env_remove(name);
+    }
+    let output = command.args(["scx_bpfland", "--jsonl"]).output().unwrap();
+    let (printed, messages) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && messages.contains("sched_ext ops bpfland"), "{messages}");
+    let samples: Vec<Sample> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(samples.len() >= 3 && samples.iter().all(|sample| sample.stats.as_ref().unwrap()["nr_cpus"] == 2));
 }

@@ -1,0 +1,88 @@
+//! The session machine without the Linux loop, for guests that are not Linux: whatever moves bytes can drive it.
+//!
+//! Here a host and a scheduler that live in memory talk through it; a unikernel would put its own vsock and its own
+//! scheduler at their places.
+//!
+//! ```text
+//! cargo run -p scx-vsock-agent --example any_kernel
+//! ```
+#![allow(clippy::print_stdout, reason = "an example shows what happens")]
+
+use std::collections::VecDeque;
+use std::error::Error;
+
+use scx_vsock_agent::session::{Action, Buffers, Session};
+
+/// The cap of a line; that of the program for Linux is 256 KiB.
+const MAX: usize = 1024;
+
+/// The platform's two streams: bytes towards the agent, and bytes that the agent wrote.
+#[derive(Default)]
+struct Streams {
+    from_host: VecDeque<u8>,
+    to_host: Vec<u8>,
+    from_scheduler: VecDeque<u8>,
+}
+
+impl Streams {
+    /// The scheduler answers every request at once.
+    fn ask_scheduler(&mut self, request: &[u8]) {
+        println!("the scheduler is asked: {}", String::from_utf8_lossy(request).trim_end());
+        self.from_scheduler.extend(b"{\"errno\":0,\"args\":{\"resp\":{\"nr_switches\":42}}}\n");
+    }
+}
+
+/// Does what the session wants until it has to wait for the host.
+fn drive(session: &mut Session<'_, MAX>, streams: &mut Streams) {
+    loop {
+        match session.action() {
+            Action::ReadHost(_) if streams.from_host.is_empty() => return,
+            Action::ReadHost(buffer) => {
+                let count = take(&mut streams.from_host, buffer);
+                session.host_read(count);
+            }
+            Action::WriteHost(pieces) => {
+                let bytes = pieces.concat();
+                streams.to_host.extend_from_slice(&bytes);
+                session.host_wrote(bytes.len());
+            }
+            Action::ConnectScheduler | Action::AwaitScheduler => session.scheduler_connected(),
+            Action::WriteScheduler(line) => {
+                streams.ask_scheduler(line);
+                let count = line.len();
+                session.scheduler_wrote(count);
+            }
+            Action::ReadScheduler(buffer) => {
+                let count = take(&mut streams.from_scheduler, buffer);
+                session.scheduler_read(count);
+            }
+            Action::Close => return,
+        }
+    }
+}
+
+fn take(from: &mut VecDeque<u8>, buffer: &mut [u8]) -> usize {
+    let count = from.len().min(buffer.len());
+    buffer.iter_mut().zip(from.drain(..count)).for_each(|(to, byte)| *to = byte);
+    count
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut buffers = Buffers::<MAX>::new();
+    let mut session = Session::new(&mut buffers);
+    let mut streams = Streams::default();
+
+    session.open(env!("CARGO_PKG_VERSION"));
+    streams.from_host.extend(b"{\"req\":\"stats\"}\n");
+    drive(&mut session, &mut streams);
+
+    let text = String::from_utf8(streams.to_host)?;
+    let mut lines = text.lines();
+    println!("the host reads: {}", lines.next().ok_or("no hello")?);
+    let answer = lines.next().ok_or("no answer")?;
+    println!("the host reads: {answer}");
+    if answer != r#"{"stats":{"errno":0,"args":{"resp":{"nr_switches":42}}}}"# {
+        return Err("that is not the scheduler's answer".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! Runs a program for which chosen system calls fail: a kernel without memory, made to order.
+//!
+//! ```text
+//! limited CALL=ERRNO[,CALL=ERRNO]... PROGRAM [ARGUMENT]...
+//! ```
+#![allow(clippy::print_stderr, reason = "a program's messages")]
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use seccompiler::{SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(never) => match never {},
+        Err(error) => {
+            eprintln!("limited: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<std::convert::Infallible, Box<dyn Error>> {
+    let mut arguments = std::env::args_os().skip(1);
+    let limits = arguments.next().ok_or("usage: limited CALL=ERRNO[,...] PROGRAM [ARGUMENT]...")?;
+    let program = arguments.next().ok_or("a program must follow")?;
+    for limit in limits.to_str().ok_or("not text")?.split(',') {
+        let (call, errno) = limit.split_once('=').ok_or("CALL=ERRNO")?;
+        forbid(number(call)?, errno.parse()?)?;
+    }
+    Err(Command::new(program).args(arguments).exec().into())
+}
+
+/// Numbers of x86_64, where these tests run.
+fn number(call: &str) -> Result<i64, Box<dyn Error>> {
+    Ok(match call {
+        "socket" => 41,
+        "connect" => 42,
+        "accept4" => 288,
+        "epoll_ctl" => 233,
+        _ => return Err(format!("{call:?} is not known here").into()),
+    })
+}
+
+/// From now on the call fails with this errno.
+fn forbid(call: i64, errno: u32) -> Result<(), Box<dyn Error>> {
+    let fails = SeccompAction::Errno(errno);
+    let filter = SeccompFilter::new(BTreeMap::from([(call, vec![])]), SeccompAction::Allow, fails, TargetArch::x86_64)?;
+    let program: seccompiler::BpfProgram = filter.try_into()?;
+    apply_filter(&program)?;
+    Ok(())
+}
