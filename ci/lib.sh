@@ -68,6 +68,8 @@ package_of() { # APT|DNF|PACMAN THING
     pacman/pkg-config) echo pkgconf ;;
     apt/cc) echo "gcc libc6-dev make" ;;
     */cc) echo "gcc make" ;;
+    apt/c++) echo g++ ;;
+    */c++) echo gcc-c++ ;;
     *) echo "$2" ;;
     esac
 }

@@ -21,7 +21,7 @@
 //! ```
 //!
 //! The [`session`] machine alone serves guests that are not Linux.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, fuzzing)), no_std)]
 
 #[cfg(target_os = "linux")]
 pub mod agent;

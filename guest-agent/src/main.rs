@@ -43,7 +43,7 @@ fn serve(config: &Config<'_>) -> i32 {
 
 /// How many descriptors socket activation passed to this very process.
 fn activated_descriptors(process: &Process) -> usize {
-    let number = |name| process.variable(name).and_then(|value| arguments::number(value));
+    let number = |name| process.variable(name).and_then(arguments::number);
     match number(b"LISTEN_PID") {
         Some(id) if id != sys::process_id() => 0,
         _ => number(b"LISTEN_FDS").and_then(|count| usize::try_from(count).ok()).unwrap_or(0),

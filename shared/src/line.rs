@@ -44,6 +44,9 @@ impl<const CAP: usize> Default for LineBuffer<CAP> {
 }
 
 impl<const CAP: usize> LineBuffer<CAP> {
+    /// Bytes at which a line without an end is over the cap. The planted fault is one that the fuzz targets must find.
+    const FULL: usize = if cfg!(planted_off_by_one) { CAP - 1 } else { CAP };
+
     /// An empty buffer. All its bytes are zero, so that a static one costs no space in a program file.
     #[must_use]
     pub const fn new() -> Self {
@@ -80,7 +83,7 @@ impl<const CAP: usize> LineBuffer<CAP> {
     fn state(&self) -> Fill {
         if self.line > 0 {
             Fill::Line { behind: self.filled - self.line }
-        } else if self.filled == CAP {
+        } else if self.filled >= Self::FULL {
             Fill::Over
         } else {
             Fill::Partial

@@ -1,0 +1,198 @@
+//! What the agent costs in the guest, against a relay written with std.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use scx_vsock_tests::agent::{self, Agent};
+use scx_vsock_tests::peer::Peer;
+
+use crate::row::{Goal, Row, at};
+use crate::system_calls;
+
+/// Measurements, each with the path of the relay to compare with.
+pub const ALL: &[fn(&Path) -> Row] =
+    &[file_size, idle_memory, memory_after_the_longest_answer, system_calls_a_request, start, isolation];
+
+const REQUEST: &[u8] = b"{\"req\":\"stats\",\"args\":{}}\n";
+
+fn relay(program: &Path) -> Agent {
+    let program = program.to_owned();
+    Agent::with(1, |command| {
+        let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        *command = Command::new(program);
+        command.args(arguments);
+    })
+}
+
+/// A session that has had one request answered with a line of this size.
+struct Session {
+    host: Peer,
+    scheduler: Peer,
+    _listener: UnixListener,
+}
+
+impl Session {
+    fn new(agent: &Agent, answer: usize) -> Self {
+        let listener = agent.scheduler();
+        let mut host = agent.silent_host();
+        host.line();
+        host.send(REQUEST);
+        let scheduler = Peer::accept(&listener);
+        let mut session = Self { host, scheduler, _listener: listener };
+        session.answer(answer);
+        session
+    }
+
+    fn answer(&mut self, size: usize) {
+        self.scheduler.line();
+        let mut line = vec![b'1'; size];
+        line[size - 1] = b'\n';
+        self.scheduler.send(&line);
+        assert_eq!(self.host.line().len(), size + 10);
+    }
+
+    fn ask(&mut self, size: usize) {
+        self.host.send(REQUEST);
+        self.answer(size);
+    }
+}
+
+fn file_size(relay: &Path) -> Row {
+    let bytes = |path: &Path| fs::metadata(path).unwrap().len() as f64;
+    Row::exact("agent file / std static relay, bytes", bytes(agent::file()), bytes(relay), Goal::Ours(8_192.0))
+}
+
+/// Private memory in KiB: pages that are the process's alone, its program's included.
+fn private_kib(agent: &Agent) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", agent.id())).unwrap();
+    let lines = text.lines().filter(|line| line.starts_with("Private_"));
+    lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()).sum()
+}
+
+fn memory(name: &'static str, program: &Path, answer: usize, goal: Goal) -> Row {
+    let (ours, theirs) = (Agent::start(), relay(program));
+    let sessions = [Session::new(&ours, answer), Session::new(&theirs, answer)];
+    let row = Row::exact(name, private_kib(&ours), private_kib(&theirs), goal);
+    drop(sessions);
+    row
+}
+
+fn idle_memory(relay: &Path) -> Row {
+    memory("agent, 1 idle session / std relay, private KiB", relay, 600, Goal::Ours(64.0))
+}
+
+fn memory_after_the_longest_answer(relay: &Path) -> Row {
+    memory("agent after a 256 KiB answer / std relay, private KiB", relay, 262_144, Goal::Ours(320.0))
+}
+
+fn system_calls_a_request(program: &Path) -> Row {
+    const REQUESTS: usize = 500;
+    let count = |agent: &Agent| {
+        let mut session = Session::new(agent, 600);
+        let calls = system_calls::during(agent.id(), || (0..REQUESTS).for_each(|_| session.ask(600)));
+        (calls / REQUESTS as f64 * 10.0).round() / 10.0
+    };
+    let (ours, theirs) = (count(&Agent::start()), count(&relay(program)));
+    Row::exact("agent / std relay, system calls a request", ours, theirs, Goal::Ours(6.0))
+}
+
+/// From the start of the process to the hello of a host that was there before.
+fn start(program: &Path) -> Row {
+    let time = |start: &dyn Fn() -> Agent| {
+        let before = Instant::now();
+        let agent = start();
+        agent.silent_host().line();
+        before.elapsed().as_secs_f64() * 1e6
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        ours.push(time(&Agent::start));
+        theirs.push(time(&|| relay(program)));
+    }
+    Row::of("agent / std relay, start to first hello, us", &mut ours, &mut theirs, Goal::Ratio(1.0))
+}
+
+/// The slowest in a hundred of one session's round trips, in company of three that misbehave, by the same alone.
+fn isolation(_: &Path) -> Row {
+    let (mut company, mut alone) = (Vec::new(), Vec::new());
+    for _ in 0..9 {
+        alone.push(slowest_in_a_hundred(&Agent::start(), || ()));
+        let agent = Agent::start();
+        company.push(slowest_in_a_hundred(&agent, || Misbehaving::new(&agent)));
+    }
+    Row::of("agent, p99 in bad company / alone, us", &mut company, &mut alone, Goal::Ratio(1.5))
+}
+
+fn slowest_in_a_hundred<C>(agent: &Agent, company: impl FnOnce() -> C) -> f64 {
+    const ROUND_TRIPS: usize = 3_000;
+    let company = company();
+    let mut session = Session::on(agent);
+    let mut times: Vec<f64> = (0..ROUND_TRIPS)
+        .map(|_| {
+            let before = Instant::now();
+            session.ask(600);
+            before.elapsed().as_secs_f64() * 1e6
+        })
+        .collect();
+    drop(company);
+    times.sort_by(f64::total_cmp);
+    at(&times, 0.99)
+}
+
+impl Session {
+    /// A session on a path that somebody listens on already, or not yet.
+    fn on(agent: &Agent) -> Self {
+        let _free = fs::remove_file(agent.scheduler_path(0));
+        Self::new(agent, 600)
+    }
+}
+
+/// A session with a stuck scheduler, one whose host never reads, one that drips.
+struct Misbehaving {
+    dripping: Arc<AtomicBool>,
+    dripper: Option<thread::JoinHandle<()>>,
+    _sessions: Vec<Peer>,
+}
+
+impl Misbehaving {
+    fn new(agent: &Agent) -> Self {
+        let listener = agent.scheduler();
+        let asked = || {
+            let mut host = agent.host();
+            host.send(REQUEST);
+            let mut scheduler = Peer::accept(&listener);
+            scheduler.line();
+            (host, scheduler)
+        };
+        let stuck = asked();
+        let (deaf, mut talker) = asked();
+        let mut longest = vec![b'1'; 262_144];
+        longest[262_143] = b'\n';
+        talker.send(longest);
+        let mut drip = agent.host();
+        let dripping = Arc::new(AtomicBool::new(true));
+        let drips = Arc::clone(&dripping);
+        let dripper = thread::spawn(move || {
+            while drips.load(Ordering::Relaxed) {
+                drip.send("x");
+                // The rate of the drip, not a wait for anything.
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let sessions = vec![stuck.0, stuck.1, deaf, talker];
+        Self { dripping, dripper: Some(dripper), _sessions: sessions }
+    }
+}
+
+impl Drop for Misbehaving {
+    fn drop(&mut self) {
+        self.dripping.store(false, Ordering::Relaxed);
+        let _ended = self.dripper.take().map(thread::JoinHandle::join);
+    }
+}
