@@ -105,6 +105,7 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
     /// # Errors
     ///
     /// See [`Error`]. A missing vsock module or transport is not one: they are waited for.
+    #[inline(never)]
     pub fn new(storage: &'a mut Storage<SESSIONS, MAX>, config: &Config<'a>) -> Result<Self, Error> {
         let epoll = Epoll::new().map_err(Error::Events)?;
         let timer = Timer::new().map_err(Error::Events)?;
@@ -151,6 +152,7 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
         }
     }
 
+    #[inline(never)]
     fn turn_within(&mut self, timeout_ms: i32) -> Result<Turn, Error> {
         self.take_note(timeout_ms)?;
         if self.retries == Retries::Due {

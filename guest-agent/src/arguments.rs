@@ -83,18 +83,47 @@ Sockets passed by systemd (LISTEN_FDS) are served in the same way as --listen-fd
 /// # Errors
 ///
 /// The first argument that is unknown, incomplete or out of its range.
+#[inline(never)]
 pub fn parse<'a>(arguments: impl Iterator<Item = &'a [u8]>, activated: usize) -> Result<Command<'a>, UsageError<'a>> {
     let mut parser = Parser::default();
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
-        match argument {
-            b"--help" | b"-h" => return Ok(Command::Help),
-            b"--version" | b"-V" => return Ok(Command::Version),
-            _ => parser.option(argument, arguments.next())?,
+        // One table and one comparison: a match on texts would be compared byte by byte in place.
+        let Some(&(_, option)) = OPTIONS.iter().find(|(name, _)| *name == argument) else {
+            return Err(UsageError { problem: "unknown argument; --help lists those that are known", argument });
+        };
+        match option {
+            Opt::Help => return Ok(Command::Help),
+            Opt::Version => return Ok(Command::Version),
+            _ => parser.option(option, argument, arguments.next())?,
         }
     }
     parser.finish(activated).map(Command::Run)
 }
+
+/// The options that there are.
+#[derive(Clone, Copy)]
+enum Opt {
+    Port,
+    Socket,
+    Map,
+    ListenFd,
+    AllowCid,
+    Version,
+    Help,
+}
+
+const OPTIONS: [(&[u8], Opt); 9] = [
+    (b"--port", Opt::Port),
+    (b"--socket", Opt::Socket),
+    (b"--map", Opt::Map),
+    (b"--listen-fd", Opt::ListenFd),
+    (b"--allow-cid", Opt::AllowCid),
+    (b"--version", Opt::Version),
+    (b"-V", Opt::Version),
+    (b"--help", Opt::Help),
+    (b"-h", Opt::Help),
+];
 
 #[derive(Default)]
 struct Parser<'a> {
@@ -106,42 +135,37 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn option(&mut self, name: &'a [u8], value: Option<&'a [u8]>) -> Result<(), UsageError<'a>> {
-        let fail = |problem| UsageError { problem, argument: name };
-        let known: &[&[u8]] = &[b"--port", b"--socket", b"--map", b"--listen-fd", b"--allow-cid"];
-        if !known.contains(&name) {
-            return Err(fail("unknown argument; --help lists those that are known"));
-        }
-        let Some(value) = value else { return Err(fail("a value must follow this argument")) };
-        match name {
-            b"--port" => self.port = Some(port(value)?),
-            b"--socket" => self.socket = Some(path(value)?),
-            b"--map" => self.map(value)?,
-            b"--listen-fd" => self.listen_fd(value)?,
-            _ => self.allow_cid = Some(number(value).ok_or(not_a_number(value))?),
+    fn option(&mut self, option: Opt, name: &'a [u8], value: Option<&'a [u8]>) -> Result<(), UsageError<'a>> {
+        let Some(value) = value else {
+            return Err(UsageError { problem: "a value must follow this argument", argument: name });
+        };
+        match option {
+            Opt::Port => self.port = Some(port(value, value)?),
+            Opt::Socket => self.socket = Some(path(value)?),
+            Opt::Map => self.map(value)?,
+            Opt::ListenFd => self.listen_fd(value)?,
+            Opt::AllowCid => self.allow_cid = Some(number(value).ok_or(not_a_number(value))?),
+            Opt::Version | Opt::Help => {}
         }
         Ok(())
     }
 
     fn map(&mut self, value: &'a [u8]) -> Result<(), UsageError<'a>> {
         let fail = |problem| UsageError { problem, argument: value };
-        let mut sides = value.splitn(2, |&byte| byte == b'=');
-        let (Some(left), Some(right)) = (sides.next(), sides.next()) else {
-            return Err(fail("a map must be PORT=PATH"));
-        };
-        let Some(port) = number(left).filter(|&port| port != u32::MAX) else { return Err(not_a_port(value)) };
+        let at = value.iter().position(|&byte| byte == b'=').ok_or(fail("a map must be PORT=PATH"))?;
+        let port = port(value.get(..at).unwrap_or(&[]), value)?;
         if self.maps.iter().any(|map| map.port == port) {
             return Err(fail("this port is mapped twice"));
         }
-        let map = Map { port, socket: path(right)? };
+        let map = Map { port, socket: path(value.get(at + 1..).unwrap_or(&[]))? };
         self.maps.push(map).map_err(|_| fail("at most 4 maps are served"))
     }
 
     fn listen_fd(&mut self, value: &'a [u8]) -> Result<(), UsageError<'a>> {
         let fail = |problem| UsageError { problem, argument: value };
-        let descriptor = number(value).and_then(|number| i32::try_from(number).ok());
-        let Some(descriptor) = descriptor else { return Err(not_a_number(value)) };
-        if self.listeners.contains(&descriptor) {
+        let descriptor = number(value).and_then(|number| i32::try_from(number).ok()).ok_or(not_a_number(value))?;
+        #[allow(clippy::manual_contains, reason = "that one is unrolled, which four descriptors are not worth")]
+        if self.listeners.iter().any(|&listener| listener == descriptor) {
             return Err(fail("this descriptor is named twice"));
         }
         self.listeners.push(descriptor).map_err(|_| fail("at most 4 descriptors are served"))
@@ -174,12 +198,9 @@ fn not_a_number(argument: &[u8]) -> UsageError<'_> {
     UsageError { problem: "this must be a decimal number", argument }
 }
 
-fn not_a_port(argument: &[u8]) -> UsageError<'_> {
-    UsageError { problem: "the port must be a decimal number from 0 to 4294967294", argument }
-}
-
-fn port(value: &[u8]) -> Result<u32, UsageError<'_>> {
-    number(value).filter(|&port| port != u32::MAX).ok_or(not_a_port(value))
+fn port<'a>(digits: &[u8], argument: &'a [u8]) -> Result<u32, UsageError<'a>> {
+    let problem = "the port must be a decimal number from 0 to 4294967294";
+    number(digits).filter(|&port| port != u32::MAX).ok_or(UsageError { problem, argument })
 }
 
 fn path(value: &[u8]) -> Result<&[u8], UsageError<'_>> {
