@@ -1,6 +1,7 @@
 //! Read a guest's sched_ext scheduler statistics on the host, or the one typed reason why there are none.
 
 pub mod client;
+pub mod control;
 pub mod endpoint;
 pub mod error;
 pub mod reason;
@@ -17,6 +18,7 @@ pub mod front;
 pub mod qemu;
 
 pub use client::SchedStatsClient;
+pub use control::RunControl;
 pub use endpoint::{Connect, Endpoint};
 pub use error::SchedStatsError;
 pub use reason::MissingStatsReason;

@@ -24,6 +24,7 @@ pub use conversation::{Conversation, Interest};
 pub use session::Answer;
 pub use wait::Deadline;
 
+use crate::control::RunControl;
 use crate::endpoint::Connect;
 use crate::error::SchedStatsError;
 use crate::request::{RequestLine, StatsRequest, StatsResponse};
@@ -60,6 +61,7 @@ pub struct SchedStatsClient {
 }
 
 struct Shared {
+    control: RunControl,
     turns: Turns<Conversation>,
     /// The number of the newest session, to be read without waiting for the turn.
     session: AtomicU64,
@@ -79,6 +81,7 @@ impl fmt::Debug for SchedStatsClient {
 #[must_use = "a builder does nothing until it builds"]
 pub struct SchedStatsClientBuilder {
     conversation: Conversation,
+    control: RunControl,
     deadline: Duration,
 }
 
@@ -89,10 +92,16 @@ impl SchedStatsClientBuilder {
         self
     }
 
+    /// The run whose freezes and cancel end the client's calls; one that always goes on where this is left out.
+    pub fn control(mut self, control: &RunControl) -> Self {
+        self.control = control.clone();
+        self
+    }
+
     /// The client. Does no I/O.
     #[must_use]
     pub fn build(self) -> SchedStatsClient {
-        let shared = Shared { turns: Turns::new(self.conversation), session: AtomicU64::new(0) };
+        let shared = Shared { control: self.control, turns: Turns::new(self.conversation), session: AtomicU64::new(0) };
         SchedStatsClient { shared: Arc::new(shared), deadline: self.deadline }
     }
 }
@@ -100,7 +109,8 @@ impl SchedStatsClientBuilder {
 impl SchedStatsClient {
     /// Begins to make a client of the agent that `connect` leads to.
     pub fn builder(connect: impl Connect + 'static) -> SchedStatsClientBuilder {
-        SchedStatsClientBuilder { conversation: Conversation::new(connect), deadline: DEFAULT_DEADLINE }
+        let conversation = Conversation::new(connect);
+        SchedStatsClientBuilder { conversation, control: RunControl::new(), deadline: DEFAULT_DEADLINE }
     }
 
     /// A clone, on the same session, whose calls may take up to `deadline`.
@@ -195,15 +205,17 @@ impl SchedStatsClient {
         line: RequestLine,
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Result<T, SchedStatsError> {
-        let wait = Wait::new(Deadline::after(Instant::now(), self.deadline));
+        let wait = Wait::new(&self.shared.control, self.deadline)?;
         let mut conversation = self.shared.turns.take(&wait)?;
         wait.interrupted()?;
         let started = conversation.start(line, wait.deadline());
         self.shared.session.store(conversation.session(), Ordering::Relaxed);
         started?;
         loop {
-            if let Poll::Ready(outcome) = conversation.on_ready(Instant::now(), &decode) {
-                return outcome;
+            match conversation.on_ready(Instant::now(), &decode) {
+                Poll::Ready(Err(error)) if error.yields_to_stops() => return wait.stopped().and(Err(error)),
+                Poll::Ready(outcome) => return outcome,
+                Poll::Pending => {}
             }
             let waited =
                 wait.interrupted().and_then(|()| wait.sleep(conversation.fd().map(|fd| (fd, conversation.interest()))));

@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::wait::{Wait, Wake};
+use super::wait::Wait;
+use crate::control::Wake;
 use crate::error::SchedStatsError;
 
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl<T> Turns<T> {
     }
 
     fn stand_in_line(&self, wait: &Wait) -> Result<(), SchedStatsError> {
-        let me = wait.wake()?;
+        let me = wait.wake();
         self.queue().waiting.push_back(Arc::clone(me));
         let mut end = Ok(());
         loop {
@@ -137,11 +138,11 @@ mod tests {
     use std::thread;
     use std::time::{Duration, Instant};
 
-    use super::super::wait::Deadline;
     use super::*;
+    use crate::control::RunControl;
 
     fn wait(allowed: Duration) -> Wait {
-        Wait::new(Deadline::after(Instant::now(), allowed))
+        Wait::new(&RunControl::new(), allowed).unwrap()
     }
 
     fn long() -> Wait {
@@ -151,7 +152,7 @@ mod tests {
     #[test]
     fn the_turn_goes_to_who_came_first() {
         let (first, second) = (long(), long());
-        let (first, second) = (first.wake().unwrap(), second.wake().unwrap());
+        let (first, second) = (first.wake(), second.wake());
         let mut queue = Queue { taken: true, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second)]) };
         assert!(!queue.take_if_first(first));
         queue.taken = false;
@@ -167,7 +168,7 @@ mod tests {
     #[test]
     fn who_leaves_passes_the_turn_on() {
         let (first, second) = (long(), wait(Duration::from_secs(20)));
-        let (first, second_wake) = (first.wake().unwrap(), second.wake().unwrap());
+        let (first, second_wake) = (first.wake(), second.wake());
         let mut queue = Queue { taken: false, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second_wake)]) };
         queue.leave(first);
         let before = Instant::now();
@@ -188,10 +189,17 @@ mod tests {
     }
 
     #[test]
-    fn a_free_turn_costs_no_descriptor() {
-        let (turns, wait) = (Turns::new(()), long());
-        drop(turns.take(&wait).unwrap());
-        assert!(!format!("{wait:?}").contains("Wake"), "{wait:?}");
+    fn a_freeze_ends_the_waiting_and_leaves_the_line() {
+        let (turns, control) = (Turns::new(()), RunControl::new());
+        let held = turns.take(&long()).unwrap();
+        let waits = Wait::new(&control, Duration::from_secs(20)).unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| turns.take(&waits).map(drop).unwrap_err());
+            drop(control.freeze());
+            assert_eq!(waiting.join().unwrap(), SchedStatsError::DuringFreeze);
+        });
+        assert!(turns.queue().waiting.is_empty());
+        drop(held);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! How a blocking call waits: for a stream or for its own wake descriptor, until its deadline.
 
-use std::cell::OnceCell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::conversation::Interest;
+use crate::control::{Entry, RunControl, Wake};
 use crate::error::SchedStatsError;
 
 /// The longest time that a call can be allowed. More would leave the range of some system's clock.
@@ -48,40 +48,18 @@ impl Deadline {
     }
 }
 
-/// A descriptor that wakes one waiter.
-#[derive(Debug)]
-pub(super) struct Wake(OwnedFd);
-
-impl Wake {
-    fn new() -> Result<Self, SchedStatsError> {
-        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map(Self)
-            .map_err(|error| SchedStatsError::unreachable(format!("no descriptor to wait with: {error}")))
-    }
-
-    /// Wakes the waiter, or its next wait.
-    pub(super) fn wake(&self) {
-        // The only failure is a count that is full, and then the waiter is woken already.
-        let _full = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-
-    fn clear(&self) {
-        // It fails where nothing was signalled, which is what it is for.
-        let _empty = rustix::io::read(&self.0, &mut [0; 8]);
-    }
-}
-
 /// The waiting of one call.
 #[derive(Debug)]
 pub(super) struct Wait {
     deadline: Deadline,
-    /// Made when somebody has to be able to wake this call.
-    wake: OnceCell<Arc<Wake>>,
+    entry: Entry,
 }
 
 impl Wait {
-    pub(super) fn new(deadline: Deadline) -> Self {
-        Self { deadline, wake: OnceCell::new() }
+    /// The waiting of a call that begins now.
+    pub(super) fn new(control: &RunControl, allowed: Duration) -> Result<Self, SchedStatsError> {
+        let deadline = Deadline::after(Instant::now(), allowed);
+        Ok(Self { deadline, entry: control.enter()? })
     }
 
     pub(super) fn deadline(&self) -> Deadline {
@@ -89,34 +67,33 @@ impl Wait {
     }
 
     /// The descriptor that wakes this call.
-    pub(super) fn wake(&self) -> Result<&Arc<Wake>, SchedStatsError> {
-        if self.wake.get().is_none() {
-            let _set = self.wake.set(Arc::new(Wake::new()?));
-        }
-        self.wake.get().ok_or_else(|| SchedStatsError::unreachable("no descriptor to wait with"))
+    pub(super) fn wake(&self) -> &Arc<Wake> {
+        self.entry.wake()
     }
 
-    /// Whether something other than the answer ends this call: here, its deadline.
+    /// Whether the run was stopped since this call began.
+    pub(super) fn stopped(&self) -> Result<(), SchedStatsError> {
+        self.entry.stopped()
+    }
+
+    /// Whether something other than the answer ends this call: the run, or its deadline.
     pub(super) fn interrupted(&self) -> Result<(), SchedStatsError> {
+        self.stopped()?;
         if self.deadline.has_passed(Instant::now()) { Err(self.deadline.timed_out()) } else { Ok(()) }
     }
 
     /// Waits until `stream` is ready, this call is woken, or the deadline has passed; what it was is for the caller to
     /// find out.
     pub(super) fn sleep(&self, stream: Option<(BorrowedFd<'_>, Interest)>) -> Result<(), SchedStatsError> {
-        let wake = self.wake.get().map(|wake| PollFd::from_borrowed_fd(wake.0.as_fd(), PollFlags::IN));
-        let stream = stream.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.flags()));
+        let wake = PollFd::new(self.wake(), PollFlags::IN);
         let timeout = self.timeout();
-        let polled = match (stream, wake) {
-            (Some(stream), Some(wake)) => poll(&mut [stream, wake], Some(&timeout)),
-            (Some(only), None) | (None, Some(only)) => poll(&mut [only], Some(&timeout)),
-            (None, None) => poll(&mut [], Some(&timeout)),
+        let polled = match stream {
+            Some((fd, interest)) => poll(&mut [PollFd::from_borrowed_fd(fd, interest.flags()), wake], Some(&timeout)),
+            None => poll(&mut [wake], Some(&timeout)),
         };
         match polled {
             Ok(_) | Err(Errno::INTR) => {
-                if let Some(wake) = self.wake.get() {
-                    wake.clear();
-                }
+                self.wake().clear();
                 Ok(())
             }
             Err(error) => Err(SchedStatsError::unreachable(format!("waiting failed: {error}"))),
