@@ -111,14 +111,17 @@ fn no_answer_is_ever_another_requests_though_half_are_frozen_or_late() {
                     }
                     let line = format!(r#"{{"thread":{thread},"round":{round}}}"#);
                     let hurried = Duration::from_micros(round as u64 * 3 % 400);
-                    let allowed = if round % 2 == 0 { hurried } else { DEADLINE };
-                    match client.with_deadline(allowed).request_raw(&line) {
+                    let client = client.with_deadline(if round % 2 == 0 { hurried } else { DEADLINE });
+                    let outcome = loop {
+                        match client.request_raw(&line) {
+                            Err(SchedStatsError::DuringFreeze) => frozen.fetch_add(1, Ordering::Relaxed),
+                            outcome => break outcome,
+                        };
+                    };
+                    match outcome {
                         Ok(answer) => {
                             assert_eq!(answer, format!(r#"{{"args":{{"resp":{line}}}}}"#).into_bytes());
                             answered.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Err(SchedStatsError::DuringFreeze) => {
-                            frozen.fetch_add(1, Ordering::Relaxed);
                         }
                         Err(SchedStatsError::TimedOut { .. }) if round % 2 == 0 => {}
                         Err(error) => panic!("{error}"),
@@ -128,5 +131,5 @@ fn no_answer_is_ever_another_requests_though_half_are_frozen_or_late() {
         }
     });
     let (answered, frozen) = (answered.into_inner(), frozen.into_inner());
-    assert!(answered > ROUNDS && frozen > 100, "{answered} answered, {frozen} frozen");
+    assert!(answered >= 4 * ROUNDS && frozen > 0, "{answered} answered, {frozen} frozen");
 }

@@ -177,7 +177,7 @@ impl GuestBuilder {
         let console = Console::default();
         let process =
             Process::start(command, console.clone()).map_err(|source| Error::NoQemu { program: qemu, source })?;
-        let guest = Guest::new(process, console, server, Commands::new(commands));
+        let mut guest = Guest::new(process, console, server, Commands::new(commands));
         guest.wait_until_ready(&ready, self.deadline)?;
         Ok(guest)
     }

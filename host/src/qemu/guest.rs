@@ -76,7 +76,7 @@ impl Guest {
     }
 
     /// Waits for the agent's Ready, the guest's end or the deadline, whatever comes first.
-    pub(super) fn wait_until_ready(&self, ready: &Listener, within: Duration) -> Result<(), Error> {
+    pub(super) fn wait_until_ready(&mut self, ready: &Listener, within: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + within;
         loop {
             match ready.accept() {
@@ -101,7 +101,12 @@ impl Guest {
         }
     }
 
-    fn ended(&self) -> Error {
+    /// The guest has ended, or its device is gone, which QEMU does not survive for long.
+    fn ended(&mut self) -> Error {
+        let grace = Timespec { tv_sec: 2, tv_nsec: 0 };
+        let _ended = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&grace));
+        // Then all that it printed is in the console.
+        self.process.end();
         Error::Ended { console: self.console.last_words() }
     }
 }

@@ -54,8 +54,9 @@ impl Process {
         Ok(Self { pidfd, keeper: Some(keeper) })
     }
 
-    /// Waits for the child to end by itself, and for all that it printed.
-    pub fn wait(&mut self) {
+    /// Ends the child if it has not ended by itself, and waits for all that it printed.
+    pub fn end(&mut self) {
+        let _ended_already = pidfd_send_signal(&self.pidfd, Signal::KILL);
         if let Some(keeper) = self.keeper.take() {
             let _ended = keeper.join();
         }
@@ -75,7 +76,6 @@ impl AsFd for Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ended_already = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        self.wait();
+        self.end();
     }
 }
