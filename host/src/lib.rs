@@ -7,6 +7,7 @@ pub mod error;
 pub mod reason;
 pub mod request;
 pub mod sample;
+pub mod series;
 
 #[cfg(feature = "device")]
 pub mod vsock;
@@ -25,6 +26,7 @@ pub use reason::MissingStatsReason;
 pub use request::{StatsRequest, StatsResponse};
 pub use sample::{Sample, Sampler};
 pub use scx_vsock_wire::{AGENT_PORT, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT};
+pub use series::{SampleSeries, SnapshotError};
 
 /// The examples of the repository's first page.
 #[cfg(all(doctest, feature = "qemu"))]

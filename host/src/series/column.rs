@@ -1,0 +1,118 @@
+//! One value of every sample, as a type, and how it changes.
+
+use serde_json::Value;
+
+use super::path::kind;
+use super::{ParsePathError, SampleSeries, SnapshotError, StatPath};
+use crate::sample::Sample;
+
+/// A type that a column can have.
+pub trait FromStat: Sized {
+    /// Its name, for messages.
+    const NAME: &'static str;
+
+    /// The value as this type, if it is one without loss.
+    fn from_stat(value: &Value) -> Option<Self>;
+}
+
+impl FromStat for u64 {
+    const NAME: &'static str = "u64";
+
+    fn from_stat(value: &Value) -> Option<Self> {
+        value.as_u64()
+    }
+}
+
+impl FromStat for i64 {
+    const NAME: &'static str = "i64";
+
+    fn from_stat(value: &Value) -> Option<Self> {
+        value.as_i64()
+    }
+}
+
+impl FromStat for f64 {
+    const NAME: &'static str = "f64";
+
+    /// Whole numbers are taken too; those beyond 2^53 to the nearest.
+    fn from_stat(value: &Value) -> Option<Self> {
+        value.as_f64()
+    }
+}
+
+impl FromStat for String {
+    const NAME: &'static str = "string";
+
+    fn from_stat(value: &Value) -> Option<Self> {
+        value.as_str().map(str::to_owned)
+    }
+}
+
+/// From one sample to the next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Both samples have the value, on one baseline: its change, and the change a second.
+    Since {
+        /// What was added; negative for what was taken away.
+        delta: f64,
+        /// The same by the seconds between the samples; `None` if there was no millisecond between them.
+        rate: Option<f64>,
+    },
+    /// There is nothing before it on the same baseline: the first sample, one behind a hole, or one of a new session.
+    NewBaseline,
+    /// The sample has no value itself.
+    Missing(SnapshotError),
+}
+
+impl SampleSeries {
+    /// The values at a dotted path, as a type: `u64`, `i64`, `f64` or `String`. One outcome a sample.
+    ///
+    /// # Errors
+    ///
+    /// [`ParsePathError`].
+    pub fn column<T: FromStat>(&self, path: &str) -> Result<Vec<Result<T, SnapshotError>>, ParsePathError> {
+        let path: StatPath = path.parse()?;
+        Ok(self.samples.iter().map(|sample| typed(&path, sample)).collect())
+    }
+
+    /// How the number at a dotted path changes from sample to sample: for counters that grow without end. A change
+    /// never reaches across a new session or a sample without the value.
+    ///
+    /// # Errors
+    ///
+    /// [`ParsePathError`].
+    pub fn changes(&self, path: &str) -> Result<Vec<Change>, ParsePathError> {
+        let path: StatPath = path.parse()?;
+        let mut before: Option<(&Sample, f64)> = None;
+        let changes = self.samples.iter().map(|sample| match typed::<f64>(&path, sample) {
+            Ok(value) => {
+                let change = before
+                    .filter(|(before, _)| before.session == sample.session)
+                    .map_or(Change::NewBaseline, |(before, earlier)| since(before, earlier, sample, value));
+                before = Some((sample, value));
+                change
+            }
+            Err(error) => {
+                before = None;
+                Change::Missing(error)
+            }
+        });
+        Ok(changes.collect())
+    }
+}
+
+fn typed<T: FromStat>(path: &StatPath, sample: &Sample) -> Result<T, SnapshotError> {
+    let value = path.look_up(sample)?;
+    T::from_stat(value).ok_or_else(|| SnapshotError::WrongType {
+        tag: sample.tag.clone(),
+        path: path.to_string(),
+        wanted: T::NAME,
+        found: kind(value).to_owned(),
+    })
+}
+
+fn since(before: &Sample, earlier: f64, sample: &Sample, value: f64) -> Change {
+    let delta = value - earlier;
+    let seconds = std::time::Duration::from_millis(sample.elapsed_ms.saturating_sub(before.elapsed_ms)).as_secs_f64();
+    Change::Since { delta, rate: (seconds > 0.0).then(|| delta / seconds) }
+}

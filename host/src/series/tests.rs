@@ -1,0 +1,142 @@
+//! Series against samples made by hand.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn sample(tag: &str, elapsed_ms: u64, session: u64, stats: Result<Value, MissingStatsReason>) -> Sample {
+    Sample { tag: tag.into(), elapsed_ms, session, interval_ms: None, stats }
+}
+
+fn series() -> SampleSeries {
+    [
+        sample("a", 1_000, 1, Ok(json!({"nr": 10, "layers": [{"util": 0.5}], "name": "x", "sys.slice": {"a\\b": 1}}))),
+        sample("b", 3_000, 1, Ok(json!({"nr": 16, "layers": [], "extra": null}))),
+        sample("c", 4_000, 1, Err(MissingStatsReason::DuringFreeze)),
+        sample("d", 5_000, 1, Ok(json!({"nr": 20}))),
+        sample("e", 5_000, 1, Ok(json!({"nr": 19}))),
+        sample("f", 6_000, 2, Ok(json!({"nr": 3}))),
+    ]
+    .into_iter()
+    .collect()
+}
+
+#[test]
+fn a_path_goes_through_objects_arrays_and_escaped_names() {
+    let series = series();
+    let first = |path: &str| series.stats(path).unwrap().remove(0).cloned();
+    assert_eq!(first("nr"), Ok(json!(10)));
+    assert_eq!(first("layers.0.util"), Ok(json!(0.5)));
+    assert_eq!(first(r"sys\.slice.a\\b"), Ok(json!(1)));
+}
+
+#[test]
+fn a_hole_names_its_sample_and_its_reason() {
+    let hole = series().stats("nr").unwrap().swap_remove(2).unwrap_err();
+    assert_eq!(hole, SnapshotError::MissingStats { tag: "c".into(), reason: MissingStatsReason::DuringFreeze });
+}
+
+#[test]
+fn a_missing_field_names_what_is_there() {
+    let series = series();
+    let missing = |path: &str, at: usize| series.stats(path).unwrap().swap_remove(at).unwrap_err().to_string();
+    assert_eq!(missing("nr_cpus", 1), r#"sample "b" has no "nr_cpus" at ""; there is extra, layers, nr"#);
+    assert_eq!(missing("layers.0.util", 1), r#"sample "b" has no "0" at "layers"; there is an array of 0"#);
+    assert_eq!(missing("layers.x", 0), r#"sample "a" has no "x" at "layers"; there is an array of 1"#);
+    assert_eq!(missing("nr.x", 0), r#"sample "a" has no "x" at "nr"; there is a number"#);
+}
+
+#[test]
+fn a_path_with_an_empty_component_or_a_stray_backslash_is_refused_with_its_place() {
+    for (path, problem) in [
+        ("", "an empty component at byte 0"),
+        (".a", "an empty component at byte 0"),
+        ("a..b", "an empty component at byte 2"),
+        ("a.", "an empty component at byte 2"),
+        (r"a\", "a backslash that is before neither a dot nor a backslash at byte 1"),
+        (r"a\b", "a backslash that is before neither a dot nor a backslash at byte 1"),
+    ] {
+        assert_eq!(series().stats(path).unwrap_err().to_string(), format!("{path:?} is no path: {problem}"));
+    }
+}
+
+#[test]
+fn columns_have_types() {
+    let series = series();
+    assert_eq!(series.column::<u64>("nr").unwrap()[1], Ok(16));
+    assert_eq!(series.column::<i64>("nr").unwrap()[0], Ok(10));
+    assert_eq!(series.column::<f64>("nr").unwrap()[0], Ok(10.0));
+    assert_eq!(series.column::<String>("name").unwrap()[0], Ok("x".into()));
+    let wrong = series.column::<u64>("name").unwrap().remove(0).unwrap_err().to_string();
+    assert_eq!(wrong, r#"sample "a" has a string at "name", which is no u64"#);
+}
+
+#[test]
+fn keys_are_those_of_all_samples() {
+    let keys: Vec<String> = series().keys("").unwrap().into_iter().collect();
+    assert_eq!(keys, ["extra", "layers", "name", "nr", "sys.slice"]);
+    assert_eq!(series().keys("layers.0").unwrap().len(), 1);
+}
+
+#[test]
+fn changes_never_reach_across_a_hole_or_a_new_session() {
+    let missing = SnapshotError::MissingStats { tag: "c".into(), reason: MissingStatsReason::DuringFreeze };
+    let expected = [
+        Change::NewBaseline,
+        Change::Since { delta: 6.0, rate: Some(3.0) },
+        Change::Missing(missing),
+        Change::NewBaseline,
+        Change::Since { delta: -1.0, rate: None },
+        Change::NewBaseline,
+    ];
+    assert_eq!(series().changes("nr").unwrap(), expected);
+}
+
+#[test]
+fn json_lines_that_are_cut_or_no_samples_name_the_line() {
+    let text = series().to_json_lines();
+    assert_eq!(SampleSeries::from_json_lines(&text).unwrap(), series());
+    let cut = SampleSeries::from_json_lines(&text[..text.len() - 10]).unwrap_err();
+    assert_eq!(cut.to_string(), "line 6 has no end; the text was cut in the middle");
+    let torn =
+        SampleSeries::from_json_lines(&text.replacen("\"elapsed_ms\":3000", "\"elapsed_ms\":-1", 1)).unwrap_err();
+    assert_eq!(torn.to_string(), "line 2 is no sample");
+    let bytes = [text.as_bytes(), b"\xff\n"].concat();
+    assert!(matches!(SampleSeries::read_json_lines(&bytes[..]), Err(LineError::Read { line: 7, .. })));
+}
+
+fn stat() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        any::<bool>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        ".{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 20, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(".{1,4}", inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_series_survives_json_lines(stats in proptest::collection::vec(stat(), 0..8), ms: u64) {
+        let series: SampleSeries =
+            stats.into_iter().map(|stats| sample("t\n\u{0}", ms, 3, Ok(stats))).collect();
+        prop_assert_eq!(SampleSeries::from_json_lines(&series.to_json_lines()).unwrap(), series);
+    }
+
+    #[test]
+    fn every_path_that_leads_somewhere_is_found(names in proptest::collection::vec(".{1,6}", 1..5)) {
+        let path = StatPath { components: names.clone() };
+        prop_assert_eq!(path.to_string().parse::<StatPath>().unwrap(), path.clone());
+        let stats = names.iter().rev().fold(json!(7), |value, name| json!({ name: value }));
+        let sample = sample("t", 0, 1, Ok(stats));
+        prop_assert_eq!(path.look_up(&sample).unwrap(), &json!(7));
+    }
+}
