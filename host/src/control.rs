@@ -1,7 +1,7 @@
 //! Run-wide stops: freezes, cancel, watchdog.
 //!
 //! [`RunControl`] is what a monitor's own code holds; a client that was built with one ends its calls when it says so.
-//! Its state is a few atomic numbers, and who waits is woken through a descriptor of its own ([`wakers`]), so that
+//! Its state is a few atomic numbers, and who waits is woken through a descriptor of its own, so that
 //! stopping takes no lock.
 
 mod wakers;

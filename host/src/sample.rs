@@ -1,11 +1,18 @@
 //! Samples of a scheduler's stats: one moment each, with stats or the reason why there are none.
+//!
+//! A [`Sampler`] takes them when it is told to; [`Sampler::spawn`] gives it a thread and a [`Schedule`].
+
+mod spawned;
 
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use spawned::{Schedule, ScheduleError, SpawnedSampler};
+
 use crate::client::SchedStatsClient;
+use crate::control::RunControl;
 use crate::reason::MissingStatsReason;
 
 /// One moment's stats.
@@ -56,6 +63,8 @@ pub struct Sampler {
     client: Option<SchedStatsClient>,
     started: Instant,
     baseline: Option<Baseline>,
+    /// What ends a sample beside the client's own run.
+    stop: RunControl,
 }
 
 /// Since when the scheduler's deltas count.
@@ -69,7 +78,7 @@ impl Sampler {
     /// A sampler of this client's scheduler; of none, when the run was configured without one. Does no I/O.
     #[must_use]
     pub fn new(client: Option<SchedStatsClient>) -> Self {
-        Self { client, started: Instant::now(), baseline: None }
+        Self { client, started: Instant::now(), baseline: None, stop: RunControl::new() }
     }
 
     /// Reads the stats once and drops them, so that the next sample's deltas span the time from now on.
@@ -99,7 +108,7 @@ impl Sampler {
     /// Asks, and keeps when the deltas now begin to count.
     fn read(&mut self) -> (Instant, Result<Value, MissingStatsReason>) {
         let Some(client) = &self.client else { return (Instant::now(), Err(MissingStatsReason::NoSchedulerBinary)) };
-        let stats = client.stats(&[]).map_err(MissingStatsReason::from);
+        let stats = client.stats_until(&self.stop).map_err(MissingStatsReason::from);
         let at = Instant::now();
         self.baseline = stats.is_ok().then(|| Baseline { session: client.session(), at });
         (at, stats)

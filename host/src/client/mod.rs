@@ -199,13 +199,27 @@ impl SchedStatsClient {
         self.with_deadline(deadline).ask(RequestLine::wait_scheduler(), answer::ready)
     }
 
-    /// Takes the turn, asks, and waits for the outcome.
+    /// The scheduler's stats, unless `stop` is cancelled before they are there.
+    pub(crate) fn stats_until(&self, stop: &RunControl) -> Result<Value, SchedStatsError> {
+        self.ask_until(Some(stop), StatsRequest::stats(&[]).line()?, answer::resp)
+    }
+
     fn ask<T>(
         &self,
         line: RequestLine,
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Result<T, SchedStatsError> {
-        let wait = Wait::new(&self.shared.control, self.deadline)?;
+        self.ask_until(None, line, decode)
+    }
+
+    /// Takes the turn, asks, and waits for the outcome.
+    fn ask_until<T>(
+        &self,
+        stop: Option<&RunControl>,
+        line: RequestLine,
+        decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
+    ) -> Result<T, SchedStatsError> {
+        let wait = Wait::new(&self.shared.control, self.deadline)?.or_by(stop)?;
         let mut conversation = self.shared.turns.take(&wait)?;
         wait.interrupted()?;
         let started = conversation.start(line, wait.deadline());

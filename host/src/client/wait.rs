@@ -53,13 +53,21 @@ impl Deadline {
 pub(super) struct Wait {
     deadline: Deadline,
     entry: Entry,
+    /// What ends this call beside the run.
+    beside: Option<Entry>,
 }
 
 impl Wait {
     /// The waiting of a call that begins now.
     pub(super) fn new(control: &RunControl, allowed: Duration) -> Result<Self, SchedStatsError> {
         let deadline = Deadline::after(Instant::now(), allowed);
-        Ok(Self { deadline, entry: control.enter()? })
+        Ok(Self { deadline, entry: control.enter()?, beside: None })
+    }
+
+    /// The same, ended by another stop as well.
+    pub(super) fn or_by(mut self, stop: Option<&RunControl>) -> Result<Self, SchedStatsError> {
+        self.beside = stop.map(RunControl::enter).transpose()?;
+        Ok(self)
     }
 
     pub(super) fn deadline(&self) -> Deadline {
@@ -73,7 +81,8 @@ impl Wait {
 
     /// Whether the run was stopped since this call began.
     pub(super) fn stopped(&self) -> Result<(), SchedStatsError> {
-        self.entry.stopped()
+        self.entry.stopped()?;
+        self.beside.as_ref().map_or(Ok(()), Entry::stopped)
     }
 
     /// Whether something other than the answer ends this call: the run, or its deadline.
@@ -86,10 +95,13 @@ impl Wait {
     /// find out.
     pub(super) fn sleep(&self, stream: Option<(BorrowedFd<'_>, Interest)>) -> Result<(), SchedStatsError> {
         let wake = PollFd::new(self.wake(), PollFlags::IN);
+        let beside = self.beside.as_ref().map(|entry| PollFd::new(entry.wake(), PollFlags::IN));
+        let stream = stream.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.flags()));
         let timeout = self.timeout();
-        let polled = match stream {
-            Some((fd, interest)) => poll(&mut [PollFd::from_borrowed_fd(fd, interest.flags()), wake], Some(&timeout)),
-            None => poll(&mut [wake], Some(&timeout)),
+        let polled = match (stream, beside) {
+            (Some(stream), Some(beside)) => poll(&mut [stream, wake, beside], Some(&timeout)),
+            (Some(other), None) | (None, Some(other)) => poll(&mut [other, wake], Some(&timeout)),
+            (None, None) => poll(&mut [wake], Some(&timeout)),
         };
         match polled {
             Ok(_) | Err(Errno::INTR) => {

@@ -1,0 +1,259 @@
+//! A sampler on a thread of its own.
+
+use std::fmt;
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Sample, Sampler};
+use crate::control::{Entry, RunControl};
+
+/// When samples are due, counted from the start of the spawned sampler, so that lateness never adds up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// The n-th after n times this.
+    Every(Duration),
+    /// One after each of these, which must grow.
+    At(Vec<Duration>),
+}
+
+/// A schedule that cannot be kept, or no thread to keep it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScheduleError {
+    /// Samples without a time between them.
+    #[error("an interval of 0 would take samples without end: give the time between two")]
+    NoInterval,
+    /// A boundary that is not behind the one before.
+    #[error("boundary {number} is at {} ms, which is not after {} ms: give them in growing order", at.as_millis(), before.as_millis())]
+    OutOfOrder {
+        /// The boundary's number, counted from 1.
+        number: usize,
+        /// Where it is.
+        at: Duration,
+        /// Where the one before is.
+        before: Duration,
+    },
+    /// The kernel has no thread or descriptor for it.
+    #[error("the host's kernel refuses the sampler what it needs")]
+    Host(#[from] io::Error),
+}
+
+impl Schedule {
+    fn checked(self) -> Result<Self, ScheduleError> {
+        match &self {
+            Self::Every(Duration::ZERO) => return Err(ScheduleError::NoInterval),
+            Self::Every(_) => {}
+            Self::At(boundaries) => {
+                let pairs = (2..).zip(boundaries.iter().zip(boundaries.iter().skip(1)));
+                for (number, (&before, &at)) in pairs {
+                    if at <= before {
+                        return Err(ScheduleError::OutOfOrder { number, at, before });
+                    }
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// When sample `n`, counted from 1, is due; `None` behind the last.
+    fn due(&self, n: u32) -> Option<Duration> {
+        match self {
+            Self::Every(interval) => Some(interval.saturating_mul(n)),
+            Self::At(boundaries) => boundaries.get(usize::try_from(n).ok()?.checked_sub(1)?).copied(),
+        }
+    }
+
+    /// The first sample behind `n` that is not over yet at this time. What a slow scheduler made impossible is left
+    /// out, so that it costs no other sample.
+    fn next_behind(&self, n: u32, elapsed: Duration) -> u32 {
+        let mut next = n.saturating_add(1);
+        if let Self::Every(interval) = self {
+            let passed = elapsed.as_nanos() / interval.as_nanos().max(1);
+            next = next.max(u32::try_from(passed).unwrap_or(u32::MAX));
+        }
+        while self.due(next.saturating_add(1)).is_some_and(|due| due <= elapsed) {
+            next = next.saturating_add(1);
+        }
+        next
+    }
+}
+
+/// A sampler on a thread of its own. The thread ends with this value.
+///
+/// ```no_run
+/// use std::sync::mpsc;
+/// use std::time::Duration;
+/// use scx_vsock::sample::Schedule;
+/// use scx_vsock::{Endpoint, Sampler, SchedStatsClient};
+///
+/// let client = SchedStatsClient::builder("vsock://3".parse::<Endpoint>()?).build();
+/// let (samples, taken) = mpsc::channel();
+/// let spawned = Sampler::new(Some(client)).spawn(Schedule::Every(Duration::from_secs(1)), move |sample, late| {
+///     if late > Duration::from_millis(100) {
+///         eprintln!("{} is {late:?} late", sample.tag);
+///     }
+///     let _listens = samples.send(sample);
+/// })?;
+/// let first = taken.recv()?;
+/// drop(spawned);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct SpawnedSampler {
+    stop: RunControl,
+    thread: Option<JoinHandle<Sampler>>,
+}
+
+impl fmt::Debug for SpawnedSampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpawnedSampler").field("stop", &self.stop).finish_non_exhaustive()
+    }
+}
+
+impl Sampler {
+    /// Takes samples on a thread of its own, tagged by their number, and hands each to `sink` with how late it was
+    /// taken. The baseline is primed first. While one sample waits for a slow scheduler, those that become due are
+    /// left out; their numbers are missing from the tags.
+    ///
+    /// # Errors
+    ///
+    /// See [`ScheduleError`].
+    pub fn spawn(
+        mut self,
+        schedule: Schedule,
+        sink: impl FnMut(Sample, Duration) + Send + 'static,
+    ) -> Result<SpawnedSampler, ScheduleError> {
+        let schedule = schedule.checked()?;
+        let stop = RunControl::new();
+        self.stop = stop.clone();
+        let entry = stop.enter().map_err(io::Error::other)?;
+        let run = move || {
+            take_samples(&mut self, &schedule, &entry, sink);
+            self
+        };
+        let thread = thread::Builder::new().name("sampler".into()).spawn(run)?;
+        Ok(SpawnedSampler { stop, thread: Some(thread) })
+    }
+}
+
+fn take_samples(sampler: &mut Sampler, schedule: &Schedule, stop: &Entry, mut sink: impl FnMut(Sample, Duration)) {
+    // Why there is none is what the samples say.
+    let _reason = sampler.prime();
+    let started = Instant::now();
+    sampler.started = started;
+    let mut n = 1;
+    while let Some(due) = schedule.due(n) {
+        if !sleep_until(started.checked_add(due), stop) {
+            return;
+        }
+        let late = started.elapsed().saturating_sub(due);
+        let sample = sampler.sample(n.to_string());
+        if stop.stopped().is_err() {
+            return;
+        }
+        sink(sample, late);
+        n = schedule.next_behind(n, started.elapsed());
+    }
+}
+
+/// Waits until then; false if it was stopped before. A time beyond the clock's range never comes.
+fn sleep_until(then: Option<Instant>, stop: &Entry) -> bool {
+    loop {
+        if stop.stopped().is_err() {
+            return false;
+        }
+        let left = then.map(|then| then.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return true;
+        }
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let _woken_or_due = poll(&mut [PollFd::new(stop.wake(), PollFlags::IN)], timeout.as_ref());
+    }
+}
+
+impl SpawnedSampler {
+    /// Whether its schedule is over.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Ends the thread, and gives the sampler back, whose session is still open if it is good. `None` if `sink`
+    /// panicked.
+    #[must_use]
+    pub fn stop(mut self) -> Option<Sampler> {
+        let mut sampler = self.end()?;
+        sampler.stop = RunControl::new();
+        Some(sampler)
+    }
+
+    fn end(&mut self) -> Option<Sampler> {
+        self.stop.cancel();
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for SpawnedSampler {
+    fn drop(&mut self) {
+        drop(self.end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::reason::MissingStatsReason;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn samples_come_in_order_and_none_is_early() {
+        let (samples, taken) = mpsc::channel();
+        let boundaries = vec![MS, 2 * MS, 5 * MS, 9 * MS];
+        let spawned = Sampler::new(None)
+            .spawn(Schedule::At(boundaries.clone()), move |sample, late| samples.send((sample, late)).unwrap())
+            .unwrap();
+        let all: Vec<_> = taken.iter().collect();
+        drop(spawned);
+        let numbers: Vec<usize> = all.iter().map(|(sample, _)| sample.tag.parse().unwrap()).collect();
+        assert!(numbers.is_sorted() && numbers.last() == Some(&4), "{numbers:?}");
+        for ((sample, late), number) in all.iter().zip(numbers) {
+            assert_eq!(sample.stats, Err(MissingStatsReason::NoSchedulerBinary));
+            let due = boundaries[number - 1];
+            assert!(Duration::from_millis(sample.elapsed_ms) >= due && *late < Duration::from_secs(10));
+        }
+    }
+
+    #[test]
+    fn a_spawned_sampler_ends_when_it_is_dropped_however_long_its_interval() {
+        for interval in [MS, Duration::from_secs(3_600), Duration::MAX] {
+            let spawned = Sampler::new(None).spawn(Schedule::Every(interval), |_, _| ()).unwrap();
+            assert!(spawned.stop().is_some());
+        }
+    }
+
+    #[test]
+    fn schedules_that_cannot_be_kept_are_refused_with_the_place() {
+        let error = |schedule: Schedule| schedule.checked().unwrap_err().to_string();
+        assert!(error(Schedule::Every(Duration::ZERO)).starts_with("an interval of 0"));
+        let expected = "boundary 3 is at 5 ms, which is not after 7 ms: give them in growing order";
+        assert_eq!(error(Schedule::At(vec![MS, 7 * MS, 5 * MS])), expected);
+        assert!(error(Schedule::At(vec![MS, MS])).starts_with("boundary 2 is at 1 ms"));
+    }
+
+    #[test]
+    fn what_a_slow_sample_made_impossible_is_left_out() {
+        let every = Schedule::Every(10 * MS);
+        assert_eq!(every.next_behind(1, 15 * MS), 2);
+        assert_eq!(every.next_behind(1, 47 * MS), 4, "the newest that is due, late, and not those before");
+        assert_eq!(every.due(4), Some(40 * MS));
+        let at = Schedule::At(vec![MS, 2 * MS, 30 * MS]);
+        assert_eq!(at.next_behind(1, 5 * MS), 2);
+        assert_eq!(at.next_behind(1, 31 * MS), 3);
+        assert_eq!(at.due(at.next_behind(3, 40 * MS)), None);
+    }
+}
