@@ -187,9 +187,11 @@ fn in_none_of_these_states_does_the_agent_spin() {
         // Half a percent: what is tried again every 20 ms costs a few calls each time.
         assert!(after - before <= Duration::from_millis(50), "agent {number} used {:?} in 10 s", after - before);
     }
-    assert_eq!(after[0], before[0], "an idle agent does nothing at all");
-    assert_eq!(after[4], before[4], "nor one that has told why");
-    assert_eq!(after[6], before[6]);
+    for asleep in [0, 4, 6] {
+        // Nothing wakes these; the first moments are what they still do behind their last answer.
+        let used = after[asleep] - before[asleep];
+        assert!(used < Duration::from_millis(1), "agent {asleep} used {used:?} in its sleep");
+    }
 }
 
 /// Time that the agent's thread has run.
