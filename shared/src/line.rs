@@ -147,6 +147,16 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_is_empty_until_it_is_filled_and_again_when_it_is_cleared() {
+        let mut buffer = LineBuffer::<4>::new();
+        assert!(buffer.is_empty());
+        buffer.fill(1);
+        assert!(!buffer.is_empty());
+        buffer.clear();
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
     fn a_line_of_exactly_the_cap_passes() {
         let mut buffer = LineBuffer::<4>::new();
         assert_eq!(push(&mut buffer, b"ab"), Fill::Partial);

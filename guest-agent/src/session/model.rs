@@ -314,10 +314,10 @@ impl Model {
             return;
         };
         assert_eq!(Some(line), self.unanswered.front().map(Vec::as_slice), "another line was forwarded");
+        assert!(self.driver.from_scheduler.is_empty(), "what came unasked would be taken for the answer");
         self.served = self.driver.to_scheduler.len();
         self.asked = true;
         self.answer.clear();
-        self.answer.extend(&self.driver.from_scheduler);
     }
 
     /// What the session has read of the answer decides: a whole line, more than one, or more than the cap.

@@ -26,6 +26,21 @@ fn a_new_session_is_closed_until_it_is_opened() {
 }
 
 #[test]
+fn a_session_awaits_the_scheduler_from_the_hosts_wish_to_its_answer() {
+    let mut buffers = Buffers::<MAX>::new();
+    let mut session = greeted(&mut buffers);
+    assert!(!session.awaits_scheduler());
+    let mut driver = Driver::new(&[WAIT_SCHEDULER, b"\n"].concat());
+    driver.reachable = false;
+    driver.run(&mut session);
+    assert!(session.awaits_scheduler());
+    driver.reachable = true;
+    driver.run(&mut session);
+    assert!(!session.awaits_scheduler());
+    assert_eq!(driver.host_lines(), [r#"{"agent":"scheduler_ready"}"#]);
+}
+
+#[test]
 fn the_hosts_end_closes_the_session_in_every_state() {
     let mut buffers = Buffers::<MAX>::new();
     let mut session = greeted(&mut buffers);
