@@ -146,3 +146,35 @@ fn an_agent_that_starts_before_module_and_transport_says_ready_when_they_come() 
     drop(ready.accept_within(DEADLINE).unwrap());
     guest.client().stats(&[]).unwrap();
 }
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_second_agent_on_the_port_says_so_and_ends() {
+    let guest = builder().boot().unwrap();
+    let second = guest.run(&["/bin/scx-vsock-agent"]).unwrap();
+    let complaint = "scx-vsock-agent: cannot listen on vsock port 729: errno 98; does another agent run?\n";
+    assert_eq!((second.status, String::from_utf8_lossy(&second.stderr).as_ref()), (1, complaint));
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn an_agent_serves_a_vsock_listener_that_socket_activation_passes() {
+    let guest = with_procsched();
+    output(&guest, &["sh", "-c", "kill $(pidof scx-vsock-agent)"]);
+    // The listener is there when its first line is.
+    let activated = "mkfifo /tmp/listens; guest_peer activate 729 /bin/scx-vsock-agent </dev/null >/tmp/listens 2>&1 & \
+                     read -r line </tmp/listens";
+    output(&guest, &["sh", "-c", activated]);
+    guest.client().stats(&[]).unwrap();
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn only_the_host_is_served_unless_another_cid_is_allowed() {
+    const LOOPBACK: &str = "1";
+    let with_loopback = || builder().module("vsock_loopback").program(GUEST_PEER, "/bin/guest_peer");
+    let guest = with_loopback().boot().unwrap();
+    assert_eq!(output(&guest, &["guest_peer", "hello", LOOPBACK, "729"]), b"");
+    let open = with_loopback().agent_argument("--allow-cid").agent_argument(LOOPBACK).boot().unwrap();
+    assert_eq!(output(&open, &["guest_peer", "hello", LOOPBACK, "729"]), format!("{}\n", agent::HELLO).into_bytes());
+}

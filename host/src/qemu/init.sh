@@ -21,13 +21,15 @@ while read -r module; do
     insmod "$module" || echo "init: $module cannot be loaded"
 done </etc/scx-vsock/modules
 
-[ ! -f /etc/scx-vsock/scheduler ] || sh /etc/scx-vsock/scheduler &
-sh /etc/scx-vsock/agent &
+# The host may ask for something as soon as the agent is ready.
+exec 3<>/dev/ttyS1
+stty -F /dev/ttyS1 raw -echo
+
+[ ! -f /etc/scx-vsock/scheduler ] || sh /etc/scx-vsock/scheduler 3>&- &
+sh /etc/scx-vsock/agent 3>&- &
 
 # A request is one line of shell on the second serial port. The answer is the status and the sizes of both outputs on
 # a line, then the outputs.
-exec 3<>/dev/ttyS1
-stty -F /dev/ttyS1 raw -echo
 while IFS= read -r request <&3; do
     sh -c "$request" </dev/null >/tmp/.output 2>/tmp/.errors 3>&-
     status=$?

@@ -5,19 +5,27 @@
 //! guest_peer exchange PORT BYTES         dials the host's port, sends stream 1 of that many bytes while it takes what
 //!                                        comes, and prints how much that was and its checksum
 //! guest_peer interrupt PID               sends SIGINT to a process and waits for its end
+//! guest_peer hello CID PORT              dials a port over vsock and prints the first line that comes
+//! guest_peer activate PORT PROGRAM       says so when it listens, and runs a program with the listener, as
+//!                                        socket activation does
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program's output")]
+#![allow(unsafe_code, reason = "a descriptor changes its owner")]
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 use std::thread;
 
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use scx_vsock::{Connect, Endpoint};
+use scx_vsock_agent::sys::listen_vsock;
 use scx_vsock_tests::pattern;
 
 /// The host, seen from any guest.
@@ -30,7 +38,9 @@ fn main() -> ExitCode {
         ["ask", socket, request] => ask(socket, request),
         ["exchange", port, bytes] => exchange(port, bytes),
         ["interrupt", process] => interrupt(process),
-        _ => Err("usage: guest_peer ask SOCKET REQUEST | exchange PORT BYTES | interrupt PID".into()),
+        ["hello", cid, port] => hello(cid, port),
+        ["activate", port, program] => activate(port, program),
+        _ => Err("wrong arguments: see the top of this program's source".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,12 +60,8 @@ fn ask(socket: &str, request: &str) -> Result<(), Box<dyn Error>> {
 }
 
 fn exchange(port: &str, bytes: &str) -> Result<(), Box<dyn Error>> {
-    let (port, bytes) = (port.parse()?, bytes.parse()?);
-    let stream = Endpoint::Vsock { cid: HOST_CID, port }.connect()?;
-    poll(&mut [PollFd::new(&stream, PollFlags::OUT)], None)?;
-    // Reading, writing and shutting down are the same system calls for every family of stream sockets.
-    let stream = UnixStream::from(stream);
-    stream.set_nonblocking(false)?;
+    let bytes = bytes.parse()?;
+    let stream = dial(HOST_CID, port.parse()?)?;
     let sender = stream.try_clone()?;
     let sending = thread::spawn(move || {
         pattern::send(&sender, 1, bytes)?;
@@ -65,6 +71,33 @@ fn exchange(port: &str, bytes: &str) -> Result<(), Box<dyn Error>> {
     sending.join().map_err(|_| "the sender ended")??;
     println!("{} {}", arrived.bytes, arrived.checksum);
     Ok(())
+}
+
+fn dial(cid: u32, port: u32) -> Result<UnixStream, Box<dyn Error>> {
+    let stream = Endpoint::Vsock { cid, port }.connect()?;
+    poll(&mut [PollFd::new(&stream, PollFlags::OUT)], None)?;
+    // Reading, writing and shutting down are the same system calls for every family of stream sockets.
+    let stream = UnixStream::from(stream);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+fn hello(cid: &str, port: &str) -> Result<(), Box<dyn Error>> {
+    let mut line = String::new();
+    BufReader::new(dial(cid.parse()?, port.parse()?)?).read_line(&mut line)?;
+    print!("{line}");
+    Ok(())
+}
+
+fn activate(port: &str, program: &str) -> Result<(), Box<dyn Error>> {
+    let listener = listen_vsock(port.parse()?, 16).map_err(|errno| format!("port {port}: {errno}"))?;
+    // SAFETY: the descriptor is open, and its former owner forgets it.
+    let parent_fd = unsafe { OwnedFd::from_raw_fd(listener.raw()) };
+    std::mem::forget(listener);
+    println!("listening");
+    let mut command = Command::new(program);
+    command.env("LISTEN_FDS", "1").fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }])?;
+    Err(command.exec().into())
 }
 
 fn interrupt(process: &str) -> Result<(), Box<dyn Error>> {
