@@ -33,6 +33,16 @@ have() {
     command -v "$1" >/dev/null 2>&1
 }
 
+# The comment at the top of the script, which is its help.
+print_help() {
+    sed -n '2,/^source/{/^source/d;s/^# \{0,1\}//p}' "$0"
+}
+
+# Rust is not installed from packages: they are older than what this needs.
+need_cargo() {
+    have cargo || die "missing: cargo; install Rust from https://rustup.rs"
+}
+
 # Makes the cache's folder $1 and prints its path.
 cache_folder() {
     mkdir -p "$cache/$1" 2>/dev/null && [ -w "$cache/$1" ] ||

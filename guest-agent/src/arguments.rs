@@ -2,12 +2,13 @@
 
 use heapless::Vec;
 use scx_vsock_wire::AGENT_PORT;
+use scx_vsock_wire::limits::SCHEDULER_SOCKET;
 
 /// How many ports one agent serves at the most.
 pub const MAX_MAPS: usize = 4;
 
 /// The scheduler's socket where none is named (scx_stats' own default).
-pub const DEFAULT_SOCKET: &[u8] = b"/var/run/scx/root/stats";
+pub const DEFAULT_SOCKET: &[u8] = SCHEDULER_SOCKET.as_bytes();
 
 /// The first descriptor of systemd's socket activation.
 pub const FIRST_ACTIVATED: i32 = 3;

@@ -15,7 +15,7 @@ use std::time::Duration;
 pub use watchdog::Watchdog;
 
 use crate::error::SchedStatsError;
-pub(crate) use wakers::Wake;
+use crate::wake::Wake;
 use wakers::{Waker, Wakers};
 
 /// The stops of one run, for all clients that were built with it. Cheap to clone: all clones are one.
@@ -117,8 +117,9 @@ impl RunControl {
     /// to wait with.
     pub(crate) fn enter(&self) -> Result<Entry, SchedStatsError> {
         // Before it looks at the state: a stop that comes in between finds the waker.
-        let waker = Wakers::take(&self.shared)?;
-        let entry = Entry { epoch: self.shared.epoch.load(Ordering::SeqCst), waker };
+        let waker = self.shared.wakers.take()?;
+        let epoch = self.shared.epoch.load(Ordering::SeqCst);
+        let entry = Entry { shared: Arc::clone(&self.shared), epoch, waker };
         if self.is_frozen() && !self.is_cancelled() {
             return Err(SchedStatsError::DuringFreeze);
         }
@@ -126,16 +127,11 @@ impl RunControl {
     }
 }
 
-impl AsRef<Wakers> for Shared {
-    fn as_ref(&self) -> &Wakers {
-        &self.wakers
-    }
-}
-
 /// A call that the run can stop.
 pub(crate) struct Entry {
+    shared: Arc<Shared>,
     epoch: u64,
-    waker: Waker<Shared>,
+    waker: Waker,
 }
 
 impl fmt::Debug for Entry {
@@ -147,10 +143,9 @@ impl fmt::Debug for Entry {
 impl Entry {
     /// Whether the run was stopped since this call began: cancel comes before freeze.
     pub(crate) fn stopped(&self) -> Result<(), SchedStatsError> {
-        let shared = self.waker.owner();
-        if shared.cancelled.load(Ordering::SeqCst) {
+        if self.shared.cancelled.load(Ordering::SeqCst) {
             Err(SchedStatsError::Cancelled)
-        } else if shared.epoch.load(Ordering::SeqCst) != self.epoch {
+        } else if self.shared.epoch.load(Ordering::SeqCst) != self.epoch {
             Err(SchedStatsError::DuringFreeze)
         } else {
             Ok(())

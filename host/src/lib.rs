@@ -75,6 +75,7 @@ pub mod reason;
 pub mod request;
 pub mod sample;
 pub mod series;
+mod wake;
 
 #[cfg(feature = "device")]
 pub mod vsock;

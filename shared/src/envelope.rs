@@ -13,6 +13,9 @@ use crate::limits::{MAX_NOTICE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MAX
 /// What stands before a scheduler's answer.
 pub const STATS_PREFIX: &[u8] = br#"{"stats":"#;
 
+/// How a hello begins.
+pub const HELLO_PREFIX: &[u8] = br#"{"hello":"#;
+
 /// What stands behind a scheduler's answer (whose LF is left out), before the envelope's LF.
 pub const STATS_SUFFIX: &[u8] = b"}";
 
@@ -334,6 +337,11 @@ mod tests {
             prop_assert!(text.as_str().len() <= MAX_TEXT_BYTES);
             prop_assert_eq!(serde_json::to_string(text.as_str()).unwrap(), format!("\"{}\"", text.as_str()));
         }
+    }
+
+    #[test]
+    fn a_hello_begins_as_is_said() {
+        assert!(Envelope::hello("0.1.0").emit().starts_with(HELLO_PREFIX));
     }
 
     #[test]

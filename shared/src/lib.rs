@@ -19,6 +19,6 @@ pub mod envelope;
 pub mod limits;
 pub mod line;
 
-pub use envelope::{AgentEvent, Envelope, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Stats, Text};
+pub use envelope::{AgentEvent, Envelope, HELLO_PREFIX, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Stats, Text};
 pub use limits::{AGENT_PORT, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, SESSIONS};
 pub use line::{Fill, LineBuffer};

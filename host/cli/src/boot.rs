@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use scx_vsock::qemu::{Guest, Output};
+use scx_vsock::qemu::Guest;
 use scx_vsock::{Sample, Sampler, SchedStatsClient};
 
 use crate::display;
@@ -100,7 +100,7 @@ impl Boot {
         if self.command.is_empty() {
             self.sample_often(&mut sampler)
         } else {
-            self.sample_during_command(&guest, &mut sampler)
+            self.sample_during_command(guest, &mut sampler)
         }
     }
 
@@ -159,26 +159,27 @@ impl Boot {
         }
     }
 
-    fn sample_during_command(&self, guest: &Guest, sampler: &mut Sampler) -> Result<ExitCode> {
-        let command: Vec<&str> = self.command.iter().map(String::as_str).collect();
-        let output = thread::scope(|scope| -> Result<Output> {
-            let (ended, end) = mpsc::sync_channel(1);
-            scope.spawn(move || {
-                let _listens = ended.send(guest.run_within(&command, COMMAND_DEADLINE));
-            });
-            let started = Instant::now();
-            for n in 1.. {
-                match end.recv_timeout(self.due(started, n).saturating_duration_since(Instant::now())) {
-                    Ok(output) => {
-                        self.print(&sampler.sample("end"))?;
-                        return Ok(output?);
-                    }
-                    Err(RecvTimeoutError::Timeout) => self.print(&sampler.sample(format!("sample {n}")))?,
-                    Err(RecvTimeoutError::Disconnected) => break,
-                }
+    fn sample_during_command(&self, guest: Guest, sampler: &mut Sampler) -> Result<ExitCode> {
+        let (ended, end) = mpsc::sync_channel(1);
+        let command = self.command.clone();
+        // Not waited for: when nobody reads the samples any more, the guest ends with this process.
+        thread::spawn(move || {
+            let command: Vec<&str> = command.iter().map(String::as_str).collect();
+            let output = guest.run_within(&command, COMMAND_DEADLINE);
+            let _listens = ended.send((output, guest));
+        });
+        let started = Instant::now();
+        let mut n = 1;
+        let (output, _guest) = loop {
+            match end.recv_timeout(self.due(started, n).saturating_duration_since(Instant::now())) {
+                Ok(ended) => break ended,
+                Err(RecvTimeoutError::Timeout) => self.print(&sampler.sample(format!("sample {n}")))?,
+                Err(RecvTimeoutError::Disconnected) => bail!("the thread that runs the command ended"),
             }
-            bail!("the thread that runs the command ended")
-        })?;
+            n += 1;
+        };
+        self.print(&sampler.sample("end"))?;
+        let output = output?;
         io::stderr().write_all(&output.stdout)?;
         io::stderr().write_all(&output.stderr)?;
         Ok(ExitCode::from(u8::try_from(output.status).unwrap_or(1)))

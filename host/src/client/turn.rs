@@ -9,8 +9,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::wait::Wait;
-use crate::control::Wake;
 use crate::error::SchedStatsError;
+use crate::wake::Wake;
 
 #[derive(Debug)]
 pub(super) struct Turns<T> {

@@ -8,8 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::conversation::Interest;
-use crate::control::{Entry, RunControl, Wake};
+use crate::control::{Entry, RunControl};
 use crate::error::SchedStatsError;
+use crate::wake::Wake;
 
 /// The longest time that a call can be allowed. More would leave the range of some system's clock.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -98,18 +99,17 @@ impl Wait {
         let beside = self.beside.as_ref().map(|entry| PollFd::new(entry.wake(), PollFlags::IN));
         let stream = stream.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.flags()));
         let timeout = self.timeout();
-        let polled = match (stream, beside) {
-            (Some(stream), Some(beside)) => poll(&mut [stream, wake, beside], Some(&timeout)),
-            (Some(other), None) | (None, Some(other)) => poll(&mut [other, wake], Some(&timeout)),
-            (None, None) => poll(&mut [wake], Some(&timeout)),
+        let woken = match (stream, beside) {
+            (Some(stream), Some(beside)) => poll_first([wake, stream, beside], &timeout),
+            (Some(other), None) | (None, Some(other)) => poll_first([wake, other], &timeout),
+            (None, None) => poll_first([wake], &timeout),
         };
-        match polled {
-            Ok(_) | Err(Errno::INTR) => {
-                self.wake().clear();
-                Ok(())
-            }
-            Err(error) => Err(SchedStatsError::unreachable(format!("waiting failed: {error}"))),
+        match woken {
+            Ok(true) => self.wake().clear(),
+            Ok(false) | Err(Errno::INTR) => {}
+            Err(error) => return Err(SchedStatsError::unreachable(format!("waiting failed: {error}"))),
         }
+        Ok(())
     }
 
     /// What is left, rounded up by the kernel to what its timers can do.
@@ -117,6 +117,12 @@ impl Wait {
         let left = self.deadline.at.saturating_duration_since(Instant::now());
         Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(left.subsec_nanos()) }
     }
+}
+
+/// Waits for any of these; gives whether the first is ready.
+fn poll_first<const N: usize>(mut fds: [PollFd<'_>; N], timeout: &Timespec) -> rustix::io::Result<bool> {
+    poll(&mut fds, Some(timeout))?;
+    Ok(fds.first().is_some_and(|first| !first.revents().is_empty()))
 }
 
 impl Interest {

@@ -6,8 +6,6 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::console::Console;
 use super::process::Process;
 
@@ -63,8 +61,7 @@ fn kvm_runs(qemu: &str, kernel: &Path) -> bool {
     let console = Console::default();
     let Ok(process) = Process::start(command, console.clone()) else { return false };
     // Without a root file system the kernel panics soon after its first words, which ends QEMU.
-    let timeout = Timespec::try_from(PROBE).ok();
-    let _ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], timeout.as_ref());
+    let _it_ended = process.ends_within(PROBE);
     drop(process);
     console.text().contains("Linux version")
 }

@@ -166,7 +166,7 @@ impl GuestBuilder {
     /// See [`Error`]. Nothing is left running then, and no file.
     pub fn boot(&self) -> Result<Guest, Error> {
         let kernel = self.kernel.as_deref().ok_or(Error::NoKernel)?;
-        readable("the kernel", kernel)?;
+        File::open(kernel).map_err(Error::unreadable("the kernel", kernel))?;
         let qemu = self.qemu_program();
         find_program(&qemu).map_err(|source| Error::NoQemu { program: qemu.clone(), source })?;
         let image = memory_file("initramfs", &self.image()?.finish()?)?;
@@ -302,15 +302,6 @@ fn find_program(name: &str) -> io::Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is not in PATH"))
-}
-
-fn readable(what: &'static str, path: &Path) -> Result<(), Error> {
-    match File::open(path) {
-        Ok(_) => Ok(()),
-        Err(source) => {
-            Err(Error::File { what, path: path.into(), mend: "name a file that is there and can be read", source })
-        }
-    }
 }
 
 /// A file without a name, so that nothing is left behind.

@@ -3,7 +3,7 @@
 //! As everywhere in this crate, an error's text leaves out that of its source: print the chain.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Why a guest cannot be booted or used. Each text names the thing and what mends it.
@@ -96,6 +96,13 @@ pub enum Error {
     /// The host's kernel has no descriptors, memory or threads for it.
     #[error("the host's kernel refuses what a guest needs")]
     Host(#[from] io::Error),
+}
+
+impl Error {
+    /// What reading a file that the caller named failed with.
+    pub(super) fn unreadable(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { what, path: path.into(), mend: "name a file that is there and can be read", source }
+    }
 }
 
 const _: () = {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use scx_vsock_wire::HELLO_PREFIX;
 
 use super::builder::GuestBuilder;
 use super::commands::{Commands, Output};
@@ -18,6 +19,9 @@ use crate::vsock::{Handle, Listener};
 
 /// How long a command may take where nothing else is said.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long QEMU may take to end once its device is gone.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A running guest. It ends when this is dropped.
 #[derive(Debug)]
@@ -103,8 +107,7 @@ impl Guest {
 
     /// The guest has ended, or its device is gone, which QEMU does not survive for long.
     fn ended(&mut self) -> Error {
-        let grace = Timespec { tv_sec: 2, tv_nsec: 0 };
-        let _ended = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&grace));
+        let _it_ended = self.process.ends_within(GRACE);
         // Then all that it printed is in the console.
         self.process.end();
         Error::Ended { console: self.console.last_words() }
@@ -113,11 +116,10 @@ impl Guest {
 
 /// Whether the connection begins as an agent's does. Any process of the guest can connect.
 fn says_hello(mut stream: &UnixStream, deadline: Instant) -> bool {
-    const BEGINNING: &[u8] = br#"{"hello":"#;
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let mut beginning = [0; BEGINNING.len()];
+    let mut beginning = [0; HELLO_PREFIX.len()];
     stream.set_nonblocking(false).is_ok()
         && stream.set_read_timeout(Some(left)).is_ok()
         && stream.read_exact(&mut beginning).is_ok()
-        && beginning == BEGINNING
+        && beginning == HELLO_PREFIX
 }

@@ -86,12 +86,7 @@ impl Image {
     ///
     /// [`Error::File`] if it cannot be read.
     pub fn copy_program(&mut self, what: &'static str, from: &Path, to: &str) -> Result<(), Error> {
-        let bytes = fs::read(from).map_err(|source| Error::File {
-            what,
-            path: from.into(),
-            mend: "name a file that is there and can be read",
-            source,
-        })?;
+        let bytes = fs::read(from).map_err(Error::unreadable(what, from))?;
         Ok(self.program(to.trim_start_matches('/'), &bytes)?)
     }
 

@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, set_parent_process_death_signal};
 
 use super::console::Console;
@@ -52,6 +54,12 @@ impl Process {
         })?;
         let pidfd = result.recv().map_err(|_| io::Error::other("the thread that starts QEMU ended"))??;
         Ok(Self { pidfd, keeper: Some(keeper) })
+    }
+
+    /// Waits for the child to end by itself; gives whether it did within this time.
+    pub fn ends_within(&self, within: Duration) -> bool {
+        let timeout = Timespec::try_from(within).ok();
+        poll(&mut [PollFd::new(self, PollFlags::IN)], timeout.as_ref()).is_ok_and(|ended| ended > 0)
     }
 
     /// Ends the child if it has not ended by itself, and waits for all that it printed.

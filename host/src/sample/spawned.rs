@@ -59,25 +59,28 @@ impl Schedule {
     }
 
     /// When sample `n`, counted from 1, is due; `None` behind the last.
-    fn due(&self, n: u32) -> Option<Duration> {
+    fn due(&self, n: u64) -> Option<Duration> {
         match self {
-            Self::Every(interval) => Some(interval.saturating_mul(n)),
+            Self::Every(interval) => {
+                let nanoseconds = interval.as_nanos().saturating_mul(n.into());
+                Some(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX)))
+            }
             Self::At(boundaries) => boundaries.get(usize::try_from(n).ok()?.checked_sub(1)?).copied(),
         }
     }
 
-    /// The first sample behind `n` that is not over yet at this time. What a slow scheduler made impossible is left
-    /// out, so that it costs no other sample.
-    fn next_behind(&self, n: u32, elapsed: Duration) -> u32 {
-        let mut next = n.saturating_add(1);
-        if let Self::Every(interval) = self {
-            let passed = elapsed.as_nanos() / interval.as_nanos().max(1);
-            next = next.max(u32::try_from(passed).unwrap_or(u32::MAX));
+    /// How many samples are due by then.
+    fn due_by(&self, elapsed: Duration) -> u64 {
+        match self {
+            Self::Every(interval) => u64::try_from(elapsed.as_nanos() / interval.as_nanos().max(1)).unwrap_or(u64::MAX),
+            Self::At(boundaries) => boundaries.partition_point(|&due| due <= elapsed) as u64,
         }
-        while self.due(next.saturating_add(1)).is_some_and(|due| due <= elapsed) {
-            next = next.saturating_add(1);
-        }
-        next
+    }
+
+    /// The sample to take behind `n`: the next, or the newest that is due. What a slow scheduler made impossible in
+    /// between is left out, so that it costs no other sample.
+    fn next_behind(&self, n: u64, elapsed: Duration) -> u64 {
+        self.due_by(elapsed).max(n.saturating_add(1))
     }
 }
 
@@ -255,5 +258,7 @@ mod tests {
         assert_eq!(at.next_behind(1, 5 * MS), 2);
         assert_eq!(at.next_behind(1, 31 * MS), 3);
         assert_eq!(at.due(at.next_behind(3, 40 * MS)), None);
+        let tiny = Schedule::Every(Duration::from_nanos(1));
+        assert_eq!(tiny.next_behind(1, Duration::from_secs(60)), 60_000_000_000);
     }
 }

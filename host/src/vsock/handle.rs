@@ -6,13 +6,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd};
 use scx_vsock_wire::AGENT_PORT;
 
 use super::listener::{Listener, Listeners};
 use super::muxer::MAX_CONNECTIONS;
 use crate::Connect;
+use crate::wake::Wake;
 
 /// What handles and their device share.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Shared {
     /// The ports that are listened on.
     pub listeners: Arc<Listeners>,
     wanted: Mutex<Wanted>,
-    wake: OwnedFd,
+    wake: Wake,
 }
 
 #[derive(Debug, Default)]
@@ -34,8 +34,7 @@ impl Shared {
     ///
     /// What the kernel says if it has no event descriptor.
     pub fn new() -> io::Result<Self> {
-        let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { listeners: Arc::default(), wanted: Mutex::default(), wake })
+        Ok(Self { listeners: Arc::default(), wanted: Mutex::default(), wake: Wake::new()? })
     }
 
     fn lock(&self) -> MutexGuard<'_, Wanted> {
@@ -45,8 +44,7 @@ impl Shared {
 
     /// Makes the device's thread look.
     pub fn wake(&self) {
-        // Fails only if the counter is full, and then the thread is awake already.
-        let _woken = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.wake.wake();
     }
 
     /// The descriptor that is readable after [`wake`](Self::wake).
@@ -56,7 +54,7 @@ impl Shared {
 
     /// Takes what was asked for since the last time: guest ports, and the device's end of each stream.
     pub fn take_wanted(&self) -> Vec<(u32, UnixStream)> {
-        let _drained = rustix::io::read(&self.wake, &mut [0; 8]);
+        self.wake.clear();
         std::mem::take(&mut self.lock().connections)
     }
 

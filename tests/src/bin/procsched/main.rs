@@ -19,8 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
-/// Where scx_stats servers listen unless told otherwise.
-const DEFAULT_SOCKET: &str = "/var/run/scx/root/stats";
+use scx_vsock_wire::limits::SCHEDULER_SOCKET;
 
 fn main() -> ExitCode {
     match run() {
@@ -50,7 +49,7 @@ fn run() -> Result<(), String> {
 }
 
 fn socket_of(mut arguments: impl Iterator<Item = String>) -> Result<PathBuf, String> {
-    let mut socket = PathBuf::from(DEFAULT_SOCKET);
+    let mut socket = PathBuf::from(SCHEDULER_SOCKET);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--socket" => socket = arguments.next().ok_or("--socket needs a path")?.into(),
