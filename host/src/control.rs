@@ -4,19 +4,18 @@
 //! Its state is a few atomic numbers, and who waits is woken through a descriptor of its own, so that
 //! stopping takes no lock.
 
+mod stops;
 mod wakers;
 mod watchdog;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub use watchdog::Watchdog;
 
 use crate::error::SchedStatsError;
-use crate::wake::Wake;
-use wakers::{Waker, Wakers};
+pub(crate) use stops::{Entry, Stops};
 
 /// The stops of one run, for all clients that were built with it. Cheap to clone: all clones are one.
 ///
@@ -35,19 +34,15 @@ use wakers::{Waker, Wakers};
 /// assert_eq!(client.stats(&[]), Err(SchedStatsError::Cancelled));
 /// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
 /// ```
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct RunControl {
-    shared: Arc<Shared>,
+    stops: Arc<Stops>,
 }
 
-#[derive(Default)]
-struct Shared {
-    /// Guards that are alive.
-    freezes: AtomicUsize,
-    /// Freezes so far, so that one that is over still ends what it met.
-    epoch: AtomicU64,
-    cancelled: AtomicBool,
-    wakers: Wakers,
+impl Default for RunControl {
+    fn default() -> Self {
+        Self { stops: Arc::new(Stops::new()) }
+    }
 }
 
 impl fmt::Debug for RunControl {
@@ -73,10 +68,8 @@ impl RunControl {
     /// Never blocks or allocates, so it may be called under any lock.
     #[must_use = "the run is thawed when the guard is dropped"]
     pub fn freeze(&self) -> Frozen {
-        self.shared.freezes.fetch_add(1, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
-        self.shared.wakers.wake_all();
-        Frozen { shared: Arc::clone(&self.shared) }
+        self.stops.freeze();
+        Frozen { stops: Arc::clone(&self.stops) }
     }
 
     /// Ends the run for good: calls that are in flight and all later ones end with
@@ -84,8 +77,7 @@ impl RunControl {
     ///
     /// Never blocks or allocates, so it may be called under any lock.
     pub fn cancel(&self) {
-        self.shared.cancelled.store(true, Ordering::SeqCst);
-        self.shared.wakers.wake_all();
+        self.stops.cancel();
     }
 
     /// Cancels the run after this time, unless the watchdog is disarmed or dropped before.
@@ -100,68 +92,29 @@ impl RunControl {
     /// Whether a guard of [`freeze`](Self::freeze) is alive.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
-        self.shared.freezes.load(Ordering::SeqCst) > 0
+        self.stops.is_frozen()
     }
 
     /// Whether the run was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.shared.cancelled.load(Ordering::SeqCst)
+        self.stops.is_cancelled()
     }
 
     /// Begins a call.
     ///
     /// # Errors
     ///
-    /// If none can start: [`SchedStatsError::Cancelled`], [`SchedStatsError::DuringFreeze`]; or there is no descriptor
-    /// to wait with.
+    /// See [`Stops::enter`].
     pub(crate) fn enter(&self) -> Result<Entry, SchedStatsError> {
-        // Before it looks at the state: a stop that comes in between finds the waker.
-        let waker = self.shared.wakers.take()?;
-        let epoch = self.shared.epoch.load(Ordering::SeqCst);
-        let entry = Entry { shared: Arc::clone(&self.shared), epoch, waker };
-        if self.is_frozen() && !self.is_cancelled() {
-            return Err(SchedStatsError::DuringFreeze);
-        }
-        entry.stopped().map(|()| entry)
-    }
-}
-
-/// A call that the run can stop.
-pub(crate) struct Entry {
-    shared: Arc<Shared>,
-    epoch: u64,
-    waker: Waker,
-}
-
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("epoch", &self.epoch).finish_non_exhaustive()
-    }
-}
-
-impl Entry {
-    /// Whether the run was stopped since this call began: cancel comes before freeze.
-    pub(crate) fn stopped(&self) -> Result<(), SchedStatsError> {
-        if self.shared.cancelled.load(Ordering::SeqCst) {
-            Err(SchedStatsError::Cancelled)
-        } else if self.shared.epoch.load(Ordering::SeqCst) != self.epoch {
-            Err(SchedStatsError::DuringFreeze)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// What wakes this call.
-    pub(crate) fn wake(&self) -> &Arc<Wake> {
-        self.waker.wake()
+        self.stops.enter()
     }
 }
 
 /// A frozen run; thaws on drop.
 #[must_use = "the run is thawed when this is dropped"]
 pub struct Frozen {
-    shared: Arc<Shared>,
+    stops: Arc<Stops>,
 }
 
 impl fmt::Debug for Frozen {
@@ -172,7 +125,7 @@ impl fmt::Debug for Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        self.shared.freezes.fetch_sub(1, Ordering::SeqCst);
+        self.stops.thaw();
     }
 }
 
@@ -195,26 +148,5 @@ mod tests {
         assert_eq!(control.enter().unwrap_err(), SchedStatsError::DuringFreeze);
         drop(inner);
         assert!(control.enter().is_ok() && !control.is_frozen());
-    }
-
-    #[test]
-    fn a_freeze_that_is_over_at_once_still_ends_what_it_met() {
-        let control = RunControl::new();
-        let before = control.enter().unwrap();
-        drop(control.freeze());
-        assert_eq!(before.stopped(), Err(SchedStatsError::DuringFreeze));
-        assert_eq!(control.enter().unwrap().stopped(), Ok(()));
-    }
-
-    #[test]
-    fn cancel_comes_before_freeze_and_stays() {
-        let control = RunControl::new();
-        let before = control.enter().unwrap();
-        let frozen = control.freeze();
-        control.cancel();
-        assert_eq!(before.stopped(), Err(SchedStatsError::Cancelled));
-        assert_eq!(control.enter().unwrap_err(), SchedStatsError::Cancelled);
-        drop(frozen);
-        assert_eq!(control.enter().unwrap_err(), SchedStatsError::Cancelled);
     }
 }

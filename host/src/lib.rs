@@ -71,10 +71,13 @@ pub mod client;
 pub mod control;
 pub mod endpoint;
 pub mod error;
+#[cfg(all(test, shuttle))]
+mod model;
 pub mod reason;
 pub mod request;
 pub mod sample;
 pub mod series;
+mod sync;
 mod wake;
 
 #[cfg(feature = "device")]

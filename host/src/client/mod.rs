@@ -8,7 +8,7 @@ pub mod answer;
 mod conversation;
 mod notice;
 mod session;
-mod turn;
+pub(crate) mod turn;
 mod wait;
 
 use std::fmt;
@@ -29,7 +29,7 @@ use crate::endpoint::Connect;
 use crate::error::SchedStatsError;
 use crate::request::{RequestLine, StatsRequest, StatsResponse};
 use answer::Decoded;
-use turn::Turns;
+use turn::{Turns, Waiting};
 use wait::Wait;
 
 /// How long a call may take where nothing else is said.
@@ -231,8 +231,9 @@ impl SchedStatsClient {
                 Poll::Ready(outcome) => return outcome,
                 Poll::Pending => {}
             }
-            let waited =
-                wait.interrupted().and_then(|()| wait.sleep(conversation.fd().map(|fd| (fd, conversation.interest()))));
+            let waited = wait
+                .interrupted()
+                .and_then(|()| wait.sleep_beside(conversation.fd().map(|fd| (fd, conversation.interest()))));
             if let Err(error) = waited {
                 conversation.abandon();
                 return Err(error);

@@ -6,31 +6,53 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
-use super::wait::Wait;
 use crate::error::SchedStatsError;
-use crate::wake::Wake;
+use crate::sync::{Mutex, MutexGuard};
+use crate::wake::{Notify, Wake};
+
+/// How a call waits.
+pub(crate) trait Waiting<N> {
+    /// What wakes this call.
+    fn wake(&self) -> &Arc<N>;
+
+    /// Waits until this call is woken or its time is over, and takes the signal back; which it was is for
+    /// [`interrupted`](Self::interrupted) to say.
+    ///
+    /// # Errors
+    ///
+    /// If waiting itself fails.
+    fn sleep(&self) -> Result<(), SchedStatsError>;
+
+    /// Whether anything other than its turn ends this call.
+    ///
+    /// # Errors
+    ///
+    /// What ends it.
+    fn interrupted(&self) -> Result<(), SchedStatsError>;
+}
 
 #[derive(Debug)]
-pub(super) struct Turns<T> {
-    queue: Mutex<Queue>,
+pub(crate) struct Turns<T, N = Wake> {
+    queue: Mutex<Queue<N>>,
     value: Mutex<T>,
 }
 
-#[derive(Debug, Default)]
-struct Queue {
+#[derive(Debug)]
+struct Queue<N> {
     taken: bool,
-    waiting: VecDeque<Arc<Wake>>,
+    waiting: VecDeque<Arc<N>>,
 }
 
-impl<T> Turns<T> {
-    pub(super) fn new(value: T) -> Self {
-        Self { queue: Mutex::default(), value: Mutex::new(value) }
+impl<T, N: Notify> Turns<T, N> {
+    pub(crate) fn new(value: T) -> Self {
+        let queue = Queue { taken: false, waiting: VecDeque::new() };
+        Self { queue: Mutex::new(queue), value: Mutex::new(value) }
     }
 
     /// Waits for the turn and takes it.
-    pub(super) fn take(&self, wait: &Wait) -> Result<Turn<'_, T>, SchedStatsError> {
+    pub(crate) fn take(&self, wait: &impl Waiting<N>) -> Result<Turn<'_, T, N>, SchedStatsError> {
         if !self.queue().take_if_free() {
             self.stand_in_line(wait)?;
         }
@@ -39,7 +61,7 @@ impl<T> Turns<T> {
         Ok(Turn { value, _ticket: ticket })
     }
 
-    fn stand_in_line(&self, wait: &Wait) -> Result<(), SchedStatsError> {
+    fn stand_in_line(&self, wait: &impl Waiting<N>) -> Result<(), SchedStatsError> {
         let me = wait.wake();
         self.queue().waiting.push_back(Arc::clone(me));
         let mut end = Ok(());
@@ -54,28 +76,28 @@ impl<T> Turns<T> {
             }
             drop(queue);
             // Whatever ends the wait, a turn that has come by then is taken and passed on in good order.
-            end = wait.sleep(None).and_then(|()| wait.interrupted());
+            end = wait.sleep().and_then(|()| wait.interrupted());
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, Queue<N>> {
         lock(&self.queue)
     }
 }
 
 /// Nothing panics while the queue is locked, so its poison means nothing.
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+fn lock<N>(queue: &Mutex<Queue<N>>) -> MutexGuard<'_, Queue<N>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Queue {
+impl<N: Notify> Queue<N> {
     fn take_if_free(&mut self) -> bool {
         let free = !self.taken && self.waiting.is_empty();
         self.taken |= free;
         free
     }
 
-    fn take_if_first(&mut self, me: &Arc<Wake>) -> bool {
+    fn take_if_first(&mut self, me: &Arc<N>) -> bool {
         let mine = !self.taken && self.waiting.front().is_some_and(|first| Arc::ptr_eq(first, me));
         if mine {
             self.taken = true;
@@ -84,7 +106,7 @@ impl Queue {
         mine
     }
 
-    fn leave(&mut self, me: &Arc<Wake>) {
+    fn leave(&mut self, me: &Arc<N>) {
         self.waiting.retain(|waiter| !Arc::ptr_eq(waiter, me));
         if !self.taken {
             self.wake_first();
@@ -93,25 +115,25 @@ impl Queue {
 
     fn wake_first(&self) {
         if let Some(first) = self.waiting.front() {
-            first.wake();
+            first.notify();
         }
     }
 }
 
 /// The turn. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a, T> {
+pub(crate) struct Turn<'a, T, N: Notify = Wake> {
     // Dropped in this order: the value is unlocked before the next one is woken.
     value: MutexGuard<'a, T>,
-    _ticket: Ticket<'a>,
+    _ticket: Ticket<'a, N>,
 }
 
 #[derive(Debug)]
-struct Ticket<'a> {
-    queue: &'a Mutex<Queue>,
+struct Ticket<'a, N: Notify> {
+    queue: &'a Mutex<Queue<N>>,
 }
 
-impl Drop for Ticket<'_> {
+impl<N: Notify> Drop for Ticket<'_, N> {
     fn drop(&mut self) {
         let mut queue = lock(self.queue);
         queue.taken = false;
@@ -119,7 +141,7 @@ impl Drop for Ticket<'_> {
     }
 }
 
-impl<T> Deref for Turn<'_, T> {
+impl<T, N: Notify> Deref for Turn<'_, T, N> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -127,7 +149,7 @@ impl<T> Deref for Turn<'_, T> {
     }
 }
 
-impl<T> DerefMut for Turn<'_, T> {
+impl<T, N: Notify> DerefMut for Turn<'_, T, N> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
     }
@@ -139,6 +161,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::client::wait::Wait;
     use crate::control::RunControl;
 
     fn wait(allowed: Duration) -> Wait {
@@ -172,7 +195,7 @@ mod tests {
         let mut queue = Queue { taken: false, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second_wake)]) };
         queue.leave(first);
         let before = Instant::now();
-        second.sleep(None).unwrap();
+        Waiting::sleep(&second).unwrap();
         assert!(before.elapsed() < Duration::from_secs(10), "the second was not woken");
         assert!(queue.take_if_first(second_wake));
     }

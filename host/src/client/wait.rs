@@ -8,9 +8,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::conversation::Interest;
+use super::turn::Waiting;
 use crate::control::{Entry, RunControl};
 use crate::error::SchedStatsError;
-use crate::wake::Wake;
+use crate::wake::{Notify, Wake};
 
 /// The longest time that a call can be allowed. More would leave the range of some system's clock.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -75,26 +76,15 @@ impl Wait {
         self.deadline
     }
 
-    /// The descriptor that wakes this call.
-    pub(super) fn wake(&self) -> &Arc<Wake> {
-        self.entry.wake()
-    }
-
     /// Whether the run was stopped since this call began.
     pub(super) fn stopped(&self) -> Result<(), SchedStatsError> {
         self.entry.stopped()?;
         self.beside.as_ref().map_or(Ok(()), Entry::stopped)
     }
 
-    /// Whether something other than the answer ends this call: the run, or its deadline.
-    pub(super) fn interrupted(&self) -> Result<(), SchedStatsError> {
-        self.stopped()?;
-        if self.deadline.has_passed(Instant::now()) { Err(self.deadline.timed_out()) } else { Ok(()) }
-    }
-
     /// Waits until `stream` is ready, this call is woken, or the deadline has passed; what it was is for the caller to
     /// find out.
-    pub(super) fn sleep(&self, stream: Option<(BorrowedFd<'_>, Interest)>) -> Result<(), SchedStatsError> {
+    pub(super) fn sleep_beside(&self, stream: Option<(BorrowedFd<'_>, Interest)>) -> Result<(), SchedStatsError> {
         let wake = PollFd::new(self.wake(), PollFlags::IN);
         let beside = self.beside.as_ref().map(|entry| PollFd::new(entry.wake(), PollFlags::IN));
         let stream = stream.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.flags()));
@@ -116,6 +106,21 @@ impl Wait {
     fn timeout(&self) -> Timespec {
         let left = self.deadline.at.saturating_duration_since(Instant::now());
         Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(left.subsec_nanos()) }
+    }
+}
+
+impl Waiting<Wake> for Wait {
+    fn wake(&self) -> &Arc<Wake> {
+        self.entry.wake()
+    }
+
+    fn sleep(&self) -> Result<(), SchedStatsError> {
+        self.sleep_beside(None)
+    }
+
+    fn interrupted(&self) -> Result<(), SchedStatsError> {
+        self.stopped()?;
+        if self.deadline.has_passed(Instant::now()) { Err(self.deadline.timed_out()) } else { Ok(()) }
     }
 }
 

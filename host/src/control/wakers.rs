@@ -1,38 +1,45 @@
-//! Descriptors that wake waiting calls, handed out from a list that only grows and is read without a lock.
+//! Signals that wake waiting calls, handed out from a list that only grows and is read without a lock.
 //!
 //! A list that grows as far as calls ever waited at the same time keeps [`wake_all`](Wakers::wake_all) free of locks
 //! and allocations: it walks nodes that stay where they are, and signals those that are in use.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crate::error::SchedStatsError;
-use crate::wake::Wake;
+use crate::sync::{AtomicBool, OnceLock};
+use crate::wake::Notify;
 
 /// All wakers of one owner.
-#[derive(Default)]
-pub(crate) struct Wakers {
-    first: OnceLock<Arc<Node>>,
+pub(crate) struct Wakers<N> {
+    first: OnceLock<Arc<Node<N>>>,
 }
 
-/// A descriptor, and whether a call has it.
-struct Node {
-    wake: Arc<Wake>,
+/// A signal, and whether a call has it.
+struct Node<N> {
+    wake: Arc<N>,
     taken: AtomicBool,
-    next: OnceLock<Arc<Node>>,
+    next: OnceLock<Arc<Node<N>>>,
 }
 
-impl Node {
-    fn new() -> Result<Arc<Self>, SchedStatsError> {
-        let wake = Wake::new()
-            .map_err(|error| SchedStatsError::unreachable(format!("no descriptor to wait with: {error}")))?;
-        Ok(Arc::new(Self { wake: Arc::new(wake), taken: AtomicBool::new(false), next: OnceLock::new() }))
+impl<N: Notify> Node<N> {
+    fn new() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self { wake: Arc::new(N::new()?), taken: AtomicBool::new(false), next: OnceLock::new() }))
     }
 }
 
-impl Wakers {
+impl<N: Notify> Wakers<N> {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        Self { first: OnceLock::new() }
+    }
+
     /// A waker that nobody else has.
-    pub(crate) fn take(&self) -> Result<Waker, SchedStatsError> {
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says if it has no more.
+    pub(crate) fn take(&self) -> io::Result<Waker<N>> {
         let mut place = &self.first;
         loop {
             let node = match place.get() {
@@ -54,27 +61,27 @@ impl Wakers {
 
     /// Wakes every call that has a waker.
     pub(crate) fn wake_all(&self) {
-        self.nodes().filter(|node| node.taken.load(Ordering::SeqCst)).for_each(|node| node.wake.wake());
+        self.nodes().filter(|node| node.taken.load(Ordering::SeqCst)).for_each(|node| node.wake.notify());
     }
 
-    fn nodes(&self) -> impl Iterator<Item = &Node> {
+    fn nodes(&self) -> impl Iterator<Item = &Node<N>> {
         std::iter::successors(self.first.get(), |node| node.next.get()).map(|node| &**node)
     }
 }
 
-/// A descriptor of one call, given back on drop.
-pub(crate) struct Waker {
-    node: Arc<Node>,
+/// A signal of one call, given back on drop.
+pub(crate) struct Waker<N> {
+    node: Arc<Node<N>>,
 }
 
-impl Waker {
-    /// The descriptor.
-    pub(crate) fn wake(&self) -> &Arc<Wake> {
+impl<N> Waker<N> {
+    /// The signal.
+    pub(crate) fn wake(&self) -> &Arc<N> {
         &self.node.wake
     }
 }
 
-impl Drop for Waker {
+impl<N> Drop for Waker<N> {
     fn drop(&mut self) {
         self.node.taken.store(false, Ordering::SeqCst);
     }
@@ -83,6 +90,7 @@ impl Drop for Waker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wake::Wake;
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use std::collections::HashSet;
     use std::sync::Mutex;
@@ -94,7 +102,7 @@ mod tests {
 
     #[test]
     fn all_who_wait_are_woken_and_what_is_given_back_is_used_again() {
-        let wakers = Wakers::default();
+        let wakers = Wakers::<Wake>::new();
         let (first, second) = (wakers.take().unwrap(), wakers.take().unwrap());
         wakers.wake_all();
         assert!(is_woken(first.wake()) && is_woken(second.wake()));
@@ -107,7 +115,7 @@ mod tests {
 
     #[test]
     fn no_two_calls_ever_have_the_same_waker() {
-        let wakers = Wakers::default();
+        let wakers = Wakers::<Wake>::new();
         let used = Mutex::new(HashSet::new());
         thread::scope(|scope| {
             for _ in 0..8 {

@@ -12,7 +12,7 @@ use scx_vsock_wire::AGENT_PORT;
 use super::listener::{Listener, Listeners};
 use super::muxer::MAX_CONNECTIONS;
 use crate::Connect;
-use crate::wake::Wake;
+use crate::wake::{Notify, Wake};
 
 /// What handles and their device share.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Shared {
 
     /// Makes the device's thread look.
     pub fn wake(&self) {
-        self.wake.wake();
+        self.wake.notify();
     }
 
     /// The descriptor that is readable after [`wake`](Self::wake).

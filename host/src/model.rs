@@ -1,0 +1,303 @@
+//! Turn-taking and stops under a model checker, which chooses the order of every step (`ci/test model`).
+//!
+//! The code is the client's own; in place of descriptors that the kernel polls it wakes with a [`Bell`] of the
+//! checker's. A wake-up that is lost shows as a deadlock, which the checker finds. That it does so is shown by a bell
+//! that forgets.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use shuttle::sync::atomic::{AtomicBool, AtomicUsize};
+use shuttle::sync::{Condvar, Mutex};
+use shuttle::{check_dfs, check_pct, check_random, thread};
+
+use crate::client::turn::{Turns, Waiting};
+use crate::control::{Entry, Stops};
+use crate::error::SchedStatsError;
+use crate::wake::Notify;
+
+/// A waiter can block on it.
+trait Ring: Notify + Send + Sync + 'static {
+    fn wait(&self);
+}
+
+#[derive(Debug)]
+struct Bell {
+    rung: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Notify for Bell {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { rung: Mutex::new(false), changed: Condvar::new() })
+    }
+
+    fn notify(&self) {
+        *self.rung.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+
+    fn clear(&self) {
+        *self.rung.lock().unwrap() = false;
+    }
+}
+
+impl Ring for Bell {
+    fn wait(&self) {
+        let mut rung = self.rung.lock().unwrap();
+        while !*rung {
+            rung = self.changed.wait(rung).unwrap();
+        }
+        *rung = false;
+    }
+}
+
+/// A bell that only wakes who waits already.
+struct Forgetful(Bell);
+
+impl Notify for Forgetful {
+    fn new() -> std::io::Result<Self> {
+        Bell::new().map(Self)
+    }
+
+    fn notify(&self) {
+        self.0.changed.notify_all();
+    }
+
+    fn clear(&self) {}
+}
+
+impl Ring for Forgetful {
+    fn wait(&self) {
+        let _woken = self.0.changed.wait(self.0.rung.lock().unwrap()).unwrap();
+    }
+}
+
+/// One call of a client.
+struct Call<N> {
+    entry: Entry<N>,
+    /// Its deadline has passed: set by a thread that then wakes it, as the kernel does.
+    late: Arc<AtomicBool>,
+}
+
+impl<N: Ring> Call<N> {
+    fn begin(stops: &Arc<Stops<N>>) -> Result<Self, SchedStatsError> {
+        Ok(Self { entry: stops.enter()?, late: Arc::default() })
+    }
+
+    /// A clock that ends this call at a moment of the checker's choice.
+    fn deadline(&self) -> thread::JoinHandle<()> {
+        let (late, wake) = (Arc::clone(&self.late), Arc::clone(self.entry.wake()));
+        thread::spawn(move || {
+            late.store(true, Ordering::SeqCst);
+            wake.notify();
+        })
+    }
+
+    /// Waits for an answer that never comes, as a request in flight does.
+    fn wait_for_ever(&self) -> SchedStatsError {
+        loop {
+            match self.interrupted() {
+                Ok(()) => self.entry.wake().wait(),
+                Err(error) => return error,
+            }
+        }
+    }
+}
+
+impl<N: Ring> Waiting<N> for Call<N> {
+    fn wake(&self) -> &Arc<N> {
+        self.entry.wake()
+    }
+
+    fn sleep(&self) -> Result<(), SchedStatsError> {
+        self.entry.wake().wait();
+        Ok(())
+    }
+
+    fn interrupted(&self) -> Result<(), SchedStatsError> {
+        self.entry.stopped()?;
+        if self.late.load(Ordering::SeqCst) { Err(SchedStatsError::TimedOut { after_ms: 1 }) } else { Ok(()) }
+    }
+}
+
+/// What clones of one client share, and how many are at it.
+struct Client<N> {
+    stops: Arc<Stops<N>>,
+    turns: Turns<usize, N>,
+    inside: AtomicUsize,
+}
+
+impl<N: Ring> Client<N> {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { stops: Arc::new(Stops::new()), turns: Turns::new(0), inside: AtomicUsize::new(0) })
+    }
+
+    /// Takes the turn, counts, and gives it back.
+    fn count(&self, call: &Call<N>) -> Result<(), SchedStatsError> {
+        let mut turn = self.turns.take(call)?;
+        assert_eq!(self.inside.fetch_add(1, Ordering::SeqCst), 0, "two have the turn");
+        *turn += 1;
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Takes the turn and asks what is never answered.
+    fn ask(&self) -> SchedStatsError {
+        let outcome = Call::begin(&self.stops).and_then(|call| {
+            let turn = self.turns.take(&call)?;
+            let error = call.wait_for_ever();
+            drop(turn);
+            Err::<(), _>(error)
+        });
+        outcome.unwrap_err()
+    }
+}
+
+fn spawn<N: Ring, T: Send + 'static>(
+    client: &Arc<Client<N>>,
+    work: impl FnOnce(&Client<N>) -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
+    let client = Arc::clone(client);
+    thread::spawn(move || work(&client))
+}
+
+/// Some calls take turns.
+fn take_turns(calls: usize) {
+    let client = Client::<Bell>::new();
+    let threads: Vec<_> =
+        (0..calls).map(|_| spawn(&client, |client| client.count(&Call::begin(&client.stops).unwrap()))).collect();
+    for thread in threads {
+        thread.join().unwrap().unwrap();
+    }
+    let last = Call::begin(&client.stops).unwrap();
+    assert_eq!(*client.turns.take(&last).unwrap(), calls);
+}
+
+/// The turn is given back as another call comes for it.
+fn pass_on<N: Ring>() {
+    let client = Client::<N>::new();
+    let (first, second) = (Call::begin(&client.stops).unwrap(), Call::begin(&client.stops).unwrap());
+    let turn = client.turns.take(&first).unwrap();
+    let comes = spawn(&client, move |client| client.turns.take(&second).map(drop));
+    drop(turn);
+    comes.join().unwrap().unwrap();
+}
+
+/// The turn is given back as the only call in line gives up; the line is free then, whoever was first.
+fn give_up() {
+    let client = Client::<Bell>::new();
+    let (first, second) = (Call::begin(&client.stops).unwrap(), Call::begin(&client.stops).unwrap());
+    let turn = client.turns.take(&first).unwrap();
+    let late = Arc::clone(&second.late);
+    let wake = Arc::clone(second.wake());
+    let comes = spawn(&client, move |client| client.turns.take(&second).map(drop));
+    late.store(true, Ordering::SeqCst);
+    wake.notify();
+    drop(turn);
+    let outcome = comes.join().unwrap();
+    assert!(matches!(outcome, Ok(()) | Err(SchedStatsError::TimedOut { .. })));
+    client.turns.take(&first).unwrap();
+}
+
+/// Calls whose deadline passes in the midst of the others, in line or as their turn comes.
+fn hurry(patient: usize, hurried: usize) {
+    let client = Client::<Bell>::new();
+    let patient = (0..patient).map(|_| spawn(&client, |client| client.count(&Call::begin(&client.stops).unwrap())));
+    let hurried = (0..hurried).map(|_| {
+        spawn(&client, |client| {
+            let call = Call::begin(&client.stops).unwrap();
+            let clock = call.deadline();
+            let outcome = client.count(&call);
+            clock.join().unwrap();
+            outcome
+        })
+    });
+    let threads: Vec<_> = patient.map(|thread| (thread, false)).chain(hurried.map(|thread| (thread, true))).collect();
+    let mut counted = 0;
+    for (thread, hurried) in threads {
+        match thread.join().unwrap() {
+            Ok(()) => counted += 1,
+            Err(error) => assert!(hurried && error == SchedStatsError::TimedOut { after_ms: 1 }, "{error}"),
+        }
+    }
+    let last = Call::begin(&client.stops).unwrap();
+    assert_eq!(*client.turns.take(&last).unwrap(), counted);
+}
+
+/// A freeze that is thawed at once meets a call that has begun.
+fn freeze_meets_a_call<N: Ring>() {
+    let client = Client::<N>::new();
+    let call = Call::begin(&client.stops).unwrap();
+    let waits = thread::spawn(move || call.wait_for_ever());
+    client.stops.freeze();
+    client.stops.thaw();
+    assert_eq!(waits.join().unwrap(), SchedStatsError::DuringFreeze);
+    assert!(Call::begin(&client.stops).is_ok());
+}
+
+/// Calls begin, stand in line and wait while the run is frozen, thawed and then cancelled.
+fn stop_all(calls: usize) {
+    let client = Client::<Bell>::new();
+    let asking: Vec<_> = (0..calls).map(|_| spawn(&client, Client::ask)).collect();
+    client.stops.freeze();
+    assert_eq!(Call::begin(&client.stops).map(drop), Err(SchedStatsError::DuringFreeze));
+    client.stops.thaw();
+    client.stops.cancel();
+    assert_eq!(Call::begin(&client.stops).map(drop), Err(SchedStatsError::Cancelled));
+    for asks in asking {
+        let error = asks.join().unwrap();
+        assert!(matches!(error, SchedStatsError::DuringFreeze | SchedStatsError::Cancelled), "{error}");
+    }
+}
+
+/// Tries every order of the steps, however many there are.
+fn check_every_order(scenario: fn()) {
+    check_dfs(scenario, None);
+}
+
+#[test]
+fn every_order_of_giving_the_turn_back_and_coming_for_it_passes_it_on() {
+    check_every_order(pass_on::<Bell>);
+}
+
+#[test]
+fn every_order_of_giving_the_turn_back_and_giving_up_leaves_it_free() {
+    check_every_order(give_up);
+}
+
+#[test]
+fn many_calls_take_turns_and_no_wake_up_is_lost() {
+    check_random(|| take_turns(4), 20_000);
+    check_pct(|| take_turns(4), 20_000, 3);
+}
+
+#[test]
+fn a_turn_that_comes_as_its_call_gives_up_is_passed_on() {
+    check_random(|| hurry(2, 2), 20_000);
+    check_pct(|| hurry(2, 2), 20_000, 4);
+}
+
+#[test]
+fn every_order_of_a_freeze_and_a_call_ends_the_call() {
+    check_every_order(freeze_meets_a_call::<Bell>);
+}
+
+#[test]
+fn stops_end_every_call_wherever_it_is() {
+    check_random(|| stop_all(3), 20_000);
+    check_pct(|| stop_all(3), 20_000, 4);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_bell_that_forgets_loses_a_turn() {
+    check_every_order(pass_on::<Forgetful>);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_bell_that_forgets_loses_a_freeze() {
+    check_every_order(freeze_meets_a_call::<Forgetful>);
+}
