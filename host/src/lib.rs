@@ -71,6 +71,7 @@ pub mod client;
 pub mod control;
 pub mod endpoint;
 pub mod error;
+mod histogram;
 #[cfg(all(test, shuttle))]
 mod model;
 pub mod reason;
@@ -93,6 +94,7 @@ pub use client::SchedStatsClient;
 pub use control::RunControl;
 pub use endpoint::{Connect, Endpoint};
 pub use error::SchedStatsError;
+pub use histogram::Histogram;
 pub use reason::MissingStatsReason;
 pub use request::{StatsRequest, StatsResponse};
 pub use sample::{Sample, Sampler};

@@ -100,6 +100,11 @@ impl RequestLine {
         Self::complete(WAIT_SCHEDULER)
     }
 
+    /// Whether the agent answers it itself.
+    pub(crate) fn is_for_agent(&self) -> bool {
+        self.0.starts_with(AGENT_LINE_PREFIX)
+    }
+
     fn complete(content: &[u8]) -> Self {
         let mut line = Vec::with_capacity(content.len() + 1);
         line.extend_from_slice(content);

@@ -613,3 +613,32 @@ fn errors_are_found_again_in_anyhow() {
     let error = sample(&client(&agent)).unwrap_err();
     assert_eq!(error.downcast_ref(), Some(&SchedStatsError::AgentBusy { sessions: 8 }));
 }
+
+// Statistics.
+
+#[test]
+fn a_client_counts_what_its_calls_and_those_of_its_clones_came_to() {
+    let refused = r#"{"errno":22,"args":{"resp":"no"}}"#;
+    let agent = FakeAgent::start([
+        Script::agent().line().stats(OK).line().ready().line().stats(refused),
+        Script::new().line().stall(),
+    ]);
+    let client = client(&agent);
+    client.stats(&[]).unwrap();
+    client.clone().wait_for_scheduler(DEADLINE).unwrap();
+    client.stats(&[]).unwrap_err();
+    client.with_deadline(SHORT).stats(&[]).unwrap_err();
+    client.request_raw("two\nlines").unwrap_err();
+
+    let statistics = client.statistics();
+    assert_eq!((statistics.requests, statistics.answers), (5, 2));
+    let reasons: Vec<_> = statistics.reasons.iter().map(|(kind, count)| (*kind, *count)).collect();
+    assert_eq!(reasons, [("invalid_request", 1), ("scheduler_error", 1), ("timed_out", 1)]);
+    assert_eq!((statistics.sessions, statistics.renewals()), (2, 1));
+    let stats = StatsRequest::stats(&[]).line().unwrap().as_bytes().len();
+    assert_eq!(statistics.bytes_sent, (3 * stats + RequestLine::wait_scheduler().as_bytes().len()) as u64);
+    let ready = "{\"agent\":\"scheduler_ready\"}\n".len();
+    let received = HELLO.len() + 1 + framed(OK).len() + ready + framed(refused).len();
+    assert_eq!(statistics.bytes_received, received as u64);
+    assert_eq!(statistics.latency.count(), 1, "of the one answer of the scheduler's");
+}

@@ -56,9 +56,20 @@ pub enum Interest {
 /// ```
 pub struct Conversation {
     connect: Arc<dyn Connect>,
-    /// Sessions opened so far.
-    opened: u64,
+    traffic: Traffic,
     link: Option<Link>,
+}
+
+/// What a conversation has moved since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Sessions that were opened.
+    pub sessions: u64,
+    /// Bytes that were written.
+    pub sent: u64,
+    /// Bytes that were read.
+    pub received: u64,
 }
 
 /// A session, its stream, and when the request on it ends.
@@ -72,7 +83,7 @@ impl fmt::Debug for Conversation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Conversation")
             .field("place", &format_args!("{}", self.connect))
-            .field("session", &self.opened)
+            .field("traffic", &self.traffic)
             .finish_non_exhaustive()
     }
 }
@@ -81,14 +92,27 @@ impl Conversation {
     /// A conversation that has no session yet. Does no I/O.
     #[must_use]
     pub fn new(connect: impl Connect + 'static) -> Self {
-        Self { connect: Arc::new(connect), opened: 0, link: None }
+        Self { connect: Arc::new(connect), traffic: Traffic::default(), link: None }
     }
 
     /// The number of the newest session, counted from 1; 0 before the first. A scheduler's deltas span the time since
     /// the same session's last read, so another number means another baseline.
     #[must_use]
     pub fn session(&self) -> u64 {
-        self.opened
+        self.traffic.sessions
+    }
+
+    /// What was moved so far.
+    ///
+    /// ```
+    /// # use scx_vsock::{Endpoint, client::{Conversation, Traffic}};
+    /// let conversation = Conversation::new("unix:/run/agent.sock".parse::<Endpoint>()?);
+    /// assert_eq!(conversation.traffic(), Traffic::default());
+    /// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
+    /// ```
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// Begins a request, on the open session where it is still good, else on a new one. A request that has no outcome
@@ -105,7 +129,7 @@ impl Conversation {
             }
             None => {
                 let stream = self.connect.connect().map_err(|error| self.unreachable(&error.to_string()))?;
-                self.opened += 1;
+                self.traffic.sessions += 1;
                 Some(Link { stream, session: Session::open(line), deadline })
             }
         };
@@ -148,7 +172,7 @@ impl Conversation {
         decode: impl FnOnce(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Poll<Result<T, SchedStatsError>> {
         let Some(link) = self.link.as_mut().filter(|link| link.session.is_asked()) else { return Poll::Pending };
-        let outcome = match link.turn() {
+        let outcome = match link.turn(&mut self.traffic) {
             Some(outcome) => outcome.and_then(|()| decode(link.session.answer())),
             None if link.deadline.has_passed(now) => Err(link.deadline.timed_out()),
             None => return Poll::Pending,
@@ -195,11 +219,12 @@ impl Link {
     }
 
     /// Writes, then reads, as far as that goes without waiting.
-    fn turn(&mut self) -> Option<Outcome> {
+    fn turn(&mut self, traffic: &mut Traffic) -> Option<Outcome> {
         while !self.session.unsent().is_empty() {
             let sent = retried(|| send(&self.stream, self.session.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT));
             match sent.or_else(|errno| if errno == Errno::NOTCONN { self.connecting() } else { Err(errno) }) {
                 Ok(count) => {
+                    traffic.sent += count as u64;
                     self.session.process(Event::Wrote(count));
                 }
                 Err(Errno::AGAIN) => break,
@@ -213,15 +238,18 @@ impl Link {
                 return None;
             }
         }
-        self.read()
+        self.read(traffic)
     }
 
-    fn read(&mut self) -> Option<Outcome> {
+    fn read(&mut self, traffic: &mut Traffic) -> Option<Outcome> {
         loop {
             let event = match retried(|| recv(&self.stream, spare_capacity(self.session.spare()), RecvFlags::DONTWAIT))
             {
                 Ok((0, _)) => Event::Ended(None),
-                Ok(_) => Event::Received,
+                Ok((count, _)) => {
+                    traffic.received += count as u64;
+                    Event::Received
+                }
                 Err(Errno::AGAIN) => return None,
                 Err(errno) => Event::Ended(Some(errno)),
             };

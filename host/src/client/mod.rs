@@ -8,20 +8,22 @@ pub mod answer;
 mod conversation;
 mod notice;
 mod session;
+mod statistics;
 pub(crate) mod turn;
 mod wait;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use conversation::{Conversation, Interest};
+pub use conversation::{Conversation, Interest, Traffic};
 pub use session::Answer;
+pub use statistics::Statistics;
 pub use wait::Deadline;
 
 use crate::control::RunControl;
@@ -65,6 +67,14 @@ struct Shared {
     turns: Turns<Conversation>,
     /// The number of the newest session, to be read without waiting for the turn.
     session: AtomicU64,
+    statistics: Mutex<Statistics>,
+}
+
+impl Shared {
+    fn statistics(&self) -> MutexGuard<'_, Statistics> {
+        // Whole at every point where a thread could panic.
+        self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl fmt::Debug for SchedStatsClient {
@@ -101,7 +111,12 @@ impl SchedStatsClientBuilder {
     /// The client. Does no I/O.
     #[must_use]
     pub fn build(self) -> SchedStatsClient {
-        let shared = Shared { control: self.control, turns: Turns::new(self.conversation), session: AtomicU64::new(0) };
+        let shared = Shared {
+            control: self.control,
+            turns: Turns::new(self.conversation),
+            session: AtomicU64::new(0),
+            statistics: Mutex::default(),
+        };
         SchedStatsClient { shared: Arc::new(shared), deadline: self.deadline }
     }
 }
@@ -135,7 +150,7 @@ impl SchedStatsClient {
     /// [`SchedStatsError::RequestTooLarge`] and [`SchedStatsError::InvalidRequest`] before anything is sent, and
     /// whatever else prevents an answer.
     pub fn request_raw(&self, line: impl AsRef<[u8]>) -> Result<Vec<u8>, SchedStatsError> {
-        self.ask(RequestLine::new(line.as_ref())?, answer::raw)
+        self.ask(RequestLine::new(line.as_ref()), answer::raw)
     }
 
     /// Sends a request and returns the scheduler's answer, whatever its errno. After another errno than 0 the session
@@ -145,7 +160,7 @@ impl SchedStatsClient {
     ///
     /// [`SchedStatsError::RequestTooLarge`] before anything is sent, and whatever else prevents an answer.
     pub fn request(&self, request: &StatsRequest) -> Result<StatsResponse, SchedStatsError> {
-        self.ask(request.line()?, answer::response)
+        self.ask(request.line(), answer::response)
     }
 
     /// The scheduler's stats: `args["resp"]` of its answer. With no `args` they are those of the target `top`.
@@ -164,7 +179,7 @@ impl SchedStatsClient {
     ///
     /// As for [`stats`](Self::stats).
     pub fn stats_meta(&self) -> Result<Value, SchedStatsError> {
-        self.ask(StatsRequest::stats_meta().line()?, answer::resp)
+        self.ask(StatsRequest::stats_meta().line(), answer::resp)
     }
 
     /// The scheduler's stats as a type of the caller's, decoded in one pass without a [`Value`] in between.
@@ -185,7 +200,7 @@ impl SchedStatsClient {
     ///
     /// As for [`stats`](Self::stats); [`SchedStatsError::MalformedResponse`] where `resp` is no `T`.
     pub fn stats_as<T: DeserializeOwned>(&self, args: &[(&str, &str)]) -> Result<T, SchedStatsError> {
-        self.ask(StatsRequest::stats(args).line()?, answer::resp)
+        self.ask(StatsRequest::stats(args).line(), answer::resp)
     }
 
     /// Waits until the scheduler accepts a connection, but no longer than `deadline` instead of the client's own.
@@ -196,31 +211,57 @@ impl SchedStatsClient {
     ///
     /// [`SchedStatsError::TimedOut`], or that there is no agent to wait.
     pub fn wait_for_scheduler(&self, deadline: Duration) -> Result<(), SchedStatsError> {
-        self.with_deadline(deadline).ask(RequestLine::wait_scheduler(), answer::ready)
+        self.with_deadline(deadline).ask(Ok(RequestLine::wait_scheduler()), answer::ready)
     }
 
     /// The scheduler's stats, unless `stop` is cancelled before they are there.
     pub(crate) fn stats_until(&self, stop: &RunControl) -> Result<Value, SchedStatsError> {
-        self.ask_until(Some(stop), StatsRequest::stats(&[]).line()?, answer::resp)
+        self.ask_until(Some(stop), StatsRequest::stats(&[]).line(), answer::resp)
+    }
+
+    /// What the calls of this client and its clones came to so far.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.shared.statistics().clone()
     }
 
     fn ask<T>(
         &self,
-        line: RequestLine,
+        line: Result<RequestLine, SchedStatsError>,
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Result<T, SchedStatsError> {
         self.ask_until(None, line, decode)
     }
 
-    /// Takes the turn, asks, and waits for the outcome.
+    /// Asks, and takes note of what that came to.
     fn ask_until<T>(
         &self,
         stop: Option<&RunControl>,
+        line: Result<RequestLine, SchedStatsError>,
+        decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
+    ) -> Result<T, SchedStatsError> {
+        let started = Instant::now();
+        let is_for_agent = line.as_ref().is_ok_and(RequestLine::is_for_agent);
+        let outcome = line.and_then(|line| {
+            let wait = Wait::new(&self.shared.control, self.deadline)?.or_by(stop)?;
+            let mut conversation = self.shared.turns.take(&wait)?;
+            let outcome = self.converse(&mut conversation, &wait, line, decode);
+            self.shared.statistics().note_traffic(conversation.traffic());
+            outcome
+        });
+        let latency = (!is_for_agent).then(|| started.elapsed());
+        self.shared.statistics().note(&outcome, latency);
+        outcome
+    }
+
+    /// Asks in the turn, and waits for the outcome.
+    fn converse<T>(
+        &self,
+        conversation: &mut Conversation,
+        wait: &Wait,
         line: RequestLine,
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Result<T, SchedStatsError> {
-        let wait = Wait::new(&self.shared.control, self.deadline)?.or_by(stop)?;
-        let mut conversation = self.shared.turns.take(&wait)?;
         wait.interrupted()?;
         let started = conversation.start(line, wait.deadline());
         self.shared.session.store(conversation.session(), Ordering::Relaxed);
@@ -231,10 +272,8 @@ impl SchedStatsClient {
                 Poll::Ready(outcome) => return outcome,
                 Poll::Pending => {}
             }
-            let waited = wait
-                .interrupted()
-                .and_then(|()| wait.sleep_beside(conversation.fd().map(|fd| (fd, conversation.interest()))));
-            if let Err(error) = waited {
+            let stream = conversation.fd().map(|fd| (fd, conversation.interest()));
+            if let Err(error) = wait.interrupted().and_then(|()| wait.sleep_beside(stream)) {
                 conversation.abandon();
                 return Err(error);
             }
