@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use spawned::{Schedule, ScheduleError, SpawnedSampler};
+pub use spawned::{Schedule, ScheduleError, SpawnedSampler, Tally};
 
 use crate::client::SchedStatsClient;
 use crate::control::RunControl;

@@ -1,7 +1,9 @@
 //! A sampler on a thread of its own.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Sample, Sampler};
 use crate::control::{Entry, RunControl};
+use crate::histogram::Histogram;
+use crate::series::SampleSeries;
 
 /// When samples are due, counted from the start of the spawned sampler, so that lateness never adds up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +88,49 @@ impl Schedule {
     }
 }
 
+/// How a spawned sampler has kept its schedule so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tally {
+    /// Samples that were taken, with stats or without.
+    pub taken: u64,
+    /// Samples that became due while an earlier one waited for its scheduler, and were not taken.
+    pub left_out: u64,
+    /// Samples that had to make room for newer ones before they were [taken away](SpawnedSampler::take_kept).
+    pub dropped: u64,
+    /// How late samples were begun.
+    pub late: Histogram,
+}
+
+/// What the thread and its owner share.
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    kept: VecDeque<Sample>,
+    tally: Tally,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Whole at every point where a thread could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a sample, and no more than this many.
+    fn keep(&self, sample: Sample, most: usize) {
+        let mut state = self.state();
+        state.kept.push_back(sample);
+        while state.kept.len() > most {
+            state.kept.pop_front();
+            state.tally.dropped += 1;
+        }
+    }
+}
+
 /// A sampler on a thread of its own. The thread ends with this value.
 ///
 /// ```no_run
@@ -106,25 +153,62 @@ impl Schedule {
 /// ```
 pub struct SpawnedSampler {
     stop: RunControl,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<Sampler>>,
 }
 
 impl fmt::Debug for SpawnedSampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SpawnedSampler").field("stop", &self.stop).finish_non_exhaustive()
+        f.debug_struct("SpawnedSampler").field("stop", &self.stop).field("tally", &self.tally()).finish_non_exhaustive()
     }
 }
 
 impl Sampler {
     /// Takes samples on a thread of its own, tagged by their number, and hands each to `sink` with how late it was
-    /// taken. The baseline is primed first. While one sample waits for a slow scheduler, those that become due are
-    /// left out; their numbers are missing from the tags.
+    /// begun. The baseline is primed first. While one sample waits for a slow scheduler, those that become due are
+    /// left out and [counted](Tally::left_out); their numbers are missing from the tags.
     ///
     /// # Errors
     ///
     /// See [`ScheduleError`].
     pub fn spawn(
+        self,
+        schedule: Schedule,
+        sink: impl FnMut(Sample, Duration) + Send + 'static,
+    ) -> Result<SpawnedSampler, ScheduleError> {
+        self.spawn_sharing(Arc::default(), schedule, sink)
+    }
+
+    /// As [`spawn`](Self::spawn), and keeps the samples until they are [taken away](SpawnedSampler::take_kept): the
+    /// newest, at most `most` of them. Older ones are dropped and [counted](Tally::dropped).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use scx_vsock::Sampler;
+    /// use scx_vsock::sample::Schedule;
+    ///
+    /// let at = (1..=5).map(Duration::from_millis).collect();
+    /// let mut spawned = Sampler::new(None).spawn_keeping(Schedule::At(at), 2)?;
+    /// spawned.join();
+    /// let newest = spawned.take_kept();
+    /// assert!(newest.samples().len() <= 2 && newest.samples().last().unwrap().tag == "5");
+    /// let tally = spawned.tally();
+    /// assert_eq!(tally.taken + tally.left_out, 5);
+    /// # Ok::<(), scx_vsock::sample::ScheduleError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ScheduleError`].
+    pub fn spawn_keeping(self, schedule: Schedule, most: usize) -> Result<SpawnedSampler, ScheduleError> {
+        let shared = Arc::<Shared>::default();
+        let keeps = Arc::clone(&shared);
+        self.spawn_sharing(shared, schedule, move |sample, _| keeps.keep(sample, most))
+    }
+
+    fn spawn_sharing(
         mut self,
+        shared: Arc<Shared>,
         schedule: Schedule,
         sink: impl FnMut(Sample, Duration) + Send + 'static,
     ) -> Result<SpawnedSampler, ScheduleError> {
@@ -132,16 +216,23 @@ impl Sampler {
         let stop = RunControl::new();
         self.stop = stop.clone();
         let entry = stop.enter().map_err(io::Error::other)?;
+        let tallies = Arc::clone(&shared);
         let run = move || {
-            take_samples(&mut self, &schedule, &entry, sink);
+            take_samples(&mut self, &schedule, &entry, &tallies, sink);
             self
         };
         let thread = thread::Builder::new().name("sampler".into()).spawn(run)?;
-        Ok(SpawnedSampler { stop, thread: Some(thread) })
+        Ok(SpawnedSampler { stop, shared, thread: Some(thread) })
     }
 }
 
-fn take_samples(sampler: &mut Sampler, schedule: &Schedule, stop: &Entry, mut sink: impl FnMut(Sample, Duration)) {
+fn take_samples(
+    sampler: &mut Sampler,
+    schedule: &Schedule,
+    stop: &Entry,
+    shared: &Shared,
+    mut sink: impl FnMut(Sample, Duration),
+) {
     // Why there is none is what the samples say.
     let _reason = sampler.prime();
     let started = Instant::now();
@@ -156,8 +247,14 @@ fn take_samples(sampler: &mut Sampler, schedule: &Schedule, stop: &Entry, mut si
         if stop.stopped().is_err() {
             return;
         }
+        let next = schedule.next_behind(n, started.elapsed());
+        let mut state = shared.state();
+        state.tally.taken += 1;
+        state.tally.left_out += next - n - 1;
+        state.tally.late.record(late);
+        drop(state);
         sink(sample, late);
-        n = schedule.next_behind(n, started.elapsed());
+        n = next;
     }
 }
 
@@ -183,24 +280,37 @@ impl SpawnedSampler {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Ends the thread, and gives the sampler back, whose session is still open if it is good. `None` if `sink`
-    /// panicked.
+    /// How the schedule was kept so far.
     #[must_use]
-    pub fn stop(mut self) -> Option<Sampler> {
-        let mut sampler = self.end()?;
+    pub fn tally(&self) -> Tally {
+        self.shared.state().tally.clone()
+    }
+
+    /// Takes away the samples that are kept so far; also after [`stop`](Self::stop). Empty where a sink gets them.
+    #[must_use]
+    pub fn take_kept(&self) -> SampleSeries {
+        self.shared.state().kept.drain(..).collect()
+    }
+
+    /// Waits for its schedule to be over, and gives the sampler back, whose session is still open if it is good. A
+    /// schedule of an interval has no end. `None` if it was given back before, or `sink` panicked.
+    pub fn join(&mut self) -> Option<Sampler> {
+        let mut sampler = self.thread.take()?.join().ok()?;
         sampler.stop = RunControl::new();
         Some(sampler)
     }
 
-    fn end(&mut self) -> Option<Sampler> {
+    /// Ends the thread at once, in the midst of a sample too, which is dropped then; and gives the sampler back as
+    /// [`join`](Self::join) does.
+    pub fn stop(&mut self) -> Option<Sampler> {
         self.stop.cancel();
-        self.thread.take()?.join().ok()
+        self.join()
     }
 }
 
 impl Drop for SpawnedSampler {
     fn drop(&mut self) {
-        drop(self.end());
+        drop(self.stop());
     }
 }
 
@@ -234,9 +344,33 @@ mod tests {
     #[test]
     fn a_spawned_sampler_ends_when_it_is_dropped_however_long_its_interval() {
         for interval in [MS, Duration::from_secs(3_600), Duration::MAX] {
-            let spawned = Sampler::new(None).spawn(Schedule::Every(interval), |_, _| ()).unwrap();
-            assert!(spawned.stop().is_some());
+            let mut spawned = Sampler::new(None).spawn(Schedule::Every(interval), |_, _| ()).unwrap();
+            assert!(spawned.stop().is_some() && spawned.stop().is_none());
         }
+    }
+
+    #[test]
+    fn the_newest_samples_are_kept_and_the_others_counted() {
+        let shared = Shared::default();
+        for n in 0..10u64 {
+            let stats = Err(MissingStatsReason::Cancelled);
+            let sample = Sample { tag: n.to_string(), elapsed_ms: n, session: 0, interval_ms: None, stats };
+            shared.keep(sample, 3);
+        }
+        let tags: Vec<_> = shared.state().kept.iter().map(|sample| sample.tag.clone()).collect();
+        assert_eq!((tags, shared.state().tally.dropped), (vec!["7".into(), "8".into(), "9".into()], 7));
+    }
+
+    #[test]
+    fn every_due_sample_is_taken_or_counted_as_left_out() {
+        let boundaries: Vec<_> = (1..=20).map(|n| n * MS / 2).collect();
+        let mut spawned = Sampler::new(None).spawn_keeping(Schedule::At(boundaries), 100).unwrap();
+        assert!(spawned.join().is_some() && spawned.is_finished());
+        let (tally, kept) = (spawned.tally(), spawned.take_kept());
+        assert_eq!(tally.taken + tally.left_out, 20);
+        assert_eq!((tally.taken, tally.dropped), (kept.samples().len() as u64, 0));
+        assert_eq!(tally.late.count(), tally.taken);
+        assert!(spawned.take_kept().samples().is_empty());
     }
 
     #[test]
