@@ -8,6 +8,7 @@
     reason = "a fixture that fails is a test that fails"
 )]
 
+pub mod abandonment;
 pub mod agent;
 pub mod fake_agent;
 pub mod front_end;

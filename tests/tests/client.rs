@@ -424,30 +424,6 @@ fn waiting_for_the_turn_ends_at_the_deadline() {
 }
 
 #[test]
-fn no_answer_is_ever_another_requests_though_half_are_abandoned() {
-    let agent = FakeAgent::start(echoing());
-    let client = client(&agent);
-    let echo = |line: &str| format!(r#"{{"args":{{"resp":{line}}}}}"#).into_bytes();
-    thread::scope(|scope| {
-        for thread in 0..4 {
-            let client = client.clone();
-            scope.spawn(move || {
-                for round in 0..250 {
-                    let hurried = format!(r#"{{"thread":{thread},"hurried":{round}}}"#);
-                    let allowed = Duration::from_micros(round * 2);
-                    match client.with_deadline(allowed).request_raw(&hurried) {
-                        Ok(answer) => assert_eq!(answer, echo(&hurried)),
-                        Err(error) => assert_eq!(error.kind(), "timed_out"),
-                    }
-                    let line = format!(r#"{{"thread":{thread},"round":{round}}}"#);
-                    assert_eq!(client.request_raw(&line), Ok(echo(&line)));
-                }
-            });
-        }
-    });
-}
-
-#[test]
 fn no_answer_is_ever_that_of_a_request_abandoned_as_it_was_written() {
     let agent = FakeAgent::start(echoing());
     let mut conversation = Conversation::new(Endpoint::Unix { path: agent.path() });

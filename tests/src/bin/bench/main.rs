@@ -16,6 +16,7 @@
 )]
 
 mod agent_rows;
+mod client_rows;
 mod row;
 mod system_calls;
 
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let mut rows = Vec::new();
-    for measure in agent_rows::ALL {
+    for measure in agent_rows::ALL.iter().chain(client_rows::ALL) {
         let row = measure(Path::new(relay));
         eprintln!("bench: {}", row.name);
         rows.push(row);

@@ -1,0 +1,323 @@
+//! Requests of which about half are abandoned at random moments: does any get the answer of another?
+//!
+//! The real agent relays to a scheduler that answers each request with the request's own number, so that an answer
+//! shows whose it is.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use scx_vsock::{Endpoint, RunControl, SchedStatsClient, SchedStatsError, StatsRequest};
+use serde::Deserialize;
+
+use crate::agent::Agent;
+
+/// Own clients, and clones of one more client: so many threads each.
+const THREADS: usize = 4;
+
+/// Enough for any answer that comes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// What the requests came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Answers that were those of their requests.
+    pub right: u64,
+    /// Answers that were another request's.
+    pub wrong: u64,
+    /// Requests that were ended by deadline, freeze or cancel.
+    pub abandoned: u64,
+    /// Requests that ended otherwise, by kind.
+    pub failed: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    /// All of them.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.right + self.wrong + self.abandoned + self.failed.values().sum::<u64>()
+    }
+
+    fn note(&mut self, number: u64, outcome: Result<String, SchedStatsError>) {
+        match outcome {
+            Ok(answer) if answer == number.to_string() => self.right += 1,
+            Ok(_) => self.wrong += 1,
+            Err(SchedStatsError::TimedOut { .. } | SchedStatsError::DuringFreeze | SchedStatsError::Cancelled) => {
+                self.abandoned += 1
+            }
+            Err(error) => *self.failed.entry(error.to_string()).or_default() += 1,
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.right += other.right;
+        self.wrong += other.wrong;
+        self.abandoned += other.abandoned;
+        for (error, count) in other.failed {
+            *self.failed.entry(error).or_default() += count;
+        }
+    }
+}
+
+/// Asks `requests` times in all, with 4 clients and 4 clones of another one, each from a thread of its own.
+#[must_use]
+pub fn of_clients(requests: u64) -> Tally {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    let endpoint = Endpoint::Unix { path: agent.host_path(0) };
+    let next = AtomicU64::new(0);
+    let (stops, due) = mpsc::channel();
+    let run = Run::default();
+    let shared = run.client(endpoint.clone());
+    thread::scope(|scope| {
+        thread::spawn(move || echo(&listener));
+        scope.spawn(move || stop_when_due(&due));
+        let own = (0..THREADS).map(|_| Asker::with_own_client(endpoint.clone(), stops.clone()));
+        let clones = (0..THREADS).map(|_| Asker::with_clone(shared.clone(), run.clone(), stops.clone()));
+        let threads: Vec<_> = own
+            .chain(clones)
+            .map(|mut asker| {
+                let next = &next;
+                scope.spawn(move || {
+                    let mut tally = Tally::default();
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if number >= requests {
+                            return tally;
+                        }
+                        let outcome = asker.ask(number);
+                        tally.note(number, outcome);
+                    }
+                })
+            })
+            .collect();
+        drop(stops);
+        let mut all = Tally::default();
+        threads.into_iter().for_each(|thread| all.add(thread.join().unwrap()));
+        all
+    })
+}
+
+/// The same from one thread of a client that waits on the session whose request it abandoned, as one without sessions
+/// does.
+#[must_use]
+pub fn of_a_client_that_keeps_its_session(requests: u64) -> Tally {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    thread::spawn(move || echo(&listener));
+    let stream = UnixStream::connect(agent.host_path(0)).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let mut lines = BufReader::new(&stream);
+    let mut line = Vec::new();
+    lines.read_until(b'\n', &mut line).unwrap();
+    line.clear();
+    let mut patience = Patience::new();
+    let mut tally = Tally::default();
+    for number in 0..requests {
+        (&stream).write_all(request(number).line().unwrap().as_bytes()).unwrap();
+        stream.set_read_timeout(Some(patience.draw())).unwrap();
+        let outcome = match lines.read_until(b'\n', &mut line) {
+            Ok(_) => Ok(number_in(&std::mem::take(&mut line))),
+            Err(_) => Err(SchedStatsError::TimedOut { after_ms: 0 }),
+        };
+        patience.note(outcome.is_err());
+        tally.note(number, outcome);
+    }
+    tally
+}
+
+fn request(number: u64) -> StatsRequest {
+    StatsRequest::stats(&[("number", &number.to_string())])
+}
+
+/// The number in an envelope.
+fn number_in(envelope: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Envelope {
+        stats: Stats,
+    }
+    #[derive(Deserialize)]
+    struct Stats {
+        args: Args,
+    }
+    #[derive(Deserialize)]
+    struct Args {
+        resp: String,
+    }
+    serde_json::from_slice::<Envelope>(envelope).unwrap().stats.args.resp
+}
+
+/// How long requests are waited for: at random, so that about half of them are abandoned.
+struct Patience {
+    limit: Duration,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { limit: Duration::from_micros(300) }
+    }
+
+    fn draw(&self) -> Duration {
+        // A stream takes no time-out of 0.
+        Duration::from_nanos(fastrand::u64(1_000..=u64::try_from(self.limit.as_nanos()).unwrap()))
+    }
+
+    fn note(&mut self, abandoned: bool) {
+        let limit = if abandoned { self.limit.mul_f64(1.02) } else { self.limit.mul_f64(1.0 / 1.02) };
+        self.limit = limit.clamp(Duration::from_micros(2), Duration::from_millis(50));
+    }
+}
+
+/// A run that others freeze and cancel.
+#[derive(Clone, Default)]
+struct Run {
+    control: RunControl,
+    /// Held during a freeze: what begins then is refused and no request at all.
+    frozen: Arc<Mutex<()>>,
+}
+
+impl Run {
+    fn client(&self, endpoint: Endpoint) -> SchedStatsClient {
+        SchedStatsClient::builder(endpoint).control(&self.control).deadline(LONG).build()
+    }
+
+    fn freeze(&self) {
+        let _frozen = self.frozen.lock().unwrap();
+        drop(self.control.freeze());
+    }
+
+    fn wait_for_thaw(&self) {
+        drop(self.frozen.lock().unwrap());
+    }
+}
+
+/// One thread's client.
+struct Asker {
+    client: SchedStatsClient,
+    run: Run,
+    /// Where the client leads, if it is this thread's own: then its run may be cancelled, and it is built anew.
+    own: Option<Endpoint>,
+    patience: Patience,
+    stops: Sender<Stop>,
+}
+
+impl Asker {
+    fn with_own_client(endpoint: Endpoint, stops: Sender<Stop>) -> Self {
+        let run = Run::default();
+        Self { client: run.client(endpoint.clone()), run, own: Some(endpoint), patience: Patience::new(), stops }
+    }
+
+    fn with_clone(client: SchedStatsClient, run: Run, stops: Sender<Stop>) -> Self {
+        Self { client, run, own: None, patience: Patience::new(), stops }
+    }
+
+    fn ask(&mut self, number: u64) -> Result<String, SchedStatsError> {
+        let patience = self.patience.draw();
+        // A freeze of clones ends the requests of all of them, so it is rarer there.
+        let how = match (fastrand::u8(0..16), &self.own) {
+            (0, None) | (0..4, Some(_)) => Some(How::Freeze),
+            (4..8, Some(_)) => Some(How::Cancel),
+            _ => None,
+        };
+        let mut client = self.client.clone();
+        match how {
+            Some(how) => {
+                let stop = Stop { due: Instant::now() + patience, how, run: self.run.clone() };
+                self.stops.send(stop).unwrap();
+            }
+            None => client = client.with_deadline(patience),
+        }
+        let text = number.to_string();
+        self.run.wait_for_thaw();
+        let outcome = client.stats_as(&[("number", &text)]);
+        if let (Err(SchedStatsError::Cancelled), Some(endpoint)) = (&outcome, &self.own) {
+            let patience = std::mem::replace(&mut self.patience, Patience::new());
+            *self = Self { patience, ..Self::with_own_client(endpoint.clone(), self.stops.clone()) };
+        }
+        if how.is_none() && outcome != Err(SchedStatsError::DuringFreeze) {
+            self.patience.note(outcome.is_err());
+        }
+        outcome
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Freeze,
+    Cancel,
+}
+
+/// A stop of a run at a moment of its own.
+struct Stop {
+    due: Instant,
+    how: How,
+    run: Run,
+}
+
+impl Stop {
+    fn perform(self) {
+        match self.how {
+            How::Freeze => self.run.freeze(),
+            How::Cancel => self.run.control.cancel(),
+        }
+    }
+}
+
+impl PartialEq for Stop {
+    fn eq(&self, other: &Self) -> bool {
+        self.due == other.due
+    }
+}
+
+impl Eq for Stop {}
+
+impl PartialOrd for Stop {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Stop {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.due.cmp(&other.due)
+    }
+}
+
+/// Stops each run at its time, until nobody asks any more.
+fn stop_when_due(stops: &Receiver<Stop>) {
+    let mut waiting = BinaryHeap::<Reverse<Stop>>::new();
+    loop {
+        let left = waiting.peek().map_or(LONG, |Reverse(next)| next.due.saturating_duration_since(Instant::now()));
+        match stops.recv_timeout(left) {
+            Ok(stop) => waiting.push(Reverse(stop)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        while waiting.peek().is_some_and(|Reverse(next)| next.due <= Instant::now()) {
+            waiting.pop().into_iter().for_each(|Reverse(stop)| stop.perform());
+        }
+    }
+}
+
+/// A scheduler that answers each request with its number, for as long as the process lives.
+fn echo(listener: &UnixListener) {
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else { return };
+        thread::spawn(move || {
+            let lines = BufReader::new(&stream).lines();
+            for line in lines.map_while(Result::ok) {
+                let request: StatsRequest = serde_json::from_str(&line).unwrap();
+                let answer = format!(r#"{{"errno":0,"args":{{"resp":"{}"}}}}{}"#, request.args["number"], '\n');
+                if (&stream).write_all(answer.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
