@@ -56,6 +56,11 @@ impl fmt::Debug for RunControl {
 
 impl RunControl {
     /// A run that goes on.
+    ///
+    /// ```
+    /// let run = scx_vsock::RunControl::new();
+    /// assert!(!run.is_frozen() && !run.is_cancelled());
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -66,6 +71,15 @@ impl RunControl {
     /// start. Several freezes may be nested or concurrent; the last guard thaws.
     ///
     /// Never blocks or allocates, so it may be called under any lock.
+    ///
+    /// ```
+    /// let run = scx_vsock::RunControl::new();
+    /// let outer = run.freeze();
+    /// drop(run.freeze());
+    /// assert!(run.is_frozen(), "the last guard thaws");
+    /// drop(outer);
+    /// assert!(!run.is_frozen());
+    /// ```
     #[must_use = "the run is thawed when the guard is dropped"]
     pub fn freeze(&self) -> Frozen {
         self.stops.freeze();
@@ -76,11 +90,28 @@ impl RunControl {
     /// [`Cancelled`](SchedStatsError::Cancelled).
     ///
     /// Never blocks or allocates, so it may be called under any lock.
+    ///
+    /// ```
+    /// let run = scx_vsock::RunControl::new();
+    /// run.clone().cancel();
+    /// assert!(run.is_cancelled(), "all clones are one run");
+    /// ```
     pub fn cancel(&self) {
         self.stops.cancel();
     }
 
     /// Cancels the run after this time, unless the watchdog is disarmed or dropped before.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let run = scx_vsock::RunControl::new();
+    /// let watchdog = run.watchdog(Duration::from_secs(600))?;
+    /// // ... the run ...
+    /// drop(watchdog);
+    /// assert!(!run.is_cancelled());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -90,12 +121,23 @@ impl RunControl {
     }
 
     /// Whether a guard of [`freeze`](Self::freeze) is alive.
+    ///
+    /// ```
+    /// let run = scx_vsock::RunControl::new();
+    /// let frozen = run.freeze();
+    /// assert!(run.is_frozen());
+    /// ```
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.stops.is_frozen()
     }
 
     /// Whether the run was cancelled.
+    ///
+    /// ```
+    /// let run = scx_vsock::RunControl::new();
+    /// assert!(!run.is_cancelled());
+    /// ```
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.stops.is_cancelled()
@@ -112,6 +154,16 @@ impl RunControl {
 }
 
 /// A frozen run; thaws on drop.
+///
+/// ```
+/// use scx_vsock::{RunControl, control::Frozen};
+///
+/// let run = RunControl::new();
+/// let frozen: Frozen = run.freeze();
+/// // It may be dropped by another thread.
+/// std::thread::spawn(move || drop(frozen)).join().unwrap();
+/// assert!(!run.is_frozen());
+/// ```
 #[must_use = "the run is thawed when this is dropped"]
 pub struct Frozen {
     stops: Arc<Stops>,

@@ -11,6 +11,16 @@ use crate::reason::MissingStatsReason;
 /// The variants carry the facts and `Display` the message for an operator; [`kind`](Self::kind) names the variant in
 /// one word. `?` boxes it into an [`anyhow::Error`], where `downcast_ref` finds it again. No variant stands for another
 /// error: what a system call or a parser said is part of the `reason`, so there is no `source`.
+///
+/// ```
+/// use scx_vsock::SchedStatsError;
+///
+/// let error = anyhow::Error::from(SchedStatsError::TimedOut { after_ms: 5000 }).context("phase 2");
+/// match error.downcast_ref::<SchedStatsError>() {
+///     Some(SchedStatsError::TimedOut { after_ms }) => assert_eq!(*after_ms, 5000),
+///     other => panic!("{other:?}"),
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SchedStatsError {
@@ -87,6 +97,10 @@ pub enum SchedStatsError {
 
 impl SchedStatsError {
     /// The variant as a word in snake case, for labels and exit codes: that of the [`MissingStatsReason`] it becomes.
+    ///
+    /// ```
+    /// assert_eq!(scx_vsock::SchedStatsError::Poisoned.kind(), "mutex_poisoned");
+    /// ```
     #[must_use]
     pub fn kind(&self) -> &'static str {
         MissingStatsReason::from(self).kind()

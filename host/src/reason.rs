@@ -124,6 +124,10 @@ pub enum MissingStatsReason {
 
 impl MissingStatsReason {
     /// The variant as a word in snake case, for labels and exit codes.
+    ///
+    /// ```
+    /// assert_eq!(scx_vsock::MissingStatsReason::DuringFreeze.kind(), "during_freeze");
+    /// ```
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {

@@ -29,6 +29,11 @@ pub struct StatsRequest {
 
 impl StatsRequest {
     /// Asks for stats. Servers know the argument `target` and take `top` where it is left out.
+    ///
+    /// ```
+    /// let request = scx_vsock::StatsRequest::stats(&[]);
+    /// assert_eq!((request.req.as_str(), request.args.len()), ("stats", 0));
+    /// ```
     #[must_use]
     pub fn stats(args: &[(&str, &str)]) -> Self {
         let args = args.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -36,12 +41,22 @@ impl StatsRequest {
     }
 
     /// Asks what the stats mean.
+    ///
+    /// ```
+    /// assert_eq!(scx_vsock::StatsRequest::stats_meta().req, "stats_meta");
+    /// ```
     #[must_use]
     pub fn stats_meta() -> Self {
         Self { req: "stats_meta".to_owned(), args: BTreeMap::new() }
     }
 
     /// The request as the line that is sent.
+    ///
+    /// ```
+    /// let line = scx_vsock::StatsRequest::stats_meta().line()?;
+    /// assert_eq!(line.as_bytes(), b"{\"req\":\"stats_meta\",\"args\":{}}\n");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -54,6 +69,12 @@ impl StatsRequest {
 }
 
 /// A scheduler's answer as it came: [`SchedStatsClient::request`](crate::SchedStatsClient::request) does not judge it.
+///
+/// ```
+/// let response: scx_vsock::StatsResponse = serde_json::from_str(r#"{"errno":0,"args":{"resp":7}}"#)?;
+/// assert_eq!((response.errno, &response.args["resp"]), (0, &7.into()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StatsResponse {
     /// 0, or why there are no stats.
@@ -65,12 +86,27 @@ pub struct StatsResponse {
 }
 
 /// One line that may be sent to an agent, its LF included.
+///
+/// ```
+/// use scx_vsock::request::RequestLine;
+///
+/// assert_eq!(RequestLine::new(b"{}")?, RequestLine::new(b"{}\n")?);
+/// assert!(RequestLine::new(b"{}\n{}").is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestLine(Vec<u8>);
 
 impl RequestLine {
     /// Checks a line and completes it with its LF where that is left out. The line is passed on byte for byte; whether
     /// it is JSON is the scheduler's to judge.
+    ///
+    /// ```
+    /// use scx_vsock::request::RequestLine;
+    ///
+    /// let error = RequestLine::new(b"").unwrap_err();
+    /// assert_eq!(error.to_string(), "not a request line: it is empty; nothing was sent");
+    /// ```
     ///
     /// # Errors
     ///
@@ -95,6 +131,11 @@ impl RequestLine {
     }
 
     /// The line that asks the agent to answer as soon as the scheduler accepts a connection.
+    ///
+    /// ```
+    /// let line = scx_vsock::request::RequestLine::wait_scheduler();
+    /// assert_eq!(line.as_bytes(), b"{\"agent\":\"wait_scheduler\"}\n");
+    /// ```
     #[must_use]
     pub fn wait_scheduler() -> Self {
         Self::complete(WAIT_SCHEDULER)
@@ -113,6 +154,11 @@ impl RequestLine {
     }
 
     /// The line's bytes, its LF included.
+    ///
+    /// ```
+    /// assert_eq!(scx_vsock::request::RequestLine::new(b"{}")?.as_bytes(), b"{}\n");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -76,12 +76,26 @@ struct Baseline {
 
 impl Sampler {
     /// A sampler of this client's scheduler; of none, when the run was configured without one. Does no I/O.
+    ///
+    /// ```
+    /// use scx_vsock::{MissingStatsReason, Sampler};
+    ///
+    /// let mut sampler = Sampler::new(None);
+    /// assert_eq!(sampler.sample("a").stats, Err(MissingStatsReason::NoSchedulerBinary));
+    /// ```
     #[must_use]
     pub fn new(client: Option<SchedStatsClient>) -> Self {
         Self { client, started: Instant::now(), baseline: None, stop: RunControl::new() }
     }
 
     /// Reads the stats once and drops them, so that the next sample's deltas span the time from now on.
+    ///
+    /// ```
+    /// use scx_vsock::{MissingStatsReason, Sampler};
+    ///
+    /// let mut sampler = Sampler::new(None);
+    /// assert_eq!(sampler.prime(), Err(MissingStatsReason::NoSchedulerBinary));
+    /// ```
     ///
     /// # Errors
     ///
@@ -91,6 +105,14 @@ impl Sampler {
     }
 
     /// Takes a sample now. It takes as long as the client's deadline allows.
+    ///
+    /// ```
+    /// use scx_vsock::{MissingStatsReason, Sampler};
+    ///
+    /// let mut sampler = Sampler::new(None);
+    /// let sample = sampler.sample("after boot");
+    /// assert_eq!((sample.tag.as_str(), sample.interval_ms), ("after boot", None));
+    /// ```
     pub fn sample(&mut self, tag: impl Into<String>) -> Sample {
         let before = self.baseline;
         let (at, stats) = self.read();

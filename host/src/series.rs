@@ -37,6 +37,19 @@ pub struct SampleSeries {
 }
 
 /// Why a sample has no value at a path.
+///
+/// ```
+/// use scx_vsock::SampleSeries;
+///
+/// let lines = concat!(
+///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+/// );
+/// let series = SampleSeries::from_json_lines(lines)?;
+/// let error = series.column::<u64>("nr_cpus")?.remove(0).unwrap_err();
+/// assert_eq!(error.to_string(), r#"sample "a" has no "nr_cpus" at ""; there is nr"#);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
@@ -80,17 +93,41 @@ fn listed(there: &[String]) -> String {
 
 impl SampleSeries {
     /// A series without samples.
+    ///
+    /// ```
+    /// assert!(scx_vsock::SampleSeries::new().samples().is_empty());
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Adds a sample behind the others.
+    ///
+    /// ```
+    /// use scx_vsock::{SampleSeries, Sampler};
+    ///
+    /// let mut series = SampleSeries::new();
+    /// series.push(Sampler::new(None).sample("a"));
+    /// assert_eq!(series.samples().len(), 1);
+    /// ```
     pub fn push(&mut self, sample: Sample) {
         self.samples.push(sample);
     }
 
     /// The samples, in the order in which they were taken.
+    ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// assert_eq!(series.samples()[1].elapsed_ms, 3000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn samples(&self) -> &[Sample] {
         &self.samples
@@ -98,6 +135,18 @@ impl SampleSeries {
 
     /// The value at a dotted path in each sample. Array indices are numbers; a dot or a backslash that belongs to a
     /// name stands behind a backslash.
+    ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// assert_eq!(series.stats("nr")?[1], Ok(&16.into()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -109,6 +158,18 @@ impl SampleSeries {
 
     /// The names of all fields at a path over all samples that have it, in order; for the empty path those of the
     /// stats themselves.
+    ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// assert!(series.keys("")?.contains("nr"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

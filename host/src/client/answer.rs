@@ -15,6 +15,14 @@ use crate::request::StatsResponse;
 const MAX_DEPTH: usize = 127;
 
 /// What was decoded, and the errno that came with it.
+///
+/// ```
+/// use scx_vsock::client::{Answer, answer};
+///
+/// let decoded = answer::raw(Answer::Scheduler(br#"{"errno":22,"args":{"resp":"no"}}"#))?;
+/// assert_eq!((decoded.errno, decoded.value.len()), (22, 33));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded<T> {
     /// The value.
@@ -24,6 +32,15 @@ pub struct Decoded<T> {
 }
 
 /// The scheduler's line as it came, once it is known to be one JSON object.
+///
+/// ```
+/// use scx_vsock::client::{Answer, answer};
+///
+/// let decoded = answer::raw(Answer::Scheduler(br#"{"args": {"resp": 1}}"#))?;
+/// assert_eq!(decoded.value, br#"{"args": {"resp": 1}}"#);
+/// assert!(answer::raw(Answer::Scheduler(b"hello")).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
@@ -41,6 +58,14 @@ pub fn raw(answer: Answer<'_>) -> Result<Decoded<Vec<u8>>, SchedStatsError> {
 
 /// The scheduler's envelope, whatever its errno.
 ///
+/// ```
+/// use scx_vsock::client::{Answer, answer};
+///
+/// let decoded = answer::response(Answer::Scheduler(br#"{"errno":22,"args":{"resp":"no"}}"#))?;
+/// assert_eq!(decoded.value.args["resp"], "no");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// [`SchedStatsError::MalformedResponse`].
@@ -51,6 +76,14 @@ pub fn response(answer: Answer<'_>) -> Result<Decoded<StatsResponse>, SchedStats
 }
 
 /// `args["resp"]` of an answer with errno 0, decoded straight from the line.
+///
+/// ```
+/// use scx_vsock::client::{Answer, answer};
+///
+/// let decoded = answer::resp::<Vec<u8>>(Answer::Scheduler(br#"{"args":{"resp":[1,2]}}"#))?;
+/// assert_eq!(decoded.value, [1, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
@@ -67,6 +100,13 @@ pub fn resp<T: DeserializeOwned>(answer: Answer<'_>) -> Result<Decoded<T>, Sched
 }
 
 /// Nothing but that the scheduler accepts connections.
+///
+/// ```
+/// use scx_vsock::client::{Answer, answer};
+///
+/// assert!(answer::ready(Answer::SchedulerReady).is_ok());
+/// assert!(answer::ready(Answer::Scheduler(b"{}")).is_err());
+/// ```
 ///
 /// # Errors
 ///

@@ -19,6 +19,15 @@ use crate::error::SchedStatsError;
 use crate::request::RequestLine;
 
 /// What a conversation waits for on its stream.
+///
+/// ```
+/// # use std::time::{Duration, Instant};
+/// # use scx_vsock::client::{Conversation, Deadline, Interest};
+/// # use scx_vsock::{Endpoint, StatsRequest};
+/// let mut conversation = Conversation::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
+/// assert_eq!(conversation.interest(), Interest::Read);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
     /// Bytes to read.
@@ -61,6 +70,11 @@ pub struct Conversation {
 }
 
 /// What a conversation has moved since it began.
+///
+/// ```
+/// let traffic = scx_vsock::client::Traffic::default();
+/// assert_eq!((traffic.sessions, traffic.sent, traffic.received), (0, 0, 0));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {
@@ -90,6 +104,14 @@ impl fmt::Debug for Conversation {
 
 impl Conversation {
     /// A conversation that has no session yet. Does no I/O.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use scx_vsock::client::{Conversation, Deadline, Interest};
+    /// # use scx_vsock::{Endpoint, StatsRequest};
+    /// let conversation = Conversation::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn new(connect: impl Connect + 'static) -> Self {
         Self { connect: Arc::new(connect), traffic: Traffic::default(), link: None }
@@ -97,6 +119,15 @@ impl Conversation {
 
     /// The number of the newest session, counted from 1; 0 before the first. A scheduler's deltas span the time since
     /// the same session's last read, so another number means another baseline.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use scx_vsock::client::{Conversation, Deadline, Interest};
+    /// # use scx_vsock::{Endpoint, StatsRequest};
+    /// let conversation = Conversation::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
+    /// assert_eq!(conversation.session(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn session(&self) -> u64 {
         self.traffic.sessions
@@ -118,6 +149,17 @@ impl Conversation {
     /// Begins a request, on the open session where it is still good, else on a new one. A request that has no outcome
     /// yet is abandoned.
     ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use scx_vsock::client::{Conversation, Deadline, Interest};
+    /// # use scx_vsock::{Endpoint, StatsRequest};
+    /// let mut conversation = Conversation::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
+    /// let line = StatsRequest::stats(&[]).line()?;
+    /// let started = conversation.start(line, Deadline::after(Instant::now(), Duration::from_secs(1)));
+    /// assert_eq!(started.unwrap_err().kind(), "agent_unreachable");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`SchedStatsError::AgentUnreachable`] where it is known at once that there is no way to the agent.
@@ -137,12 +179,30 @@ impl Conversation {
     }
 
     /// The stream to wait on; none while nothing is asked.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use scx_vsock::client::{Conversation, Deadline, Interest};
+    /// # use scx_vsock::{Endpoint, StatsRequest};
+    /// let conversation = Conversation::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
+    /// assert!(conversation.fd().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.asked().map(|link| link.stream.as_fd())
     }
 
     /// What to wait for on it.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use scx_vsock::client::{Conversation, Deadline, Interest};
+    /// # use scx_vsock::{Endpoint, StatsRequest};
+    /// let conversation = Conversation::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
+    /// assert_eq!(conversation.interest(), Interest::Read);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn interest(&self) -> Interest {
         match self.asked() {
@@ -152,6 +212,15 @@ impl Conversation {
     }
 
     /// When the request ends at the latest; none while nothing is asked.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use scx_vsock::client::{Conversation, Deadline, Interest};
+    /// # use scx_vsock::{Endpoint, StatsRequest};
+    /// let conversation = Conversation::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
+    /// assert_eq!(conversation.deadline(), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn deadline(&self) -> Option<Deadline> {
         self.asked().map(|link| link.deadline)
@@ -162,6 +231,16 @@ impl Conversation {
     ///
     /// A complete answer comes before the session's end, and that before the deadline. `Pending` while nothing is
     /// asked.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use scx_vsock::client::{Conversation, Deadline, Interest};
+    /// # use scx_vsock::{Endpoint, StatsRequest};
+    /// let mut conversation = Conversation::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
+    /// let nothing = conversation.on_ready(Instant::now(), scx_vsock::client::answer::raw);
+    /// assert!(nothing.is_pending(), "nothing is asked");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -189,6 +268,16 @@ impl Conversation {
     }
 
     /// Gives up the request that has no outcome yet, and its session with it.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use scx_vsock::client::{Conversation, Deadline, Interest};
+    /// # use scx_vsock::{Endpoint, StatsRequest};
+    /// let mut conversation = Conversation::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
+    /// conversation.abandon();
+    /// assert!(conversation.fd().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn abandon(&mut self) {
         if self.asked().is_some() {
             self.link = None;

@@ -35,6 +35,10 @@ use turn::{Turns, Waiting};
 use wait::Wait;
 
 /// How long a call may take where nothing else is said.
+///
+/// ```
+/// assert_eq!(scx_vsock::client::DEFAULT_DEADLINE.as_secs(), 5);
+/// ```
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A client of one guest's scheduler.
@@ -87,6 +91,15 @@ impl fmt::Debug for SchedStatsClient {
 }
 
 /// Makes a [`SchedStatsClient`].
+///
+/// ```
+/// use scx_vsock::{Endpoint, RunControl, SchedStatsClient};
+///
+/// let run = RunControl::new();
+/// let builder = SchedStatsClient::builder("vsock://3".parse::<Endpoint>()?).control(&run);
+/// let client = builder.deadline(std::time::Duration::from_secs(1)).build();
+/// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it builds"]
 pub struct SchedStatsClientBuilder {
@@ -97,18 +110,44 @@ pub struct SchedStatsClientBuilder {
 
 impl SchedStatsClientBuilder {
     /// How long each call may take, all in all; [`DEFAULT_DEADLINE`] where this is left out.
+    ///
+    /// ```
+    /// # use scx_vsock::{Endpoint, RunControl, SchedStatsClient, SchedStatsError};
+    /// # let agent: Endpoint = "unix:/run/no-agent.sock".parse()?;
+    /// let client = SchedStatsClient::builder(agent).deadline(std::time::Duration::ZERO).build();
+    /// assert_eq!(client.stats(&[]), Err(SchedStatsError::TimedOut { after_ms: 0 }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
     /// The run whose freezes and cancel end the client's calls; one that always goes on where this is left out.
+    ///
+    /// ```
+    /// # use scx_vsock::{Endpoint, RunControl, SchedStatsClient, SchedStatsError};
+    /// # let agent: Endpoint = "unix:/run/no-agent.sock".parse()?;
+    /// let run = RunControl::new();
+    /// let client = SchedStatsClient::builder(agent).control(&run).build();
+    /// run.cancel();
+    /// assert_eq!(client.stats(&[]), Err(SchedStatsError::Cancelled));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn control(mut self, control: &RunControl) -> Self {
         self.control = control.clone();
         self
     }
 
     /// The client. Does no I/O.
+    ///
+    /// ```
+    /// # use scx_vsock::{Endpoint, RunControl, SchedStatsClient, SchedStatsError};
+    /// # let agent: Endpoint = "unix:/run/no-agent.sock".parse()?;
+    /// let client = SchedStatsClient::builder(agent).build();
+    /// assert_eq!(client.session(), 0, "no session is opened before the first call");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn build(self) -> SchedStatsClient {
         let shared = Shared {
@@ -123,12 +162,26 @@ impl SchedStatsClientBuilder {
 
 impl SchedStatsClient {
     /// Begins to make a client of the agent that `connect` leads to.
+    ///
+    /// ```
+    /// use scx_vsock::{Endpoint, SchedStatsClient};
+    ///
+    /// let client = SchedStatsClient::builder(Endpoint::Vsock { cid: 3, port: 729 }).build();
+    /// ```
     pub fn builder(connect: impl Connect + 'static) -> SchedStatsClientBuilder {
         let conversation = Conversation::new(connect);
         SchedStatsClientBuilder { conversation, control: RunControl::new(), deadline: DEFAULT_DEADLINE }
     }
 
     /// A clone, on the same session, whose calls may take up to `deadline`.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let hurried = client.with_deadline(std::time::Duration::from_millis(20));
+    /// let stats = hurried.stats(&[])?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         Self { shared: Arc::clone(&self.shared), deadline }
@@ -136,6 +189,17 @@ impl SchedStatsClient {
 
     /// The number of the newest session, counted from 1; 0 before the first. When it is another than before, the
     /// scheduler's deltas have a new baseline.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let before = client.session();
+    /// let stats = client.stats(&[])?;
+    /// if client.session() != before {
+    ///     // The deltas in `stats` count from a new baseline.
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn session(&self) -> u64 {
         self.shared.session.load(Ordering::Relaxed)
@@ -144,6 +208,14 @@ impl SchedStatsClient {
     /// Sends one line and returns the scheduler's line without its LF, byte for byte. The LF of `line` may be left out.
     ///
     /// The answer is one JSON object; its errno is not judged, but after another errno than 0 the session is renewed.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let answer = client.request_raw(r#"{"req":"stats","args":{"target":"top"}}"#)?;
+    /// println!("{}", String::from_utf8_lossy(&answer));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -156,6 +228,14 @@ impl SchedStatsClient {
     /// Sends a request and returns the scheduler's answer, whatever its errno. After another errno than 0 the session
     /// is renewed.
     ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let answer = client.request(&scx_vsock::StatsRequest::stats_meta())?;
+    /// assert_eq!(answer.errno, 0, "{:#}", answer.args);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`SchedStatsError::RequestTooLarge`] before anything is sent, and whatever else prevents an answer.
@@ -164,6 +244,14 @@ impl SchedStatsClient {
     }
 
     /// The scheduler's stats: `args["resp"]` of its answer. With no `args` they are those of the target `top`.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let stats = client.stats(&[("target", "top")])?;
+    /// println!("{}", stats["nr_running"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -174,6 +262,15 @@ impl SchedStatsClient {
     }
 
     /// What the scheduler's stats mean: each struct's fields with their kinds and descriptions, by the struct's name.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// for (name, meta) in client.stats_meta()?.as_object().into_iter().flatten() {
+    ///     println!("{name}: {}", meta["desc"]);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -207,6 +304,14 @@ impl SchedStatsClient {
     ///
     /// It is the agent that waits: this is one request and one answer, without polling.
     ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// client.wait_for_scheduler(std::time::Duration::from_secs(60))?;
+    /// let first = client.stats(&[])?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`SchedStatsError::TimedOut`], or that there is no agent to wait.
@@ -220,6 +325,14 @@ impl SchedStatsClient {
     }
 
     /// What the calls of this client and its clones came to so far.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let statistics = client.statistics();
+    /// println!("{} of {} calls answered, half of them within {:?}", statistics.answers, statistics.requests, statistics.latency.at_most(0.5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         self.shared.statistics().clone()

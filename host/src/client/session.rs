@@ -28,6 +28,14 @@ const MIN_READ: usize = 4096;
 const KEPT_BYTES: usize = 16 * 1024;
 
 /// What a request was answered with.
+///
+/// ```
+/// use scx_vsock::client::{Answer, answer};
+///
+/// let decoded = answer::resp::<u32>(Answer::Scheduler(br#"{"errno":0,"args":{"resp":7}}"#))?;
+/// assert_eq!(decoded.value, 7);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer<'a> {
     /// The scheduler's line without its LF, as it came.

@@ -17,6 +17,15 @@ use crate::wake::{Notify, Wake};
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// When a call ends at the latest.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use scx_vsock::client::Deadline;
+///
+/// let now = Instant::now();
+/// let deadline = Deadline::after(now, Duration::from_millis(50));
+/// assert!(!deadline.has_passed(now) && deadline.has_passed(now + Duration::from_secs(1)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
     at: Instant,
@@ -25,6 +34,15 @@ pub struct Deadline {
 
 impl Deadline {
     /// `allowed` from `now` on; a year where it is more than that.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use scx_vsock::client::Deadline;
+    ///
+    /// let now = Instant::now();
+    /// let deadline = Deadline::after(now, Duration::from_millis(50));
+    /// assert_eq!(deadline.at(), now + Duration::from_millis(50));
+    /// ```
     #[must_use]
     pub fn after(now: Instant, allowed: Duration) -> Self {
         let allowed = allowed.min(LONGEST);
@@ -32,18 +50,45 @@ impl Deadline {
     }
 
     /// The moment.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use scx_vsock::client::Deadline;
+    ///
+    /// let now = Instant::now();
+    /// let deadline = Deadline::after(now, Duration::from_millis(50));
+    /// assert_eq!(deadline.at() - now, Duration::from_millis(50));
+    /// ```
     #[must_use]
     pub fn at(&self) -> Instant {
         self.at
     }
 
     /// Whether it is over.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use scx_vsock::client::Deadline;
+    ///
+    /// let now = Instant::now();
+    /// let deadline = Deadline::after(now, Duration::from_millis(50));
+    /// assert!(deadline.has_passed(deadline.at()));
+    /// ```
     #[must_use]
     pub fn has_passed(&self, now: Instant) -> bool {
         now >= self.at
     }
 
     /// What a call that was ended by it returns.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use scx_vsock::client::Deadline;
+    ///
+    /// let now = Instant::now();
+    /// let deadline = Deadline::after(now, Duration::from_millis(50));
+    /// assert_eq!(deadline.timed_out(), scx_vsock::SchedStatsError::TimedOut { after_ms: 50 });
+    /// ```
     #[must_use]
     pub fn timed_out(&self) -> SchedStatsError {
         SchedStatsError::TimedOut { after_ms: u64::try_from(self.allowed.as_millis()).unwrap_or(u64::MAX) }

@@ -9,6 +9,18 @@ use std::time::{Duration, Instant};
 use super::RunControl;
 
 /// Cancels its run when its time is over. Disarmed on drop.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let run = scx_vsock::RunControl::new();
+/// let watchdog = run.watchdog(Duration::from_secs(600))?;
+/// // ... each phase that ends in time gives the next one its own ...
+/// watchdog.extend(Duration::from_secs(60));
+/// drop(watchdog);
+/// assert!(!run.is_cancelled());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Watchdog {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -61,6 +73,17 @@ impl Watchdog {
 
     /// Sets the time anew: the run is cancelled this long from now. False if that has happened already, or the
     /// watchdog was disarmed.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let run = scx_vsock::RunControl::new();
+    /// let watchdog = run.watchdog(Duration::from_secs(600))?;
+    /// assert!(watchdog.extend(Duration::from_secs(1_200)));
+    /// watchdog.disarm();
+    /// assert!(!watchdog.extend(Duration::from_secs(60)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn extend(&self, after: Duration) -> bool {
         let mut due = self.shared.due();
         let armed = *due != Due::Never;
@@ -72,6 +95,16 @@ impl Watchdog {
     }
 
     /// Lets the run go on without end. Once this returns the watchdog does not cancel it any more.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let run = scx_vsock::RunControl::new();
+    /// let watchdog = run.watchdog(Duration::from_secs(600))?;
+    /// watchdog.disarm();
+    /// assert!(!run.is_cancelled());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn disarm(&self) {
         self.shared.set(Due::Never);
     }

@@ -15,6 +15,16 @@ use crate::histogram::Histogram;
 use crate::series::SampleSeries;
 
 /// When samples are due, counted from the start of the spawned sampler, so that lateness never adds up.
+///
+/// ```
+/// use std::time::Duration;
+/// use scx_vsock::Sampler;
+/// use scx_vsock::sample::Schedule;
+///
+/// let boundaries = Schedule::At(vec![Duration::from_secs(10), Duration::from_secs(25)]);
+/// let spawned = Sampler::new(None).spawn_keeping(boundaries, 2)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Schedule {
     /// The n-th after n times this.
@@ -24,6 +34,15 @@ pub enum Schedule {
 }
 
 /// A schedule that cannot be kept, or no thread to keep it.
+///
+/// ```
+/// use std::time::Duration;
+/// use scx_vsock::Sampler;
+/// use scx_vsock::sample::Schedule;
+///
+/// let error = Sampler::new(None).spawn(Schedule::Every(Duration::ZERO), |_, _| ()).unwrap_err();
+/// assert!(error.to_string().starts_with("an interval of 0"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScheduleError {
@@ -89,6 +108,17 @@ impl Schedule {
 }
 
 /// How a spawned sampler has kept its schedule so far.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use scx_vsock::Sampler;
+/// # use scx_vsock::sample::Schedule;
+/// let mut spawned = Sampler::new(None).spawn_keeping(Schedule::At(vec![Duration::from_millis(1)]), 10)?;
+/// spawned.join();
+/// let tally = spawned.tally();
+/// assert_eq!((tally.taken, tally.left_out, tally.dropped), (1, 0, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tally {
@@ -167,6 +197,17 @@ impl Sampler {
     /// Takes samples on a thread of its own, tagged by their number, and hands each to `sink` with how late it was
     /// begun. The baseline is primed first. While one sample waits for a slow scheduler, those that become due are
     /// left out and [counted](Tally::left_out); their numbers are missing from the tags.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use scx_vsock::Sampler;
+    /// # use scx_vsock::sample::Schedule;
+    /// let (samples, taken) = std::sync::mpsc::channel();
+    /// let schedule = Schedule::At(vec![Duration::from_millis(1)]);
+    /// let spawned = Sampler::new(None).spawn(schedule, move |sample, _late| samples.send(sample).unwrap())?;
+    /// assert_eq!(taken.recv()?.tag, "1");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -275,18 +316,48 @@ fn sleep_until(then: Option<Instant>, stop: &Entry) -> bool {
 
 impl SpawnedSampler {
     /// Whether its schedule is over.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use scx_vsock::Sampler;
+    /// # use scx_vsock::sample::Schedule;
+    /// let mut spawned = Sampler::new(None).spawn_keeping(Schedule::At(vec![Duration::from_millis(1)]), 10)?;
+    /// spawned.join();
+    /// assert!(spawned.is_finished());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// How the schedule was kept so far.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use scx_vsock::Sampler;
+    /// # use scx_vsock::sample::Schedule;
+    /// let mut spawned = Sampler::new(None).spawn_keeping(Schedule::At(vec![Duration::from_millis(1)]), 10)?;
+    /// spawned.join();
+    /// assert_eq!(spawned.tally().late.count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn tally(&self) -> Tally {
         self.shared.state().tally.clone()
     }
 
     /// Takes away the samples that are kept so far; also after [`stop`](Self::stop). Empty where a sink gets them.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use scx_vsock::Sampler;
+    /// # use scx_vsock::sample::Schedule;
+    /// let mut spawned = Sampler::new(None).spawn_keeping(Schedule::At(vec![Duration::from_millis(1)]), 10)?;
+    /// spawned.join();
+    /// assert_eq!(spawned.take_kept().samples().len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn take_kept(&self) -> SampleSeries {
         self.shared.state().kept.drain(..).collect()
@@ -294,6 +365,16 @@ impl SpawnedSampler {
 
     /// Waits for its schedule to be over, and gives the sampler back, whose session is still open if it is good. A
     /// schedule of an interval has no end. `None` if it was given back before, or `sink` panicked.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use scx_vsock::Sampler;
+    /// # use scx_vsock::sample::Schedule;
+    /// let schedule = Schedule::At(vec![Duration::from_millis(1)]);
+    /// let mut spawned = Sampler::new(None).spawn_keeping(schedule, 10)?;
+    /// let sampler = spawned.join().expect("the sampler, for more");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn join(&mut self) -> Option<Sampler> {
         let mut sampler = self.thread.take()?.join().ok()?;
         sampler.stop = RunControl::new();
@@ -302,6 +383,15 @@ impl SpawnedSampler {
 
     /// Ends the thread at once, in the midst of a sample too, which is dropped then; and gives the sampler back as
     /// [`join`](Self::join) does.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use scx_vsock::Sampler;
+    /// # use scx_vsock::sample::Schedule;
+    /// let mut spawned = Sampler::new(None).spawn_keeping(Schedule::Every(Duration::from_secs(3_600)), 10)?;
+    /// let sampler = spawned.stop().expect("the sampler, for more");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn stop(&mut self) -> Option<Sampler> {
         self.stop.cancel();
         self.join()

@@ -7,6 +7,13 @@ use super::{ParsePathError, SampleSeries, SnapshotError, StatPath};
 use crate::sample::Sample;
 
 /// A type that a column can have.
+///
+/// ```
+/// use scx_vsock::series::FromStat;
+///
+/// assert_eq!(u64::from_stat(&7.into()), Some(7));
+/// assert_eq!(u64::from_stat(&(-7).into()), None);
+/// ```
 pub trait FromStat: Sized {
     /// Its name, for messages.
     const NAME: &'static str;
@@ -49,6 +56,20 @@ impl FromStat for String {
 }
 
 /// From one sample to the next.
+///
+/// ```
+/// use scx_vsock::SampleSeries;
+///
+/// let lines = concat!(
+///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+/// );
+/// let series = SampleSeries::from_json_lines(lines)?;
+/// use scx_vsock::series::Change;
+///
+/// assert_eq!(series.changes("nr")?, [Change::NewBaseline, Change::Since { delta: 6.0, rate: Some(3.0) }]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Both samples have the value, on one baseline: its change, and the change a second.
@@ -67,6 +88,18 @@ pub enum Change {
 impl SampleSeries {
     /// The values at a dotted path, as a type: `u64`, `i64`, `f64` or `String`. One outcome a sample.
     ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// assert_eq!(series.column::<f64>("nr")?[0], Ok(10.0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`ParsePathError`].
@@ -77,6 +110,18 @@ impl SampleSeries {
 
     /// How the number at a dotted path changes from sample to sample: for counters that grow without end. A change
     /// never reaches across a new session or a sample without the value.
+    ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// assert_eq!(series.changes("nr")?.len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

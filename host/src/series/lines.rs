@@ -6,6 +6,11 @@ use super::SampleSeries;
 use crate::sample::Sample;
 
 /// A line that is no sample.
+///
+/// ```
+/// let error = scx_vsock::SampleSeries::from_json_lines("{\"tag\":\"a\"").unwrap_err();
+/// assert_eq!(error.to_string(), "line 1 has no end; the text was cut in the middle");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LineError {
@@ -36,6 +41,20 @@ pub enum LineError {
 impl SampleSeries {
     /// Writes a line for each sample, in serde's own form.
     ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// let mut file = Vec::new();
+    /// series.write_json_lines(&mut file)?;
+    /// assert_eq!(file, lines.as_bytes());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// What the write failed with.
@@ -48,6 +67,18 @@ impl SampleSeries {
     }
 
     /// The lines of [`write_json_lines`](Self::write_json_lines) as text.
+    ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// assert_eq!(series.to_json_lines(), lines);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn to_json_lines(&self) -> String {
         let mut bytes = Vec::new();
@@ -58,6 +89,18 @@ impl SampleSeries {
 
     /// Reads what [`write_json_lines`](Self::write_json_lines) wrote, losslessly.
     ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// assert_eq!(series.samples().len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`LineError`] with the number of the first line that is no sample.
@@ -66,6 +109,18 @@ impl SampleSeries {
     }
 
     /// Reads what [`write_json_lines`](Self::write_json_lines) wrote, losslessly.
+    ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// assert_eq!(SampleSeries::read_json_lines(lines.as_bytes())?, series);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -24,6 +24,11 @@ pub struct StatPath {
 }
 
 /// A text that is no path.
+///
+/// ```
+/// let error = "layers..util".parse::<scx_vsock::series::StatPath>().unwrap_err();
+/// assert_eq!(error.to_string(), r#""layers..util" is no path: an empty component at byte 7"#);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path:?} is no path: {problem} at byte {at}")]
 pub struct ParsePathError {
@@ -76,11 +81,30 @@ impl StatPath {
     }
 
     /// The names and indices on the way.
+    ///
+    /// ```
+    /// let path: scx_vsock::series::StatPath = "cpus.0".parse()?;
+    /// assert_eq!(path.components().last(), Some("0"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn components(&self) -> impl Iterator<Item = &str> {
         self.components.iter().map(String::as_str)
     }
 
     /// The value at this path in a sample.
+    ///
+    /// ```
+    /// use scx_vsock::SampleSeries;
+    ///
+    /// let lines = concat!(
+    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
+    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
+    /// );
+    /// let series = SampleSeries::from_json_lines(lines)?;
+    /// let path: scx_vsock::series::StatPath = "nr".parse()?;
+    /// assert_eq!(path.look_up(&series.samples()[0])?, 10);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
