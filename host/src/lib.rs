@@ -84,7 +84,7 @@ mod wake;
 #[cfg(feature = "device")]
 pub mod vsock;
 
-#[cfg(feature = "vhost-user")]
+#[cfg(feature = "device")]
 pub mod front;
 
 #[cfg(feature = "qemu")]

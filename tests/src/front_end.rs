@@ -69,7 +69,7 @@ impl FrontEnd {
     pub fn start(&mut self, from: [u16; 2]) {
         let memory = self.driver.memory().clone();
         let address = |at| memory.get_host_address(GuestAddress(at)).expect("a ring in memory") as u64;
-        for (queue, addresses) in self.driver.addresses().into_iter().enumerate() {
+        for (queue, addresses) in self.driver.addresses().into_iter().take(2).enumerate() {
             let config = VringConfigData {
                 queue_max_size: QUEUE_SIZE,
                 queue_size: QUEUE_SIZE,

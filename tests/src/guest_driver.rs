@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{Ordering, fence};
 
 use scx_vsock::vsock::header::{Header, Operation};
-use scx_vsock::vsock::spec::{HOST_CID, TYPE_STREAM};
+use scx_vsock::vsock::spec::{EVENT_BYTES, HOST_CID, TYPE_STREAM};
 use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -25,13 +25,26 @@ pub const GUEST_BUFFER: u32 = 256 * 1024;
 pub const MEMORY: usize = 128 << 20;
 const RX_RING: u64 = 0x10_0000;
 const TX_RING: u64 = 0x20_0000;
+const EVENT_RING: u64 = 0x30_0000;
+/// All rings together.
+const RINGS: usize = 0x30_0000;
 const RX_BUFFERS: u64 = 0x100_0000;
 const TX_BUFFERS: u64 = 0x200_0000;
+/// Guest memory for the buffers of events, each of them as long as an event.
+const EVENT_BUFFERS: u64 = 0x80_0000;
+/// Buffers for events, as Linux posts them.
+const EVENTS: usize = 8;
 /// Guest memory for one transmit chain.
 const TX_BUFFER: u64 = 0x8_0000;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
+
+/// Memory of a guest: [`MEMORY`] bytes at address 0.
+#[must_use]
+pub fn memory() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory")
+}
 
 /// A packet that the guest received.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,12 +162,13 @@ impl Ring {
     }
 }
 
-/// A driver's receive and transmit queue in guest memory.
+/// A driver's queues in guest memory.
 #[derive(Debug)]
 pub struct Driver {
     memory: GuestMemoryMmap,
     rx: Ring,
     tx: Ring,
+    event: Ring,
     /// Where each receive buffer is, by the head of its chain.
     rx_buffers: Vec<(u64, u32)>,
     tx_turn: u64,
@@ -174,18 +188,25 @@ pub struct QueueAddresses {
 }
 
 impl Driver {
-    /// A driver that has posted no receive buffer, in memory of at least [`MEMORY`] bytes at address 0.
+    /// A driver that has posted no buffer, in memory of at least [`MEMORY`] bytes at address 0.
     #[must_use]
     pub fn new(memory: GuestMemoryMmap) -> Self {
-        let (rx, tx) = (Ring::new(RX_RING), Ring::new(TX_RING));
-        Self { memory, rx, tx, rx_buffers: vec![(0, 0); usize::from(QUEUE_SIZE)], tx_turn: 0, reposts: true }
+        let (rx, tx, event) = (Ring::new(RX_RING), Ring::new(TX_RING), Ring::new(EVENT_RING));
+        Self { memory, rx, tx, event, rx_buffers: vec![(0, 0); usize::from(QUEUE_SIZE)], tx_turn: 0, reposts: true }
+    }
+
+    /// The driver goes on as it is in other memory, which has the bytes that this one's had: it was saved and restored.
+    #[must_use]
+    pub fn moved_to(self, memory: GuestMemoryMmap) -> Self {
+        Self { memory, ..self }
     }
 
     /// The driver starts anew on empty rings, with all receive buffers posted.
     pub fn restart(&mut self) {
-        self.memory.write_slice(&vec![0; 0x20_0000], GuestAddress(RX_RING)).expect("the rings are in memory");
-        (self.rx, self.tx) = (Ring::new(RX_RING), Ring::new(TX_RING));
+        self.memory.write_slice(&vec![0; RINGS], GuestAddress(RX_RING)).expect("the rings are in memory");
+        (self.rx, self.tx, self.event) = (Ring::new(RX_RING), Ring::new(TX_RING), Ring::new(EVENT_RING));
         self.post_all(RX_BUFFER);
+        self.post_events();
     }
 
     /// Guest memory.
@@ -194,10 +215,10 @@ impl Driver {
         &self.memory
     }
 
-    /// Where the receive and the transmit queue are.
+    /// Where the receive, the transmit and the event queue are.
     #[must_use]
-    pub fn addresses(&self) -> [QueueAddresses; 2] {
-        [&self.rx, &self.tx].map(|ring| QueueAddresses {
+    pub fn addresses(&self) -> [QueueAddresses; 3] {
+        [&self.rx, &self.tx, &self.event].map(|ring| QueueAddresses {
             descriptors: ring.descriptors(),
             available: ring.avail(),
             used: ring.used(),
@@ -206,7 +227,7 @@ impl Driver {
 
     /// Asks for an interrupt at the next buffer that the device uses in each queue (virtio 1.3, 2.7.7).
     pub fn ask_for_interrupts(&self) {
-        for ring in [&self.rx, &self.tx] {
+        for ring in [&self.rx, &self.tx, &self.event] {
             let used_event = ring.avail() + 4 + 2 * u64::from(QUEUE_SIZE);
             self.memory.write_obj(ring.used_seen.to_le(), GuestAddress(used_event)).expect("the ring is in memory");
         }
@@ -217,12 +238,34 @@ impl Driver {
     /// Whether the device used a buffer that was not taken back yet.
     #[must_use]
     pub fn has_used(&self) -> bool {
-        [&self.rx, &self.tx].iter().any(|ring| ring.used_index(&self.memory) != ring.used_seen)
+        [&self.rx, &self.tx, &self.event].iter().any(|ring| ring.used_index(&self.memory) != ring.used_seen)
     }
 
     /// Takes back every transmit chain that the device used.
     pub fn take_sent(&mut self) {
         while self.tx.take_used(&self.memory).is_some() {}
+    }
+
+    /// Posts buffers for events.
+    pub fn post_events(&mut self) {
+        for _ in 0..EVENTS {
+            self.post_event(EVENT_BYTES);
+        }
+    }
+
+    /// Posts one buffer of this size for an event.
+    pub fn post_event(&mut self, size: u32) {
+        let head = *self.event.free.last().expect("a free descriptor");
+        let address = EVENT_BUFFERS + u64::from(head) * u64::from(EVENT_BYTES);
+        assert!(self.event.offer(&self.memory, &[(address, size)], WRITE));
+    }
+
+    /// The next event that the guest is told of, whose buffer is not posted again yet: none of an empty one.
+    pub fn take_event(&mut self) -> Option<Option<u32>> {
+        let (head, length) = self.event.take_used(&self.memory)?;
+        let address = EVENT_BUFFERS + u64::from(head) * u64::from(EVENT_BYTES);
+        let event = || self.memory.read_obj(GuestAddress(address)).expect("the buffer is in memory");
+        Some((length == EVENT_BYTES).then(event))
     }
 
     /// Posts receive buffers of this size until the queue is full.
@@ -299,6 +342,7 @@ pub struct Guest {
     driver: Driver,
     rx_queue: Queue,
     tx_queue: Queue,
+    event_queue: Queue,
 }
 
 impl Deref for Guest {
@@ -327,22 +371,23 @@ impl Guest {
     pub fn new() -> Self {
         let mut guest = Self::without_buffers();
         guest.post_all(RX_BUFFER);
+        guest.post_events();
         guest
     }
 
     /// A guest whose driver runs and has posted no receive buffer.
     #[must_use]
     pub fn without_buffers() -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory");
-        let driver = Driver::new(memory);
-        let (rx_queue, tx_queue) = (driver.rx.queue(), driver.tx.queue());
-        Self { device: Device::new(CID).expect("a device"), driver, rx_queue, tx_queue }
+        let driver = Driver::new(memory());
+        let (rx_queue, tx_queue, event_queue) = (driver.rx.queue(), driver.tx.queue(), driver.event.queue());
+        Self { device: Device::new(CID).expect("a device"), driver, rx_queue, tx_queue, event_queue }
     }
 
     /// The driver starts anew on empty rings.
     pub fn reboot(&mut self) {
         self.driver.restart();
         (self.rx_queue, self.tx_queue) = (self.driver.rx.queue(), self.driver.tx.queue());
+        self.event_queue = self.driver.event.queue();
         self.device.reset();
     }
 
@@ -352,7 +397,8 @@ impl Guest {
     ///
     /// What the device says of a broken driver.
     pub fn try_service(&mut self) -> Result<(), DeviceError> {
-        let _interrupts = self.device.service(&self.driver.memory, &mut self.rx_queue, &mut self.tx_queue)?;
+        let Self { device, driver, rx_queue, tx_queue, event_queue } = self;
+        let _interrupts = device.service(&driver.memory, rx_queue, tx_queue, Some(event_queue))?;
         self.driver.take_sent();
         Ok(())
     }

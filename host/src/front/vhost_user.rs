@@ -20,7 +20,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use crate::vsock::spec::{F_EVENT_IDX, F_VERSION_1, RX_QUEUE, TX_QUEUE};
+use crate::vsock::spec::{RX_QUEUE, TX_QUEUE};
 use crate::vsock::{Device, DeviceError, Handle};
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -111,7 +111,7 @@ impl Backend {
             return state.device.service_host();
         }
         state.start(rx.get_queue().next_avail(), tx.get_queue().next_avail());
-        let interrupts = state.device.service(&*memory, rx.get_queue_mut(), tx.get_queue_mut())?;
+        let interrupts = state.device.service(&*memory, rx.get_queue_mut(), tx.get_queue_mut(), None)?;
         drop(state);
         // A front end that closed its interrupt is gone, which its own thread sees.
         if interrupts.rx {
@@ -149,7 +149,11 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
-        F_VERSION_1 | F_EVENT_IDX | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        Device::FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        lock(&self.state).device.negotiate(features);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {

@@ -117,9 +117,14 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
     /// Writes the header to the front. False if the chain is shorter; something may be written then.
     #[must_use]
     pub fn write_header(&self, header: &Header) -> bool {
-        let bytes = header.emit();
-        let mut rest = bytes.as_slice();
-        for slice in self.slices_of(0, Header::BYTES) {
+        self.write(&header.emit())
+    }
+
+    /// Writes these bytes to the front. False if the chain is shorter; something may be written then.
+    #[must_use]
+    pub fn write(&self, bytes: &[u8]) -> bool {
+        let mut rest = bytes;
+        for slice in self.slices_of(0, bytes.len()) {
             let count = slice.len().min(rest.len());
             let (now, later) = rest.split_at(count);
             if slice.write_slice(now, 0).is_err() {

@@ -118,6 +118,11 @@ impl Handle {
         self.shared.listeners.listen(port)
     }
 
+    /// Makes the device's thread look.
+    pub(crate) fn wake(&self) {
+        self.shared.wake();
+    }
+
     /// The agent's usual port, for a client.
     #[must_use]
     pub fn agent(&self) -> Port {

@@ -23,6 +23,8 @@
 pub mod chain;
 pub mod connection;
 pub mod credit;
+pub mod event;
+pub mod features;
 pub mod handle;
 pub mod header;
 pub mod listener;
@@ -44,6 +46,7 @@ pub use listener::Listener;
 pub use muxer::MAX_CONNECTIONS;
 
 use chain::{Chain, ChainError, Direction, gather};
+use event::TransportReset;
 use handle::Shared;
 use header::Header;
 use muxer::Muxer;
@@ -78,6 +81,16 @@ pub struct Interrupts {
     pub rx: bool,
     /// The transmit queue's.
     pub tx: bool,
+    /// The event queue's.
+    pub event: bool,
+}
+
+impl Interrupts {
+    /// Whether there is any, for a guest that has one interrupt for all queues.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.rx || self.tx || self.event
+    }
 }
 
 /// A virtio-vsock device.
@@ -86,10 +99,14 @@ pub struct Device {
     guest_cid: u64,
     muxer: Muxer,
     shared: Arc<Shared>,
+    transport_reset: TransportReset,
     broken: bool,
 }
 
 impl Device {
+    /// The feature bits that a front offers to the driver.
+    pub const FEATURES: u64 = features::OFFERED;
+
     /// A device for the guest with this CID.
     ///
     /// # Errors
@@ -101,7 +118,7 @@ impl Device {
         }
         let shared = Arc::new(Shared::new()?);
         let muxer = Muxer::new(guest_cid, Arc::clone(&shared))?;
-        Ok(Self { guest_cid, muxer, shared, broken: false })
+        Ok(Self { guest_cid, muxer, shared, transport_reset: TransportReset::None, broken: false })
     }
 
     /// The device's host side.
@@ -132,7 +149,21 @@ impl Device {
     /// Connections that the host asked for meanwhile wait for the next driver.
     pub fn reset(&mut self) {
         self.muxer.reset();
+        self.transport_reset = TransportReset::None;
         self.broken = false;
+    }
+
+    /// The driver has chosen these features. One that has no stream sockets by its own choice gets none: what it sends
+    /// is reset, and what the host asks for ends at once.
+    pub fn negotiate(&mut self, chosen: u64) {
+        self.muxer.set_streams(features::has_streams(chosen));
+    }
+
+    /// The running driver's connections are interrupted, as by a restore: they are gone, and their host ends read the
+    /// end. The driver is told by the event queue; until it is through with that, no packet goes either way.
+    pub fn reset_transport(&mut self) {
+        self.muxer.reset();
+        self.transport_reset = TransportReset::Owed;
     }
 
     /// The guest is gone for good: every stream reads its end, and handles and listeners fail from now on.
@@ -150,8 +181,14 @@ impl Device {
         Ok(self.muxer.look()?)
     }
 
+    /// Makes [`fd`](Self::fd) readable, so that the device's thread calls [`service`](Self::service).
+    pub fn wake(&self) {
+        self.shared.wake();
+    }
+
     /// Does what there is to do, for the guest and for the host, without waiting. To be called when the guest kicked
-    /// either queue and when [`fd`](Self::fd) is readable.
+    /// any queue and when [`fd`](Self::fd) is readable. A front that does not have the event queue gives none, nor
+    /// does one whose driver did not set it up: such a guest is never told of a transport reset.
     ///
     /// # Errors
     ///
@@ -162,17 +199,42 @@ impl Device {
         memory: &M,
         rx: &mut Queue,
         tx: &mut Queue,
+        event: Option<&mut Queue>,
     ) -> Result<Interrupts, DeviceError> {
         self.muxer.look()?;
         if self.broken || !rx.ready() || !tx.ready() {
             return Ok(Interrupts::default());
         }
-        let served = self.serve_queues(memory, rx, tx);
+        let served = self.serve_queues(memory, rx, tx, event);
         self.broken = served.is_err();
         served
     }
 
     fn serve_queues<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        rx: &mut Queue,
+        tx: &mut Queue,
+        event: Option<&mut Queue>,
+    ) -> Result<Interrupts, DeviceError> {
+        let event = self.serve_events(memory, event)?;
+        if self.transport_reset == TransportReset::None {
+            Ok(Interrupts { event, ..self.serve_packets(memory, rx, tx)? })
+        } else {
+            Ok(Interrupts { event, ..Interrupts::default() })
+        }
+    }
+
+    /// Goes on with a transport reset; gives whether the event queue's interrupt is owed.
+    fn serve_events<M: GuestMemory>(&mut self, memory: &M, event: Option<&mut Queue>) -> Result<bool, DeviceError> {
+        let Some(event) = event.filter(|event| event.ready()) else {
+            self.transport_reset = TransportReset::None;
+            return Ok(false);
+        };
+        Ok(self.transport_reset.advance(memory, event)? && event.needs_notification(memory)?)
+    }
+
+    fn serve_packets<M: GuestMemory>(
         &mut self,
         memory: &M,
         rx: &mut Queue,
@@ -195,7 +257,11 @@ impl Device {
                 break;
             }
         }
-        Ok(Interrupts { rx: used.rx && rx.needs_notification(memory)?, tx: used.tx && tx.needs_notification(memory)? })
+        Ok(Interrupts {
+            rx: used.rx && rx.needs_notification(memory)?,
+            tx: used.tx && tx.needs_notification(memory)?,
+            event: false,
+        })
     }
 
     /// Takes the guest's packets, as long as what they may be owed has room.

@@ -56,6 +56,8 @@ pub struct Muxer {
     turns: VecDeque<Key>,
     resets: VecDeque<Header>,
     next_port: u32,
+    /// Whether the driver has stream sockets.
+    streams: bool,
 }
 
 impl Muxer {
@@ -73,6 +75,7 @@ impl Muxer {
             turns: VecDeque::new(),
             resets: VecDeque::new(),
             next_port: FIRST_PORT,
+            streams: true,
         })
     }
 
@@ -101,6 +104,14 @@ impl Muxer {
         self.entries.retain(|_, entry| entry.connection.state() == State::Wanted);
         self.resets.clear();
         self.turns.retain(|key| self.entries.contains_key(key));
+    }
+
+    /// Whether there are stream sockets. Without them every connection ends.
+    pub fn set_streams(&mut self, streams: bool) {
+        self.streams = streams;
+        if !streams {
+            self.clear();
+        }
     }
 
     /// Ends every connection at once.
@@ -155,7 +166,7 @@ impl Muxer {
 
     /// Adds a connection, if there is a place for it and its socket can be watched.
     fn insert(&mut self, key: Key, connection: Connection, socket: UnixStream) -> bool {
-        if !self.make_room() {
+        if !self.streams || !self.make_room() {
             return false;
         }
         let stream = Stream::new(socket);
@@ -218,7 +229,7 @@ impl Muxer {
             return;
         }
         let key = Key::of(packet);
-        let operation = Operation::parse(packet.op).filter(|_| packet.socket_type == TYPE_STREAM);
+        let operation = Operation::parse(packet.op).filter(|_| self.streams && packet.socket_type == TYPE_STREAM);
         let fits = usize::try_from(packet.len).is_ok_and(|len| len <= chain.len() - Header::BYTES);
         match (operation, self.entries.get_mut(&key)) {
             (Some(Operation::ReadWrite), Some(_)) if !fits => self.abort(key),

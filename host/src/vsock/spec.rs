@@ -7,6 +7,8 @@ pub const DEVICE_ID: u32 = 19;
 pub const RX_QUEUE: usize = 0;
 /// The transmit queue: driver to device (5.10.2).
 pub const TX_QUEUE: usize = 1;
+/// The event queue: device to driver (5.10.2).
+pub const EVENT_QUEUE: usize = 2;
 
 /// Stream sockets are supported (5.10.3). No feature bit of this section negotiated means the same.
 pub const F_STREAM: u64 = 1 << 0;
@@ -32,3 +34,8 @@ pub const SHUTDOWN_RECEIVE: u32 = 1;
 pub const SHUTDOWN_SEND: u32 = 2;
 /// Both.
 pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+
+/// Communication was interrupted (5.10.6.7, `id` of `struct virtio_vsock_event`).
+pub const EVENT_TRANSPORT_RESET: u32 = 0;
+/// Bytes of `struct virtio_vsock_event` (5.10.6.7).
+pub const EVENT_BYTES: u32 = 4;

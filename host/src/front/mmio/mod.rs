@@ -1,0 +1,234 @@
+//! The device behind virtio-mmio registers (virtio 1.3, 4.2), for a monitor's own bus.
+//!
+//! A monitor puts [`BYTES`] of guest address space at an address of its choice, tells the guest of it and of an
+//! interrupt, and gives every access there to [`Mmio::read`] or [`Mmio::write`]. [`register`] names the registers,
+//! [`status`] follows the driver's steps, [`queue`] holds what it says of its queues, [`transport`] is all of them
+//! together; the queues' contents are the [`Device`]'s.
+//!
+//! # Threads
+//!
+//! Whatever thread runs a virtual processor calls `read` and `write`. They never do the device's work: a kick makes
+//! [`Mmio::fd`] readable, and one thread, which may be that of many guests, calls [`Mmio::service`] then. Registers
+//! that a driver uses while it runs (notify, interrupt status and acknowledge) take no lock; the others wait for a call
+//! of `service` to end, which does a bounded number of packets.
+//!
+//! [`Interrupt::trigger`] is called on the thread of `service` or `resume`, and under no lock of this library: it may
+//! take the monitor's. What must not be done on the thread that calls `service` is to wait for the guest: no request of
+//! a client, no reading from a blocking stream.
+
+pub mod queue;
+pub mod register;
+pub mod status;
+pub mod transport;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vm_memory::GuestAddressSpace;
+
+pub use register::{BYTES, QUEUE_NOTIFY};
+
+use crate::vsock::{Device, DeviceError, Handle};
+use register::{CONFIG, CONFIG_CHANGE, Register, USED_BUFFER};
+use status::Change;
+use transport::Transport;
+
+/// How the guest's interrupt is raised: an edge, as each call stands for a new event.
+pub trait Interrupt {
+    /// Raises it.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the interrupt from the guest.
+    fn trigger(&self) -> io::Result<()>;
+}
+
+impl<F: Fn() -> io::Result<()>> Interrupt for F {
+    fn trigger(&self) -> io::Result<()> {
+        self()
+    }
+}
+
+/// Why a device does not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The device stopped. Where the guest's driver broke a queue, the guest was told, and may reset it.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The monitor could not raise the guest's interrupt.
+    #[error("the guest's interrupt cannot be raised")]
+    Interrupt(#[source] io::Error),
+}
+
+/// A virtio-vsock device behind registers, for a guest whose memory is `A` and whose interrupt is `I`.
+pub struct Mmio<A, I> {
+    memory: A,
+    interrupt: I,
+    /// Why the interrupt was raised, as far as the driver has not acknowledged it.
+    reasons: AtomicU32,
+    handle: Handle,
+    fd: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    transport: Transport,
+    device: Device,
+}
+
+impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
+    /// Puts registers in front of `device`.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Host`] if the host's kernel has no descriptor left.
+    pub fn new(device: Device, memory: A, interrupt: I) -> Result<Self, Error> {
+        let transport = Transport::new().map_err(DeviceError::from)?;
+        Ok(Self {
+            memory,
+            interrupt,
+            reasons: AtomicU32::new(0),
+            handle: device.handle(),
+            fd: device.fd().try_clone_to_owned().map_err(DeviceError::from)?,
+            state: Mutex::new(State { transport, device }),
+        })
+    }
+
+    /// The device's host side.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// A descriptor that is readable when [`service`](Self::service) is to be called.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The guest reads `data.len()` bytes at `offset` from the first register. Where nothing is to be read, zeros are.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            self.read_config(offset, data);
+        } else if let (Some(register), Ok(data)) = (Register::parse(offset), <&mut [u8; 4]>::try_from(data)) {
+            *data = self.read_register(register).to_le_bytes();
+        }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.lock().device.config();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (to, from) in data.iter_mut().zip(config.get(from..).unwrap_or_default()) {
+            *to = *from;
+        }
+    }
+
+    fn read_register(&self, register: Register) -> u32 {
+        match register {
+            Register::InterruptStatus => self.reasons.load(Ordering::SeqCst),
+            register => self.lock().transport.read(register),
+        }
+    }
+
+    /// The guest writes `data` at `offset` from the first register. Control registers are four bytes wide; other
+    /// widths, offsets in between, and the configuration space change nothing.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        let (Some(register), Ok(data)) = (Register::parse(offset), <[u8; 4]>::try_from(data)) else { return };
+        let value = u32::from_le_bytes(data);
+        match register {
+            Register::QueueNotify => self.handle.wake(),
+            Register::InterruptAck => drop(self.reasons.fetch_and(!value, Ordering::SeqCst)),
+            register => self.write_register(register, value),
+        }
+    }
+
+    fn write_register(&self, register: Register, value: u32) {
+        let mut state = self.lock();
+        match state.transport.write(register, value) {
+            Change::None => {}
+            Change::Reset => {
+                state.device.reset();
+                state.device.negotiate(0);
+                self.reasons.store(0, Ordering::SeqCst);
+            }
+            Change::Run => {
+                let chosen = state.transport.chosen();
+                state.device.negotiate(chosen);
+                state.device.wake();
+            }
+        }
+    }
+
+    /// Does what there is to do, for the guest and for the host, without waiting. To be called when
+    /// [`fd`](Self::fd) is readable.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] once when the guest's driver broke a queue: the driver finds that the device needs a reset,
+    /// and the host's side may be used on. [`Error::Interrupt`].
+    pub fn service(&self) -> Result<(), Error> {
+        let (reasons, served) = self.service_queues();
+        let triggered = if reasons == 0 { Ok(()) } else { self.interrupt.trigger() };
+        served?;
+        triggered.map_err(Error::Interrupt)
+    }
+
+    /// Gives why the guest is to be interrupted.
+    fn service_queues(&self) -> (u32, Result<(), DeviceError>) {
+        let mut state = self.lock();
+        let (reasons, served) = match state.service(&self.memory) {
+            Ok(used) => (if used { USED_BUFFER } else { 0 }, Ok(())),
+            Err(error) => (state.stop(&error), Err(error)),
+        };
+        // Under the lock, so that a reset clears them.
+        self.reasons.fetch_or(reasons, Ordering::SeqCst);
+        (reasons, served)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Whole at every point where a thread could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Gives whether a buffer was used that the guest is to be told of.
+    fn service<A: GuestAddressSpace>(&mut self, memory: &A) -> Result<bool, DeviceError> {
+        if !self.transport.status.runs() {
+            self.device.service_host()?;
+            return Ok(false);
+        }
+        let [rx, tx, event] = self.transport.queues();
+        let interrupts = self.device.service(&*memory.memory(), rx, tx, Some(event))?;
+        Ok(interrupts.any())
+    }
+
+    /// The device cannot go on; gives why the guest is to be interrupted.
+    fn stop(&mut self, error: &DeviceError) -> u32 {
+        match error {
+            DeviceError::Chain(_) | DeviceError::Ring(_) => {
+                self.transport.status.set_needs_reset();
+                CONFIG_CHANGE
+            }
+            DeviceError::Host(_) | DeviceError::ReservedCid(_) => 0,
+        }
+    }
+}
+
+impl<A, I> AsFd for Mmio<A, I> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl<A, I> fmt::Debug for Mmio<A, I> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Mmio").field("handle", &self.handle).field("state", &self.state).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,215 @@
+//! The device's status (virtio 1.3, 2.1 and 3.1.1): how far the driver is with its initialisation.
+
+/// The driver has noticed the device.
+pub const ACKNOWLEDGE: u32 = 1;
+/// The driver knows how to drive it.
+pub const DRIVER: u32 = 2;
+/// The driver is ready, and drives it.
+pub const DRIVER_OK: u32 = 4;
+/// The driver has chosen its features, and the device accepts them.
+pub const FEATURES_OK: u32 = 8;
+/// The device cannot go on until it is reset.
+pub const DEVICE_NEEDS_RESET: u32 = 64;
+/// The driver has given up.
+pub const FAILED: u32 = 128;
+
+/// A driver's step, each of which follows the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// None since the last reset.
+    #[default]
+    Reset,
+    /// [`ACKNOWLEDGE`].
+    Acknowledged,
+    /// [`DRIVER`]: features are chosen now.
+    Driven,
+    /// [`FEATURES_OK`]: queues are set up now.
+    Negotiated,
+    /// [`DRIVER_OK`]: the queues run.
+    Running,
+}
+
+impl Step {
+    /// The step behind this one, and the bit that the driver sets for it.
+    fn next(self) -> Option<(u32, Self)> {
+        Some(match self {
+            Self::Reset => (ACKNOWLEDGE, Self::Acknowledged),
+            Self::Acknowledged => (DRIVER, Self::Driven),
+            Self::Driven => (FEATURES_OK, Self::Negotiated),
+            Self::Negotiated => (DRIVER_OK, Self::Running),
+            Self::Running => return None,
+        })
+    }
+
+    /// The bits that the driver has set.
+    fn bits(self) -> u32 {
+        match self {
+            Self::Reset => 0,
+            Self::Acknowledged => ACKNOWLEDGE,
+            Self::Driven => ACKNOWLEDGE | DRIVER,
+            Self::Negotiated => ACKNOWLEDGE | DRIVER | FEATURES_OK,
+            Self::Running => ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK,
+        }
+    }
+}
+
+/// What a write of the driver means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing of consequence.
+    None,
+    /// The device is reset.
+    Reset,
+    /// The queues are to run.
+    Run,
+}
+
+/// The device's status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    step: Step,
+    failed: bool,
+    needs_reset: bool,
+}
+
+impl Status {
+    /// The status that these bits say, if any does.
+    #[must_use]
+    pub fn parse(bits: u32) -> Option<Self> {
+        let steps = [Step::Reset, Step::Acknowledged, Step::Driven, Step::Negotiated, Step::Running];
+        let step = steps.into_iter().find(|step| step.bits() == bits & !(FAILED | DEVICE_NEEDS_RESET))?;
+        Some(Self { step, failed: bits & FAILED != 0, needs_reset: bits & DEVICE_NEEDS_RESET != 0 })
+    }
+
+    /// The status as the register has it.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        let failed = if self.failed { FAILED } else { 0 };
+        let needs_reset = if self.needs_reset { DEVICE_NEEDS_RESET } else { 0 };
+        self.step.bits() | failed | needs_reset
+    }
+
+    /// The driver's last step.
+    #[must_use]
+    pub fn step(self) -> Step {
+        self.step
+    }
+
+    /// Whether the queues run.
+    #[must_use]
+    pub fn runs(self) -> bool {
+        self.step == Step::Running && !self.failed && !self.needs_reset
+    }
+
+    /// Takes a write of the driver: it may take several steps at a time but leave none out, and takes none back but by
+    /// a reset. `accepts` says whether the features that it chose are accepted.
+    pub fn write(&mut self, bits: u32, accepts: impl FnOnce() -> bool) -> Change {
+        if bits == 0 {
+            *self = Self::default();
+            return Change::Reset;
+        }
+        self.failed |= bits & FAILED != 0;
+        let before = self.step;
+        if bits & before.bits() == before.bits() {
+            self.advance(bits, accepts);
+        }
+        if before < Step::Running && self.runs() { Change::Run } else { Change::None }
+    }
+
+    fn advance(&mut self, bits: u32, accepts: impl FnOnce() -> bool) {
+        let mut accepts = Some(accepts);
+        while let Some((bit, next)) = self.step.next()
+            && bits & bit != 0
+            && (next != Step::Negotiated || accepts.take().is_some_and(|accepts| accepts()))
+        {
+            self.step = next;
+        }
+    }
+
+    /// The device cannot go on until it is reset.
+    pub fn set_needs_reset(&mut self) {
+        self.needs_reset = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn after(writes: &[u32]) -> Status {
+        let mut status = Status::default();
+        for &bits in writes {
+            status.write(bits, || true);
+        }
+        status
+    }
+
+    #[test]
+    fn a_driver_that_takes_each_step_in_turn_runs() {
+        let mut status = Status::default();
+        assert_eq!(status.write(1, || true), Change::None);
+        assert_eq!(status.write(3, || true), Change::None);
+        assert_eq!(status.write(11, || true), Change::None);
+        assert_eq!(status.write(15, || true), Change::Run);
+        assert_eq!((status.bits(), status.runs()), (15, true));
+        assert_eq!(status.write(15, || true), Change::None, "it runs once");
+    }
+
+    #[test]
+    fn a_step_that_is_left_out_takes_none_behind_it() {
+        assert_eq!(after(&[DRIVER]).bits(), 0);
+        assert_eq!(after(&[1, 3, 7]).bits(), 3);
+        assert_eq!(after(&[15]).bits(), 15, "several steps at a time are steps all the same");
+    }
+
+    #[test]
+    fn features_that_are_refused_hold_the_driver_up() {
+        let mut status = after(&[3]);
+        status.write(15, || false);
+        assert_eq!(status.bits(), 3);
+        status.write(11, || true);
+        assert_eq!(status.bits(), 11);
+    }
+
+    #[test]
+    fn steps_are_taken_back_by_a_reset_only() {
+        assert_eq!(after(&[15, 3]).bits(), 15);
+        assert_eq!(after(&[11, 4]).bits(), 11, "a write that takes steps back takes none forward");
+        assert_eq!(after(&[15, 0]), Status::default());
+    }
+
+    #[test]
+    fn a_driver_that_gave_up_and_a_device_that_cannot_go_on_do_not_run() {
+        assert_eq!(after(&[15, FAILED | 15]).bits(), FAILED | 15);
+        assert!(!after(&[15, FAILED | 15]).runs());
+        let mut status = after(&[15]);
+        status.set_needs_reset();
+        assert_eq!((status.bits(), status.runs()), (DEVICE_NEEDS_RESET | 15, false));
+        assert!(!after(&[DEVICE_NEEDS_RESET | 15]).needs_reset, "that bit is the device's");
+    }
+
+    #[test]
+    fn the_bits_that_are_a_status_are_that_status() {
+        for bits in 0..256 {
+            if let Some(status) = Status::parse(bits) {
+                assert_eq!(status.bits(), bits);
+            }
+        }
+        assert_eq!((0..=u32::from(u16::MAX)).filter(|&bits| Status::parse(bits).is_some()).count(), 5 * 4);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_the_steps_stay_in_order(writes in proptest::collection::vec((any::<u32>(), any::<bool>()), 0..50)) {
+            let mut status = Status::default();
+            for (bits, accepted) in writes {
+                let before = status;
+                let change = status.write(bits, || accepted);
+                prop_assert!(Status::parse(status.bits()).is_some());
+                prop_assert!(bits == 0 || status.step() >= before.step());
+                prop_assert_eq!(change == Change::Run, status.runs() && before.step() < Step::Running);
+            }
+        }
+    }
+}
