@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use scx_vsock::vsock::header::{Header, Operation};
 use scx_vsock::vsock::spec::{EVENT_BYTES, HOST_CID, TYPE_STREAM};
-use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError};
+use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, Handle};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -68,6 +68,8 @@ impl Packet {
 struct Ring {
     base: u64,
     available: u16,
+    /// The available index when the driver last looked whether to kick.
+    kicked: u16,
     used_seen: u16,
     free: Vec<u16>,
     /// The descriptors of each chain by its head.
@@ -79,6 +81,7 @@ impl Ring {
         Self {
             base,
             available: 0,
+            kicked: 0,
             used_seen: 0,
             free: (0..QUEUE_SIZE).rev().collect(),
             chains: vec![Vec::new(); usize::from(QUEUE_SIZE)],
@@ -144,6 +147,16 @@ impl Ring {
 
     fn used_index(&self, memory: &GuestMemoryMmap) -> u16 {
         u16::from_le(memory.load(GuestAddress(self.used() + 2), Ordering::Acquire).expect("the ring is in memory"))
+    }
+
+    /// Whether the device wants a kick for what was made available since this was last asked (virtio 1.3, 2.7.10).
+    fn take_kick(&mut self, memory: &GuestMemoryMmap) -> bool {
+        // The device must see the index before this side looks for its wish.
+        fence(Ordering::SeqCst);
+        let avail_event = GuestAddress(self.used() + 4 + 8 * u64::from(QUEUE_SIZE));
+        let avail_event = u16::from_le(memory.read_obj(avail_event).expect("the ring is in memory"));
+        let before = std::mem::replace(&mut self.kicked, self.available);
+        self.available.wrapping_sub(avail_event).wrapping_sub(1) < self.available.wrapping_sub(before)
     }
 
     /// Takes back the next chain that the device used: its head and how many bytes it wrote.
@@ -223,6 +236,12 @@ impl Driver {
             available: ring.avail(),
             used: ring.used(),
         })
+    }
+
+    /// Which of the receive, transmit and event queue the device wants a kick of, for what was made available since.
+    pub fn take_kicks(&mut self) -> [bool; 3] {
+        let Self { memory, rx, tx, event, .. } = self;
+        [rx, tx, event].map(|ring| ring.take_kick(memory))
     }
 
     /// Asks for an interrupt at the next buffer that the device uses in each queue (virtio 1.3, 2.7.7).
@@ -334,18 +353,70 @@ impl Driver {
     }
 }
 
-/// A guest with its device.
-#[derive(Debug)]
-pub struct Guest {
-    /// The device under test.
-    pub device: Device,
-    driver: Driver,
-    rx_queue: Queue,
-    tx_queue: Queue,
-    event_queue: Queue,
+/// How a guest's device is attached to it.
+pub trait Attached {
+    /// Lets the device do what there is to do.
+    ///
+    /// # Errors
+    ///
+    /// What the device says of a broken driver.
+    fn service(&mut self, driver: &mut Driver) -> Result<(), DeviceError>;
+
+    /// The device's host side.
+    fn handle(&self) -> Handle;
 }
 
-impl Deref for Guest {
+/// A device without a front: the test is the front.
+#[derive(Debug)]
+pub struct Bare {
+    device: Device,
+    rx: Queue,
+    tx: Queue,
+    event: Queue,
+}
+
+impl Bare {
+    fn new(driver: &Driver) -> Self {
+        let (rx, tx, event) = (driver.rx.queue(), driver.tx.queue(), driver.event.queue());
+        Self { device: Device::new(CID).expect("a device"), rx, tx, event }
+    }
+}
+
+impl Attached for Bare {
+    fn service(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
+        let Self { device, rx, tx, event } = self;
+        let _interrupts = device.service(&driver.memory, rx, tx, Some(event))?;
+        Ok(())
+    }
+
+    fn handle(&self) -> Handle {
+        self.device.handle()
+    }
+}
+
+impl Deref for Bare {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl DerefMut for Bare {
+    fn deref_mut(&mut self) -> &mut Device {
+        &mut self.device
+    }
+}
+
+/// A guest with its device.
+#[derive(Debug)]
+pub struct Guest<D = Bare> {
+    /// The device under test.
+    pub device: D,
+    driver: Driver,
+}
+
+impl<D> Deref for Guest<D> {
     type Target = Driver;
 
     fn deref(&self) -> &Driver {
@@ -353,7 +424,7 @@ impl Deref for Guest {
     }
 }
 
-impl DerefMut for Guest {
+impl<D> DerefMut for Guest<D> {
     fn deref_mut(&mut self) -> &mut Driver {
         &mut self.driver
     }
@@ -379,33 +450,15 @@ impl Guest {
     #[must_use]
     pub fn without_buffers() -> Self {
         let driver = Driver::new(memory());
-        let (rx_queue, tx_queue, event_queue) = (driver.rx.queue(), driver.tx.queue(), driver.event.queue());
-        Self { device: Device::new(CID).expect("a device"), driver, rx_queue, tx_queue, event_queue }
+        Self { device: Bare::new(&driver), driver }
     }
 
     /// The driver starts anew on empty rings.
     pub fn reboot(&mut self) {
         self.driver.restart();
-        (self.rx_queue, self.tx_queue) = (self.driver.rx.queue(), self.driver.tx.queue());
-        self.event_queue = self.driver.event.queue();
+        let Bare { rx, tx, event, .. } = Bare::new(&self.driver);
+        (self.device.rx, self.device.tx, self.device.event) = (rx, tx, event);
         self.device.reset();
-    }
-
-    /// Lets the device do what there is to do.
-    ///
-    /// # Errors
-    ///
-    /// What the device says of a broken driver.
-    pub fn try_service(&mut self) -> Result<(), DeviceError> {
-        let Self { device, driver, rx_queue, tx_queue, event_queue } = self;
-        let _interrupts = device.service(&driver.memory, rx_queue, tx_queue, Some(event_queue))?;
-        self.driver.take_sent();
-        Ok(())
-    }
-
-    /// Lets the device do what there is to do.
-    pub fn service(&mut self) {
-        self.try_service().expect("an honest driver breaks nothing");
     }
 
     /// A header of this guest.
@@ -421,6 +474,35 @@ impl Guest {
             buf_alloc: GUEST_BUFFER,
             ..Header::default()
         }
+    }
+}
+
+impl<D: Attached> Guest<D> {
+    /// A guest whose `driver` drives `device`.
+    pub fn attached(device: D, driver: Driver) -> Self {
+        Self { device, driver }
+    }
+
+    /// Lets the device do what there is to do.
+    ///
+    /// # Errors
+    ///
+    /// What the device says of a broken driver.
+    pub fn try_service(&mut self) -> Result<(), DeviceError> {
+        self.device.service(&mut self.driver)?;
+        self.driver.take_sent();
+        Ok(())
+    }
+
+    /// The device's host side.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.device.handle()
+    }
+
+    /// Lets the device do what there is to do.
+    pub fn service(&mut self) {
+        self.try_service().expect("an honest driver breaks nothing");
     }
 
     /// Sends a packet, its header in one descriptor and its payload in another, and lets the device take it.
@@ -443,7 +525,7 @@ impl Guest {
 
     /// Connects the host to a port of the guest.
     pub fn connect_from_host(&mut self, guest_port: u32) -> Connection {
-        let stream = self.device.handle().connect(guest_port).expect("the device is there");
+        let stream = self.handle().connect(guest_port).expect("the device is there");
         let request = self.received().pop().expect("a request");
         assert_eq!(request.operation(), Operation::Request);
         assert_eq!(request.header.dst_port, guest_port);
@@ -460,7 +542,7 @@ impl Guest {
         guest_port: u32,
         host_port: u32,
     ) -> Connection {
-        self.send(&Self::header(Operation::Request, guest_port, host_port), &[]);
+        self.send(&Guest::header(Operation::Request, guest_port, host_port), &[]);
         let response = self.received().pop().expect("a response");
         assert_eq!(response.operation(), Operation::Response);
         let stream = listener.accept().expect("a connection");
@@ -528,7 +610,7 @@ impl Connection {
     }
 
     /// Sends payload to the host.
-    pub fn write(&mut self, guest: &mut Guest, payload: &[u8]) {
+    pub fn write<D: Attached>(&mut self, guest: &mut Guest<D>, payload: &[u8]) {
         let len = u32::try_from(payload.len()).expect("a small payload");
         let header = Header { len, ..self.header(Operation::ReadWrite) };
         guest.send(&header, payload);
@@ -537,7 +619,7 @@ impl Connection {
 
     /// Sends all of `payload` to the host in packets of at most `most` bytes, as credit allows, while the host reads;
     /// gives what the host got.
-    pub fn transfer_to_host(&mut self, guest: &mut Guest, payload: &[u8], most: usize) -> Vec<u8> {
+    pub fn transfer_to_host<D: Attached>(&mut self, guest: &mut Guest<D>, payload: &[u8], most: usize) -> Vec<u8> {
         let mut got = Vec::new();
         let mut rest = payload;
         while got.len() < payload.len() {
@@ -555,7 +637,7 @@ impl Connection {
     }
 
     /// Sends all of `payload` to the guest; gives what the guest got.
-    pub fn transfer_to_guest(&mut self, guest: &mut Guest, payload: &[u8]) -> Vec<u8> {
+    pub fn transfer_to_guest<D: Attached>(&mut self, guest: &mut Guest<D>, payload: &[u8]) -> Vec<u8> {
         let mut got = Vec::new();
         let mut rest = payload;
         while got.len() < payload.len() {

@@ -14,6 +14,7 @@ pub mod fake_agent;
 pub mod front_end;
 pub mod guest;
 pub mod guest_driver;
+pub mod mmio_driver;
 pub mod pattern;
 pub mod peer;
 pub mod scripted_scheduler;

@@ -1,0 +1,200 @@
+//! A simulated driver that reaches its device through virtio-mmio registers, as a kernel does.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use scx_vsock::front::mmio::{Error, Mmio};
+use scx_vsock::vsock::{Device, DeviceError, Handle};
+use vm_memory::GuestMemoryMmap;
+
+use crate::guest_driver::{Attached, CID, Driver, Guest, QUEUE_SIZE, QueueAddresses, memory};
+use crate::peer::DEADLINE;
+
+/// Register offsets (virtio 1.3, 4.2.2).
+const DEVICE_FEATURES: u64 = 0x10;
+const DEVICE_FEATURES_SEL: u64 = 0x14;
+const DRIVER_FEATURES: u64 = 0x20;
+const DRIVER_FEATURES_SEL: u64 = 0x24;
+const QUEUE_SEL: u64 = 0x30;
+const QUEUE_NUM_MAX: u64 = 0x34;
+const QUEUE_NUM: u64 = 0x38;
+const QUEUE_READY: u64 = 0x44;
+const QUEUE_NOTIFY: u64 = 0x50;
+const INTERRUPT_STATUS: u64 = 0x60;
+const INTERRUPT_ACK: u64 = 0x64;
+const STATUS: u64 = 0x70;
+const QUEUE_ADDRESSES: [u64; 3] = [0x80, 0x90, 0xa0];
+
+/// Status bits (2.1).
+const ACKNOWLEDGE: u32 = 1;
+const DRIVER: u32 = 2;
+const DRIVER_OK: u32 = 4;
+const FEATURES_OK: u32 = 8;
+/// The device cannot go on.
+pub const NEEDS_RESET: u32 = 64;
+
+/// The front of these tests.
+pub type Front = Mmio<Arc<GuestMemoryMmap>, Line>;
+type Line = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// A device's registers and its interrupt.
+#[derive(Clone)]
+pub struct Registers {
+    /// The device under test.
+    pub mmio: Arc<Front>,
+    interrupt: Arc<OwnedFd>,
+}
+
+impl Registers {
+    /// Makes a front of an interrupt of its own.
+    pub fn of(front: impl FnOnce(Line) -> Front) -> Self {
+        let interrupt = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("a descriptor"));
+        let line = Arc::clone(&interrupt);
+        let raise = move || {
+            rustix::io::write(&line, &1u64.to_ne_bytes())?;
+            Ok(())
+        };
+        Self { mmio: Arc::new(front(Box::new(raise))), interrupt }
+    }
+
+    /// The register at `offset`.
+    #[must_use]
+    pub fn read(&self, offset: u64) -> u32 {
+        let mut bytes = [0xff; 4];
+        self.mmio.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Writes the register at `offset`.
+    pub fn write(&self, offset: u64, value: u32) {
+        self.mmio.write(offset, &value.to_le_bytes());
+    }
+
+    /// The device's status.
+    #[must_use]
+    pub fn status(&self) -> u32 {
+        self.read(STATUS)
+    }
+
+    /// Resets the device.
+    pub fn reset(&self) {
+        self.write(STATUS, 0);
+        assert_eq!(self.status(), 0);
+    }
+
+    /// Initialises the device as the standard says (3.1.1), with all the features that it has.
+    pub fn initialise(&self, queues: &[QueueAddresses]) {
+        self.initialise_with(queues, u64::MAX);
+    }
+
+    /// Initialises the device with those of `features` that it has.
+    pub fn initialise_with(&self, queues: &[QueueAddresses], features: u64) {
+        self.reset();
+        self.write(STATUS, ACKNOWLEDGE);
+        self.write(STATUS, ACKNOWLEDGE | DRIVER);
+        for (selector, wanted) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
+            self.write(DEVICE_FEATURES_SEL, selector);
+            self.write(DRIVER_FEATURES_SEL, selector);
+            let wanted = u32::try_from(wanted).expect("a word");
+            self.write(DRIVER_FEATURES, self.read(DEVICE_FEATURES) & wanted);
+        }
+        self.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        assert_eq!(self.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK, "the device's own features are accepted");
+        for (index, queue) in (0..).zip(queues) {
+            self.set_up(index, *queue);
+        }
+        self.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        assert_eq!(self.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    }
+
+    fn set_up(&self, index: u32, queue: QueueAddresses) {
+        self.write(QUEUE_SEL, index);
+        assert_eq!(self.read(QUEUE_READY), 0);
+        assert!(self.read(QUEUE_NUM_MAX) >= QUEUE_SIZE.into());
+        self.write(QUEUE_NUM, QUEUE_SIZE.into());
+        for (offset, address) in QUEUE_ADDRESSES.into_iter().zip([queue.descriptors, queue.available, queue.used]) {
+            self.write(offset, u32::try_from(address).expect("low memory"));
+            self.write(offset + 4, 0);
+        }
+        self.write(QUEUE_READY, 1);
+        assert_eq!(self.read(QUEUE_READY), 1);
+    }
+
+    /// Kicks the queues for which the device wants that.
+    pub fn kick(&self, driver: &mut Driver) {
+        for (queue, wanted) in (0..).zip(driver.take_kicks()) {
+            if wanted {
+                self.write(QUEUE_NOTIFY, queue);
+            }
+        }
+    }
+
+    /// Why the device interrupted the guest, if it did: reads, and acknowledges.
+    #[must_use]
+    pub fn take_interrupt(&self) -> u32 {
+        if rustix::io::read(&self.interrupt, &mut [0; 8]).is_err() {
+            return 0;
+        }
+        let reasons = self.read(INTERRUPT_STATUS);
+        self.write(INTERRUPT_ACK, reasons);
+        reasons
+    }
+
+    /// Waits until the device has used a buffer of `driver`, told by an interrupt.
+    pub fn wait(&self, driver: &Driver) {
+        driver.ask_for_interrupts();
+        if driver.has_used() {
+            return;
+        }
+        assert!(is_readable(&self.interrupt, DEADLINE), "no interrupt within {DEADLINE:?}");
+        let _reasons = self.take_interrupt();
+    }
+}
+
+fn is_readable(fd: impl AsFd, within: Duration) -> bool {
+    let within = Timespec::try_from(within).expect("a short deadline");
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&within)).expect("poll works") > 0
+}
+
+impl Attached for Registers {
+    /// Does what the device's own thread would: nothing that it is not woken for.
+    fn service(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
+        self.kick(driver);
+        while is_readable(&self.mmio, Duration::ZERO) {
+            match self.mmio.service() {
+                Ok(()) => {}
+                Err(Error::Device(error)) => return Err(error),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&self) -> Handle {
+        self.mmio.handle()
+    }
+}
+
+impl Guest<Registers> {
+    /// A guest whose driver runs and has posted all its buffers.
+    #[must_use]
+    pub fn behind_registers() -> Self {
+        let driver = Driver::new(memory());
+        let memory = Arc::new(driver.memory().clone());
+        let device = Device::new(CID).expect("a device");
+        let mut guest = Self::attached(Registers::of(|line| Mmio::new(device, memory, line).expect("a front")), driver);
+        guest.boot();
+        guest
+    }
+
+    /// The driver starts anew: it resets the device, and initialises it.
+    pub fn boot(&mut self) {
+        self.device.reset();
+        self.restart();
+        self.device.initialise(&self.addresses());
+        self.service();
+    }
+}
