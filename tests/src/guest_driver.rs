@@ -214,12 +214,17 @@ impl Driver {
         Self { memory, ..self }
     }
 
-    /// The driver starts anew on empty rings, with all receive buffers posted.
+    /// The driver starts anew on empty rings, with all buffers posted.
     pub fn restart(&mut self) {
+        self.restart_without_events();
+        self.post_events();
+    }
+
+    /// The driver starts anew on empty rings, with all receive buffers posted and none for events.
+    pub fn restart_without_events(&mut self) {
         self.memory.write_slice(&vec![0; RINGS], GuestAddress(RX_RING)).expect("the rings are in memory");
         (self.rx, self.tx, self.event) = (Ring::new(RX_RING), Ring::new(TX_RING), Ring::new(EVENT_RING));
         self.post_all(RX_BUFFER);
-        self.post_events();
     }
 
     /// Guest memory.
@@ -481,6 +486,11 @@ impl<D: Attached> Guest<D> {
     /// A guest whose `driver` drives `device`.
     pub fn attached(device: D, driver: Driver) -> Self {
         Self { device, driver }
+    }
+
+    /// What is left of the guest without its device, which ends.
+    pub fn into_driver(self) -> Driver {
+        self.driver
     }
 
     /// Lets the device do what there is to do.

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use scx_vsock::front::mmio::{Error, Mmio};
+use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
 use scx_vsock::vsock::{Device, DeviceError, Handle};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::guest_driver::{Attached, CID, Driver, Guest, QUEUE_SIZE, QueueAddresses, memory};
+use crate::guest_driver::{Attached, CID, Driver, Guest, MEMORY, QUEUE_SIZE, QueueAddresses, memory};
 use crate::peer::DEADLINE;
 
 /// Register offsets (virtio 1.3, 4.2.2).
@@ -95,6 +96,11 @@ impl Registers {
         self.reset();
         self.write(STATUS, ACKNOWLEDGE);
         self.write(STATUS, ACKNOWLEDGE | DRIVER);
+        self.go_on_from_driver(queues, features);
+    }
+
+    /// The steps of the initialisation after `DRIVER`.
+    pub fn go_on_from_driver(&self, queues: &[QueueAddresses], features: u64) {
         for (selector, wanted) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
             self.write(DEVICE_FEATURES_SEL, selector);
             self.write(DRIVER_FEATURES_SEL, selector);
@@ -190,6 +196,28 @@ impl Guest<Registers> {
         guest
     }
 
+    /// The guest is saved and restored as another process would do it: what is left of this one is the state as text and
+    /// the bytes of its memory. Its device is paused.
+    #[must_use]
+    pub fn saved_and_restored(self) -> Self {
+        self.device.mmio.pause();
+        let saved = serde_json::to_string(&self.device.mmio.snapshot().expect("a paused device")).expect("plain data");
+        let driver = self.into_driver();
+        let memory = copy_of(driver.memory());
+        let state = serde_json::from_str(&saved).expect("what was written");
+        let device = Device::new(CID).expect("a device");
+        let front = |line| Mmio::restore(device, Arc::new(memory.clone()), line, &state).expect("a state of before");
+        Self::attached(Registers::of(front), driver.moved_to(memory.clone()))
+    }
+
+    /// The driver comes to the event of a transport reset: it closes its connections, and posts the buffer again.
+    pub fn take_transport_reset(&mut self) {
+        self.service();
+        assert_eq!(self.take_event(), Some(Some(EVENT_TRANSPORT_RESET)));
+        self.post_event(EVENT_BYTES);
+        self.service();
+    }
+
     /// The driver starts anew: it resets the device, and initialises it.
     pub fn boot(&mut self) {
         self.device.reset();
@@ -197,4 +225,20 @@ impl Guest<Registers> {
         self.device.initialise(&self.addresses());
         self.service();
     }
+}
+
+/// Other memory with the same bytes.
+fn copy_of(from: &GuestMemoryMmap) -> GuestMemoryMmap {
+    const STEP: usize = 1 << 16;
+    let to = memory();
+    let mut bytes = vec![0; STEP];
+    for at in (0..MEMORY).step_by(STEP) {
+        let at = GuestAddress(at as u64);
+        from.read_slice(&mut bytes, at).expect("memory");
+        // What was never touched stays untouched.
+        if bytes.iter().any(|&byte| byte != 0) {
+            to.write_slice(&bytes, at).expect("memory");
+        }
+    }
+    to
 }

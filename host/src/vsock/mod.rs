@@ -30,6 +30,7 @@ pub mod header;
 pub mod listener;
 pub mod muxer;
 pub mod spec;
+pub mod state;
 pub mod stream;
 mod transfer;
 
@@ -44,6 +45,7 @@ pub use connection::BUFFER_BYTES;
 pub use handle::{Handle, Port};
 pub use listener::Listener;
 pub use muxer::MAX_CONNECTIONS;
+pub use state::DeviceState;
 
 use chain::{Chain, ChainError, Direction, gather};
 use event::TransportReset;
@@ -51,6 +53,7 @@ use handle::Shared;
 use header::Header;
 use muxer::Muxer;
 use spec::RESERVED_CIDS;
+use state::DamagedDevice;
 
 /// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
 const PACKETS_A_TURN: usize = 1024;
@@ -164,6 +167,23 @@ impl Device {
     pub fn reset_transport(&mut self) {
         self.muxer.reset();
         self.transport_reset = TransportReset::Owed;
+    }
+
+    /// What a later device for the same guest goes on from.
+    #[must_use]
+    pub fn state(&self) -> DeviceState {
+        DeviceState { guest_cid: self.guest_cid, next_port: self.muxer.next_port() }
+    }
+
+    /// Goes on from where another device was, whose guest may have had another CID. If its driver runs it is to be told
+    /// by [`reset_transport`](Self::reset_transport) that connections are gone.
+    ///
+    /// # Errors
+    ///
+    /// [`DamagedDevice`].
+    pub fn restore(&mut self, state: &DeviceState) -> Result<(), DamagedDevice> {
+        let known = self.muxer.set_next_port(state.next_port);
+        if known { Ok(()) } else { Err(DamagedDevice { next_port: state.next_port }) }
     }
 
     /// The guest is gone for good: every stream reads its end, and handles and listeners fail from now on.

@@ -106,6 +106,21 @@ impl Muxer {
         self.turns.retain(|key| self.entries.contains_key(key));
     }
 
+    /// The host port of the next connection that the host starts.
+    pub fn next_port(&self) -> u32 {
+        self.next_port
+    }
+
+    /// Goes on with this host port. False if it is not one of those that there are for this.
+    #[must_use]
+    pub fn set_next_port(&mut self, port: u32) -> bool {
+        let known = (FIRST_PORT..=LAST_PORT).contains(&port);
+        if known {
+            self.next_port = port;
+        }
+        known
+    }
+
     /// Whether there are stream sockets. Without them every connection ends.
     pub fn set_streams(&mut self, streams: bool) {
         self.streams = streams;

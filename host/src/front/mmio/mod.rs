@@ -15,9 +15,18 @@
 //! [`Interrupt::trigger`] is called on the thread of `service` or `resume`, and under no lock of this library: it may
 //! take the monitor's. What must not be done on the thread that calls `service` is to wait for the guest: no request of
 //! a client, no reading from a blocking stream.
+//!
+//! # Pause, snapshot, restore
+//!
+//! Processors first, then the device: after [`Mmio::pause`] nothing touches guest memory until [`Mmio::resume`], and
+//! no connection is lost. A paused device gives a [`State`] to save beside guest memory; [`Mmio::restore`] makes a
+//! paused device of both, in this process or another. Its connections are gone: the driver is told so by a transport
+//! reset, the agent serves on, and what the host asks for waits until the driver is through with that. A run's
+//! [`RunControl`](crate::RunControl) is to be frozen around all of this, so that no request times out meanwhile.
 
 pub mod queue;
 pub mod register;
+pub mod state;
 pub mod status;
 pub mod transport;
 
@@ -30,6 +39,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use vm_memory::GuestAddressSpace;
 
 pub use register::{BYTES, QUEUE_NOTIFY};
+pub use state::{State, StateError};
 
 use crate::vsock::{Device, DeviceError, Handle};
 use register::{CONFIG, CONFIG_CHANGE, Register, USED_BUFFER};
@@ -59,6 +69,9 @@ pub enum Error {
     /// The device stopped. Where the guest's driver broke a queue, the guest was told, and may reset it.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// There is no snapshot, or it cannot be restored.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The monitor could not raise the guest's interrupt.
     #[error("the guest's interrupt cannot be raised")]
     Interrupt(#[source] io::Error),
@@ -72,13 +85,14 @@ pub struct Mmio<A, I> {
     reasons: AtomicU32,
     handle: Handle,
     fd: OwnedFd,
-    state: Mutex<State>,
+    state: Mutex<Inner>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Inner {
     transport: Transport,
     device: Device,
+    paused: bool,
 }
 
 impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
@@ -89,14 +103,69 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     /// [`DeviceError::Host`] if the host's kernel has no descriptor left.
     pub fn new(device: Device, memory: A, interrupt: I) -> Result<Self, Error> {
         let transport = Transport::new().map_err(DeviceError::from)?;
+        Self::with(Inner { transport, device, paused: false }, memory, interrupt, 0)
+    }
+
+    fn with(inner: Inner, memory: A, interrupt: I, reasons: u32) -> Result<Self, Error> {
         Ok(Self {
             memory,
             interrupt,
-            reasons: AtomicU32::new(0),
-            handle: device.handle(),
-            fd: device.fd().try_clone_to_owned().map_err(DeviceError::from)?,
-            state: Mutex::new(State { transport, device }),
+            reasons: AtomicU32::new(reasons),
+            handle: inner.device.handle(),
+            fd: inner.device.fd().try_clone_to_owned().map_err(DeviceError::from)?,
+            state: Mutex::new(inner),
         })
+    }
+
+    /// Puts registers in front of `device` as they were when `state` was taken, with the `memory` of that time. The
+    /// device may have another CID than the one then. It is paused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::State`] if no device was ever in this state, [`DeviceError::Host`] if the host's kernel has no
+    /// descriptor left.
+    pub fn restore(mut device: Device, memory: A, interrupt: I, state: &State) -> Result<Self, Error> {
+        let mut transport = state.transport()?;
+        device.restore(&state.device).map_err(StateError::from)?;
+        if device.state().guest_cid != state.device.guest_cid {
+            transport.note_new_config();
+        }
+        device.negotiate(transport.chosen());
+        if transport.status().runs() {
+            device.reset_transport();
+        }
+        Self::with(Inner { transport, device, paused: true }, memory, interrupt, state.interrupt_status)
+    }
+
+    /// Leaves guest memory alone from the return of this call on. The host's side may go on, and waits.
+    pub fn pause(&self) {
+        self.lock().paused = true;
+    }
+
+    /// Goes on, with all that was made available meanwhile. To be called once the guest's interrupts work.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupt`].
+    pub fn resume(&self) -> Result<(), Error> {
+        self.lock().paused = false;
+        self.handle.wake();
+        // An interrupt on its way to the guest is not part of a snapshot.
+        let unseen = self.reasons.load(Ordering::SeqCst) != 0;
+        if unseen { self.interrupt.trigger().map_err(Error::Interrupt) } else { Ok(()) }
+    }
+
+    /// The state of the paused device, to be saved with guest memory.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NotPaused`].
+    pub fn snapshot(&self) -> Result<State, Error> {
+        let inner = self.lock();
+        if !inner.paused {
+            return Err(StateError::NotPaused.into());
+        }
+        Ok(State::of(&inner.transport, inner.device.state(), self.reasons.load(Ordering::SeqCst)))
     }
 
     /// The device's host side.
@@ -191,16 +260,16 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
         (reasons, served)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         // Whole at every point where a thread could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Inner {
     /// Gives whether a buffer was used that the guest is to be told of.
     fn service<A: GuestAddressSpace>(&mut self, memory: &A) -> Result<bool, DeviceError> {
-        if !self.transport.status.runs() {
+        if self.paused || !self.transport.status().runs() {
             self.device.service_host()?;
             return Ok(false);
         }
@@ -213,7 +282,7 @@ impl State {
     fn stop(&mut self, error: &DeviceError) -> u32 {
         match error {
             DeviceError::Chain(_) | DeviceError::Ring(_) => {
-                self.transport.status.set_needs_reset();
+                self.transport.set_needs_reset();
                 CONFIG_CHANGE
             }
             DeviceError::Host(_) | DeviceError::ReservedCid(_) => 0,

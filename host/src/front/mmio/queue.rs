@@ -3,6 +3,7 @@
 //! What the driver writes is taken down as it is, and looked at once, when the queue is made ready: from then on only
 //! the copy counts, and nothing that the driver writes changes it.
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::GuestAddress;
 
@@ -12,7 +13,8 @@ use super::register::{Half, Part};
 pub const MAX_QUEUE_SIZE: u16 = 256;
 
 /// Where and how large a queue is, unproven.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Layout {
     /// Its entries.
     pub size: u32,

@@ -1,5 +1,6 @@
 //! What the registers hold, without I/O: features, queues and the driver's progress.
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Error, Queue};
 
 use super::queue::{MAX_QUEUE_SIZE, QueueRegisters};
@@ -17,12 +18,22 @@ pub struct Transport {
     pub(super) status: Status,
     /// The features that the driver has chosen so far.
     pub(super) chosen: u64,
-    pub(super) device_features_sel: u32,
-    pub(super) driver_features_sel: u32,
-    pub(super) queue_sel: u32,
+    pub(super) selected: Selected,
     /// Changes with the configuration space.
     pub(super) generation: u32,
     pub(super) queues: [QueueRegisters; QUEUES],
+}
+
+/// What the driver has selected for its next accesses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Selected {
+    /// `DeviceFeaturesSel`.
+    pub device_features: u32,
+    /// `DriverFeaturesSel`.
+    pub driver_features: u32,
+    /// `QueueSel`.
+    pub queue: u32,
 }
 
 impl Transport {
@@ -35,12 +46,26 @@ impl Transport {
         Ok(Self {
             status: Status::default(),
             chosen: 0,
-            device_features_sel: 0,
-            driver_features_sel: 0,
-            queue_sel: 0,
+            selected: Selected::default(),
             generation: 0,
             queues: [QueueRegisters::new()?, QueueRegisters::new()?, QueueRegisters::new()?],
         })
+    }
+
+    /// How far the driver is.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// The device cannot go on until it is reset.
+    pub fn set_needs_reset(&mut self) {
+        self.status.set_needs_reset();
+    }
+
+    /// The configuration space is another one than before.
+    pub fn note_new_config(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
     }
 
     /// The features that the driver has chosen.
@@ -63,10 +88,10 @@ impl Transport {
             Register::DeviceId => DEVICE_ID,
             Register::VendorId => VENDOR,
             Register::DeviceFeatures => {
-                Half::selected(self.device_features_sel).map_or(0, |half| half.of(Device::FEATURES))
+                Half::selected(self.selected.device_features).map_or(0, |half| half.of(Device::FEATURES))
             }
-            Register::QueueNumMax => self.selected().map_or(0, |_| MAX_QUEUE_SIZE.into()),
-            Register::QueueReady => self.selected().map_or(0, |queue| queue.is_ready().into()),
+            Register::QueueNumMax => self.selected_queue().map_or(0, |_| MAX_QUEUE_SIZE.into()),
+            Register::QueueReady => self.selected_queue().map_or(0, |queue| queue.is_ready().into()),
             Register::Status => self.status.bits(),
             Register::SharedMemory => u32::MAX,
             Register::ConfigGeneration => self.generation,
@@ -78,9 +103,9 @@ impl Transport {
     /// `FEATURES_OK`, queues set up after that and before `DRIVER_OK`. What comes at another time changes nothing.
     pub fn write(&mut self, register: Register, value: u32) -> Change {
         match register {
-            Register::DeviceFeaturesSel => self.device_features_sel = value,
-            Register::DriverFeaturesSel => self.driver_features_sel = value,
-            Register::QueueSel => self.queue_sel = value,
+            Register::DeviceFeaturesSel => self.selected.device_features = value,
+            Register::DriverFeaturesSel => self.selected.driver_features = value,
+            Register::QueueSel => self.selected.queue = value,
             Register::DriverFeatures => self.choose(value),
             Register::QueueNum => self.set_up(|queue, _| queue.set_size(value)),
             Register::QueueAddress(part, half) => self.set_up(|queue, _| queue.set_address(part, half, value)),
@@ -94,7 +119,7 @@ impl Transport {
 
     fn choose(&mut self, word: u32) {
         if self.status.step() == Step::Driven
-            && let Some(half) = Half::selected(self.driver_features_sel)
+            && let Some(half) = Half::selected(self.selected.driver_features)
         {
             self.chosen = half.replaced(self.chosen, word);
         }
@@ -103,14 +128,14 @@ impl Transport {
     fn set_up(&mut self, change: impl FnOnce(&mut QueueRegisters, bool)) {
         let event_idx = self.chosen & F_EVENT_IDX != 0;
         if self.status.step() == Step::Negotiated
-            && let Some(queue) = self.selected_mut()
+            && let Some(queue) = self.selected_queue_mut()
         {
             change(queue, event_idx);
         }
     }
 
     fn stop(&mut self) {
-        if let Some(queue) = self.selected_mut() {
+        if let Some(queue) = self.selected_queue_mut() {
             queue.stop();
         }
     }
@@ -126,16 +151,16 @@ impl Transport {
 
     fn reset(&mut self) {
         self.chosen = 0;
-        (self.device_features_sel, self.driver_features_sel, self.queue_sel) = (0, 0, 0);
+        self.selected = Selected::default();
         self.queues.iter_mut().for_each(QueueRegisters::reset);
     }
 
-    fn selected(&self) -> Option<&QueueRegisters> {
-        self.queues.get(usize::try_from(self.queue_sel).ok()?)
+    fn selected_queue(&self) -> Option<&QueueRegisters> {
+        self.queues.get(usize::try_from(self.selected.queue).ok()?)
     }
 
-    fn selected_mut(&mut self) -> Option<&mut QueueRegisters> {
-        self.queues.get_mut(usize::try_from(self.queue_sel).ok()?)
+    fn selected_queue_mut(&mut self) -> Option<&mut QueueRegisters> {
+        self.queues.get_mut(usize::try_from(self.selected.queue).ok()?)
     }
 }
 

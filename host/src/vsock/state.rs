@@ -1,0 +1,24 @@
+//! What of a device outlives its process: what its driver would notice if it were forgotten.
+
+use serde::{Deserialize, Serialize};
+
+/// A device's state, without connections: these end with a transport reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceState {
+    /// The CID that the guest had.
+    pub guest_cid: u64,
+    /// The host port of the next connection into the guest, so that those before are not used again soon: the driver
+    /// may still know of them.
+    pub next_port: u32,
+}
+
+/// A saved state that no device had.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "the saved vsock device's next port is {next_port}, which no device uses: the state is damaged, start without it"
+)]
+pub struct DamagedDevice {
+    /// What is saved.
+    pub next_port: u32,
+}

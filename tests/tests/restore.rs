@@ -1,0 +1,258 @@
+//! Pause, snapshot and restore of a device, with a driver that goes on as if nothing had happened.
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+
+use std::io::Write;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use scx_vsock::front::mmio::{Error, Mmio, State, StateError};
+use scx_vsock::vsock::Device;
+use scx_vsock::vsock::header::Operation;
+use scx_vsock::vsock::spec::EVENT_BYTES;
+use scx_vsock_tests::guest_driver::{CID, Guest};
+use scx_vsock_tests::mmio_driver::Registers;
+
+const PORT: u32 = 729;
+const CONFIG_GENERATION: u64 = 0xfc;
+const CONFIG: u64 = 0x100;
+const STATUS: u64 = 0x70;
+
+/// A guest that was saved and restored, and whose driver is through with the reset.
+fn restored(guest: Guest<Registers>) -> Guest<Registers> {
+    let mut guest = guest.saved_and_restored();
+    guest.device.mmio.resume().unwrap();
+    guest.take_transport_reset();
+    guest
+}
+
+fn serves(guest: &mut Guest<Registers>) {
+    let mut connection = guest.connect_from_host(PORT);
+    assert_eq!(connection.transfer_to_host(guest, b"answer", 6), b"answer");
+    assert_eq!(connection.transfer_to_guest(guest, b"request"), b"request");
+}
+
+#[test]
+fn a_guest_is_reached_again_after_a_restore_from_another_port() {
+    let mut guest = Guest::behind_registers();
+    let mut before = guest.connect_from_host(PORT);
+    let mut guest = restored(guest);
+    assert!(before.host_reads_end());
+    let after = guest.connect_from_host(PORT);
+    assert!(after.host_port > before.host_port, "the driver may still know of the port {}", before.host_port);
+    serves(&mut guest);
+    // Once more, as long as it lives.
+    let mut guest = restored(guest);
+    serves(&mut guest);
+}
+
+#[test]
+fn the_guest_is_asked_for_nothing_before_it_is_through_with_the_reset() {
+    let guest = Guest::behind_registers();
+    let mut guest = guest.saved_and_restored();
+    guest.device.mmio.resume().unwrap();
+    let _stream = guest.handle().connect(PORT).unwrap();
+    assert_eq!(guest.operations(), []);
+    assert_eq!(guest.take_event(), Some(Some(0)));
+    // The driver knows, and has not come to its connections yet.
+    assert_eq!(guest.operations(), []);
+    guest.post_event(EVENT_BYTES);
+    assert_eq!(guest.operations(), [Operation::Request]);
+    assert_eq!(guest.take_event(), None, "it is told once");
+}
+
+#[test]
+fn the_guest_is_interrupted_for_the_reset() {
+    let guest = Guest::behind_registers();
+    guest.ask_for_interrupts();
+    let mut guest = guest.saved_and_restored();
+    guest.device.mmio.resume().unwrap();
+    guest.service();
+    assert_eq!(guest.device.take_interrupt(), 1);
+}
+
+#[test]
+fn a_driver_without_a_buffer_for_the_event_is_told_when_it_has_one() {
+    let mut guest = Guest::behind_registers();
+    guest.restart_without_events();
+    let addresses = guest.addresses();
+    guest.device.initialise(&addresses);
+    let mut guest = guest.saved_and_restored();
+    guest.device.mmio.resume().unwrap();
+    let _stream = guest.handle().connect(PORT).unwrap();
+    assert_eq!(guest.operations(), []);
+    // One that is too short for it goes back.
+    guest.post_event(EVENT_BYTES - 1);
+    guest.service();
+    assert_eq!(guest.take_event(), Some(None));
+    guest.post_event(EVENT_BYTES);
+    guest.take_transport_reset();
+    assert_eq!(guest.operations(), [Operation::Request]);
+}
+
+#[test]
+fn what_the_guest_made_available_before_is_taken_once_after() {
+    let mut guest = Guest::behind_registers();
+    guest.service();
+    // A request that the device has not come to, and whose kick is lost with its process.
+    let request = Guest::header(Operation::Request, 50_000, 7290);
+    assert!(guest.queue_bytes(&request.emit(), &[]));
+    let mut guest = guest.saved_and_restored();
+    let listener = guest.handle().listen(7290).unwrap();
+    guest.device.mmio.resume().unwrap();
+    guest.take_transport_reset();
+    assert_eq!(guest.operations(), [Operation::Response]);
+    let _stream = listener.accept().unwrap();
+    assert!(listener.accept().is_err());
+    assert_eq!(guest.operations(), []);
+}
+
+#[test]
+fn what_the_guest_was_given_before_is_there_once_and_its_connection_is_gone() {
+    let mut guest = Guest::behind_registers();
+    let connection = guest.connect_from_host(PORT);
+    let mut stream = &connection.stream;
+    stream.write_all(b"before").unwrap();
+    guest.service();
+    let mut guest = guest.saved_and_restored();
+    assert_eq!(guest.receive().unwrap().payload, b"before");
+    assert!(guest.receive().is_none());
+    guest.device.mmio.resume().unwrap();
+    // The driver has not come to the reset yet, and goes on with its connection.
+    guest.send(&connection.header(Operation::CreditUpdate), &[]);
+    guest.take_transport_reset();
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    serves(&mut guest);
+}
+
+#[test]
+fn a_paused_device_leaves_guest_memory_alone_and_loses_nothing() {
+    let mut guest = Guest::behind_registers();
+    let mut connection = guest.connect_from_host(PORT);
+    guest.device.mmio.pause();
+    let mut stream = &connection.stream;
+    stream.write_all(b"meanwhile").unwrap();
+    let _another = guest.handle().connect(PORT).unwrap();
+    connection.write(&mut guest, b"from the guest");
+    assert!(guest.receive().is_none());
+    assert_eq!(connection.read_host(), b"");
+    guest.device.mmio.resume().unwrap();
+    // No kick: what is there is looked at.
+    let packets = guest.received();
+    assert!(packets.iter().any(|packet| packet.payload == b"meanwhile"));
+    assert!(packets.iter().any(|packet| packet.operation() == Operation::Request));
+    assert_eq!(connection.read_host(), b"from the guest");
+}
+
+#[test]
+fn an_interrupt_that_the_driver_has_not_seen_is_raised_again() {
+    let mut guest = Guest::behind_registers();
+    let _reasons = guest.device.take_interrupt();
+    guest.ask_for_interrupts();
+    let _stream = guest.handle().connect(PORT).unwrap();
+    guest.service();
+    let guest = guest.saved_and_restored();
+    assert_eq!(guest.device.take_interrupt(), 0);
+    guest.device.mmio.resume().unwrap();
+    assert_eq!(guest.device.take_interrupt(), 1);
+}
+
+#[test]
+fn a_guest_that_boots_anew_after_a_restore_is_not_told_of_a_reset() {
+    let guest = Guest::behind_registers();
+    let mut guest = guest.saved_and_restored();
+    guest.device.mmio.resume().unwrap();
+    guest.boot();
+    serves(&mut guest);
+    assert_eq!(guest.take_event(), None);
+}
+
+#[test]
+fn a_driver_that_was_not_through_with_the_reset_is_told_of_the_next_one() {
+    let guest = Guest::behind_registers();
+    let mut guest = guest.saved_and_restored();
+    guest.device.mmio.resume().unwrap();
+    guest.service();
+    let mut guest = guest.saved_and_restored();
+    guest.device.mmio.resume().unwrap();
+    guest.service();
+    assert_eq!((guest.take_event(), guest.take_event()), (Some(Some(0)), Some(Some(0))));
+    guest.post_event(EVENT_BYTES);
+    serves(&mut guest);
+}
+
+#[test]
+fn a_driver_that_was_still_initialising_goes_on_with_it() {
+    let mut guest = Guest::behind_registers();
+    guest.device.reset();
+    guest.restart();
+    guest.device.write(STATUS, 1);
+    guest.device.write(STATUS, 3);
+    let mut guest = guest.saved_and_restored();
+    guest.device.mmio.resume().unwrap();
+    assert_eq!(guest.device.status(), 3);
+    let addresses = guest.addresses();
+    guest.device.go_on_from_driver(&addresses, u64::MAX);
+    serves(&mut guest);
+    assert_eq!(guest.take_event(), None);
+}
+
+#[test]
+fn a_guest_may_come_back_with_another_cid() {
+    let guest = Guest::behind_registers();
+    let generation = guest.device.read(CONFIG_GENERATION);
+    guest.device.mmio.pause();
+    let state = guest.device.mmio.snapshot().unwrap();
+    let memory = Arc::new(guest.memory().clone());
+    let device = Device::new(CID + 1).unwrap();
+    let restored = Registers::of(|line| Mmio::restore(device, memory, line, &state).unwrap());
+    assert_eq!(restored.read(CONFIG), 4);
+    assert_ne!(restored.read(CONFIG_GENERATION), generation);
+    assert_eq!(restored.mmio.handle().guest_cid(), CID + 1);
+}
+
+#[test]
+fn a_device_that_goes_on_gives_no_snapshot() {
+    let guest = Guest::behind_registers();
+    assert!(matches!(guest.device.mmio.snapshot(), Err(Error::State(StateError::NotPaused))));
+    guest.device.mmio.pause();
+    assert!(guest.device.mmio.snapshot().is_ok());
+    guest.device.mmio.resume().unwrap();
+    assert!(matches!(guest.device.mmio.snapshot(), Err(Error::State(StateError::NotPaused))));
+}
+
+#[test]
+fn a_port_that_no_device_uses_is_refused() {
+    let guest = Guest::behind_registers();
+    guest.device.mmio.pause();
+    let mut json = serde_json::to_value(guest.device.mmio.snapshot().unwrap()).unwrap();
+    *json.pointer_mut("/device/next_port").unwrap() = 729.into();
+    let state = serde_json::from_value(json).unwrap();
+    let restored = Mmio::restore(Device::new(CID).unwrap(), Arc::new(guest.memory().clone()), || Ok(()), &state);
+    let complaint = restored.unwrap_err().to_string();
+    assert!(complaint.contains("next port is 729"), "{complaint}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #[test]
+    fn a_damaged_state_is_an_error_or_a_device_that_lives_on(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"0123456789{}\",:".to_vec())), 1..4),
+    ) {
+        let guest = Guest::behind_registers();
+        guest.device.mmio.pause();
+        let mut text = serde_json::to_vec(&guest.device.mmio.snapshot().unwrap()).unwrap();
+        for (at, byte) in damage {
+            let at = at.index(text.len());
+            text[at] = byte;
+        }
+        let Ok(state) = serde_json::from_slice::<State>(&text) else { return Ok(()) };
+        let memory = Arc::new(guest.memory().clone());
+        let device = Device::new(CID).unwrap();
+        if let Ok(front) = Mmio::restore(device, memory, || Ok(()), &state) {
+            front.resume().unwrap();
+            // The rings may be elsewhere, and then the driver seems to have broken them.
+            let _broken = front.service();
+            prop_assert!(front.service().is_ok());
+        }
+    }
+}
