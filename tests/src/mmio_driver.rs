@@ -11,7 +11,7 @@ use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
 use scx_vsock::vsock::{Device, DeviceError, Handle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::guest_driver::{Attached, CID, Driver, Guest, MEMORY, QUEUE_SIZE, QueueAddresses, memory};
+use crate::guest_driver::{Attached, CID, Driver, Guest, MEMORY, Packet, QUEUE_SIZE, QueueAddresses, memory};
 use crate::peer::DEADLINE;
 
 /// Register offsets (virtio 1.3, 4.2.2).
@@ -46,6 +46,8 @@ type Line = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 pub struct Registers {
     /// The device under test.
     pub mmio: Arc<Front>,
+    /// Whether another thread calls the device when its descriptor says so.
+    pub served_elsewhere: bool,
     interrupt: Arc<OwnedFd>,
 }
 
@@ -58,7 +60,7 @@ impl Registers {
             rustix::io::write(&line, &1u64.to_ne_bytes())?;
             Ok(())
         };
-        Self { mmio: Arc::new(front(Box::new(raise))), interrupt }
+        Self { mmio: Arc::new(front(Box::new(raise))), served_elsewhere: false, interrupt }
     }
 
     /// The register at `offset`.
@@ -169,7 +171,7 @@ impl Attached for Registers {
     /// Does what the device's own thread would: nothing that it is not woken for.
     fn service(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
         self.kick(driver);
-        while is_readable(&self.mmio, Duration::ZERO) {
+        while !self.served_elsewhere && is_readable(&self.mmio, Duration::ZERO) {
             match self.mmio.service() {
                 Ok(()) => {}
                 Err(Error::Device(error)) => return Err(error),
@@ -216,6 +218,18 @@ impl Guest<Registers> {
         assert_eq!(self.take_event(), Some(Some(EVENT_TRANSPORT_RESET)));
         self.post_event(EVENT_BYTES);
         self.service();
+    }
+
+    /// The next packet; waits for it.
+    pub fn packet(&mut self) -> Packet {
+        loop {
+            self.take_sent();
+            if let Some(packet) = self.receive() {
+                self.service();
+                return packet;
+            }
+            self.device.wait(self);
+        }
     }
 
     /// The driver starts anew: it resets the device, and initialises it.

@@ -123,6 +123,11 @@ impl Handle {
         self.shared.wake();
     }
 
+    /// The event descriptor behind [`wake`](Self::wake).
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.shared.wake_fd()
+    }
+
     /// The agent's usual port, for a client.
     #[must_use]
     pub fn agent(&self) -> Port {

@@ -180,6 +180,13 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
         self.fd.as_fd()
     }
 
+    /// The event that a kick of the guest is: whoever signals it instead of writing to `QueueNotify` saves the way
+    /// through [`write`](Self::write).
+    #[must_use]
+    pub fn kick_fd(&self) -> BorrowedFd<'_> {
+        self.handle.wake_fd()
+    }
+
     /// The guest reads `data.len()` bytes at `offset` from the first register. Where nothing is to be read, zeros are.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
