@@ -9,8 +9,10 @@
 //! 3. What comes out is the scheduler's stats or a [`SchedStatsError`], which becomes a [`MissingStatsReason`] in a
 //!    [`Sample`]; a [`SampleSeries`] holds many.
 //!
-//! Features, none of them default: `device` has the virtio-vsock device (`vsock`) on `virtio-queue` and `vm-memory`,
-//! `vhost-user` serves it to a monitor in another process (`front`), `qemu` boots throw-away guests (`qemu`).
+//! Features, none of them default: `device` has the virtio-vsock device (`vsock`) on `virtio-queue` and `vm-memory`, with
+//! registers for a monitor's own bus (`front::mmio`); `event-manager` serves many such devices on one thread
+//! (`front::event_loop`), `kvm` has KVM take their kicks and interrupts (`front::kvm`), `vhost-user` serves the device to
+//! a monitor in another process (`front::vhost_user`), `qemu` boots throw-away guests (`qemu`).
 //!
 //! # Three programs
 //!

@@ -37,6 +37,31 @@ const FEATURES_OK: u32 = 8;
 /// The device cannot go on.
 pub const NEEDS_RESET: u32 = 64;
 
+/// The writes with which a driver initialises the device, in the standard's order (3.1.1).
+#[must_use]
+pub fn initialisation(queues: &[QueueAddresses], features: u64) -> Vec<(u64, u32)> {
+    let begin = [(STATUS, 0), (STATUS, ACKNOWLEDGE), (STATUS, ACKNOWLEDGE | DRIVER)];
+    begin.into_iter().chain(after_driver(queues, features)).collect()
+}
+
+fn after_driver(queues: &[QueueAddresses], features: u64) -> Vec<(u64, u32)> {
+    let half = |number: u64, high: u32| u32::try_from(number >> (32 * high) & 0xffff_ffff).expect("half of it");
+    let mut writes = Vec::new();
+    for word in [0, 1] {
+        writes.extend([(DRIVER_FEATURES_SEL, word), (DRIVER_FEATURES, half(features, word))]);
+    }
+    writes.push((STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK));
+    for (index, queue) in (0..).zip(queues) {
+        writes.extend([(QUEUE_SEL, index), (QUEUE_NUM, QUEUE_SIZE.into())]);
+        for (offset, address) in QUEUE_ADDRESSES.into_iter().zip([queue.descriptors, queue.available, queue.used]) {
+            writes.extend([(offset, half(address, 0)), (offset + 4, half(address, 1))]);
+        }
+        writes.push((QUEUE_READY, 1));
+    }
+    writes.push((STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK));
+    writes
+}
+
 /// The front of these tests.
 pub type Front = Mmio<Arc<GuestMemoryMmap>, Line>;
 type Line = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
@@ -88,47 +113,38 @@ impl Registers {
         assert_eq!(self.status(), 0);
     }
 
-    /// Initialises the device as the standard says (3.1.1), with all the features that it has.
+    /// Initialises the device as the standard says, with all the features that it has.
     pub fn initialise(&self, queues: &[QueueAddresses]) {
-        self.initialise_with(queues, u64::MAX);
+        self.initialise_with(queues, self.features());
     }
 
-    /// Initialises the device with those of `features` that it has.
+    /// Initialises the device with these features.
     pub fn initialise_with(&self, queues: &[QueueAddresses], features: u64) {
-        self.reset();
-        self.write(STATUS, ACKNOWLEDGE);
-        self.write(STATUS, ACKNOWLEDGE | DRIVER);
-        self.go_on_from_driver(queues, features);
+        self.follow(&initialisation(queues, features), queues);
     }
 
     /// The steps of the initialisation after `DRIVER`.
-    pub fn go_on_from_driver(&self, queues: &[QueueAddresses], features: u64) {
-        for (selector, wanted) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
-            self.write(DEVICE_FEATURES_SEL, selector);
-            self.write(DRIVER_FEATURES_SEL, selector);
-            let wanted = u32::try_from(wanted).expect("a word");
-            self.write(DRIVER_FEATURES, self.read(DEVICE_FEATURES) & wanted);
-        }
-        self.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
-        assert_eq!(self.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK, "the device's own features are accepted");
-        for (index, queue) in (0..).zip(queues) {
-            self.set_up(index, *queue);
-        }
-        self.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
-        assert_eq!(self.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    pub fn go_on_from_driver(&self, queues: &[QueueAddresses]) {
+        self.follow(&after_driver(queues, self.features()), queues);
     }
 
-    fn set_up(&self, index: u32, queue: QueueAddresses) {
-        self.write(QUEUE_SEL, index);
-        assert_eq!(self.read(QUEUE_READY), 0);
-        assert!(self.read(QUEUE_NUM_MAX) >= QUEUE_SIZE.into());
-        self.write(QUEUE_NUM, QUEUE_SIZE.into());
-        for (offset, address) in QUEUE_ADDRESSES.into_iter().zip([queue.descriptors, queue.available, queue.used]) {
-            self.write(offset, u32::try_from(address).expect("low memory"));
-            self.write(offset + 4, 0);
+    fn follow(&self, writes: &[(u64, u32)], queues: &[QueueAddresses]) {
+        for &(offset, value) in writes {
+            self.write(offset, value);
         }
-        self.write(QUEUE_READY, 1);
-        assert_eq!(self.read(QUEUE_READY), 1);
+        assert_eq!(self.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        for (queue, _) in (0..).zip(queues) {
+            self.write(QUEUE_SEL, queue);
+            assert_eq!(self.read(QUEUE_READY), 1);
+            assert!(self.read(QUEUE_NUM_MAX) >= QUEUE_SIZE.into());
+        }
+    }
+
+    fn features(&self) -> u64 {
+        [1, 0].into_iter().fold(0, |features, word| {
+            self.write(DEVICE_FEATURES_SEL, word);
+            features << 32 | u64::from(self.read(DEVICE_FEATURES))
+        })
     }
 
     /// Kicks the queues for which the device wants that.

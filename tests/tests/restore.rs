@@ -191,7 +191,7 @@ fn a_driver_that_was_still_initialising_goes_on_with_it() {
     guest.device.mmio.resume().unwrap();
     assert_eq!(guest.device.status(), 3);
     let addresses = guest.addresses();
-    guest.device.go_on_from_driver(&addresses, u64::MAX);
+    guest.device.go_on_from_driver(&addresses);
     serves(&mut guest);
     assert_eq!(guest.take_event(), None);
 }

@@ -1,11 +1,11 @@
 //! The virtio-vsock device (virtio 1.3, 5.10), for any monitor.
 //!
-//! One packet's way: a front (such as [`front::vhost_user`](crate::front)) calls [`Device::service`] when the guest
-//! kicked a queue or [`Device::fd`] is readable. [`chain`] makes one sequence of bytes of a descriptor chain, [`header`]
-//! reads its first 44, [`muxer`] finds the connection, whose state machine ([`connection`], [`credit`]) says what
-//! the packet means; payload goes from guest memory into the connection's [`stream`], one end of a socket pair whose
-//! other end the host got from [`Handle::connect`] or [`Listener::accept`]. The way back is the same in reverse, one
-//! packet a connection in turn.
+//! One packet's way: a [front](crate::front) calls [`Device::service`] when the guest kicked a queue or [`Device::fd`]
+//! is readable. [`chain`] makes one sequence of bytes of a descriptor chain, [`header`] reads its first 44, [`muxer`]
+//! finds the connection, whose state machine ([`connection`], [`credit`]) says what the packet means; payload goes from
+//! guest memory into the connection's [`stream`], one end of a socket pair whose other end the host got from
+//! [`Handle::connect`] or [`Listener::accept`]. The way back is the same in reverse, one packet a connection in turn.
+//! The [`event`] queue tells a running driver that its connections are gone.
 //!
 //! # Bounds
 //!

@@ -1,0 +1,80 @@
+//! What a virtual machine monitor adds to have a guest's scheduler statistics: the device on its bus, a thread that
+//! serves it, a client, and a freeze around its pauses. Here no guest runs behind it.
+#![allow(clippy::print_stdout, reason = "an example's output")]
+
+use std::error::Error;
+use std::sync::Arc;
+use std::{io, thread};
+
+use event_manager::{EventManager, SubscriberOps};
+use scx_vsock::front::event_loop::Subscriber;
+use scx_vsock::front::mmio::{BYTES, Mmio};
+use scx_vsock::vsock::Device;
+use scx_vsock::{MissingStatsReason, RunControl, SchedStatsClient};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+/// Where the guest is told to look for the device's registers.
+const REGISTERS: u64 = 0xd000_0000;
+
+type Front = Mmio<Arc<GuestMemoryMmap>, fn() -> io::Result<()>>;
+
+struct Monitor {
+    device: Arc<Front>,
+    client: SchedStatsClient,
+    run: RunControl,
+}
+
+impl Monitor {
+    fn new(memory: Arc<GuestMemoryMmap>, interrupt: fn() -> io::Result<()>) -> Result<Self, Box<dyn Error>> {
+        let device = Arc::new(Mmio::new(Device::new(3)?, memory, interrupt)?);
+        let run = RunControl::new();
+        let agent = device.handle().agent();
+        let client = SchedStatsClient::builder(agent).control(&run).build();
+        let served = Arc::clone(&device);
+        thread::spawn(move || {
+            let mut manager = EventManager::new()?; // one for all guests
+            manager.add_subscriber(Subscriber::new(served, |error| println!("the device stopped: {error}")));
+            while manager.run().is_ok() {}
+            Ok::<(), event_manager::Error>(())
+        });
+        Ok(Self { device, client, run })
+    }
+
+    /// A processor's exit: the guest read from its bus, or wrote to it.
+    fn on_read(&self, address: u64, data: &mut [u8]) {
+        match offset(address) {
+            Some(offset) => self.device.read(offset, data),
+            None => data.fill(0xff), // ... or another device
+        }
+    }
+
+    fn on_write(&self, address: u64, data: &[u8]) {
+        offset(address).into_iter().for_each(|offset| self.device.write(offset, data));
+    }
+
+    /// Stops the guest and saves it. Whoever waits for its statistics is told at once.
+    fn save(&self) -> Result<String, Box<dyn Error>> {
+        let _frozen = self.run.freeze(); // first, until all goes on again; then the processors are stopped
+        self.device.pause();
+        let state = serde_json::to_string(&self.device.snapshot()?)?;
+        // ... memory is written out beside the state, for `Mmio::restore`,
+        self.device.resume()?; // ... and the processors go on.
+        Ok(state)
+    }
+}
+
+fn offset(address: u64) -> Option<u64> {
+    address.checked_sub(REGISTERS).filter(|&offset| offset < BYTES)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)])?);
+    let monitor = Monitor::new(memory, || Ok(()))?; // ... the guest's interrupt
+    let mut status = [0; 4];
+    monitor.on_write(REGISTERS + 0x70, &[1, 0, 0, 0]);
+    monitor.on_read(REGISTERS + 0x70, &mut status);
+    println!("the driver is at {status:?}, saved as {}", monitor.save()?);
+    let _frozen = monitor.run.freeze();
+    println!("no stats: {:?}", monitor.client.stats(&[]).map_err(MissingStatsReason::from));
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! The device on the kernel's own KVM, in a QEMU guest that emulates an AMD processor.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::time::Duration;
+
+use scx_vsock_tests::guest::builder;
+
+/// The program that `tests/kvm.rs` runs on this machine.
+const KVM_GUEST: &str = env!("CARGO_BIN_EXE_kvm_guest");
+
+/// Echoes in the guest of a guest, which is emulated all the way down.
+const ROUNDS: &str = "20";
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn kicks_and_interrupts_go_through_the_kernels_kvm_in_a_guest() {
+    let guest = builder().module("kvm_amd").program(KVM_GUEST, "/bin/kvm_guest").boot().unwrap();
+    let output = guest.run_within(&["kvm_guest", ROUNDS], Duration::from_secs(120)).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status, 0, "{said}{}\n{}", String::from_utf8_lossy(&output.stderr), guest.console().text());
+    assert!(said.starts_with(&format!("{ROUNDS} echoes, ")) && said.ends_with(" 0 of them as exits\n"), "{said}");
+}
