@@ -74,6 +74,7 @@ pub mod control;
 pub mod endpoint;
 pub mod error;
 mod histogram;
+pub mod meta;
 #[cfg(all(test, shuttle))]
 mod model;
 pub mod reason;
@@ -97,6 +98,7 @@ pub use control::RunControl;
 pub use endpoint::{Connect, Endpoint};
 pub use error::SchedStatsError;
 pub use histogram::Histogram;
+pub use meta::Meta;
 pub use reason::MissingStatsReason;
 pub use request::{StatsRequest, StatsResponse};
 pub use sample::{Sample, Sampler};

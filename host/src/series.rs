@@ -10,6 +10,7 @@ use serde_json::Value;
 
 pub use column::{Change, FromStat};
 pub use lines::LineError;
+pub(crate) use path::escaped;
 pub use path::{ParsePathError, StatPath};
 
 use crate::reason::MissingStatsReason;

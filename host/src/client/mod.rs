@@ -29,6 +29,7 @@ pub use wait::Deadline;
 use crate::control::RunControl;
 use crate::endpoint::Connect;
 use crate::error::SchedStatsError;
+use crate::meta::Meta;
 use crate::request::{RequestLine, StatsRequest, StatsResponse};
 use answer::Decoded;
 use turn::{Turns, Waiting};
@@ -276,6 +277,15 @@ impl SchedStatsClient {
     ///
     /// As for [`stats`](Self::stats).
     pub fn stats_meta(&self) -> Result<Value, SchedStatsError> {
+        self.ask(StatsRequest::stats_meta().line(), answer::resp)
+    }
+
+    /// The same, parsed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`stats`](Self::stats); [`SchedStatsError::MalformedResponse`] where `resp` describes nothing.
+    pub fn meta(&self) -> Result<Meta, SchedStatsError> {
         self.ask(StatsRequest::stats_meta().line(), answer::resp)
     }
 

@@ -70,8 +70,12 @@ impl fmt::Display for StatPath {
 }
 
 fn written(components: &[String]) -> String {
-    let escaped = components.iter().map(|component| component.replace('\\', r"\\").replace('.', r"\."));
-    escaped.collect::<Vec<_>>().join(".")
+    components.iter().map(|component| escaped(component)).collect::<Vec<_>>().join(".")
+}
+
+/// A name as a component of a written path.
+pub(crate) fn escaped(name: &str) -> String {
+    name.replace('\\', r"\\").replace('.', r"\.")
 }
 
 impl StatPath {
