@@ -12,7 +12,7 @@ use clap::Args;
 use scx_vsock::qemu::Guest;
 use scx_vsock::{Sample, Sampler, SchedStatsClient};
 
-use crate::display;
+use crate::{display, duration};
 
 /// How long a command in the guest may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -57,9 +57,9 @@ pub struct Boot {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "command")]
     samples: u32,
 
-    /// Milliseconds between two samples
-    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
-    interval: u64,
+    /// The time between two samples, in seconds or with a unit (250ms)
+    #[arg(long, value_name = "TIME", default_value = "1", value_parser = duration::parse)]
+    interval: Duration,
 
     /// Print samples as JSON Lines
     #[arg(long)]
@@ -73,9 +73,9 @@ pub struct Boot {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: u32,
 
-    /// Seconds until the agent, and then the scheduler, must be ready
-    #[arg(long, value_name = "S", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
-    timeout: u64,
+    /// The time within which the agent, and then the scheduler, must be ready
+    #[arg(long, value_name = "TIME", default_value = "120", value_parser = duration::parse)]
+    timeout: Duration,
 
     /// The QEMU program; without it QEMU, then qemu-system-x86_64
     #[arg(long, value_name = "PROGRAM")]
@@ -106,11 +106,8 @@ impl Boot {
 
     fn boot(&self) -> Result<Guest> {
         let arguments: Vec<&str> = self.scheduler_args.iter().map(String::as_str).collect();
-        let mut builder = Guest::builder()
-            .kernel(&self.kernel)
-            .memory_mib(self.memory)
-            .cpus(self.cpus)
-            .deadline(Duration::from_secs(self.timeout));
+        let mut builder =
+            Guest::builder().kernel(&self.kernel).memory_mib(self.memory).cpus(self.cpus).deadline(self.timeout);
         if let Some(folder) = &self.modules {
             builder = builder.modules(folder);
         }
@@ -135,7 +132,7 @@ impl Boot {
         let scheduler = scheduler.file_name().unwrap_or(scheduler.as_os_str()).display();
         let started = Instant::now();
         let client = guest.client();
-        client.wait_for_scheduler(Duration::from_secs(self.timeout)).with_context(|| {
+        client.wait_for_scheduler(self.timeout).with_context(|| {
             format!("{scheduler} serves no stats; the guest's last words: {}", guest.console().last_words())
         })?;
         let name = ops(guest).map_or_else(|| "no sched_ext scheduler".into(), |ops| format!("sched_ext ops {ops}"));
@@ -154,7 +151,7 @@ impl Boot {
             last = sample.stats.map(drop);
         }
         match last {
-            Err(reason) if self.scheduler.is_some() => bail!("the last sample has no stats: {reason}"),
+            Err(reason) if self.scheduler.is_some() => Err(reason).context("the last sample has no stats"),
             _ => Ok(ExitCode::SUCCESS),
         }
     }
@@ -187,7 +184,7 @@ impl Boot {
 
     /// When sample `n` is due. Counted from the start, so that it never drifts.
     fn due(&self, started: Instant, n: u32) -> Instant {
-        started + Duration::from_millis(self.interval).saturating_mul(n)
+        started + self.interval.saturating_mul(n)
     }
 
     fn print(&self, sample: &Sample) -> Result<()> {

@@ -1,10 +1,16 @@
 //! The `scx-vsock` command: a guest's sched_ext scheduler, seen from the host.
 //!
-//! Each verb is a module of its own. Results go to stdout, everything else to stderr, an error as one line.
+//! Each verb is a module of its own. Results go to stdout, everything else to stderr, an error as one line; what the
+//! exit code says is in [`exit`].
 #![allow(clippy::print_stderr, reason = "a command's messages")]
 
 mod boot;
+mod complaint;
+mod completions;
 mod display;
+mod duration;
+mod exit;
+mod man;
 
 use std::io;
 use std::process::ExitCode;
@@ -13,28 +19,43 @@ use clap::{Parser, Subcommand};
 
 /// See a guest's sched_ext scheduler from the host.
 #[derive(Parser)]
-#[command(name = "scx-vsock", version, max_term_width = 100)]
+#[command(name = "scx-vsock", version, propagate_version = true, max_term_width = 100, after_long_help = exit::help())]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
 }
 
+// One line a verb, in the order of the help.
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for the whole run")]
 enum Verb {
     Boot(boot::Boot),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+impl Verb {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Boot(verb) => verb.run(),
+            Self::Completions(verb) => verb.run(),
+            Self::Man(verb) => verb.run(),
+        }
+    }
 }
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().verb {
-        Verb::Boot(boot) => boot.run(),
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return complaint::about_arguments(&error),
     };
-    match outcome {
+    match arguments.verb.run() {
         Ok(code) => code,
         // Whoever read the output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("scx-vsock: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("scx-vsock: {}", complaint::one_line(&format!("{error:#}")));
+            exit::code(&error)
         }
     }
 }

@@ -100,7 +100,7 @@ fn wrong_arguments_are_named() {
         (&["--kernel", "k", "--scheduler-arg", "-v"], "--scheduler"),
         (&["--kernel", "k", "--samples", "3", "--", "true"], "--samples"),
         (&["--kernel", "k", "true"], "'true'"),
-        (&["--colonel", "k"], "--kernel"),
+        (&["--colonel", "k"], "--colonel"),
     ] {
         let output = boot().args(arguments).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -132,7 +132,7 @@ fn a_scheduler_that_ends_at_once_is_named_with_its_last_words() {
     let output = booted(&["--timeout", "15", "--scheduler", "/bin/false"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     let complaint = stderr.lines().last().unwrap();
-    assert!(output.status.code() == Some(1) && complaint.contains("false serves no stats"), "{complaint}");
+    assert!(output.status.code() == Some(19) && complaint.contains("false serves no stats"), "{complaint}");
 }
 
 #[test]
