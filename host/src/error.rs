@@ -127,11 +127,6 @@ impl SchedStatsError {
         }
     }
 
-    /// Whether a stop of the run comes before it: the session's end and the deadline are no answers.
-    pub(crate) fn yields_to_stops(&self) -> bool {
-        matches!(self, Self::AgentUnreachable { .. } | Self::TimedOut { .. })
-    }
-
     pub(crate) fn malformed(reason: impl Into<String>) -> Self {
         Self::MalformedResponse { reason: reason.into() }
     }

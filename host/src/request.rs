@@ -141,8 +141,8 @@ impl RequestLine {
         Self::complete(WAIT_SCHEDULER)
     }
 
-    /// Whether the agent answers it itself.
-    pub(crate) fn is_for_agent(&self) -> bool {
+    /// Whether it is for the agent, not for the scheduler.
+    pub(crate) fn is_for_the_agent(&self) -> bool {
         self.0.starts_with(AGENT_LINE_PREFIX)
     }
 

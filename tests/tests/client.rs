@@ -618,3 +618,139 @@ fn a_client_counts_what_its_calls_and_those_of_its_clones_came_to() {
     assert_eq!(statistics.bytes_received, received as u64);
     assert_eq!(statistics.latency.count(), 1, "of the one answer of the scheduler's");
 }
+
+// Monitors' hybrid sockets.
+
+fn hybrid(monitor: &FakeAgent) -> SchedStatsClient {
+    let endpoint: Endpoint = format!("hybrid:{}", monitor.path().display()).parse().unwrap();
+    SchedStatsClient::builder(endpoint).deadline(DEADLINE).build()
+}
+
+#[test]
+fn a_hybrid_socket_is_dialled_once_a_session() {
+    let session = Script::new().expect("CONNECT 729").send("OK 1073741824\n").and(counting());
+    let monitor = FakeAgent::start([session.clone(), session]);
+    let client = hybrid(&monitor);
+    assert_eq!(client.stats(&[]), Ok(json!(2)));
+    assert_eq!(client.stats(&[]), Ok(json!(3)));
+    assert_eq!(client.session(), 1);
+    assert_eq!(hybrid(&monitor).stats(&[]), Ok(json!(5)));
+}
+
+#[test]
+fn a_monitor_may_answer_byte_by_byte_or_all_at_once() {
+    let torn = Script::new().line().send_pieces(format!("OK 1\n{HELLO}\n"), 1).line().stats(OK);
+    let monitor = FakeAgent::start([torn]);
+    assert_eq!(hybrid(&monitor).stats(&[]), Ok(json!({ "nr": 7 })));
+    let at_once = Script::new().line().send(format!("OK 1\n{HELLO}\n")).line().stats(OK);
+    let monitor = FakeAgent::start([at_once]);
+    assert_eq!(hybrid(&monitor).stats(&[]), Ok(json!({ "nr": 7 })));
+}
+
+#[test]
+fn the_port_of_a_hybrid_uri_is_the_one_that_is_dialled() {
+    let monitor = FakeAgent::start([Script::new().expect("CONNECT 5000").send("OK 1\n").and(counting())]);
+    let endpoint: Endpoint = format!("hybrid:{}?port=5000", monitor.path().display()).parse().unwrap();
+    SchedStatsClient::builder(endpoint).deadline(DEADLINE).build().stats(&[]).unwrap();
+}
+
+#[test]
+fn a_monitor_that_refuses_stalls_or_talks_otherwise_is_told() {
+    let cases = [
+        (Script::new().line().close(), "before OK; does the guest listen on port 729"),
+        (Script::new().line().send("OK").close_write(), "before OK, 2 bytes into a line"),
+        (Script::new().line().send("NO\n"), "OK was expected of the monitor, not \"NO\""),
+        (Script::agent(), "OK was expected of the monitor, not \"{\\\"hello\\\""),
+        (Script::new().line().send("O".repeat(64)), "OK was expected of the monitor, not \"OOO"),
+        (Script::new().line().send("OK 1\n").close_write(), "before its hello"),
+        (Script::new().line().send("OK 1\nOK 1\n"), "the first line is no hello: \"OK 1\""),
+    ];
+    for (script, expected) in cases {
+        let monitor = FakeAgent::start([script]);
+        let reason = unreachable(hybrid(&monitor).stats(&[]).unwrap_err());
+        assert!(reason.starts_with("hybrid:") && reason.contains(expected), "{reason}");
+    }
+    let monitor = FakeAgent::start([Script::new().line().stall()]);
+    let error = hybrid(&monitor).with_deadline(SHORT).stats(&[]).unwrap_err();
+    assert_eq!(error, SchedStatsError::TimedOut { after_ms: 60 });
+    monitor.release();
+}
+
+#[test]
+fn a_long_request_waits_for_ok_and_is_sent_whole() {
+    let line = vec![b'x'; MAX_REQUEST_BYTES - 1];
+    let script = Script::new().expect("CONNECT 729").send("OK 1\n").expect(&line).and(Script::agent()).stats(OK);
+    let monitor = FakeAgent::start([script]);
+    hybrid(&monitor).request_raw(&line).unwrap();
+}
+
+// Schedulers without an agent.
+
+fn plain(scheduler: &FakeAgent) -> SchedStatsClient {
+    SchedStatsClient::builder(Endpoint::Scx { path: scheduler.path() }).deadline(DEADLINE).build()
+}
+
+#[test]
+fn a_scheduler_without_an_agent_is_asked_in_its_own_words() {
+    let answers = Script::new().expect(r#"{"req":"stats","args":{}}"#).send(format!("{OK}\n"));
+    let scheduler = FakeAgent::start([answers.clone().and(answers)]);
+    let client = plain(&scheduler);
+    assert_eq!(client.stats(&[]), Ok(json!({ "nr": 7 })));
+    assert_eq!(client.stats(&[]), Ok(json!({ "nr": 7 })));
+    assert_eq!(client.session(), 1);
+}
+
+#[test]
+fn a_scheduler_without_an_agent_is_ready_when_it_accepts() {
+    let scheduler = FakeAgent::start([Script::new().line().send(format!("{OK}\n"))]);
+    let client = plain(&scheduler);
+    client.wait_for_scheduler(DEADLINE).unwrap();
+    assert_eq!(client.stats(&[]), Ok(json!({ "nr": 7 })));
+    assert_eq!(client.session(), 1, "nothing was sent to it");
+}
+
+#[test]
+fn no_scheduler_without_an_agent_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stats");
+    let client = SchedStatsClient::builder(Endpoint::Scx { path: path.clone() }).build();
+    let before = Instant::now();
+    for (error, said) in [
+        (client.stats(&[]).unwrap_err(), "its stats socket is not there"),
+        (client.wait_for_scheduler(DEADLINE).unwrap_err(), "its stats socket is not there"),
+        {
+            drop(UnixListener::bind(&path).unwrap());
+            (client.stats(&[]).unwrap_err(), "its stats socket refuses: whoever made it is gone")
+        },
+    ] {
+        let reason = format!("scx:{}: {said}", path.display());
+        assert_eq!(error, SchedStatsError::NoScheduler { reason });
+    }
+    assert!(before.elapsed() < DEADLINE / 2);
+}
+
+#[test]
+fn a_scheduler_without_an_agent_that_ends_is_gone() {
+    let scheduler = FakeAgent::start([Script::new().line().send("{\"err").close()]);
+    assert_eq!(plain(&scheduler).stats(&[]), Err(SchedStatsError::SchedulerGone { errno: 0 }));
+}
+
+#[test]
+fn an_agent_where_a_scheduler_should_be_is_malformed() {
+    let agent = FakeAgent::start([Script::agent()]);
+    let error = plain(&agent).stats(&[]).unwrap_err();
+    assert!(matches!(error.kind(), "malformed_response" | "missing_resp"), "{error}");
+}
+
+#[test]
+fn what_stats_mean_is_parsed() {
+    let answer = json!({ "errno": 0, "args": { "resp": {
+        "Top": { "top": "true", "fields": { "nr": { "datum": "u64", "desc": "a number" } } }
+    } } });
+    let agent = FakeAgent::start([Script::agent().line().stats(answer.to_string()).line().stats(OK)]);
+    let client = client(&agent);
+    let meta = client.meta().unwrap();
+    let top = meta.tops().next().unwrap();
+    assert_eq!(meta.leaves(top).next().unwrap().to_string(), "nr");
+    assert_eq!(client.meta().unwrap_err().kind(), "malformed_response");
+}

@@ -1,6 +1,7 @@
 //! Talking to one agent without ever waiting: the machine under every kind of client.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::Poll;
@@ -12,9 +13,10 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
 use super::answer::Decoded;
+use super::notice;
 use super::session::{Answer, Event, Outcome, Session};
 use super::wait::Deadline;
-use crate::endpoint::Connect;
+use crate::endpoint::{Connect, Greeting};
 use crate::error::SchedStatsError;
 use crate::request::RequestLine;
 
@@ -162,7 +164,8 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// [`SchedStatsError::AgentUnreachable`] where it is known at once that there is no way to the agent.
+    /// [`SchedStatsError::AgentUnreachable`] where it is known at once that there is no way to the agent;
+    /// [`SchedStatsError::NoScheduler`] where there should be a scheduler without an agent.
     pub fn start(&mut self, line: RequestLine, deadline: Deadline) -> Result<(), SchedStatsError> {
         self.link = match self.link.take().filter(Link::is_good) {
             Some(mut link) => {
@@ -170,9 +173,10 @@ impl Conversation {
                 Some(Link { deadline, ..link })
             }
             None => {
-                let stream = self.connect.connect().map_err(|error| self.unreachable(&error.to_string()))?;
+                let greeting = self.connect.greeting();
+                let stream = self.connect.connect().map_err(|error| self.no_way(greeting, &error))?;
                 self.traffic.sessions += 1;
-                Some(Link { stream, session: Session::open(line), deadline })
+                Some(Link { stream, session: Session::open(greeting, line), deadline })
             }
         };
         Ok(())
@@ -284,8 +288,27 @@ impl Conversation {
         }
     }
 
+    /// Whether a stop of the run comes before this outcome: the session's end and the deadline are no answers.
+    pub(super) fn yields_to_stops(&self, error: &SchedStatsError) -> bool {
+        match error {
+            SchedStatsError::AgentUnreachable { .. } | SchedStatsError::TimedOut { .. } => true,
+            // An agent says so; without one it is the stream's end.
+            SchedStatsError::SchedulerGone { .. } => self.connect.greeting() == Greeting::Plain,
+            _ => false,
+        }
+    }
+
     fn asked(&self) -> Option<&Link> {
         self.link.as_ref().filter(|link| link.session.is_asked())
+    }
+
+    fn no_way(&self, greeting: Greeting, error: &io::Error) -> SchedStatsError {
+        match greeting {
+            Greeting::Plain => {
+                SchedStatsError::NoScheduler { reason: format!("{}: {}", self.connect, notice::no_socket(error)) }
+            }
+            Greeting::Hello | Greeting::Dial { .. } => self.unreachable(&error.to_string()),
+        }
     }
 
     fn unreachable(&self, reason: &str) -> SchedStatsError {
@@ -309,6 +332,9 @@ impl Link {
 
     /// Writes, then reads, as far as that goes without waiting.
     fn turn(&mut self, traffic: &mut Traffic) -> Option<Outcome> {
+        if let Some(outcome) = self.session.known_outcome() {
+            return Some(outcome);
+        }
         while !self.session.unsent().is_empty() {
             let sent = retried(|| send(&self.stream, self.session.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT));
             match sent.or_else(|errno| if errno == Errno::NOTCONN { self.connecting() } else { Err(errno) }) {

@@ -312,7 +312,9 @@ impl SchedStatsClient {
 
     /// Waits until the scheduler accepts a connection, but no longer than `deadline` instead of the client's own.
     ///
-    /// It is the agent that waits: this is one request and one answer, without polling.
+    /// It is the agent that waits: this is one request and one answer, without polling. At a scheduler without an agent
+    /// ([`Greeting::Plain`](crate::endpoint::Greeting)) there is nobody to wait, so it does not: a scheduler that
+    /// accepts a connection is ready, and anything else is [`SchedStatsError::NoScheduler`] at once.
     ///
     /// ```no_run
     /// # use scx_vsock::{Endpoint, SchedStatsClient};
@@ -364,7 +366,7 @@ impl SchedStatsClient {
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Result<T, SchedStatsError> {
         let started = Instant::now();
-        let is_for_agent = line.as_ref().is_ok_and(RequestLine::is_for_agent);
+        let is_for_agent = line.as_ref().is_ok_and(RequestLine::is_for_the_agent);
         let outcome = line.and_then(|line| {
             let wait = Wait::new(&self.shared.control, self.deadline)?.or_by(stop)?;
             let mut conversation = self.shared.turns.take(&wait)?;
@@ -391,7 +393,9 @@ impl SchedStatsClient {
         started?;
         loop {
             match conversation.on_ready(Instant::now(), &decode) {
-                Poll::Ready(Err(error)) if error.yields_to_stops() => return wait.stopped().and(Err(error)),
+                Poll::Ready(Err(error)) if conversation.yields_to_stops(&error) => {
+                    return wait.stopped().and(Err(error));
+                }
                 Poll::Ready(outcome) => return outcome,
                 Poll::Pending => {}
             }

@@ -1,5 +1,7 @@
 //! What an agent says in its own name, and the error that each of its reasons becomes.
 
+use std::io;
+
 use rustix::io::Errno;
 use scx_vsock_wire::{Envelope, RelayError};
 use serde_json::Value;
@@ -54,13 +56,18 @@ fn size_of(wire: u32) -> usize {
     usize::try_from(wire).unwrap_or(usize::MAX)
 }
 
+/// What connecting to a scheduler's socket says.
+pub(super) fn no_socket(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "its stats socket is not there".to_owned(),
+        io::ErrorKind::ConnectionRefused => "its stats socket refuses: whoever made it is gone".to_owned(),
+        _ => format!("its stats socket cannot be connected: {error}"),
+    }
+}
+
 /// What the agent found where the scheduler should be: what connecting said, then what the guest's kernel says.
 fn no_scheduler(errno: i32, sched_ext: &str, ops: &str) -> String {
-    let socket = match Errno::from_raw_os_error(errno) {
-        Errno::NOENT => "its stats socket is not there".to_owned(),
-        Errno::CONNREFUSED => "its stats socket refuses: whoever made it is gone".to_owned(),
-        other => format!("its stats socket cannot be connected: {other}"),
-    };
+    let socket = no_socket(&Errno::from_raw_os_error(errno).into());
     let named = if ops.is_empty() { String::new() } else { format!(" {:?}", excerpt(ops)) };
     let kernel = match sched_ext {
         "" => "the guest has no sched_ext (no /sys/kernel/sched_ext; an old kernel, one without \

@@ -1,9 +1,12 @@
 //! One session with an agent as a machine without I/O: bytes and ends go in, one outcome a request comes out.
 //!
 //! ```text
-//! Asked { Part -> Whole, Hello -> Answer } -> outcome -> Idle -> Asked { Part -> Whole, Answer } -> ...
-//!          `-> Broken: what the agent still said is read before the outcome
+//! Dialling { Part -> Whole } -> Asked { Part -> Whole, Hello -> Answer } -> outcome -> Idle -> Asked { .., Answer } -> ...
+//!              `-> Broken                 `-> Broken: what the agent still said is read before the outcome
 //! ```
+//!
+//! How a session begins is its [`Greeting`]: dialling is for a monitor's hybrid socket alone, and a scheduler without an
+//! agent says no hello and frames no answer.
 //!
 //! The driver writes [`unsent`](Session::unsent), reads into [`spare`](Session::spare) and reports each with
 //! [`process`](Session::process). A session that has not come back to `Idle` carries no other request: the driver
@@ -14,12 +17,16 @@ use scx_vsock_wire::limits::{MIN_PROTOCOL, PROTOCOL};
 use scx_vsock_wire::{AgentEvent, Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX};
 
 use super::notice;
+use crate::endpoint::Greeting;
 use crate::error::SchedStatsError;
 use crate::reason::excerpt;
 use crate::request::RequestLine;
 
 /// Bytes within which the first line must end. Today's hello has 113; the rest is room for versions to come.
 const MAX_HELLO_BYTES: usize = 4096;
+
+/// Bytes within which a monitor's answer to `CONNECT port` must end. The longest right one has 14.
+const MAX_OK_BYTES: usize = 64;
 
 /// The least that a read has room for.
 const MIN_READ: usize = 4096;
@@ -64,10 +71,12 @@ pub(super) type Outcome = Result<(), SchedStatsError>;
 enum State {
     /// Hello was read and nothing is asked.
     Idle,
+    /// A monitor is asked for the agent's port; the request waits for its answer.
+    Dialling { line: RequestLine, dial: Dial, sent: Sent },
     /// A request was begun.
     Asked { line: RequestLine, sent: Sent, expects: Expects },
-    /// The answer is the first line of what was received.
-    Answered { kind: Kind, end: usize },
+    /// The answer is the first line of what was received, of this length with its LF; 0 where there is no line to it.
+    Answered { kind: Kind, length: usize },
     /// Nothing may be asked of this session any more.
     Over,
 }
@@ -92,8 +101,41 @@ enum Kind {
     SchedulerReady,
 }
 
+/// The line to a monitor.
+#[derive(Debug)]
+struct Dial {
+    port: u32,
+    line: String,
+}
+
+impl Dial {
+    fn new(port: u32) -> Self {
+        Self { port, line: format!("CONNECT {port}\n") }
+    }
+}
+
+/// Who frames the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frame {
+    /// The agent, in envelopes.
+    Envelope,
+    /// Nobody: they are the scheduler's own lines.
+    Plain,
+}
+
+impl Frame {
+    /// The longest line, its LF counted.
+    fn max_bytes(self) -> usize {
+        match self {
+            Self::Envelope => MAX_ENVELOPE_BYTES,
+            Self::Plain => MAX_RESPONSE_BYTES,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Session {
+    frame: Frame,
     state: State,
     received: Vec<u8>,
     /// Bytes at the front of `received` that are known to have no LF.
@@ -101,13 +143,15 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// A session whose stream was just opened, and its first request.
-    pub(super) fn open(line: RequestLine) -> Self {
-        Self {
-            state: State::Asked { line, sent: Sent::Part(0), expects: Expects::Hello },
-            received: Vec::new(),
-            searched: 0,
-        }
+    /// A session whose stream was just opened and begins like this, and its first request.
+    pub(super) fn open(greeting: Greeting, line: RequestLine) -> Self {
+        let sent = Sent::Part(0);
+        let (frame, state) = match greeting {
+            Greeting::Hello => (Frame::Envelope, State::Asked { line, sent, expects: Expects::Hello }),
+            Greeting::Dial { port } => (Frame::Envelope, State::Dialling { line, dial: Dial::new(port), sent }),
+            Greeting::Plain => (Frame::Plain, State::Asked { line, sent, expects: Expects::Answer }),
+        };
+        Self { frame, state, received: Vec::new(), searched: 0 }
     }
 
     /// Whether it can carry a request.
@@ -122,33 +166,55 @@ impl Session {
 
     /// Whether a request was begun that has no outcome yet.
     pub(super) fn is_asked(&self) -> bool {
-        matches!(self.state, State::Asked { .. })
+        matches!(self.state, State::Dialling { .. } | State::Asked { .. })
+    }
+
+    /// The outcome of a request that needs no stream: where no agent is to wait for the scheduler, that the stream was
+    /// connected is the answer.
+    pub(super) fn known_outcome(&mut self) -> Option<Outcome> {
+        match (&self.state, self.frame) {
+            (State::Asked { line, .. }, Frame::Plain) if line.is_for_the_agent() => {
+                self.state = State::Answered { kind: Kind::SchedulerReady, length: 0 };
+                Some(Ok(()))
+            }
+            _ => None,
+        }
     }
 
     /// What is left to write.
     pub(super) fn unsent(&self) -> &[u8] {
-        match &self.state {
-            State::Asked { line, sent: Sent::Part(sent), .. } => line.as_bytes().get(*sent..).unwrap_or(&[]),
-            State::Asked { .. } | State::Idle | State::Answered { .. } | State::Over => &[],
+        let (bytes, sent) = match &self.state {
+            State::Dialling { dial, sent, .. } => (dial.line.as_bytes(), *sent),
+            State::Asked { line, sent, .. } => (line.as_bytes(), *sent),
+            State::Idle | State::Answered { .. } | State::Over => return &[],
+        };
+        match sent {
+            Sent::Part(sent) => bytes.get(sent..).unwrap_or(&[]),
+            Sent::Whole | Sent::Broken(_) => &[],
         }
     }
 
-    /// Where to read to, with room behind its bytes. The room grows by need, up to the longest envelope.
+    /// Where to read to, with room behind its bytes. The room grows by need, up to the longest line.
     pub(super) fn spare(&mut self) -> &mut Vec<u8> {
         let length = self.received.len();
         if length == self.received.capacity() {
-            self.received.reserve_exact(length.max(MIN_READ).min(MAX_ENVELOPE_BYTES.saturating_sub(length)));
+            let most = self.frame.max_bytes().saturating_sub(length);
+            self.received.reserve_exact(length.max(MIN_READ).min(most));
         }
         &mut self.received
     }
 
     /// Takes an event in; gives the request's outcome when that is known.
     pub(super) fn process(&mut self, event: Event) -> Option<Outcome> {
-        let State::Asked { line, sent, expects } = &mut self.state else { return None };
+        let (length, sent) = match &mut self.state {
+            State::Dialling { dial, sent, .. } => (dial.line.len(), sent),
+            State::Asked { line, sent, .. } => (line.as_bytes().len(), sent),
+            State::Idle | State::Answered { .. } | State::Over => return None,
+        };
         match (*sent, event) {
             (Sent::Part(before), Event::Wrote(count)) => {
                 let after = before.saturating_add(count);
-                *sent = if after < line.as_bytes().len() { Sent::Part(after) } else { Sent::Whole };
+                *sent = if after < length { Sent::Part(after) } else { Sent::Whole };
                 None
             }
             (Sent::Part(_), Event::WriteFailed(errno)) => {
@@ -158,7 +224,7 @@ impl Session {
             (Sent::Whole | Sent::Broken(_), Event::Wrote(_) | Event::WriteFailed(_)) => None,
             (_, Event::Received) => self.read(),
             (sent, Event::Ended(errno)) => {
-                let error = ended(*expects, sent, errno, self.received.len());
+                let error = self.ended(sent, errno);
                 self.over(error)
             }
         }
@@ -167,54 +233,76 @@ impl Session {
     /// The answer whose outcome was a success, until [`rest`](Self::rest).
     pub(super) fn answer(&self) -> Answer<'_> {
         match self.state {
-            State::Answered { kind: Kind::Scheduler, end } => {
-                let framed = self.received.get(..end.saturating_sub(STATS_SUFFIX.len())).unwrap_or(&[]);
-                Answer::Scheduler(framed.get(STATS_PREFIX.len()..).unwrap_or(&[]))
+            State::Answered { kind: Kind::Scheduler, length } => {
+                let line = self.received.get(..length.saturating_sub(1)).unwrap_or(&[]);
+                Answer::Scheduler(match self.frame {
+                    Frame::Envelope => unframed(line).unwrap_or(&[]),
+                    Frame::Plain => line,
+                })
             }
             State::Answered { kind: Kind::SchedulerReady, .. } => Answer::SchedulerReady,
-            State::Idle | State::Asked { .. } | State::Over => Answer::Scheduler(&[]),
+            State::Idle | State::Dialling { .. } | State::Asked { .. } | State::Over => Answer::Scheduler(&[]),
         }
     }
 
     /// Forgets the answer and is idle, unless the agent sent more than the answer: nobody asked for that.
     pub(super) fn rest(&mut self) {
-        if let State::Answered { end, .. } = self.state {
-            self.state = if self.received.len() == end + 1 { State::Idle } else { State::Over };
+        if let State::Answered { length, .. } = self.state {
+            self.state = if self.received.len() == length { State::Idle } else { State::Over };
         }
         self.received.clear();
         self.received.shrink_to(KEPT_BYTES);
         self.searched = 0;
     }
 
-    /// Looks for complete lines in what was received: at most hello, then the answer.
+    /// Looks for complete lines in what was received: at most a monitor's, hello, then the answer.
     fn read(&mut self) -> Option<Outcome> {
         loop {
-            let State::Asked { sent, expects, .. } = &mut self.state else { return None };
-            let Some(end) = line_end(&self.received, &mut self.searched) else { return self.unfinished() };
+            let Some(end) = self.line_end() else { return self.unfinished() };
             let line = self.received.get(..end).unwrap_or(&[]);
-            match (*expects, *sent) {
-                (Expects::Hello, _) => match hello(line) {
+            match &mut self.state {
+                State::Dialling { dial, sent, .. } => match dialled(line, dial.port, *sent) {
+                    Ok(()) => self.reached(),
+                    Err(error) => return self.over(error),
+                },
+                State::Asked { expects: expects @ Expects::Hello, .. } => match hello(line) {
                     Ok(()) => *expects = Expects::Answer,
                     Err(error) => return self.over(error),
                 },
-                (Expects::Answer, sent) => {
-                    let read = read_answer(line, sent);
-                    return self.answered(end, read);
+                State::Asked { expects: Expects::Answer, sent, .. } => {
+                    let read = read_answer(line, self.frame, *sent);
+                    return self.answered(end + 1, read);
                 }
+                State::Idle | State::Answered { .. } | State::Over => return None,
             }
             self.received.drain(..=end);
             self.searched = 0;
         }
     }
 
-    fn answered(&mut self, end: usize, read: Result<Kind, SchedStatsError>) -> Option<Outcome> {
+    /// The monitor's stream leads to the agent from here on.
+    fn reached(&mut self) {
+        if let State::Dialling { line, .. } = std::mem::replace(&mut self.state, State::Over) {
+            self.state = State::Asked { line, sent: Sent::Part(0), expects: Expects::Hello };
+        }
+    }
+
+    /// Where the first LF is, among the bytes that a line can have.
+    fn line_end(&mut self) -> Option<usize> {
+        let received = self.received.get(..self.received.len().min(self.frame.max_bytes()))?;
+        let end = received.get(self.searched..)?.iter().position(|&byte| byte == b'\n').map(|at| self.searched + at);
+        self.searched = received.len();
+        end
+    }
+
+    fn answered(&mut self, length: usize, read: Result<Kind, SchedStatsError>) -> Option<Outcome> {
         match read {
             Ok(kind) => {
-                self.state = State::Answered { kind, end };
+                self.state = State::Answered { kind, length };
                 Some(Ok(()))
             }
             Err(error) if error.keeps_session() => {
-                self.state = State::Answered { kind: Kind::SchedulerReady, end };
+                self.state = State::Answered { kind: Kind::SchedulerReady, length };
                 self.rest();
                 Some(Err(error))
             }
@@ -224,33 +312,84 @@ impl Session {
 
     /// Judges bytes that have no end yet.
     fn unfinished(&mut self) -> Option<Outcome> {
-        let State::Asked { expects, .. } = self.state else { return None };
         let size = self.received.len();
-        match expects {
-            Expects::Hello if size >= MAX_HELLO_BYTES => {
-                let error = format!("the first {size} bytes are no hello: {}", quoted(&self.received));
-                self.over(SchedStatsError::AgentUnreachable { reason: error })
+        let error = match self.state {
+            State::Dialling { .. } if size >= MAX_OK_BYTES => not_dialled(&self.received),
+            State::Asked { expects: Expects::Hello, .. } if size >= MAX_HELLO_BYTES => {
+                let quoted = quoted(&self.received);
+                SchedStatsError::unreachable(format!("the first {size} bytes are no hello: {quoted}"))
             }
-            Expects::Answer if size >= MAX_ENVELOPE_BYTES => {
+            State::Asked { expects: Expects::Answer, .. } if size >= self.frame.max_bytes() => {
                 let max = MAX_RESPONSE_BYTES;
-                self.over(SchedStatsError::ResponseTooLarge { size: max + 1, max })
+                SchedStatsError::ResponseTooLarge { size: max + 1, max }
             }
-            Expects::Hello | Expects::Answer => None,
-        }
+            State::Dialling { .. } | State::Asked { .. } | State::Idle | State::Answered { .. } | State::Over => {
+                return None;
+            }
+        };
+        self.over(error)
     }
 
     fn over(&mut self, error: SchedStatsError) -> Option<Outcome> {
         self.state = State::Over;
         Some(Err(error))
     }
+
+    /// What a stream that ended too early means. Behind an agent a scheduler's end is never guessed: its agent says so.
+    fn ended(&self, sent: Sent, errno: Option<Errno>) -> SchedStatsError {
+        let errno = match (errno, sent) {
+            (Some(errno), _) | (None, Sent::Broken(errno)) => Some(errno),
+            (None, Sent::Part(_) | Sent::Whole) => None,
+        };
+        let (when, hint) = match &self.state {
+            State::Asked { expects: Expects::Answer, .. } if self.frame == Frame::Plain => {
+                return SchedStatsError::SchedulerGone { errno: errno.map_or(0, Errno::raw_os_error) };
+            }
+            State::Dialling { dial, .. } => (
+                "before OK".to_owned(),
+                format!("does the guest listen on port {}: is it up, and its agent started?", dial.port),
+            ),
+            State::Asked { expects: Expects::Hello, .. } => {
+                ("before its hello".to_owned(), "is the guest up, and its agent started?".to_owned())
+            }
+            _ => (
+                "before the answer was complete".to_owned(),
+                "was the guest or its vsock device reset, or the agent killed?".to_owned(),
+            ),
+        };
+        let cause = match errno {
+            Some(errno) => format!("the stream failed {when}: {errno}"),
+            None => format!("the stream ended {when}"),
+        };
+        let torn = match self.received.len() {
+            0 => String::new(),
+            torn => format!(", {torn} bytes into a line"),
+        };
+        SchedStatsError::AgentUnreachable { reason: format!("{cause}{torn}; {hint}") }
+    }
 }
 
-/// Where the first LF is, among the bytes that an envelope can have.
-fn line_end(received: &[u8], searched: &mut usize) -> Option<usize> {
-    let received = received.get(..received.len().min(MAX_ENVELOPE_BYTES))?;
-    let end = received.get(*searched..)?.iter().position(|&byte| byte == b'\n').map(|at| *searched + at);
-    *searched = received.len();
-    end
+/// Judges a monitor's answer to the line that dials: `OK` and the port that it gave this end.
+fn dialled(line: &[u8], port: u32, sent: Sent) -> Result<(), SchedStatsError> {
+    let number = line.strip_prefix(b"OK ").and_then(|number| std::str::from_utf8(number).ok());
+    let is_port = |number: &str| number.bytes().all(|byte| byte.is_ascii_digit()) && number.parse::<u32>().is_ok();
+    match (number.is_some_and(is_port), sent) {
+        (true, Sent::Whole) => Ok(()),
+        (true, Sent::Part(_) | Sent::Broken(_)) => {
+            Err(SchedStatsError::unreachable(format!("OK came before CONNECT {port} was written")))
+        }
+        (false, _) => Err(not_dialled(line)),
+    }
+}
+
+fn not_dialled(said: &[u8]) -> SchedStatsError {
+    let said = quoted(said);
+    SchedStatsError::unreachable(format!("OK was expected of the monitor, not {said}: is this its hybrid socket?"))
+}
+
+/// What stands in the frame of a `stats` envelope.
+fn unframed(line: &[u8]) -> Option<&[u8]> {
+    line.strip_prefix(STATS_PREFIX)?.strip_suffix(STATS_SUFFIX)
 }
 
 /// Judges the first line of a session.
@@ -278,9 +417,8 @@ fn same_protocol(hello: &Hello<String>) -> Result<(), SchedStatsError> {
 }
 
 /// Judges the line that stands where the answer must be.
-fn read_answer(line: &[u8], sent: Sent) -> Result<Kind, SchedStatsError> {
-    let framed = line.starts_with(STATS_PREFIX) && line.ends_with(STATS_SUFFIX);
-    let kind = if framed {
+fn read_answer(line: &[u8], frame: Frame, sent: Sent) -> Result<Kind, SchedStatsError> {
+    let kind = if frame == Frame::Plain || unframed(line).is_some() {
         Kind::Scheduler
     } else {
         match notice::parse(line)? {
@@ -295,24 +433,6 @@ fn read_answer(line: &[u8], sent: Sent) -> Result<Kind, SchedStatsError> {
             Err(SchedStatsError::malformed("an answer came before the request was written"))
         }
     }
-}
-
-/// What a stream that ended too early means. A scheduler's end is never guessed: its agent says so.
-fn ended(expects: Expects, sent: Sent, errno: Option<Errno>, torn: usize) -> SchedStatsError {
-    let when = match expects {
-        Expects::Hello => "before its hello",
-        Expects::Answer => "before the answer was complete",
-    };
-    let cause = match (errno, sent) {
-        (Some(errno), _) | (None, Sent::Broken(errno)) => format!("the stream failed {when}: {errno}"),
-        (None, Sent::Part(_) | Sent::Whole) => format!("the stream ended {when}"),
-    };
-    let torn = if torn == 0 { String::new() } else { format!(", {torn} bytes into a line") };
-    let hint = match expects {
-        Expects::Hello => "is the guest up, and its agent started?",
-        Expects::Answer => "was the guest or its vsock device reset, or the agent killed?",
-    };
-    SchedStatsError::AgentUnreachable { reason: format!("{cause}{torn}; {hint}") }
 }
 
 /// The beginning of what a peer sent, for a message.

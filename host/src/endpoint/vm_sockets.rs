@@ -53,6 +53,12 @@ fn explained(error: Errno) -> io::Error {
             io::ErrorKind::Unsupported,
             format!("this kernel's vsock leads to no guest ({error}); load the module vhost_vsock"),
         ),
+        Errno::PERM | Errno::ACCESS => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "this process may not open vsock sockets ({error}); is it in a container whose seccomp profile blocks AF_VSOCK?"
+            ),
+        ),
         other => other.into(),
     }
 }

@@ -211,3 +211,13 @@ fn a_stream_that_nobody_connects_is_an_error_at_once() {
     start(&mut conversation, now);
     assert_eq!(kind(turn(&mut conversation, now)), "agent_unreachable");
 }
+
+#[test]
+fn a_streams_end_yields_to_stops_and_an_agents_word_does_not() {
+    let gone = SchedStatsError::SchedulerGone { errno: 0 };
+    let with_agent = over([]);
+    assert!(with_agent.yields_to_stops(&SchedStatsError::TimedOut { after_ms: 1 }));
+    assert!(with_agent.yields_to_stops(&SchedStatsError::unreachable("it ended")));
+    assert!(!with_agent.yields_to_stops(&gone));
+    assert!(Conversation::new(crate::Endpoint::Scx { path: "/stats".into() }).yields_to_stops(&gone));
+}

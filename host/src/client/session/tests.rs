@@ -19,7 +19,7 @@ fn hello() -> Vec<u8> {
 
 /// A session whose first request is written.
 fn asked() -> Session {
-    let mut session = Session::open(line());
+    let mut session = Session::open(Greeting::Hello, line());
     let all = session.unsent().len();
     assert_eq!(session.process(Event::Wrote(all)), None);
     session
@@ -48,7 +48,7 @@ fn unreachable(outcome: Option<Outcome>) -> String {
 
 #[test]
 fn a_request_may_be_written_before_hello_is_read() {
-    let mut session = Session::open(line());
+    let mut session = Session::open(Greeting::Hello, line());
     assert_eq!(session.unsent(), b"{\"req\":\"stats\"}\n");
     session.process(Event::Wrote(3));
     assert_eq!(session.unsent(), b"eq\":\"stats\"}\n");
@@ -121,7 +121,7 @@ fn a_second_hello_is_no_answer() {
 
 #[test]
 fn after_a_failed_write_what_the_agent_said_is_why() {
-    let mut session = Session::open(line());
+    let mut session = Session::open(Greeting::Hello, line());
     session.process(Event::Wrote(1));
     assert_eq!(session.process(Event::WriteFailed(Errno::PIPE)), None);
     assert_eq!(session.unsent(), b"");
@@ -131,7 +131,7 @@ fn after_a_failed_write_what_the_agent_said_is_why() {
 
 #[test]
 fn after_a_failed_write_and_nothing_said_the_write_is_why() {
-    let mut session = Session::open(line());
+    let mut session = Session::open(Greeting::Hello, line());
     session.process(Event::WriteFailed(Errno::PIPE));
     let reason = unreachable(session.process(Event::Ended(None)));
     assert!(reason.contains("failed before its hello: Broken pipe"), "{reason}");
@@ -139,7 +139,7 @@ fn after_a_failed_write_and_nothing_said_the_write_is_why() {
 
 #[test]
 fn an_answer_before_the_request_is_written_is_refused() {
-    let mut session = Session::open(line());
+    let mut session = Session::open(Greeting::Hello, line());
     session.process(Event::Wrote(1));
     let early = receive(&mut session, &[&hello(), STATS, b"\n"].concat());
     assert_eq!(error(early).kind(), "malformed_response");
@@ -253,4 +253,169 @@ proptest! {
         let bytes = if hello_first { [hello(), bytes].concat() } else { bytes };
         let _any = fed(std::iter::once(&bytes[..]));
     }
+}
+
+// Monitors' hybrid sockets.
+
+fn dialling() -> Session {
+    Session::open(Greeting::Dial { port: 729 }, line())
+}
+
+/// A session whose line to the monitor is written.
+fn dialled() -> Session {
+    let mut session = dialling();
+    let all = session.unsent().len();
+    assert_eq!(session.process(Event::Wrote(all)), None);
+    session
+}
+
+#[test]
+fn nothing_is_sent_behind_connect_until_ok_came() {
+    let mut session = dialling();
+    assert_eq!(session.unsent(), b"CONNECT 729\n");
+    session.process(Event::Wrote(8));
+    assert_eq!(session.unsent(), b"729\n");
+    session.process(Event::Wrote(4));
+    assert_eq!(session.unsent(), b"");
+    assert!(session.is_asked());
+    assert_eq!(receive(&mut session, b"OK 10737"), None);
+    assert_eq!(session.unsent(), b"");
+    assert_eq!(receive(&mut session, b"41824\n"), None);
+    assert_eq!(session.unsent(), line().as_bytes());
+    session.process(Event::Wrote(line().as_bytes().len()));
+    assert_eq!(receive(&mut session, &[&hello(), STATS, b"\n"].concat()), Some(Ok(())));
+    assert_eq!(session.answer(), ANSWER);
+}
+
+#[test]
+fn hello_may_come_right_behind_ok() {
+    let mut session = dialled();
+    assert_eq!(receive(&mut session, &[b"OK 1\n", &hello()[..]].concat()), None);
+    let all = session.unsent().len();
+    session.process(Event::Wrote(all));
+    assert_eq!(receive(&mut session, &[STATS, b"\n"].concat()), Some(Ok(())));
+    session.rest();
+    assert!(session.is_idle());
+}
+
+#[test]
+fn whatever_is_not_ok_and_a_port_is_refused() {
+    let longest = [b'O'; MAX_OK_BYTES];
+    for said in [
+        &b"OK\n"[..],
+        b"OK \n",
+        b"OK x\n",
+        b"OK +1\n",
+        b"OK 1\r\n",
+        b"OK 1 \n",
+        b"OK 4294967296\n",
+        b"ok 1\n",
+        b" OK 1\n",
+        b"\n",
+        b"ERR\n",
+        &hello(),
+        &longest,
+    ] {
+        let reason = unreachable(receive(&mut dialled(), said));
+        assert!(reason.contains("OK was expected of the monitor, not \""), "{reason}");
+    }
+    let mut session = dialled();
+    assert_eq!(receive(&mut session, longest.get(1..).unwrap()), None);
+}
+
+#[test]
+fn ok_before_connect_was_written_is_refused() {
+    let mut session = dialling();
+    session.process(Event::Wrote(3));
+    let reason = unreachable(receive(&mut session, b"OK 1\n"));
+    assert!(reason.contains("OK came before CONNECT 729 was written"), "{reason}");
+}
+
+#[test]
+fn a_monitor_that_closes_names_the_port() {
+    let ended = |bytes: &[u8], errno| {
+        let mut session = dialled();
+        assert_eq!(receive(&mut session, bytes), None);
+        unreachable(session.process(Event::Ended(errno)))
+    };
+    assert_eq!(
+        ended(b"", None),
+        "the stream ended before OK; does the guest listen on port 729: is it up, and its agent started?"
+    );
+    assert!(ended(b"OK", Some(Errno::CONNRESET)).starts_with("the stream failed before OK: Connection reset"));
+    assert!(ended(b"OK", None).starts_with("the stream ended before OK, 2 bytes into a line;"));
+    assert!(ended(b"OK 1\n", None).starts_with("the stream ended before its hello;"));
+    let mut session = dialling();
+    session.process(Event::WriteFailed(Errno::PIPE));
+    assert!(unreachable(session.process(Event::Ended(None))).starts_with("the stream failed before OK: Broken pipe"));
+}
+
+// Schedulers without an agent.
+
+fn plain() -> Session {
+    let mut session = Session::open(Greeting::Plain, line());
+    assert_eq!(session.known_outcome(), None);
+    let all = session.unsent().len();
+    session.process(Event::Wrote(all));
+    session
+}
+
+#[test]
+fn a_plain_answer_is_the_schedulers_whole_line() {
+    let mut session = plain();
+    let answer = br#"{"relay_error":{"busy":{"sessions":1}}}"#;
+    assert_eq!(receive(&mut session, answer), None);
+    assert_eq!(receive(&mut session, b"\n"), Some(Ok(())));
+    assert_eq!(session.answer(), Answer::Scheduler(answer));
+    session.rest();
+    assert!(session.is_idle());
+    session.ask(line());
+    let all = session.unsent().len();
+    session.process(Event::Wrote(all));
+    assert_eq!(receive(&mut session, b"{}\n{}"), Some(Ok(())));
+    assert_eq!(session.answer(), Answer::Scheduler(b"{}"));
+    session.rest();
+    assert!(!session.is_idle(), "bytes that nobody asked for");
+}
+
+#[test]
+fn a_plain_stream_that_ends_is_a_scheduler_that_is_gone() {
+    let gone = |errno| {
+        let mut session = plain();
+        receive(&mut session, b"{");
+        error(session.process(Event::Ended(errno)))
+    };
+    assert_eq!(gone(None), SchedStatsError::SchedulerGone { errno: 0 });
+    assert_eq!(gone(Some(Errno::CONNRESET)), SchedStatsError::SchedulerGone { errno: 104 });
+    let mut session = Session::open(Greeting::Plain, line());
+    session.process(Event::WriteFailed(Errno::PIPE));
+    assert_eq!(error(session.process(Event::Ended(None))), SchedStatsError::SchedulerGone { errno: 32 });
+}
+
+#[test]
+fn a_plain_answer_has_the_schedulers_cap() {
+    let mut longest = vec![b' '; MAX_RESPONSE_BYTES];
+    let max = MAX_RESPONSE_BYTES;
+    assert_eq!(error(receive(&mut plain(), &longest)), SchedStatsError::ResponseTooLarge { size: max + 1, max });
+    *longest.last_mut().unwrap() = b'\n';
+    assert_eq!(receive(&mut plain(), &longest), Some(Ok(())));
+}
+
+#[test]
+fn a_plain_answer_before_the_request_is_written_is_refused() {
+    let mut session = Session::open(Greeting::Plain, line());
+    session.process(Event::Wrote(1));
+    assert_eq!(error(receive(&mut session, b"{}\n")).kind(), "malformed_response");
+}
+
+#[test]
+fn a_plain_scheduler_that_accepts_is_ready_without_a_word() {
+    let mut session = Session::open(Greeting::Plain, RequestLine::wait_scheduler());
+    assert_eq!(session.known_outcome(), Some(Ok(())));
+    assert_eq!(session.unsent(), b"");
+    assert_eq!(session.answer(), Answer::SchedulerReady);
+    session.rest();
+    assert!(session.is_idle());
+    let mut with_agent = Session::open(Greeting::Hello, RequestLine::wait_scheduler());
+    assert_eq!(with_agent.known_outcome(), None);
 }
