@@ -188,7 +188,7 @@ impl Boot {
     }
 
     fn print(&self, sample: &Sample) -> Result<()> {
-        let mut stdout = io::stdout().lock();
+        let mut stdout = anstream::stdout().lock();
         if self.jsonl {
             serde_json::to_writer(&mut stdout, sample).map_err(io::Error::from)?;
             stdout.write_all(b"\n")?;

@@ -2,17 +2,27 @@
 
 use std::fmt::Write;
 
+use anstyle::Style;
 use scx_vsock::Sample;
 use serde_json::Value;
 
-/// Fields of a sample that are shown.
+/// What the eye is to find. Printed through anstream, which leaves styles out where there is no terminal.
+pub const BOLD: Style = Style::new().bold();
+
+/// What is there for those who look for it.
+pub const DIM: Style = Style::new().dimmed();
+
+/// Fields of one sample among many that are shown.
 const MAX_FIELDS: usize = 24;
+
+/// Characters of a guest's text that are shown.
+const MAX_CHARACTERS: usize = 200;
 
 /// A sample as a heading and its fields, a line each.
 pub fn sample(sample: &Sample) -> String {
     let mut text = heading(sample);
     match &sample.stats {
-        Ok(stats) => text += &fields(stats),
+        Ok(stats) => text += &fields(stats, MAX_FIELDS),
         Err(reason) => text += &format!("  no stats: {reason}\n"),
     }
     text
@@ -27,19 +37,19 @@ fn heading(sample: &Sample) -> String {
     format!("{} at {} (session {}, {span})\n", sample.tag, seconds(sample.elapsed_ms), sample.session)
 }
 
-/// Every scalar by its dotted path, aligned; what stands higher comes first.
-fn fields(stats: &Value) -> String {
+/// Every scalar by its dotted path, aligned, up to so many; what stands higher comes first.
+pub fn fields(stats: &Value, most: usize) -> String {
     let mut rows = Vec::new();
     collect("", stats, &mut rows);
     rows.sort_by_key(|(path, _)| path.matches('.').count());
-    let width = rows.iter().take(MAX_FIELDS).map(|(path, _)| path.chars().count()).max().unwrap_or(0);
+    let width = rows.iter().take(most).map(|(path, _)| path.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
-    for (path, value) in rows.iter().take(MAX_FIELDS) {
+    for (path, value) in rows.iter().take(most) {
         // Writing to a string cannot fail.
-        let _written = writeln!(text, "  {path:<width$}  {value:>16}");
+        let _written = writeln!(text, "  {path:<width$}  {BOLD}{value:>16}{BOLD:#}");
     }
-    if rows.len() > MAX_FIELDS {
-        let _written = writeln!(text, "  and {} more fields: --jsonl prints all", rows.len() - MAX_FIELDS);
+    if let Some(more @ 1..) = rows.len().checked_sub(most) {
+        let _written = writeln!(text, "  and {more} more fields: --jsonl prints all");
     }
     text
 }
@@ -57,8 +67,8 @@ fn collect(path: &str, value: &Value, rows: &mut Vec<(String, String)>) {
 }
 
 /// A guest's text, without what would act on a terminal.
-fn clean(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(80).collect()
+pub fn clean(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(MAX_CHARACTERS).collect()
 }
 
 #[cfg(test)]
@@ -71,9 +81,13 @@ mod tests {
         Sample { tag: "sample 2".into(), elapsed_ms: 2_017, session: 1, interval_ms: Some(1_001), stats }
     }
 
+    fn plain(taken: &Sample) -> String {
+        anstream::adapter::strip_str(&sample(taken)).to_string()
+    }
+
     #[test]
     fn a_sample_is_a_heading_and_its_fields() {
-        let text = sample(&taken(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2Jb"}))));
+        let text = plain(&taken(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2Jb"}))));
         assert_eq!(
             text,
             "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  name                    a[2Jb\n  cpus.0.busy                 3\n"
@@ -82,14 +96,14 @@ mod tests {
 
     #[test]
     fn a_missing_sample_says_why() {
-        let text = sample(&taken(Err(MissingStatsReason::TimedOut { after_ms: 5 })));
+        let text = plain(&taken(Err(MissingStatsReason::TimedOut { after_ms: 5 })));
         assert!(text.contains("no stats: no answer within 5 ms"), "{text}");
     }
 
     #[test]
     fn a_huge_sample_is_cut_and_says_so() {
         let many: Vec<u32> = (0..100).collect();
-        let text = sample(&taken(Ok(json!(many))));
+        let text = plain(&taken(Ok(json!(many))));
         assert_eq!(text.lines().count(), 1 + MAX_FIELDS + 1);
         assert!(text.ends_with("and 76 more fields: --jsonl prints all\n"), "{text}");
     }

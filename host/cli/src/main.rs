@@ -11,6 +11,9 @@ mod display;
 mod duration;
 mod exit;
 mod man;
+mod meta;
+mod place;
+mod stats;
 
 use std::io;
 use std::process::ExitCode;
@@ -29,6 +32,8 @@ struct Arguments {
 #[derive(Subcommand)]
 #[allow(clippy::large_enum_variant, reason = "there is one, for the whole run")]
 enum Verb {
+    Stats(stats::Stats),
+    Meta(meta::Meta),
     Boot(boot::Boot),
     Completions(completions::Completions),
     Man(man::Man),
@@ -37,6 +42,8 @@ enum Verb {
 impl Verb {
     fn run(&self) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Stats(verb) => verb.run(),
+            Self::Meta(verb) => verb.run(),
             Self::Boot(verb) => verb.run(),
             Self::Completions(verb) => verb.run(),
             Self::Man(verb) => verb.run(),

@@ -1,0 +1,199 @@
+//! `scx-vsock meta`: what a scheduler's stats mean.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use scx_vsock::meta::{Field, MAX_DEPTH, Struct};
+use scx_vsock::{Meta as Description, SchedStatsError};
+
+use crate::display::{BOLD, DIM, clean};
+use crate::place::Place;
+
+/// Fields that are listed. A guest can describe more than there is time to print.
+const MAX_LEAVES: usize = 10_000;
+
+/// Columns that a name and a kind may take before others have to move.
+const MAX_COLUMN: usize = 40;
+
+/// Print what a scheduler can report: fields, kinds and descriptions
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  scx-vsock meta vsock://3
+  scx-vsock meta hybrid:/run/guest1/v.sock --fields | cut -f 1
+  scx-vsock meta scx:/var/run/scx/root/stats --json
+
+Kinds: i64, u64, float, string and structs by their names; [KIND] is an array and {KEY:KIND} a dict.")]
+pub struct Meta {
+    #[command(flatten)]
+    place: Place,
+
+    /// Print a line for each field: its path, kind and description with tabs between; * is any key or index
+    #[arg(long, conflicts_with = "json")]
+    fields: bool,
+
+    /// Print JSON, as the scheduler has it
+    #[arg(long)]
+    json: bool,
+}
+
+impl Meta {
+    /// Asks and prints.
+    pub fn run(&self) -> Result<ExitCode> {
+        let described = self.place.client().stats_meta()?;
+        let text = if self.json {
+            format!("{described}\n")
+        } else {
+            let meta = serde_json::from_value(described).map_err(no_description)?;
+            if self.fields { list(&meta) } else { Tree::of(&meta).text() }
+        };
+        anstream::stdout().write_all(text.as_bytes())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn no_description(error: serde_json::Error) -> SchedStatsError {
+    SchedStatsError::MalformedResponse { reason: format!("its stats_meta describes no structs: {error}") }
+}
+
+/// A line for each leaf.
+fn list(meta: &Description) -> String {
+    let mut text = String::new();
+    let mut leaves = meta.tops().flat_map(|top| meta.leaves(top));
+    for leaf in leaves.by_ref().take(MAX_LEAVES) {
+        let kind = leaf.field.data.kind().map(ToString::to_string).unwrap_or_default();
+        let desc = leaf.field.desc.as_deref().unwrap_or_default();
+        // Writing to a string cannot fail.
+        let _written = writeln!(text, "{}\t{}\t{}", clean(&leaf.to_string()), clean(&kind), clean(desc));
+    }
+    if leaves.next().is_some() {
+        eprintln!("scx-vsock: only the first {MAX_LEAVES} fields are listed; --json prints what describes them all");
+    }
+    text
+}
+
+/// Fields by indentation. A struct is unfolded where it is met first.
+struct Tree<'m> {
+    meta: &'m Description,
+    rows: Vec<Row>,
+    unfolded: BTreeSet<&'m str>,
+}
+
+struct Row {
+    name: String,
+    kind: String,
+    desc: String,
+}
+
+impl<'m> Tree<'m> {
+    fn of(meta: &'m Description) -> Self {
+        let mut tree = Self { meta, rows: Vec::new(), unfolded: BTreeSet::new() };
+        for top in meta.tops() {
+            tree.rows.push(Row { name: clean(&top.name), kind: String::new(), desc: described(top.desc.as_deref()) });
+            tree.unfold(top, 1);
+        }
+        tree
+    }
+
+    fn unfold(&mut self, of: &'m Struct, depth: usize) {
+        for (name, field) in &of.fields {
+            let inner = self.meta.struct_of(field);
+            // A struct without a name of its own is still one by where it stands.
+            let again = inner.is_some_and(|inner| depth >= MAX_DEPTH || !self.unfolded.insert(&inner.name));
+            self.rows.push(row(name, field, depth, again));
+            if let Some(inner) = inner.filter(|_| !again) {
+                self.unfold(inner, depth + 1);
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        let width = |of: fn(&Row) -> &str| {
+            self.rows.iter().map(|row| of(row).chars().count()).filter(|width| *width <= MAX_COLUMN).max().unwrap_or(0)
+        };
+        let (names, kinds) = (width(|row| &row.name), width(|row| &row.kind));
+        let mut text = String::new();
+        for Row { name, kind, desc } in &self.rows {
+            // Writing to a string cannot fail.
+            let _written = match kind.as_str() {
+                "" => writeln!(text, "{BOLD}{name}{BOLD:#}  {desc}"),
+                _ => writeln!(text, "{name:<names$}  {DIM}{kind:<kinds$}{DIM:#}  {desc}"),
+            };
+        }
+        text
+    }
+}
+
+fn row(name: &str, field: &Field, depth: usize, again: bool) -> Row {
+    let mut desc = described(field.desc.as_deref());
+    if again {
+        desc += " (unfolded above)";
+    }
+    Row { name: format!("{:width$}{}", "", clean(name), width = 2 * depth), kind: clean(&field.data.to_string()), desc }
+}
+
+fn described(desc: Option<&str>) -> String {
+    clean(desc.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn described() -> Description {
+        let counters = json!({ "datum": { "struct": "Counters" }, "desc": "all of them" });
+        let all = json!({ "dict": { "key": "u64", "datum": { "struct": "Counters" } } });
+        serde_json::from_value(json!({
+            "Top": { "name": "Top", "desc": "the \u{1b}[2Jtop", "top": "true", "fields": {
+                "a": counters, "each": all, "load": { "array": "float", "desc": "by\tminute" } } },
+            "Counters": { "name": "Counters", "fields": { "n.o": { "datum": "u64", "desc": "a number" } } },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_tree_unfolds_each_struct_once() {
+        let text = anstream::adapter::strip_str(&Tree::of(&described()).text()).to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "Top  the [2Jtop",
+                "  a      Counters        all of them",
+                "    n.o  u64             a number",
+                "  each   {u64:Counters}   (unfolded above)",
+                "  load   [float]         byminute",
+            ]
+        );
+    }
+
+    #[test]
+    fn fields_are_lines_of_three_columns() {
+        assert_eq!(
+            list(&described()),
+            "a.n\\.o\tu64\ta number\neach.*.n\\.o\tu64\ta number\nload.*\tfloat\tbyminute\n"
+        );
+    }
+
+    #[test]
+    fn a_description_in_a_circle_or_without_end_is_cut() {
+        let meta = serde_json::from_value(json!({
+            "A": { "name": "A", "top": true, "fields": { "a": { "datum": { "struct": "A" } }, "b": { "datum": "u64" } } },
+        }));
+        let meta: Description = meta.unwrap();
+        assert_eq!(Tree::of(&meta).rows.len(), 1 + 2 + 2);
+        let structs = (0..60).map(|n| {
+            let next = json!({ "datum": { "struct": format!("S{}", n + 1) } });
+            let fields = json!({ "a": next, "b": next });
+            (format!("S{n}"), json!({ "name": format!("S{n}"), "top": n == 0, "fields": fields }))
+        });
+        let meta: Description = serde_json::from_value(structs.collect()).unwrap();
+        assert_eq!(list(&meta).lines().count(), MAX_LEAVES);
+        assert!(Tree::of(&meta).rows.len() < 200);
+    }
+}

@@ -1,0 +1,181 @@
+//! `scx-vsock stats` and `scx-vsock meta` as processes, against agents and schedulers that play scripts.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use scx_vsock_tests::fake_agent::FakeAgent;
+use scx_vsock_tests::scripted_scheduler::{Event, Script};
+use scx_vsock_wire::RelayError;
+use serde_json::{Value, json};
+
+const OK: &str = r#"{"errno":0,"args":{"resp":{"nr":7,"cpus":{"0":{"util":1.5}}}}}"#;
+
+fn scx_vsock(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs a verb on an agent that plays these scripts.
+fn asked(verb: &str, options: &[&str], scripts: impl IntoIterator<Item = Script>) -> Output {
+    let agent = FakeAgent::start(scripts.into_iter().collect::<Vec<_>>());
+    let uri = format!("unix:{}", agent.path().display());
+    scx_vsock(&[verb, &uri]).args(options).output().unwrap()
+}
+
+fn printed(output: &Output) -> &str {
+    assert!(output.status.success(), "{}", said(output));
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn said(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn answering() -> Script {
+    Script::agent().line().stats(OK)
+}
+
+#[test]
+fn stats_are_printed_for_people_or_as_json() {
+    let output = asked("stats", &[], [answering()]);
+    assert_eq!(printed(&output), "  nr                          7\n  cpus.0.util               1.5\n");
+    let output = asked("stats", &["--json"], [answering()]);
+    let stats: Value = serde_json::from_str(printed(&output)).unwrap();
+    assert_eq!(stats, json!({ "nr": 7, "cpus": { "0": { "util": 1.5 } } }));
+}
+
+#[test]
+fn the_target_is_asked_for_and_deltas_are_counted_over_a_time() {
+    let asked_for = Script::new().expect(r#"{"req":"stats","args":{"target":"cpu"}}"#);
+    let once = asked_for.clone().stats(OK);
+    asked("stats", &["--target", "cpu"], [Script::agent().and(once.clone())]);
+    let twice = Script::agent().and(once).and(asked_for).stats(r#"{"args":{"resp":2}}"#);
+    assert_eq!(printed(&asked("stats", &["--target", "cpu", "--over", "1ms", "--json"], [twice])), "2\n");
+}
+
+#[test]
+fn a_scheduler_is_waited_for_where_that_is_asked() {
+    let waited = Script::agent().expect(r#"{"agent":"wait_scheduler"}"#).ready().line().stats(OK);
+    printed(&asked("stats", &["--wait", "5"], [waited]));
+}
+
+#[test]
+fn every_kind_of_place_is_understood() {
+    let hybrid = FakeAgent::start([Script::new().expect("CONNECT 5").send("OK 1\n").and(answering())]);
+    let plain = FakeAgent::start([Script::new().line().send(format!("{OK}\n"))]);
+    for uri in [format!("hybrid:{}?port=5", hybrid.path().display()), format!("scx:{}", plain.path().display())] {
+        printed(&scx_vsock(&["stats", &uri]).output().unwrap());
+    }
+}
+
+#[test]
+fn why_there_are_no_stats_is_one_line_and_an_exit_code() {
+    let line = || Script::agent().line();
+    let no_scheduler = RelayError::NoScheduler { errno: 2, sched_ext: "disabled", ops: "" };
+    let too_large = RelayError::ResponseTooLarge { size: 262_145, max: 262_144 };
+    let cases = [
+        (
+            11,
+            "no scheduler to ask: its stats socket is not there; no scheduler is loaded",
+            line().relay_error(no_scheduler),
+        ),
+        (14, "the scheduler answered with errno 22: no", line().stats(r#"{"errno":22,"args":{"resp":"no"}}"#)),
+        (15, "the scheduler answered without args.resp", line().stats("{}")),
+        (17, "the answer passed 262144 bytes", line().relay_error(too_large)),
+        (19, "no answer within 100 ms", line()),
+        (20, "the scheduler went away", line().relay_error(RelayError::SchedulerGone { errno: 0 })),
+        (21, "no agent to talk to: unix:", Script::new().close()),
+        (22, "all 8 sessions", Script::new().relay_error(RelayError::Busy { sessions: 8 })),
+        (23, "the answer is not what the protocol allows", line().stats("no json")),
+    ];
+    for (code, message, script) in cases {
+        let output = asked("stats", &["--deadline", "100ms"], [script]);
+        let said = said(&output);
+        assert!(said.starts_with(&format!("scx-vsock: {message}")), "{said}");
+        assert_eq!((output.status.code(), said.lines().count()), (Some(code), 1), "{said}");
+        assert!(output.stdout.is_empty());
+    }
+    let long = "x".repeat(100_000);
+    let output = asked("stats", &["--target", &long, "--deadline", "5"], [answering()]);
+    assert_eq!(output.status.code(), Some(0), "under the cap");
+}
+
+#[test]
+fn what_is_no_place_is_told_the_forms() {
+    let output = scx_vsock(&["stats", "/run/v.sock"]).output().unwrap();
+    assert_eq!(
+        said(&output),
+        "scx-vsock: invalid value '/run/v.sock' for '<URI>': \"/run/v.sock\" is no place of an agent: there is no scheme; \
+         the forms are vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH and scx:PATH; see scx-vsock --help\n"
+    );
+    assert_eq!(output.status.code(), Some(2));
+    let long = format!("unix:/{}", "x".repeat(107));
+    let output = scx_vsock(&["stats", &long]).output().unwrap();
+    assert!(said(&output).contains("the path has 108 bytes and a Unix socket's at most 107; choose a shorter one"));
+    assert_eq!(output.status.code(), Some(21));
+    let output = scx_vsock(&["stats", "scx:/nowhere/stats"]).output().unwrap();
+    assert_eq!(said(&output), "scx-vsock: no scheduler to ask: scx:/nowhere/stats: its stats socket is not there\n");
+    assert_eq!(output.status.code(), Some(11));
+}
+
+#[test]
+fn styles_are_for_terminals_without_no_color() {
+    // A terminal of its own, from util-linux.
+    let on_a_terminal = |no_color: &str| {
+        let agent = FakeAgent::start([answering()]);
+        let line = format!("{} stats unix:{}", env!("CARGO_BIN_EXE_scx-vsock"), agent.path().display());
+        let mut command = Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").env("NO_COLOR", no_color).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        printed(&output).contains('\u{1b}')
+    };
+    assert!(on_a_terminal(""));
+    assert!(!on_a_terminal("1"));
+    assert!(!printed(&asked("stats", &[], [answering()])).contains('\u{1b}'));
+}
+
+#[test]
+fn an_interrupt_ends_it_at_once_without_a_word() {
+    let agent = FakeAgent::start([Script::agent().line().stall()]);
+    let uri = format!("unix:{}", agent.path().display());
+    let mut command = scx_vsock(&["stats", &uri, "--deadline", "60"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    agent.wait_for(&Event::Stalled(0));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(2));
+    assert!(output.stdout.is_empty() && output.stderr.is_empty());
+    agent.release();
+}
+
+fn described() -> String {
+    json!({ "errno": 0, "args": { "resp": {
+        "Top": { "name": "Top", "desc": "the top", "top": "true", "fields": {
+            "nr": { "datum": "u64", "desc": "a number" },
+            "cpus": { "dict": { "key": "string", "datum": { "struct": "Cpu" } }, "desc": "each" } } },
+        "Cpu": { "name": "Cpu", "fields": { "util": { "datum": "float", "desc": "in percent" } } },
+    } } })
+    .to_string()
+}
+
+#[test]
+fn meta_is_a_tree_or_lines_or_json() {
+    let describing = || [Script::agent().expect(r#"{"req":"stats_meta","args":{}}"#).stats(described())];
+    let tree = "Top  the top\n  cpus    {string:Cpu}  each\n    util  float         in percent\n  nr      u64           a number\n";
+    assert_eq!(printed(&asked("meta", &[], describing())), tree);
+    let lines = "cpus.*.util\tfloat\tin percent\nnr\tu64\ta number\n";
+    assert_eq!(printed(&asked("meta", &["--fields"], describing())), lines);
+    let output = asked("meta", &["--json"], describing());
+    let json: Value = serde_json::from_str(printed(&output)).unwrap();
+    assert_eq!(json["Cpu"]["fields"]["util"]["datum"], "float");
+}
+
+#[test]
+fn a_meta_that_is_none_is_told() {
+    let output = asked("meta", &[], [answering()]);
+    assert!(said(&output).contains("its stats_meta describes no structs: invalid type"), "{output:?}");
+    assert_eq!(output.status.code(), Some(23));
+}
