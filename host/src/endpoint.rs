@@ -204,7 +204,8 @@ impl Connect for Endpoint {
     }
 }
 
-fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
+/// Starts a stream to a Unix socket, which needs no waiting.
+pub(crate) fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
     let address = unix_address(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

@@ -81,6 +81,7 @@ pub mod reason;
 pub mod request;
 pub mod sample;
 pub mod series;
+pub mod socket;
 mod sync;
 mod wake;
 

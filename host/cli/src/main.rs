@@ -13,6 +13,7 @@ mod exit;
 mod man;
 mod meta;
 mod place;
+mod serve;
 mod stats;
 
 use std::io;
@@ -34,6 +35,7 @@ struct Arguments {
 enum Verb {
     Stats(stats::Stats),
     Meta(meta::Meta),
+    Serve(serve::Serve),
     Boot(boot::Boot),
     Completions(completions::Completions),
     Man(man::Man),
@@ -44,6 +46,7 @@ impl Verb {
         match self {
             Self::Stats(verb) => verb.run(),
             Self::Meta(verb) => verb.run(),
+            Self::Serve(verb) => verb.run(),
             Self::Boot(verb) => verb.run(),
             Self::Completions(verb) => verb.run(),
             Self::Man(verb) => verb.run(),

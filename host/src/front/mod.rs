@@ -2,6 +2,7 @@
 
 #[cfg(feature = "event-manager")]
 pub mod event_loop;
+pub mod hybrid;
 #[cfg(feature = "kvm")]
 pub mod kvm;
 pub mod mmio;

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
@@ -22,6 +23,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use crate::vsock::spec::{RX_QUEUE, TX_QUEUE};
 use crate::vsock::{Device, DeviceError, Handle};
+use crate::wake::{Notify, Wake};
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Vring = VringRwLock<Memory>;
@@ -209,13 +211,72 @@ impl VhostUserBackend for Backend {
 pub struct Server {
     handle: Handle,
     backend: Arc<Backend>,
-    shutdown: Option<ShutdownHandle>,
+    end: Arc<End>,
     news: OwnedFd,
     waiter: Option<JoinHandle<()>>,
 }
 
+/// How the server's owner ends it, whether a front end has come or not.
+#[derive(Debug)]
+struct End {
+    state: Mutex<EndState>,
+    wake: Wake,
+}
+
+enum EndState {
+    /// No front end has come.
+    Waiting,
+    /// One is served.
+    Serving(ShutdownHandle),
+    /// The owner wants no more.
+    Wanted,
+}
+
+impl std::fmt::Debug for EndState {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Waiting => "Waiting",
+            Self::Serving(_) => "Serving",
+            Self::Wanted => "Wanted",
+        })
+    }
+}
+
+impl End {
+    /// Waits for a front end; false if the owner wanted the end first.
+    fn wait_for_front_end(&self, listener: &UnixListener) -> io::Result<bool> {
+        loop {
+            let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) => return Ok(!matches!(*lock(&self.state), EndState::Wanted)),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// A front end has come. One that comes together with the end is sent away.
+    fn serve(&self, shutdown: Option<ShutdownHandle>) {
+        let Some(shutdown) = shutdown else { return };
+        let mut state = lock(&self.state);
+        match *state {
+            EndState::Wanted => shutdown.shutdown(),
+            EndState::Waiting | EndState::Serving(_) => *state = EndState::Serving(shutdown),
+        }
+    }
+
+    fn want(&self) {
+        let before = std::mem::replace(&mut *lock(&self.state), EndState::Wanted);
+        if let EndState::Serving(shutdown) = before {
+            shutdown.shutdown();
+        }
+        self.wake.notify();
+    }
+}
+
 impl Server {
-    /// Serves the first front end that connects to `listener`, and waits for it to connect.
+    /// Serves the first front end that connects to `listener`, and does not wait for it. What is asked of the handle
+    /// before waits for the guest's driver.
     ///
     /// # Errors
     ///
@@ -239,18 +300,20 @@ impl Server {
         for handler in daemon.get_epoll_handlers() {
             handler.register_listener(host_events.as_raw_fd(), EventSet::IN, HOST_EVENT.into())?;
         }
-        daemon.start(&mut listener.into())?;
-        let shutdown = daemon.shutdown_handle();
-        let served = Arc::clone(&backend);
+        let end = Arc::new(End { state: Mutex::new(EndState::Waiting), wake: Wake::new()? });
+        let (served, ends) = (Arc::clone(&backend), Arc::clone(&end));
         let waiter = thread::Builder::new().name("vhost-user-wait".into()).spawn(move || {
-            // The end is the same whatever ended it: the front end is gone.
-            let _ended = daemon.wait();
+            // The end is the same whatever ended it: the front end is gone, or none has come.
+            if ends.wait_for_front_end(&listener).unwrap_or(false) && daemon.start(&mut listener.into()).is_ok() {
+                ends.serve(daemon.shutdown_handle());
+                let _ended = daemon.wait();
+            }
             drop(daemon);
             lock(&served.state).device.close();
             lock(&served.news).writer = None;
             drop((leaked, host_events));
         })?;
-        Ok(Self { handle, backend, shutdown, news, waiter: Some(waiter) })
+        Ok(Self { handle, backend, end, news, waiter: Some(waiter) })
     }
 
     /// The guest's device, for any thread.
@@ -277,9 +340,7 @@ impl AsFd for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(shutdown) = self.shutdown.take() {
-            shutdown.shutdown();
-        }
+        self.end.want();
         if let Some(waiter) = self.waiter.take() {
             let _ended = waiter.join();
         }

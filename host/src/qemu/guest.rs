@@ -1,12 +1,10 @@
 //! A running guest.
 
-use std::io::{ErrorKind, Read};
-use std::os::unix::net::UnixStream;
+use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use scx_vsock_wire::HELLO_PREFIX;
 
 use super::builder::GuestBuilder;
 use super::commands::{Commands, Output};
@@ -15,6 +13,7 @@ use super::error::Error;
 use super::process::Process;
 use crate::SchedStatsClient;
 use crate::front::vhost_user::Server;
+use crate::vsock::ready::says_hello;
 use crate::vsock::{Handle, Listener};
 
 /// How long a command may take where nothing else is said.
@@ -84,7 +83,7 @@ impl Guest {
         let deadline = Instant::now() + within;
         loop {
             match ready.accept() {
-                Ok(stream) if says_hello(&stream, deadline) => return Ok(()),
+                Ok(stream) if says_hello(&stream, deadline.saturating_duration_since(Instant::now())) => return Ok(()),
                 // Another one may wait already.
                 Ok(_) => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -112,14 +111,4 @@ impl Guest {
         self.process.end();
         Error::Ended { console: self.console.last_words() }
     }
-}
-
-/// Whether the connection begins as an agent's does. Any process of the guest can connect.
-fn says_hello(mut stream: &UnixStream, deadline: Instant) -> bool {
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let mut beginning = [0; HELLO_PREFIX.len()];
-    stream.set_nonblocking(false).is_ok()
-        && stream.set_read_timeout(Some(left)).is_ok()
-        && stream.read_exact(&mut beginning).is_ok()
-        && beginning == HELLO_PREFIX
 }

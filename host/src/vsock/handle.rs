@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fd::{AsFd, BorrowedFd};
@@ -12,6 +13,7 @@ use scx_vsock_wire::AGENT_PORT;
 use super::listener::{Listener, Listeners};
 use super::muxer::MAX_CONNECTIONS;
 use crate::Connect;
+use crate::endpoint::connect_unix;
 use crate::wake::{Notify, Wake};
 
 /// What handles and their device share.
@@ -20,12 +22,25 @@ pub struct Shared {
     /// The ports that are listened on.
     pub listeners: Arc<Listeners>,
     wanted: Mutex<Wanted>,
+    /// Where ports of the host lead that nobody in this process listens on.
+    forward: Mutex<Option<PathBuf>>,
     wake: Wake,
+}
+
+/// A connection that the host wants.
+#[derive(Debug)]
+pub struct WantedConnection {
+    /// The guest's port.
+    pub guest_port: u32,
+    /// The device's end of the host's stream.
+    pub socket: UnixStream,
+    /// Whether the host's side is to be told that the guest accepted.
+    pub wants_ok: bool,
 }
 
 #[derive(Debug, Default)]
 struct Wanted {
-    connections: Vec<(u32, UnixStream)>,
+    connections: Vec<WantedConnection>,
     closed: bool,
 }
 
@@ -34,7 +49,7 @@ impl Shared {
     ///
     /// What the kernel says if it has no event descriptor.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { listeners: Arc::default(), wanted: Mutex::default(), wake: Wake::new()? })
+        Ok(Self { listeners: Arc::default(), wanted: Mutex::default(), forward: Mutex::default(), wake: Wake::new()? })
     }
 
     fn lock(&self) -> MutexGuard<'_, Wanted> {
@@ -52,8 +67,17 @@ impl Shared {
         self.wake.as_fd()
     }
 
-    /// Takes what was asked for since the last time: guest ports, and the device's end of each stream.
-    pub fn take_wanted(&self) -> Vec<(u32, UnixStream)> {
+    /// A stream to the program behind a port of the host, if there is one.
+    pub fn forwarded(&self, port: u32) -> Option<UnixStream> {
+        // Whole at every point where a thread could panic.
+        let prefix = self.forward.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let mut path = prefix.into_os_string();
+        path.push(format!("_{port}"));
+        connect_unix(Path::new(&path)).ok().map(UnixStream::from)
+    }
+
+    /// Takes what was asked for since the last time.
+    pub fn take_wanted(&self) -> Vec<WantedConnection> {
         self.wake.clear();
         std::mem::take(&mut self.lock().connections)
     }
@@ -92,7 +116,24 @@ impl Handle {
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let (host, device) = UnixStream::pair()?;
         host.set_nonblocking(true)?;
-        device.set_nonblocking(true)?;
+        self.want(WantedConnection { guest_port: port, socket: device, wants_ok: false })?;
+        Ok(host)
+    }
+
+    /// Makes the stream of a host's program, whose other end this is, a connection to a port of the guest.
+    ///
+    /// Once the guest accepts, the program is sent `OK port` and a LF, with the port that this end has; what it reads
+    /// and writes after that is the connection. A guest that refuses shows to it as the stream's end.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect`](Self::connect).
+    pub fn join(&self, port: u32, stream: UnixStream) -> io::Result<()> {
+        self.want(WantedConnection { guest_port: port, socket: stream, wants_ok: true })
+    }
+
+    fn want(&self, connection: WantedConnection) -> io::Result<()> {
+        connection.socket.set_nonblocking(true)?;
         let mut wanted = self.shared.lock();
         if wanted.closed {
             return Err(io::Error::new(ErrorKind::NotConnected, "the vsock device is gone"));
@@ -100,10 +141,16 @@ impl Handle {
         if wanted.connections.len() >= MAX_CONNECTIONS {
             return Err(io::Error::new(ErrorKind::WouldBlock, "too many connections wait for the vsock device"));
         }
-        wanted.connections.push((port, device));
+        wanted.connections.push(connection);
         drop(wanted);
         self.shared.wake();
-        Ok(host)
+        Ok(())
+    }
+
+    /// From now on a guest that connects to the host's port `N` reaches the Unix socket at `prefix_N`, where there is
+    /// one; else whoever [listens](Self::listen) on the port.
+    pub fn forward_to(&self, prefix: impl Into<PathBuf>) {
+        *self.shared.forward.lock().unwrap_or_else(PoisonError::into_inner) = Some(prefix.into());
     }
 
     /// Listens on a port of the host for this guest.

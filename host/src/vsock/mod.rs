@@ -29,6 +29,7 @@ pub mod handle;
 pub mod header;
 pub mod listener;
 pub mod muxer;
+pub mod ready;
 pub mod spec;
 pub mod state;
 pub mod stream;

@@ -11,7 +11,7 @@ use vm_memory::bitmap::BitmapSlice;
 
 use super::chain::Chain;
 use super::connection::{Connection, Key, Reaction, State};
-use super::handle::Shared;
+use super::handle::{Shared, WantedConnection};
 use super::header::{Header, Operation};
 use super::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::stream::{FromHost, Stream};
@@ -43,6 +43,8 @@ struct Entry {
     queued: bool,
     /// Whether room in the host's socket is watched for.
     watching_room: bool,
+    /// Whether the host's side is still to be told that the guest accepted.
+    owes_ok: bool,
 }
 
 /// The connections of one device.
@@ -162,9 +164,12 @@ impl Muxer {
     }
 
     fn connect_wanted(&mut self) {
-        for (guest_port, socket) in self.shared.take_wanted() {
-            if let Some(key) = self.free_key(guest_port) {
-                self.insert(key, Connection::wanted(key), socket);
+        for WantedConnection { guest_port, socket, wants_ok } in self.shared.take_wanted() {
+            if let Some(key) = self.free_key(guest_port)
+                && self.insert(key, Connection::wanted(key), socket)
+                && let Some(entry) = self.entries.get_mut(&key)
+            {
+                entry.owes_ok = wants_ok;
             }
         }
     }
@@ -188,7 +193,7 @@ impl Muxer {
         if epoll::add(&self.epoll, stream.as_fd(), EventData::new_u64(token(key)), QUIET).is_err() {
             return false;
         }
-        self.entries.insert(key, Entry { connection, stream, queued: false, watching_room: false });
+        self.entries.insert(key, Entry { connection, stream, queued: false, watching_room: false, owes_ok: false });
         self.enqueue(key);
         true
     }
@@ -250,6 +255,9 @@ impl Muxer {
             (Some(Operation::ReadWrite), Some(_)) if !fits => self.abort(key),
             (Some(operation), Some(entry)) => {
                 let reaction = entry.connection.process(operation, packet);
+                if entry.connection.state() == State::Established && !entry.say_ok(key) {
+                    return self.abort(key);
+                }
                 self.react(key, reaction, packet, chain);
             }
             (Some(Operation::Request), None) => self.accept(packet),
@@ -362,17 +370,28 @@ impl Muxer {
     }
 
     fn accept(&mut self, request: &Header) {
-        let accepted = self.shared.listeners.with_room(request.dst_port).is_some_and(|backlog| {
+        let accepted = self.forward_request(request) || self.hand_over(request);
+        if !accepted {
+            self.refuse(request);
+        }
+    }
+
+    /// Connects the guest with the program behind the host's port.
+    fn forward_request(&mut self, request: &Header) -> bool {
+        let program = self.shared.forwarded(request.dst_port);
+        program.is_some_and(|socket| self.insert(Key::of(request), Connection::accepted(request), socket))
+    }
+
+    /// Connects the guest with whoever listens in this process.
+    fn hand_over(&mut self, request: &Header) -> bool {
+        self.shared.listeners.with_room(request.dst_port).is_some_and(|backlog| {
             let Ok((host, device)) = pair() else { return false };
             let inserted = self.insert(Key::of(request), Connection::accepted(request), device);
             if inserted {
                 backlog.push(host);
             }
             inserted
-        });
-        if !accepted {
-            self.refuse(request);
-        }
+        })
     }
 
     /// The next packet for the guest, whose payload is put behind the header's place in `chain`; none if there is
@@ -395,6 +414,12 @@ impl Muxer {
 }
 
 impl Entry {
+    /// Tells a host's program that asked for the connection that it is there, before any byte of the guest. False if
+    /// it does not listen.
+    fn say_ok(&mut self, key: Key) -> bool {
+        !std::mem::take(&mut self.owes_ok) || self.stream.say(format!("OK {}\n", key.host_port).as_bytes())
+    }
+
     /// Whether there may be something to send: a control packet, or payload that the guest has credit for or can be
     /// asked for some.
     fn wants_turn(&self) -> bool {

@@ -104,6 +104,11 @@ impl Stream {
         entered
     }
 
+    /// Sends the host a few bytes that are not the guest's. False if they did not enter the socket as a whole.
+    pub fn say(&self, bytes: &[u8]) -> bool {
+        send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok_and(|sent| sent == bytes.len())
+    }
+
     fn spill_slice<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'_, B>) {
         let mut copy = vec![0; slice.len()];
         if slice.read_slice(&mut copy, 0).is_ok() {

@@ -1,0 +1,226 @@
+//! `scx-vsock serve` as a process: its sockets, a simulated QEMU and a real one, and what it says when it cannot.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Lines};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use scx_vsock::vsock::header::Operation;
+use scx_vsock_tests::front_end::FrontEnd;
+use scx_vsock_tests::guest_driver::Connection;
+use scx_vsock_tests::peer::Peer;
+use tempfile::TempDir;
+
+fn serve(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
+    command.arg("serve").args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// A serving command. Killed on drop.
+struct Serving {
+    child: Child,
+    messages: Lines<BufReader<ChildStderr>>,
+}
+
+impl Serving {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = serve(arguments).stderr(Stdio::piped()).spawn().unwrap();
+        let messages = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, messages }
+    }
+
+    /// Passes over messages until one with this text.
+    fn wait_for(&mut self, text: &str) -> String {
+        let found = self.messages.by_ref().map(Result::unwrap).find(|message| message.contains(text));
+        found.unwrap_or_else(|| panic!("it never said {text:?}"))
+    }
+
+    fn end_by(mut self, signal: Signal) -> Option<i32> {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+fn folder() -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("g1.sock").to_str().unwrap().to_owned();
+    (folder, socket)
+}
+
+fn path_behind(socket: &str, suffix: &str) -> PathBuf {
+    format!("{socket}{suffix}").into()
+}
+
+/// The guest behind a front end accepts a program.
+fn connect(front_end: &mut FrontEnd, hybrid: &Path) -> (Peer, Connection) {
+    let mut program = Peer::connect(hybrid);
+    program.send("CONNECT 729\n");
+    let request = front_end.expect(Operation::Request);
+    let stream = program.stream().try_clone().unwrap();
+    let connection = Connection::new(stream, 729, request.header.src_port);
+    front_end.send(&connection.header(Operation::Response), &[]);
+    program.expect(format!("OK {}", connection.host_port));
+    (program, connection)
+}
+
+#[test]
+fn it_outlives_its_front_ends_and_leaves_no_socket_behind() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let (folder, socket) = folder();
+        let mut serving = Serving::start(&["--socket", &socket]);
+        let said = serving.wait_for("waiting for QEMU");
+        assert_eq!(said, format!("scx-vsock: {socket}: waiting for QEMU; then scx-vsock stats hybrid:{socket}.hybrid"));
+        for _ in 0..3 {
+            let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
+            let (mut program, _connection) = connect(&mut front_end, &path_behind(&socket, ".hybrid"));
+            drop(front_end);
+            program.expect_end();
+            serving.wait_for("QEMU is gone; waiting for the next one");
+        }
+        assert_eq!(serving.end_by(signal), Some(0));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn each_guest_has_sockets_and_a_cid_of_its_own() {
+    let (folder, first) = folder();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (second, one, two) = (path("g2.sock"), path("one"), path("two"));
+    let options =
+        ["--socket", &first, "--socket", &second, "--hybrid", &one, "--hybrid", &two, "--cid", "3", "--cid", "77"];
+    let mut serving = Serving::start(&options);
+    serving.wait_for("waiting for QEMU");
+    serving.wait_for("waiting for QEMU");
+    let mut guests = [&first, &second].map(|socket| FrontEnd::new(UnixStream::connect(socket).unwrap()));
+    assert_eq!(guests.each_mut().map(|guest| u64::from_le_bytes(guest.config())), [3, 77]);
+    let (_program, _connection) = connect(&mut guests[0], Path::new(&one));
+    assert_eq!(serving.end_by(Signal::TERM), Some(0));
+}
+
+#[test]
+fn an_agent_that_is_ready_is_told_once() {
+    let (_folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
+    let ready = Connection::new(UnixStream::pair().unwrap().0, 1024, scx_vsock::READY_PORT);
+    front_end.send(&ready.header(Operation::Request), &[]);
+    front_end.expect(Operation::Response);
+    let hello = format!("{}\n", scx_vsock_tests::agent::HELLO);
+    let len = u32::try_from(hello.len()).unwrap();
+    let header = scx_vsock::vsock::header::Header { len, ..ready.header(Operation::ReadWrite) };
+    front_end.send(&header, hello.as_bytes());
+    serving.wait_for("the guest's agent is ready");
+}
+
+#[test]
+fn a_guest_that_breaks_its_device_is_told_and_served_again_when_it_reboots() {
+    let (_folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
+    front_end.driver.jump_available(1_000);
+    front_end.kick();
+    let said = serving.wait_for("the guest's driver broke a vsock queue");
+    assert!(said.ends_with("; it is served again when it reboots"), "{said}");
+    front_end.reboot();
+    connect(&mut front_end, &path_behind(&socket, ".hybrid"));
+}
+
+/// The one line and the code that a command ends with.
+fn complaint(command: &mut Command) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    (status.code(), stderr.trim_end().strip_prefix("scx-vsock: ").unwrap().to_owned())
+}
+
+#[test]
+fn a_path_that_cannot_be_a_socket_is_named_with_what_mends_it() {
+    let (folder, socket) = folder();
+    let said = |path: &str| complaint(&mut serve(&["--socket", path]));
+    let _serving = UnixListener::bind(&socket).unwrap();
+    let expected = format!("{socket} is in use: end the program that listens on it, or choose another path");
+    assert_eq!(said(&socket), (Some(1), expected));
+    let other = folder.path().join("other");
+    let hybrid = complaint(&mut serve(&["--socket", other.to_str().unwrap(), "--hybrid", &socket]));
+    assert!(hybrid.1.starts_with(&format!("{socket} is in use")) && !other.exists(), "{hybrid:?}");
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(
+        said(file.to_str().unwrap()).1.ends_with("is there and is no socket: move it away, or choose another path")
+    );
+    assert!(said("/nowhere/g1.sock").1.ends_with("is not there: make it, or choose another path"));
+    let long = format!("/tmp/{}", "x".repeat(120));
+    let (code, line) = said(&long);
+    assert_eq!(
+        (code, line),
+        (
+            Some(1),
+            format!(
+                "cannot listen on {long}: the path has 125 bytes and a Unix socket's at most 107; choose a shorter one"
+            )
+        )
+    );
+}
+
+#[test]
+fn a_folder_without_permission_is_named() {
+    let (folder, socket) = folder();
+    // Root may write everywhere, another user may not here.
+    let program = folder.path().join("scx-vsock");
+    fs::copy(env!("CARGO_BIN_EXE_scx-vsock"), &program).unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(folder.path(), everybody).unwrap();
+    let mut command = Command::new(program);
+    command.args(["serve", "--socket", &socket]);
+    if rustix::process::getuid().is_root() {
+        command.uid(65_534).gid(65_534);
+    } else {
+        fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
+    }
+    let expected =
+        format!("no permission to make the socket {socket}: choose a folder of your own, such as $XDG_RUNTIME_DIR");
+    assert_eq!(complaint(&mut command), (Some(1), expected));
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let said = |options: &[&str]| complaint(&mut serve(options)).1;
+    assert_eq!(
+        said(&["--socket", "a", "--socket", "b", "--cid", "3"]),
+        "2 times --socket and 1 times --cid: give it once for each guest, or never"
+    );
+    assert!(said(&["--socket", "a", "--cid", "2"]).contains("invalid value '2' for '--cid <CID>'"));
+    assert!(said(&[]).starts_with("the following required arguments were not provided: --socket <PATH>"));
+    assert!(said(&["--socket", "a", "--device-only"]).contains("--print-qemu-args"));
+    let (code, line) = complaint(&mut serve(&["--socket", "/tmp/a b", "--print-qemu-args"]));
+    assert_eq!(line, "/tmp/a b cannot stand in a command line unquoted: choose a path without spaces");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
+fn qemus_arguments_are_printed_without_serving() {
+    let printed = |options: &[&str]| String::from_utf8(serve(options).output().unwrap().stdout).unwrap();
+    let device = "-chardev socket,id=scx-vsock,path=/tmp/g,,1 -device vhost-user-vsock-pci,chardev=scx-vsock\n";
+    assert_eq!(printed(&["--socket", "/tmp/g,1", "--print-qemu-args", "--device-only"]), device);
+    let memory = "-m 512M -object memory-backend-memfd,id=scx-vsock-memory,size=512M,share=on \
+                  -numa node,memdev=scx-vsock-memory ";
+    let all = printed(&["--socket", "/tmp/g,1", "--print-qemu-args", "--memory", "512"]);
+    assert_eq!(all, format!("{memory}{device}"));
+    let here = std::env::current_dir().unwrap();
+    assert!(printed(&["--socket", "g", "--print-qemu-args"]).contains(&format!("path={}/g ", here.display())));
+}

@@ -1,0 +1,18 @@
+//! Whether who connects to [`READY_PORT`](crate::READY_PORT) is the agent.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use scx_vsock_wire::HELLO_PREFIX;
+
+/// Whether the connection begins as an agent's does, as far as that shows `within` this time. Any process of the guest
+/// can connect.
+#[must_use]
+pub fn says_hello(mut stream: &UnixStream, within: Duration) -> bool {
+    let mut beginning = [0; HELLO_PREFIX.len()];
+    stream.set_nonblocking(false).is_ok()
+        && stream.set_read_timeout(Some(within.max(Duration::from_millis(1)))).is_ok()
+        && stream.read_exact(&mut beginning).is_ok()
+        && beginning == HELLO_PREFIX
+}
