@@ -1,8 +1,9 @@
 //! Guests for tests, on the kernel that `ci/test` names.
 
 use std::env;
-use std::path::PathBuf;
-use std::process::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -62,6 +63,49 @@ impl Kernel {
 pub fn builder() -> GuestBuilder {
     let kernel = Kernel::of_this_run();
     Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config).agent(agent::file())
+}
+
+/// A QEMU whose line is typed by hand. Killed on drop.
+#[derive(Debug)]
+pub struct TypedQemu {
+    child: Child,
+    console: PathBuf,
+}
+
+impl TypedQemu {
+    /// Runs QEMU from a shell, with this run's kernel, what the builder puts into a guest, and these arguments of a
+    /// vsock device, in which the shell may run commands.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(guest: &GuestBuilder, folder: &Path, device: &str) -> Self {
+        let (image, console) = (folder.join("initrd"), folder.join("console"));
+        fs::write(&image, guest.initramfs().expect("an initramfs")).expect("a file");
+        let line = format!(
+            "exec qemu-system-x86_64 -nodefaults -display none -no-reboot -accel tcg -cpu max -kernel {} -initrd {} \
+             -append 'console=ttyS0 quiet panic=-1 rdinit=/init' -serial file:{} -serial null {device}",
+            Kernel::of_this_run().image.display(),
+            image.display(),
+            console.display(),
+        );
+        let child = Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).spawn().expect("a shell");
+        Self { child, console }
+    }
+
+    /// What the guest printed.
+    #[must_use]
+    pub fn console(&self) -> String {
+        fs::read_to_string(&self.console).unwrap_or_default()
+    }
+}
+
+impl Drop for TypedQemu {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _status = self.child.wait();
+    }
 }
 
 /// What a command printed in the guest, which must succeed.

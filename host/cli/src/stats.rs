@@ -34,7 +34,7 @@ pub struct Stats {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     over: Option<Duration>,
 
-    /// Wait first, at most this long, until the scheduler is ready
+    /// Wait first, at most this long, until the scheduler is ready; behind a hybrid socket also for the guest to boot
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     wait: Option<Duration>,
 
@@ -48,7 +48,7 @@ impl Stats {
     pub fn run(&self) -> Result<ExitCode> {
         let client = self.place.client();
         if let Some(time) = self.wait {
-            client.wait_for_scheduler(time)?;
+            self.place.wait(&client, time)?;
         }
         let arguments: Vec<(&str, &str)> = self.target.iter().map(|name| ("target", name.as_str())).collect();
         if let Some(time) = self.over {

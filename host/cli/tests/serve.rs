@@ -11,6 +11,7 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use scx_vsock::vsock::header::Operation;
 use scx_vsock_tests::front_end::FrontEnd;
+use scx_vsock_tests::guest::{TypedQemu, builder};
 use scx_vsock_tests::guest_driver::Connection;
 use scx_vsock_tests::peer::Peer;
 use tempfile::TempDir;
@@ -223,4 +224,36 @@ fn qemus_arguments_are_printed_without_serving() {
     assert_eq!(all, format!("{memory}{device}"));
     let here = std::env::current_dir().unwrap();
     assert!(printed(&["--socket", "g", "--print-qemu-args"]).contains(&format!("path={}/g ", here.display())));
+}
+
+/// The stand-in scheduler, which stands beside the command once the workspace is built.
+fn procsched() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_scx-vsock")).with_file_name("procsched");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--locked", "--quiet", "-p", "scx-vsock-tests", "--bin", "procsched"]);
+    assert!(build.status().unwrap().success());
+    program
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn three_commands_give_numbers_of_a_guest_whose_qemu_is_typed_by_hand() {
+    let (folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    let command = env!("CARGO_BIN_EXE_scx-vsock");
+    let device = format!("$({command} serve --socket {socket} --print-qemu-args)");
+    let guest = builder().scheduler(procsched(), &[]);
+    for _ in 0..2 {
+        let qemu = TypedQemu::start(&guest, folder.path(), &device);
+        let uri = format!("hybrid:{socket}.hybrid");
+        let output = Command::new(command).args(["stats", &uri, "--wait", "120", "--over", "500ms"]).output().unwrap();
+        let (numbers, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{said}\n{}", qemu.console());
+        let switches = numbers.lines().find_map(|line| line.trim().strip_prefix("delta.ctxt")).unwrap().trim();
+        assert!(switches.parse::<u64>().unwrap() > 0, "{numbers}");
+        drop(qemu);
+        // A guest that reboots under another QEMU is served like the first.
+        serving.wait_for("QEMU is gone");
+    }
 }

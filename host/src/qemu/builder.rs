@@ -159,6 +159,16 @@ impl GuestBuilder {
         self
     }
 
+    /// The guest's initramfs alone, for a QEMU that somebody else starts. Its first process takes commands on a second
+    /// serial port, and ends the guest when that ends: `-serial null` is one that never does.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn initramfs(&self) -> Result<Vec<u8>, Error> {
+        Ok(self.image()?.finish()?)
+    }
+
     /// Boots the guest and waits until its agent is ready.
     ///
     /// # Errors
@@ -169,7 +179,7 @@ impl GuestBuilder {
         File::open(kernel).map_err(Error::unreadable("the kernel", kernel))?;
         let qemu = self.qemu_program();
         find_program(&qemu).map_err(|source| Error::NoQemu { program: qemu.clone(), source })?;
-        let image = memory_file("initramfs", &self.image()?.finish()?)?;
+        let image = memory_file("initramfs", &self.initramfs()?)?;
         let (server, qemu_end) = serve()?;
         let ready = server.handle().listen(crate::READY_PORT)?;
         let (commands, guest_commands) = UnixStream::pair()?;
