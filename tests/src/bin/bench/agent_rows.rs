@@ -12,12 +12,19 @@ use std::time::{Duration, Instant};
 use scx_vsock_tests::agent::{self, Agent};
 use scx_vsock_tests::peer::Peer;
 
+use crate::Measure;
 use crate::row::{Goal, Row, at};
 use crate::system_calls;
 
-/// Measurements, each with the path of the relay to compare with.
-pub const ALL: &[fn(&Path) -> Row] =
-    &[file_size, idle_memory, memory_after_the_longest_answer, system_calls_a_request, start, isolation];
+/// Measurements.
+pub const ALL: &[Measure] = &[
+    ("file-size", file_size),
+    ("idle-memory", idle_memory),
+    ("full-memory", memory_after_the_longest_answer),
+    ("system-calls", system_calls_a_request),
+    ("start", start),
+    ("isolation", isolation),
+];
 
 const REQUEST: &[u8] = b"{\"req\":\"stats\",\"args\":{}}\n";
 

@@ -14,14 +14,16 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use scx_vsock::client::{Answer, answer};
 use scx_vsock::{Endpoint, MAX_RESPONSE_BYTES, RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::abandonment;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::Measure;
 use crate::row::{Goal, Row, at};
 
 /// Measurements.
-pub const ALL: &[fn(&Path) -> Row] = &[wrong_answers, freeze_wakes, cancel_wakes, typed_decode];
+pub const ALL: &[Measure] =
+    &[("wrong-answers", wrong_answers), ("freeze", freeze_wakes), ("cancel", cancel_wakes), ("decode", typed_decode)];
 
 /// Calls that wait at the same time.
 const WAITING: usize = 64;
@@ -127,28 +129,78 @@ struct Stats {
     layers: HashMap<String, Layer>,
 }
 
-#[derive(Deserialize)]
+/// What a scheduler with layers reports of each, in kind and number.
+#[derive(Deserialize, Serialize)]
 struct Layer {
     util: f64,
+    util_frac: f64,
     load: f64,
-    nr_tasks: u64,
-    nr_exec: u64,
-    cpus: Vec<u32>,
+    load_frac: f64,
+    tasks: u32,
+    total: u64,
+    sel_local: f64,
+    enq_wakeup: f64,
+    enq_expire: f64,
+    enq_last: f64,
+    enq_reenq: f64,
+    min_exec: f64,
+    min_exec_us: u64,
+    open_idle: f64,
+    preempt: f64,
+    preempt_idle: f64,
+    affn_viol: f64,
+    keep: f64,
+    keep_fail_max_exec: f64,
+    excl_wakeup: f64,
+    migration: f64,
+    cpus: Vec<u64>,
+    cur_nr_cpus: u32,
+    min_nr_cpus: u32,
+    max_nr_cpus: u32,
+}
+
+impl Layer {
+    fn busy(n: u32) -> Self {
+        let part = f64::from(n % 1_000) / 10.0;
+        Self {
+            util: part,
+            util_frac: part / 4.0,
+            load: part * 3.0,
+            load_frac: part / 7.0,
+            tasks: n,
+            total: u64::from(n) * 1_000,
+            sel_local: part,
+            enq_wakeup: part / 3.0,
+            enq_expire: 0.0,
+            enq_last: 0.5,
+            enq_reenq: 0.0,
+            min_exec: part,
+            min_exec_us: 20_000,
+            open_idle: 12.5,
+            preempt: part,
+            preempt_idle: 0.0,
+            affn_viol: 0.0,
+            keep: part,
+            keep_fail_max_exec: 0.25,
+            excl_wakeup: 0.0,
+            migration: part / 2.0,
+            cpus: vec![0xff, 0xf0],
+            cur_nr_cpus: n % 64,
+            min_nr_cpus: 0,
+            max_nr_cpus: 64,
+        }
+    }
 }
 
 /// An answer of almost the longest line there can be, decoded as the type of its stats or as any value.
 fn typed_decode(_: &Path) -> Row {
     const TIMES: usize = 200;
-    let layer = json!({
-        "util": 12.345_678, "load": 0.987_654_321, "nr_tasks": 123, "nr_exec": 123_456_789, "cpus": [0, 1, 2, 3, 4, 5, 6, 7],
-    });
-    let layers: HashMap<String, Value> = (0..2_200).map(|n| (format!("layer-{n}"), layer.clone())).collect();
+    const LAYERS: u32 = 540;
+    let layers: HashMap<String, Layer> = (0..LAYERS).map(|n| (format!("layer-{n}"), Layer::busy(n))).collect();
     let line = json!({ "errno": 0, "args": { "resp": { "layers": layers } } }).to_string();
     assert!((MAX_RESPONSE_BYTES * 9 / 10..MAX_RESPONSE_BYTES).contains(&line.len()), "{} bytes", line.len());
-    let checked: Stats = decode(&line);
-    let layer = &checked.layers["layer-0"];
-    let sum = layer.util + layer.load + (layer.nr_tasks + layer.nr_exec) as f64 + f64::from(layer.cpus[7]);
-    assert!(checked.layers.len() == 2_200 && sum > 0.0);
+    let decoded: Stats = decode(&line);
+    assert_eq!(json!(decoded.layers["layer-7"]), json!(Layer::busy(7)));
     let (mut typed, mut untyped) = (Vec::new(), Vec::new());
     for _ in 0..TIMES {
         typed.push(decode_time::<Stats>(&line));

@@ -1,7 +1,7 @@
 //! Measures against a peer or a floor in the same run, prints a table and writes `bench.json`.
 //!
 //! ```text
-//! bench FOLDER RELAY_STD        (ci/bench builds everything and runs it)
+//! bench FOLDER RELAY_STD [ROW...]       (ci/bench builds everything and runs it)
 //! ```
 #![allow(
     clippy::cast_possible_truncation,
@@ -25,17 +25,27 @@ use std::process::ExitCode;
 
 use row::Row;
 
+/// A measurement, given the path of the relay to compare with, by the name that it is chosen by.
+type Measure = (&'static str, fn(&Path) -> Row);
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, relay] = &arguments[..] else {
-        eprintln!("usage: bench FOLDER RELAY_STD; ci/bench does it all");
+    let [folder, relay, chosen @ ..] = &arguments[..] else {
+        eprintln!("usage: bench FOLDER RELAY_STD [ROW...]; ci/bench does it all");
         return ExitCode::from(2);
     };
+    let all: Vec<&Measure> = agent_rows::ALL.iter().chain(client_rows::ALL).collect();
+    if let Some(unknown) = chosen.iter().find(|chosen| all.iter().all(|(name, _)| name != chosen)) {
+        let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+        eprintln!("bench: {unknown} is no row: the rows are {}", names.join(", "));
+        return ExitCode::from(2);
+    }
     let mut rows = Vec::new();
-    for measure in agent_rows::ALL.iter().chain(client_rows::ALL) {
-        let row = measure(Path::new(relay));
-        eprintln!("bench: {}", row.name);
-        rows.push(row);
+    for (name, measure) in all {
+        if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
+            eprintln!("bench: {name}");
+            rows.push(measure(Path::new(relay)));
+        }
     }
     println!("{}", Row::table(&rows));
     let file = Path::new(folder).join("bench.json");
