@@ -76,6 +76,9 @@ package_of() { # APT|DNF|PACMAN THING
     apt/pkg-config) echo pkg-config ;;
     dnf/pkg-config) echo pkgconf-pkg-config ;;
     pacman/pkg-config) echo pkgconf ;;
+    apt/prometheus | apt/promtool) echo prometheus ;;
+    dnf/prometheus | dnf/promtool) echo golang-github-prometheus ;;
+    pacman/prometheus | pacman/promtool) echo prometheus ;;
     apt/cc) echo "gcc libc6-dev make" ;;
     */cc) echo "gcc make" ;;
     apt/c++) echo g++ ;;

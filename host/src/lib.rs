@@ -12,7 +12,8 @@
 //! Features, none of them default: `device` has the virtio-vsock device (`vsock`) on `virtio-queue` and `vm-memory`, with
 //! registers for a monitor's own bus (`front::mmio`); `event-manager` serves many such devices on one thread
 //! (`front::event_loop`), `kvm` has KVM take their kicks and interrupts (`front::kvm`), `vhost-user` serves the device to
-//! a monitor in another process (`front::vhost_user`), `qemu` boots throw-away guests (`qemu`).
+//! a monitor in another process (`front::vhost_user`), `qemu` boots throw-away guests (`qemu`), `export` serves many
+//! guests' stats to Prometheus (`export`). [`proxy`] makes a plain scx_stats server of a guest's scheduler.
 //!
 //! # Three programs
 //!
@@ -69,14 +70,19 @@
 //! # }
 //! ```
 
+mod acceptor;
 pub mod client;
 pub mod control;
 pub mod endpoint;
 pub mod error;
+#[cfg(feature = "export")]
+pub mod export;
 mod histogram;
 pub mod meta;
 #[cfg(all(test, shuttle))]
 mod model;
+mod poll_set;
+pub mod proxy;
 pub mod reason;
 pub mod request;
 pub mod sample;

@@ -7,10 +7,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, chmod};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 use crate::endpoint::unix_address;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// Why there is no socket at a path. Each text names the path and what mends it.
 #[derive(Debug, thiserror::Error)]
@@ -80,11 +84,23 @@ impl Socket {
     ///
     /// See [`BindError`].
     pub fn bind(path: impl Into<PathBuf>) -> Result<Self, BindError> {
-        let path = path.into();
+        Self::bind_by(path.into(), |path| UnixListener::bind(path))
+    }
+
+    /// The same for this user alone: nobody else may connect, whatever the process' mask for new files is.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn bind_privately(path: impl Into<PathBuf>) -> Result<Self, BindError> {
+        Self::bind_by(path.into(), listen_privately)
+    }
+
+    fn bind_by(path: PathBuf, listen: impl FnOnce(&Path) -> io::Result<UnixListener>) -> Result<Self, BindError> {
         let fail = |error| BindError::new(&path, error);
         unix_address(&path).map_err(fail)?;
         remove_stale(&path)?;
-        let listener = UnixListener::bind(&path).map_err(fail)?;
+        let listener = listen(&path).map_err(fail)?;
         let file = file_id(&path).map_err(fail)?;
         Ok(Self { listener, path, file })
     }
@@ -114,6 +130,15 @@ impl Drop for Socket {
             let _gone_already = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Nobody can connect before it listens, and then only its owner.
+fn listen_privately(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &unix_address(path)?)?;
+    chmod(path, Mode::RUSR | Mode::WUSR)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn file_id(path: &Path) -> io::Result<FileId> {
@@ -167,6 +192,15 @@ mod tests {
         socket.listener().accept().unwrap();
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_private_socket_is_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _socket = Socket::bind_privately(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        UnixStream::connect(&path).unwrap();
     }
 
     #[test]

@@ -10,6 +10,8 @@
 
 pub mod abandonment;
 pub mod agent;
+pub mod described;
+pub mod exporter;
 pub mod fake_agent;
 pub mod front_end;
 pub mod guest;
@@ -17,4 +19,5 @@ pub mod guest_driver;
 pub mod mmio_driver;
 pub mod pattern;
 pub mod peer;
+pub mod programs;
 pub mod scripted_scheduler;

@@ -10,10 +10,13 @@ mod completions;
 mod display;
 mod duration;
 mod exit;
+mod export;
 mod man;
 mod meta;
 mod place;
+mod proxy;
 mod serve;
+mod signals;
 mod stats;
 
 use std::io;
@@ -35,6 +38,8 @@ struct Arguments {
 enum Verb {
     Stats(stats::Stats),
     Meta(meta::Meta),
+    Proxy(proxy::Proxy),
+    Export(export::Export),
     Serve(serve::Serve),
     Boot(boot::Boot),
     Completions(completions::Completions),
@@ -46,6 +51,8 @@ impl Verb {
         match self {
             Self::Stats(verb) => verb.run(),
             Self::Meta(verb) => verb.run(),
+            Self::Proxy(verb) => verb.run(),
+            Self::Export(verb) => verb.run(),
             Self::Serve(verb) => verb.run(),
             Self::Boot(verb) => verb.run(),
             Self::Completions(verb) => verb.run(),

@@ -18,6 +18,7 @@ use super::session::{Answer, Event, Outcome, Session};
 use super::wait::Deadline;
 use crate::endpoint::{Connect, Greeting};
 use crate::error::SchedStatsError;
+use crate::poll_set::PollSet;
 use crate::request::RequestLine;
 
 /// What a conversation waits for on its stream.
@@ -228,6 +229,14 @@ impl Conversation {
     #[must_use]
     pub fn deadline(&self) -> Option<Deadline> {
         self.asked().map(|link| link.deadline)
+    }
+
+    /// Waits in `set` for what it waits for, if something is asked.
+    pub(crate) fn wait_in<'a>(&'a self, set: &mut PollSet<'a>) {
+        if let Some(link) = self.asked() {
+            set.add(&link.stream, self.interest().flags());
+            set.until(link.deadline.at());
+        }
     }
 
     /// Does what can be done without waiting. `decode` is one of [`answer`](super::answer)'s functions; it is called at

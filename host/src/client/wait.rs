@@ -11,6 +11,7 @@ use super::conversation::Interest;
 use super::turn::Waiting;
 use crate::control::{Entry, RunControl};
 use crate::error::SchedStatsError;
+use crate::poll_set::timespec;
 use crate::wake::{Notify, Wake};
 
 /// The longest time that a call can be allowed. More would leave the range of some system's clock.
@@ -133,7 +134,7 @@ impl Wait {
         let wake = PollFd::new(self.wake(), PollFlags::IN);
         let beside = self.beside.as_ref().map(|entry| PollFd::new(entry.wake(), PollFlags::IN));
         let stream = stream.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.flags()));
-        let timeout = self.timeout();
+        let timeout = timespec(self.deadline.at.saturating_duration_since(Instant::now()));
         let woken = match (stream, beside) {
             (Some(stream), Some(beside)) => poll_first([wake, stream, beside], &timeout),
             (Some(other), None) | (None, Some(other)) => poll_first([wake, other], &timeout),
@@ -145,12 +146,6 @@ impl Wait {
             Err(error) => return Err(SchedStatsError::unreachable(format!("waiting failed: {error}"))),
         }
         Ok(())
-    }
-
-    /// What is left, rounded up by the kernel to what its timers can do.
-    fn timeout(&self) -> Timespec {
-        let left = self.deadline.at.saturating_duration_since(Instant::now());
-        Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(left.subsec_nanos()) }
     }
 }
 
@@ -176,7 +171,7 @@ fn poll_first<const N: usize>(mut fds: [PollFd<'_>; N], timeout: &Timespec) -> r
 }
 
 impl Interest {
-    fn flags(self) -> PollFlags {
+    pub(super) fn flags(self) -> PollFlags {
         match self {
             Self::Read => PollFlags::IN,
             Self::ReadWrite => PollFlags::IN | PollFlags::OUT,

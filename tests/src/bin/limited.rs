@@ -38,6 +38,7 @@ fn number(call: &str) -> Result<i64, Box<dyn Error>> {
     Ok(match call {
         "socket" => 41,
         "connect" => 42,
+        "unshare" => 272,
         "accept4" => 288,
         "epoll_ctl" => 233,
         _ => return Err(format!("{call:?} is not known here").into()),

@@ -1,0 +1,345 @@
+//! `scx-vsock proxy` as a process: at a path, and for a command that sees what nobody else sees.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use scx_vsock_tests::agent::Agent;
+use scx_vsock_tests::peer::Peer;
+use scx_vsock_tests::programs::program;
+use tempfile::TempDir;
+
+const SOCKET: &str = "/var/run/scx/root/stats";
+const REQUEST: &str = r#"{"req":"stats"}"#;
+
+/// A user without any powers.
+const NOBODY: u32 = 65_534;
+
+/// The programs, in a folder that every user can see.
+fn programs() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for file in [PathBuf::from(env!("CARGO_BIN_EXE_scx-vsock")), program("guest_peer"), program("limited")] {
+            fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+        }
+        folder
+    });
+    folder.path()
+}
+
+fn proxy(uri: &str) -> Command {
+    let mut command = Command::new(programs().join("scx-vsock"));
+    command.arg("proxy").arg(uri).current_dir("/");
+    command
+}
+
+fn uri(agent: &Agent) -> String {
+    format!("unix:{}", agent.host_path(0).display())
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// The code and the last line that is printed.
+fn complaint(output: &Output) -> (i32, &str) {
+    (output.status.code().unwrap(), text(&output.stderr).lines().last().unwrap_or_default())
+}
+
+/// Answers one request of one connection.
+fn answer_once(listener: &UnixListener, answer: &str) {
+    let mut scheduler = Peer::accept(listener);
+    scheduler.expect(REQUEST);
+    scheduler.send(format!("{answer}\n"));
+}
+
+/// Two commands at a time, each with a guest of its own, and what each of them printed.
+fn two_at_a_time(change: impl Fn(&mut Command)) -> [String; 2] {
+    let agents = [Agent::start(), Agent::start()];
+    let listeners = [0, 1].map(|n| agents.get::<usize>(n).unwrap().scheduler());
+    let running = [0, 1].map(|n| {
+        let agent = agents.get::<usize>(n).unwrap();
+        for path in [agent.directory().to_owned(), agent.host_path(0)] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        let mut command = proxy(&uri(agent));
+        command.arg("--").arg(programs().join("guest_peer")).args(["ask", SOCKET, REQUEST]);
+        change(&mut command);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    });
+    for (number, listener) in (1..).zip(&listeners) {
+        answer_once(listener, &format!("{{\"args\":{{\"resp\":{number}}}}}"));
+    }
+    running.map(|child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    })
+}
+
+const EACH: [&str; 2] = ["{\"args\":{\"resp\":1}}\n", "{\"args\":{\"resp\":2}}\n"];
+
+#[test]
+fn two_commands_see_two_guests_at_the_same_path_at_the_same_time() {
+    assert_eq!(two_at_a_time(|_| ()), EACH);
+}
+
+#[test]
+fn an_ordinary_user_needs_no_more_than_that() {
+    if !rustix::process::geteuid().is_root() {
+        // Then the test before this one has shown it.
+        return;
+    }
+    let as_nobody = |command: &mut Command| {
+        command.uid(NOBODY).gid(NOBODY);
+    };
+    assert_eq!(two_at_a_time(as_nobody), EACH);
+}
+
+#[test]
+fn a_folder_of_sockets_that_is_there_is_covered_and_not_changed() {
+    // The outer command makes the folder for the inner one, which has another guest.
+    let ask = programs().join("guest_peer");
+    let again = format!(
+        "{0} proxy unix:/inner -- {1} ask {SOCKET} '{REQUEST}'",
+        programs().join("scx-vsock").display(),
+        ask.display()
+    );
+    let script = format!("{again}; {} ask {SOCKET} '{REQUEST}'", ask.display());
+    for user in [None, Some(NOBODY)].iter().filter(|user| user.is_none() || rustix::process::geteuid().is_root()) {
+        let mut command = proxy("unix:/outer");
+        command.args(["--", "sh", "-c", &script]);
+        user.iter().for_each(|&user| {
+            command.uid(user).gid(user);
+        });
+        let output = command.output().unwrap();
+        let lines: Vec<&str> = text(&output.stdout).lines().collect();
+        let found = |place: &str| format!("no agent to talk to: unix:{place}");
+        assert!(
+            matches!(lines[..], [inner, outer] if inner.contains(&found("/inner")) && outer.contains(&found("/outer"))),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn the_command_sees_everything_else_as_it_is_and_leaves_nothing() {
+    let listing = |folder: &str| {
+        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = listing("/var/run");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let script = format!("ls -A /var/run; test -S {SOCKET}; echo $?; ls -A /var/run/scx/root; id -u");
+    let output = proxy("unix:/nowhere").args(["--", "sh", "-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let mut inside: Vec<&str> = text(&output.stdout).lines().collect();
+    let uid = rustix::process::geteuid().to_string();
+    assert_eq!(inside.split_off(inside.len() - 3), ["0", "stats", &uid]);
+    for name in before.iter().filter(|name| *name != "scx") {
+        assert!(inside.contains(&name.to_str().unwrap()), "{name:?} is missing in {inside:?}");
+    }
+    assert_eq!(listing("/var/run"), before);
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), mounts);
+}
+
+#[test]
+fn the_exit_code_is_the_commands_and_its_streams_are_its_own() {
+    let run = |command: &[&str]| proxy("unix:/nowhere").arg("--").args(command).output().unwrap();
+    let output = run(&["sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!((output.status.code(), text(&output.stdout), text(&output.stderr)), (Some(7), "out\n", "err\n"));
+    assert_eq!(run(&["sh", "-c", "kill -KILL $$"]).status.code(), Some(128 + 9));
+    let missing = run(&["no-such-program"]);
+    let expected = "scx-vsock: cannot run no-such-program: No such file or directory (os error 2)";
+    assert_eq!(complaint(&missing), (127, expected));
+    assert_eq!(run(&["/etc/passwd"]).status.code(), Some(126));
+}
+
+#[test]
+fn a_guest_that_cannot_be_reached_is_an_answer_to_the_command() {
+    let ask = programs().join("guest_peer");
+    let output = proxy("unix:/nowhere").arg("--").arg(ask).args(["ask", SOCKET, REQUEST]).output().unwrap();
+    assert!(text(&output.stdout).starts_with("{\"errno\":113,\"args\":{\"resp\":\"scx-vsock: no agent to talk to:"));
+}
+
+/// A command that says "ready" and then what signal it got.
+fn trapping(signals: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
+    let traps: String = signals.iter().map(|name| format!("trap 'kill $!; echo {name}; exit 3' {name}; ")).collect();
+    let script = format!("sleep 1000 >/dev/null & {traps} echo ready; wait");
+    let mut child = proxy("unix:/nowhere").args(["--", "sh", "-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    assert_eq!(line(&mut output), "ready\n");
+    (child, output)
+}
+
+fn line(output: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    line
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().try_into().unwrap()).unwrap()
+}
+
+#[test]
+fn signals_are_passed_on_to_the_command() {
+    let signals = [
+        ("HUP", Signal::HUP),
+        ("INT", Signal::INT),
+        ("QUIT", Signal::QUIT),
+        ("TERM", Signal::TERM),
+        ("USR1", Signal::USR1),
+    ];
+    for (name, signal) in signals {
+        let (mut child, mut output) = trapping(&[name]);
+        kill_process(pid(&child), signal).unwrap();
+        assert_eq!(line(&mut output), format!("{name}\n"));
+        assert_eq!(child.wait().unwrap().code(), Some(3), "{name}");
+    }
+}
+
+#[test]
+fn a_proxy_that_is_killed_takes_its_command_with_it() {
+    let mut command = proxy("unix:/nowhere");
+    command.args(["--", "sh", "-c", "echo $$; exec sleep 1000"]).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let inner = line(&mut BufReader::new(child.stdout.take().unwrap()));
+    let inner = pidfd_open(Pid::from_raw(inner.trim().parse().unwrap()).unwrap(), PidfdFlags::empty()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let within = Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert_eq!(poll(&mut [PollFd::new(&inner, PollFlags::IN)], Some(&within)).unwrap(), 1, "the command still runs");
+}
+
+#[test]
+fn without_namespaces_it_says_so_in_one_line_with_what_mends_it() {
+    // Neither kind of namespace may be made.
+    let mut command = Command::new(programs().join("limited"));
+    command.arg("unshare=1").arg(programs().join("scx-vsock")).args(["proxy", "unix:/nowhere", "--", "true"]);
+    let output = command.output().unwrap();
+    let (code, line) = complaint(&output);
+    assert_eq!(text(&output.stderr).lines().count(), 1, "{}", text(&output.stderr));
+    assert!(code == 1 && line.contains("user namespace: Operation not permitted"), "{line}");
+    assert!(
+        line.contains("allow them (sysctl user.max_user_namespaces") && line.contains("use --socket PATH"),
+        "{line}"
+    );
+}
+
+/// A proxy at a path, which listens.
+fn at(path: &Path, uri: &str) -> Child {
+    let mut child = proxy(uri).arg("--socket").arg(path).stderr(Stdio::piped()).spawn().unwrap();
+    let said = line(&mut BufReader::new(child.stderr.take().unwrap()));
+    assert_eq!(said, format!("scx-vsock: {uri} is served at {}\n", path.display()));
+    child
+}
+
+#[test]
+fn at_a_path_it_serves_until_it_is_asked_to_end_and_removes_its_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stats");
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut child = at(&path, &uri(&agent));
+        let mut client = Peer::connect(&path);
+        client.send(format!("{REQUEST}\n"));
+        answer_once(&listener, EACH[0].trim_end());
+        client.expect(EACH[0].trim_end());
+        kill_process(pid(&child), signal).unwrap();
+        assert!(child.wait().unwrap().success(), "{signal:?}");
+        assert!(!path.exists(), "{signal:?}");
+    }
+}
+
+#[test]
+fn a_path_that_cannot_be_had_is_named_with_what_mends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stats");
+    let refused = |path: &Path| proxy("unix:/nowhere").arg("--socket").arg(path).output().unwrap();
+    let first = at(&path, "unix:/nowhere");
+    let output = refused(&path);
+    assert_eq!(
+        complaint(&output),
+        (
+            1,
+            &*format!(
+                "scx-vsock: {} is in use: end the program that listens on it, or choose another path",
+                path.display()
+            )
+        )
+    );
+    // What a killed proxy leaves is replaced.
+    let mut first = first;
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(path.exists() && UnixStream::connect(&path).is_err());
+    let mut second = at(&path, "unix:/nowhere");
+    kill_process(pid(&second), Signal::TERM).unwrap();
+    second.wait().unwrap();
+    let output = refused(&folder.path().join("no/such/folder"));
+    let (code, line) = complaint(&output);
+    assert!(code == 1 && line.contains("is not there: make it, or choose another path"), "{line}");
+}
+
+#[test]
+fn without_descriptors_clients_are_told_and_those_that_are_served_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stats");
+    let mut command = Command::new("prlimit");
+    command
+        .arg("--nofile=16")
+        .arg(programs().join("scx-vsock"))
+        .args(["proxy", "unix:/nowhere", "--socket"])
+        .arg(&path);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    line(&mut BufReader::new(child.stderr.take().unwrap()));
+    let mut clients: Vec<Peer> = (0..16).map(|_| Peer::connect(&path)).collect();
+    let mut told = clients.pop().unwrap();
+    let answer = told.line();
+    assert!(text(&answer).contains("no descriptor left"), "{}", text(&answer));
+    told.expect_end();
+    let mut first = clients.swap_remove(0);
+    first.send(format!("{REQUEST}\n"));
+    assert!(text(&first.line()).starts_with("{\"errno\":113,"));
+    kill_process(pid(&child), Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_path_and_a_command_are_served_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stats");
+    let ask = programs().join("guest_peer");
+    let script = format!("{0} ask {SOCKET} '{REQUEST}'; {0} ask {1} '{REQUEST}'", ask.display(), path.display());
+    let mut command = proxy("unix:/nowhere");
+    command.arg("--socket").arg(&path).args(["--", "sh", "-c", &script]);
+    let output = command.output().unwrap();
+    assert_eq!(text(&output.stdout).lines().filter(|line| line.starts_with("{\"errno\":113,")).count(), 2);
+    assert!(!path.exists());
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    for (arguments, named) in [
+        (&["unix:/x"][..], "--socket"),
+        (&["guest", "--", "true"], "there is no scheme"),
+        (&["unix:/x", "--deadline", "0", "--", "true"], "--deadline"),
+    ] {
+        let output = Command::new(programs().join("scx-vsock")).arg("proxy").args(arguments).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert!(output.status.code() == Some(2) && stderr.contains(named), "{arguments:?}: {stderr}");
+    }
+}

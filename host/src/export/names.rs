@@ -1,0 +1,98 @@
+//! A guest's texts as OpenMetrics has them: names of few characters, help of one line.
+
+/// Bytes of the longest name that is made of one text.
+const MAX_NAME: usize = 100;
+
+/// Characters of the longest help.
+const MAX_HELP: usize = 200;
+
+/// What stands before every guest's metric, so that it begins with a letter.
+const PREFIX: &str = "scx_";
+
+/// Where the names of this crate's own metrics begin, and where a guest's go instead.
+const OWN: &str = "scx_vsock_";
+const NOT_OWN: &str = "scx_guest_vsock_";
+
+/// Ends that OpenMetrics keeps for the parts of counters, histograms and the like, and what a gauge has behind one.
+const KEPT_ENDS: [&str; 8] = ["_bucket", "_count", "_created", "_gcount", "_gsum", "_info", "_sum", "_total"];
+const BEHIND: &str = "_value";
+
+/// A metric's name, made of the parts of its path.
+pub(super) fn metric<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    let parts: Vec<String> = parts.into_iter().map(word).collect();
+    let mut name = format!("{PREFIX}{}", parts.join("_"));
+    if KEPT_ENDS.iter().any(|end| name.ends_with(end)) {
+        name += BEHIND;
+    }
+    match name.strip_prefix(OWN) {
+        Some(rest) => format!("{NOT_OWN}{rest}"),
+        None => name,
+    }
+}
+
+/// A label's name. Those that begin with two underscores are Prometheus' own.
+pub(super) fn label(text: &str) -> String {
+    let name = word(text);
+    let name = name.trim_start_matches(|first: char| !first.is_ascii_alphabetic());
+    if name.is_empty() { "key".to_owned() } else { name.to_owned() }
+}
+
+/// Letters, digits and underscores.
+fn word(text: &str) -> String {
+    text.chars().take(MAX_NAME).map(|char| if char.is_ascii_alphanumeric() { char } else { '_' }).collect()
+}
+
+/// A text that needs no escapes in any format.
+pub(super) fn help(text: &str) -> String {
+    let line = text.chars().take(MAX_HELP).map(|char| match char {
+        '\\' => '/',
+        '"' => '\'',
+        char if char.is_control() => ' ',
+        char => char,
+    });
+    line.collect::<String>().trim().to_owned()
+}
+
+/// The name, or it with the first number that makes it one that is not `taken`.
+pub(super) fn unique(name: String, taken: impl Fn(&str) -> bool) -> String {
+    let numbered = (2u32..).map(|number| format!("{name}_{number}"));
+    let mut names = std::iter::once(name.clone()).chain(numbered);
+    names.find(|name| !taken(name)).unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_are_made_safe_and_stay_readable() {
+        assert_eq!(metric(["totals", "cpu", "user"]), "scx_totals_cpu_user");
+        assert_eq!(metric(["nr.events\n# EOF"]), "scx_nr_events___EOF");
+        assert_eq!(metric(["9\u{e9}"]), "scx_9_");
+        assert_eq!(metric(["vsock_up"]), "scx_guest_vsock_up");
+        assert_eq!(metric(["vsock", "up"]), "scx_guest_vsock_up");
+        assert_eq!(metric(["total"]), "scx_total_value");
+        assert_eq!(metric(["d", "nr_total"]), "scx_d_nr_total_value");
+        assert_eq!(metric(["subtotal"]), "scx_subtotal");
+        assert_eq!(label("layer"), "layer");
+        assert_eq!(label("__name__"), "name__");
+        assert_eq!(label("7 of 9"), "of_9");
+        assert_eq!(label("\u{1f600}"), "key");
+        assert_eq!(help(" a \"b\"\n\\c "), "a 'b' /c");
+        assert_eq!(unique("a".into(), |name| ["a", "a_2"].contains(&name)), "a_3");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_bad_name(parts in proptest::collection::vec(".{0,200}", 1..5)) {
+            let name = metric(parts.iter().map(String::as_str));
+            let is_word = |char: char| char.is_ascii_alphanumeric() || char == '_';
+            prop_assert!(name.starts_with("scx_") && name.chars().all(is_word) && !name.starts_with(OWN));
+            let label = label(&parts[0]);
+            prop_assert!(label.starts_with(|first: char| first.is_ascii_alphabetic()) && label.chars().all(is_word));
+            prop_assert!(!help(&parts[0]).contains(['\n', '\r', '\\', '"']));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What a client is answered in the scheduler's place: scx_stats' own form of an error.
+
+use rustix::io::Errno;
+use serde_json::json;
+
+use crate::error::SchedStatsError;
+use crate::request::StatsResponse;
+
+/// The errno for each reason, so that a client can tell them apart without reading.
+///
+/// A scheduler's own error keeps its number, where it is one.
+#[must_use]
+pub fn errno(error: &SchedStatsError) -> i32 {
+    let errno = match error {
+        SchedStatsError::NoScheduler { .. } => Errno::NOENT,
+        SchedStatsError::DuringFreeze => Errno::AGAIN,
+        SchedStatsError::Cancelled => Errno::CANCELED,
+        SchedStatsError::SchedulerError { errno: 0, .. } | SchedStatsError::MissingResp { .. } => Errno::PROTO,
+        SchedStatsError::SchedulerError { errno, .. } => return *errno,
+        SchedStatsError::RequestTooLarge { .. } => Errno::MSGSIZE,
+        SchedStatsError::ResponseTooLarge { .. } => Errno::OVERFLOW,
+        SchedStatsError::Poisoned => Errno::OWNERDEAD,
+        SchedStatsError::TimedOut { .. } => Errno::TIMEDOUT,
+        SchedStatsError::SchedulerGone { .. } => Errno::CONNRESET,
+        SchedStatsError::AgentUnreachable { .. } => Errno::HOSTUNREACH,
+        SchedStatsError::AgentBusy { .. } => Errno::BUSY,
+        SchedStatsError::MalformedResponse { .. } => Errno::PROTO,
+        // As scx_stats servers answer what they do not understand.
+        SchedStatsError::InvalidRequest { .. } => Errno::INVAL,
+    };
+    errno.raw_os_error()
+}
+
+/// An error's line, with its LF.
+pub(super) fn of(error: &SchedStatsError) -> Vec<u8> {
+    numbered(errno(error), &error.to_string())
+}
+
+/// The line, with its LF, for a client whose session ended while it asked nothing.
+pub(super) fn session_ended() -> Vec<u8> {
+    line(
+        Errno::CONNRESET,
+        "the session with the guest ended since the last answer (its scheduler, agent or device was restarted), and its \
+         deltas with it; connect again",
+    )
+}
+
+/// The line, with its LF, of something that is no reason of a request's.
+pub(super) fn line(errno: Errno, text: &str) -> Vec<u8> {
+    numbered(errno.raw_os_error(), text)
+}
+
+fn numbered(errno: i32, text: &str) -> Vec<u8> {
+    let response = StatsResponse { errno, args: json!({ "resp": format!("scx-vsock: {text}") }) };
+    // It is plain data, which always has a form.
+    let mut line = serde_json::to_vec(&response).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn table() -> Vec<(SchedStatsError, i32)> {
+        use SchedStatsError as E;
+        let reason = || "why".to_owned();
+        let args = || Value::Null;
+        vec![
+            (E::NoScheduler { reason: reason() }, 2),
+            (E::DuringFreeze, 11),
+            (E::Cancelled, 125),
+            (E::SchedulerError { errno: 95, args: args() }, 95),
+            (E::SchedulerError { errno: 0, args: args() }, 71),
+            (E::MissingResp { args: args() }, 71),
+            (E::RequestTooLarge { size: 2, max: 1 }, 90),
+            (E::ResponseTooLarge { size: 2, max: 1 }, 75),
+            (E::Poisoned, 130),
+            (E::TimedOut { after_ms: 1 }, 110),
+            (E::SchedulerGone { errno: 32 }, 104),
+            (E::AgentUnreachable { reason: reason() }, 113),
+            (E::AgentBusy { sessions: 8 }, 16),
+            (E::MalformedResponse { reason: reason() }, 71),
+            (E::InvalidRequest { reason: reason() }, 22),
+        ]
+    }
+
+    #[test]
+    fn every_reason_has_its_errno() {
+        for (error, expected) in table() {
+            assert_eq!(errno(&error), expected, "{error:?}");
+        }
+        let kinds: BTreeMap<&str, i32> = table().iter().map(|(error, errno)| (error.kind(), *errno)).collect();
+        assert_eq!(kinds.len(), 14, "a reason is missing");
+    }
+
+    #[test]
+    fn a_reply_is_one_line_of_scx_stats_that_says_why() {
+        for (error, errno) in table() {
+            let line = of(&error);
+            let text = line.strip_suffix(b"\n").unwrap();
+            assert!(!text.contains(&b'\n'), "{error:?}");
+            let response: StatsResponse = serde_json::from_slice(text).unwrap();
+            assert_eq!(response.errno, errno);
+            assert_eq!(response.args["resp"], format!("scx-vsock: {error}"));
+        }
+        assert_eq!(
+            line(Errno::BUSY, "a \"b\"\n"),
+            b"{\"errno\":16,\"args\":{\"resp\":\"scx-vsock: a \\\"b\\\"\\n\"}}\n"
+        );
+    }
+}

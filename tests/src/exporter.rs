@@ -1,0 +1,187 @@
+//! A running `scx-vsock export`, and what it says when it is scraped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::peer::DEADLINE;
+
+/// A running exporter. Ends on drop, which must be orderly.
+#[derive(Debug)]
+pub struct Exporter {
+    child: Child,
+    at: SocketAddr,
+}
+
+impl Exporter {
+    /// Starts one by a command to which `--listen` is added, and waits until it listens.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[must_use]
+    pub fn start(mut command: Command) -> Self {
+        let mut child =
+            command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().expect("the exporter starts");
+        let mut said = String::new();
+        BufReader::new(child.stderr.take().expect("piped")).read_line(&mut said).expect("text");
+        let at = said.split_once("http://").and_then(|(_, at)| at.trim_end().strip_suffix("/metrics"));
+        let at = at.unwrap_or_else(|| panic!("it said {said:?}"));
+        Self { child, at: at.parse().expect("an address") }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn at(&self) -> SocketAddr {
+        self.at
+    }
+
+    /// A connection to it.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    #[must_use]
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.at).expect("it listens");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a stream takes a time-out");
+        stream
+    }
+
+    /// Scrapes as Prometheus does.
+    ///
+    /// # Panics
+    ///
+    /// When the page is not as OpenMetrics has it.
+    #[must_use]
+    pub fn scrape(&self) -> Metrics {
+        let response = get(self.at, "/metrics", "Accept: application/openmetrics-text\r\n");
+        assert!(response.head.starts_with("HTTP/1.1 200 OK\r\n"), "{}", response.head);
+        assert!(
+            response.head.contains("\r\nContent-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"),
+            "{}",
+            response.head
+        );
+        Metrics::parse(&response.body)
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(pid, Signal::TERM).expect("it still runs");
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success() || std::thread::panicking(), "the exporter ended with {status}");
+    }
+}
+
+/// What a server answered.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// The status and the headers.
+    pub head: String,
+    /// What followed.
+    pub body: String,
+}
+
+/// Asks a server of HTTP for a path, with these headers more.
+///
+/// # Panics
+///
+/// When it does not answer.
+#[must_use]
+pub fn get(at: SocketAddr, path: &str, headers: &str) -> Response {
+    let mut stream = TcpStream::connect(at).expect("it listens");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a stream takes a time-out");
+    // With version 1.0 the response is one piece that ends with the connection.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {at}\r\n{headers}\r\n").expect("it reads");
+    response(&mut stream)
+}
+
+/// Reads a response to its end.
+///
+/// # Panics
+///
+/// When it does not come.
+#[must_use]
+pub fn response(stream: &mut TcpStream) -> Response {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {text:?}"));
+    Response { head: format!("{head}\r\n"), body: body.to_owned() }
+}
+
+/// A page of OpenMetrics.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Every value by its name and labels, as they are written.
+    pub values: BTreeMap<String, String>,
+    /// The help of every family.
+    pub help: BTreeMap<String, String>,
+}
+
+impl Metrics {
+    /// Reads a page, which must be in order: each family in one piece behind its help and type, no series twice, and
+    /// an end.
+    ///
+    /// # Panics
+    ///
+    /// When it is not.
+    #[must_use]
+    pub fn parse(page: &str) -> Self {
+        let mut metrics = Self { values: BTreeMap::new(), help: BTreeMap::new() };
+        let mut typed = BTreeSet::new();
+        let mut family = String::new();
+        let lines = page.strip_suffix("# EOF\n").unwrap_or_else(|| panic!("no end: {page:?}"));
+        for line in lines.lines() {
+            let words: Vec<&str> = line.splitn(4, ' ').collect();
+            match words[..] {
+                ["#", "HELP", name, help] => {
+                    name.clone_into(&mut family);
+                    assert!(metrics.help.insert(name.to_owned(), help.to_owned()).is_none(), "twice: {line:?}");
+                }
+                ["#", "TYPE", name, "gauge" | "counter"] => {
+                    assert!(name == family && typed.insert(name.to_owned()), "{line:?}");
+                }
+                ["#", "UNIT", name, unit] => assert!(name == family && name.ends_with(unit), "{line:?}"),
+                _ => metrics.value(line, &family),
+            }
+        }
+        metrics
+    }
+
+    fn value(&mut self, line: &str, family: &str) {
+        let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?}"));
+        let name = series.split('{').next().unwrap_or_default();
+        assert!(name == family || name.strip_suffix("_total") == Some(family), "{line:?} is not of {family:?}");
+        assert!(name.chars().all(|char| char.is_ascii_alphanumeric() || char == '_'), "{line:?}");
+        assert!(value.parse::<f64>().is_ok_and(f64::is_finite), "{line:?}");
+        assert!(self.values.insert(series.to_owned(), value.to_owned()).is_none(), "twice: {line:?}");
+    }
+
+    /// The value of a series; `None` if it is not there.
+    #[must_use]
+    pub fn get(&self, series: &str) -> Option<&str> {
+        self.values.get(series).map(String::as_str)
+    }
+
+    /// Whether the guest's stats are there.
+    #[must_use]
+    pub fn is_up(&self, guest: &str) -> bool {
+        self.get(&format!("scx_vsock_up{{guest=\"{guest}\"}}")) == Some("1")
+    }
+
+    /// How often this was the reason why they were not.
+    ///
+    /// # Panics
+    ///
+    /// When that is no number.
+    #[must_use]
+    pub fn missing(&self, guest: &str, reason: &str) -> u64 {
+        let series = format!("scx_vsock_missing_stats_total{{guest=\"{guest}\",reason=\"{reason}\"}}");
+        self.get(&series).map_or(0, |count| count.parse().expect("a count"))
+    }
+}
