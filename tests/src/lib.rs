@@ -10,6 +10,7 @@
 
 pub mod abandonment;
 pub mod agent;
+pub mod bridge;
 pub mod described;
 pub mod exporter;
 pub mod fake_agent;

@@ -5,6 +5,7 @@
 //! guest_peer exchange PORT BYTES         dials the host's port, sends stream 1 of that many bytes while it takes what
 //!                                        comes, and prints how much that was and its checksum
 //! guest_peer interrupt PID               sends SIGINT to a process and waits for its end
+//! guest_peer kill PID                    the same with SIGKILL
 //! guest_peer hello CID PORT              dials a port over vsock and prints the first line that comes
 //! guest_peer activate PORT PROGRAM       says so when it listens, and runs a program with the listener, as
 //!                                        socket activation does
@@ -37,7 +38,8 @@ fn main() -> ExitCode {
     let result = match arguments[..] {
         ["ask", socket, request] => ask(socket, request),
         ["exchange", port, bytes] => exchange(port, bytes),
-        ["interrupt", process] => interrupt(process),
+        ["interrupt", process] => end(process, Signal::INT),
+        ["kill", process] => end(process, Signal::KILL),
         ["hello", cid, port] => hello(cid, port),
         ["activate", port, program] => activate(port, program),
         _ => Err("wrong arguments: see the top of this program's source".into()),
@@ -100,10 +102,10 @@ fn activate(port: &str, program: &str) -> Result<(), Box<dyn Error>> {
     Err(command.exec().into())
 }
 
-fn interrupt(process: &str) -> Result<(), Box<dyn Error>> {
+fn end(process: &str, signal: Signal) -> Result<(), Box<dyn Error>> {
     let id = Pid::from_raw(process.parse()?).ok_or("0 is no process")?;
     let process = pidfd_open(id, PidfdFlags::empty())?;
-    pidfd_send_signal(&process, Signal::INT)?;
+    pidfd_send_signal(&process, signal)?;
     poll(&mut [PollFd::new(&process, PollFlags::IN)], None)?;
     Ok(())
 }
