@@ -265,6 +265,18 @@ impl Driver {
         [&self.rx, &self.tx, &self.event].iter().any(|ring| ring.used_index(&self.memory) != ring.used_seen)
     }
 
+    /// Whether there is a packet that was not received yet.
+    #[must_use]
+    pub fn has_packet(&self) -> bool {
+        self.rx.used_index(&self.memory) != self.rx.used_seen
+    }
+
+    /// Whether there is an event that was not taken yet.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        self.event.used_index(&self.memory) != self.event.used_seen
+    }
+
     /// Takes back every transmit chain that the device used.
     pub fn take_sent(&mut self) {
         while self.tx.take_used(&self.memory).is_some() {}

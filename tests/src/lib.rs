@@ -12,6 +12,7 @@ pub mod abandonment;
 pub mod agent;
 pub mod bridge;
 pub mod described;
+pub mod device_thread;
 pub mod exporter;
 pub mod fake_agent;
 pub mod front_end;

@@ -167,14 +167,16 @@ impl Registers {
         reasons
     }
 
-    /// Waits until the device has used a buffer of `driver`, told by an interrupt.
-    pub fn wait(&self, driver: &Driver) {
-        driver.ask_for_interrupts();
-        if driver.has_used() {
-            return;
+    /// Waits until the device has used a buffer of `driver` for which `is_it` holds, told by an interrupt.
+    fn wait(&self, driver: &Driver, is_it: impl Fn(&Driver) -> bool) {
+        loop {
+            driver.ask_for_interrupts();
+            if is_it(driver) {
+                return;
+            }
+            assert!(is_readable(&self.interrupt, DEADLINE), "no interrupt within {DEADLINE:?}");
+            let _reasons = self.take_interrupt();
         }
-        assert!(is_readable(&self.interrupt, DEADLINE), "no interrupt within {DEADLINE:?}");
-        let _reasons = self.take_interrupt();
     }
 }
 
@@ -244,7 +246,17 @@ impl Guest<Registers> {
                 self.service();
                 return packet;
             }
-            self.device.wait(self);
+            self.device.wait(self, Driver::has_packet);
+        }
+    }
+
+    /// The next event, whose buffer is not posted again yet; waits for it.
+    pub fn event(&mut self) -> u32 {
+        loop {
+            if let Some(event) = self.take_event() {
+                return event.expect("a buffer with room for an event");
+            }
+            self.device.wait(self, Driver::has_event);
         }
     }
 

@@ -1,84 +1,21 @@
 //! Many guests' devices on one thread with an event manager.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
-use std::cell::Cell;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
 
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use scx_vsock::front::event_loop::{Error, Subscriber};
+use scx_vsock::front::event_loop::Error;
 use scx_vsock::front::mmio;
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
+use scx_vsock_tests::device_thread::DeviceThread;
 use scx_vsock_tests::guest_driver::{Connection, Guest, QUEUE_SIZE, pattern};
-use scx_vsock_tests::mmio_driver::{Front, Registers};
+use scx_vsock_tests::mmio_driver::Registers;
 use scx_vsock_tests::peer::DEADLINE;
 
 const PORT: u32 = 729;
 const GUESTS: usize = 64;
-
-/// A thread that runs an event manager until this is dropped.
-struct Loop {
-    stop: Option<UnixStream>,
-    thread: Option<JoinHandle<()>>,
-    errors: Receiver<(usize, Error)>,
-}
-
-impl Loop {
-    fn serving(guests: &mut [Guest<Registers>]) -> Self {
-        let devices = guests.iter_mut().map(|guest| {
-            guest.device.served_elsewhere = true;
-            Arc::clone(&guest.device.mmio)
-        });
-        let devices: Vec<Arc<Front>> = devices.collect();
-        let (stop, stopped) = UnixStream::pair().unwrap();
-        let (sender, errors) = channel();
-        let thread = thread::spawn(move || run(devices, stopped, &sender));
-        Self { stop: Some(stop), thread: Some(thread), errors }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        let ended = self.thread.take().unwrap().join();
-        assert!(thread::panicking() || ended.is_ok());
-    }
-}
-
-fn run(devices: Vec<Arc<Front>>, stopped: UnixStream, errors: &Sender<(usize, Error)>) {
-    let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();
-    for (index, device) in devices.into_iter().enumerate() {
-        let errors = errors.clone();
-        manager.add_subscriber(Box::new(Subscriber::new(device, move |error| errors.send((index, error)).unwrap())));
-    }
-    let ended = Rc::new(Cell::new(false));
-    manager.add_subscriber(Box::new(Stop { stopped, ended: Rc::clone(&ended) }));
-    while !ended.get() {
-        manager.run().unwrap();
-    }
-}
-
-/// Ends the loop when the other end of its stream is gone.
-struct Stop {
-    stopped: UnixStream,
-    ended: Rc<Cell<bool>>,
-}
-
-impl MutEventSubscriber for Stop {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        ops.add(Events::new_raw(self.stopped.as_fd().as_raw_fd(), EventSet::IN)).unwrap();
-    }
-
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        self.ended.set(true);
-    }
-}
 
 /// Connects the host to every guest, all at the same time.
 fn connect(guests: &mut [Guest<Registers>]) -> Vec<Connection> {
@@ -115,7 +52,7 @@ fn echo(guest: &mut Guest<Registers>, connection: &mut Connection, payload: &[u8
 #[test]
 fn one_thread_serves_many_guests() {
     let mut guests: Vec<Guest<Registers>> = (0..GUESTS).map(|_| Guest::behind_registers()).collect();
-    let served = Loop::serving(&mut guests);
+    let served = DeviceThread::serving(&mut guests);
     let mut connections = connect(&mut guests);
     for round in 0..20 {
         for (guest, connection) in guests.iter_mut().zip(&mut connections) {
@@ -128,7 +65,7 @@ fn one_thread_serves_many_guests() {
 #[test]
 fn a_guest_that_breaks_its_rings_or_sends_without_end_leaves_the_others_alone() {
     let mut guests: Vec<Guest<Registers>> = (0..4).map(|_| Guest::behind_registers()).collect();
-    let served = Loop::serving(&mut guests);
+    let served = DeviceThread::serving(&mut guests);
     let mut connections = connect(&mut guests);
     let [broken, busy, honest, _] = guests.as_mut_slice() else { unreachable!() };
     broken.jump_available(QUEUE_SIZE + 1);
@@ -151,7 +88,7 @@ fn a_guest_that_breaks_its_rings_or_sends_without_end_leaves_the_others_alone() 
 #[test]
 fn a_guest_on_another_thread_is_paused_saved_and_restored_with_nothing_lost() {
     let mut guests = vec![Guest::behind_registers()];
-    let served = Loop::serving(&mut guests);
+    let served = DeviceThread::serving(&mut guests);
     let mut connections = connect(&mut guests);
     echo(&mut guests[0], &mut connections[0], b"before");
     let header = Header { len: 4, ..connections[0].header(Operation::ReadWrite) };
@@ -159,12 +96,10 @@ fn a_guest_on_another_thread_is_paused_saved_and_restored_with_nothing_lost() {
     guests[0].send(&header, b"held");
     drop(served);
     let mut guests: Vec<_> = guests.into_iter().map(Guest::saved_and_restored).collect();
-    let _served = Loop::serving(&mut guests);
+    let _served = DeviceThread::serving(&mut guests);
     guests[0].device.mmio.resume().unwrap();
-    while guests[0].take_event().is_none() {
-        guests[0].device.wait(&guests[0]);
-    }
-    guests[0].post_event(scx_vsock::vsock::spec::EVENT_BYTES);
+    assert_eq!(guests[0].event(), EVENT_TRANSPORT_RESET);
+    guests[0].post_event(EVENT_BYTES);
     guests[0].service();
     assert_eq!(guests[0].packet().operation(), Operation::Reset, "of the connection that is gone");
     let mut connections = connect(&mut guests);

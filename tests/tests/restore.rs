@@ -1,16 +1,24 @@
 //! Pause, snapshot and restore of a device, with a driver that goes on as if nothing had happened.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
+use std::collections::HashMap;
 use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 
 use proptest::prelude::*;
+use scx_vsock::SchedStatsClient;
 use scx_vsock::front::mmio::{Error, Mmio, State, StateError};
 use scx_vsock::vsock::Device;
 use scx_vsock::vsock::header::Operation;
-use scx_vsock::vsock::spec::EVENT_BYTES;
-use scx_vsock_tests::guest_driver::{CID, Guest};
+use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
+use scx_vsock_tests::agent::Agent;
+use scx_vsock_tests::device_thread::DeviceThread;
+use scx_vsock_tests::guest_driver::{CID, Connection, Guest, Packet};
 use scx_vsock_tests::mmio_driver::Registers;
+use scx_vsock_tests::peer::Peer;
 
 const PORT: u32 = 729;
 const CONFIG_GENERATION: u64 = 0xfc;
@@ -230,6 +238,97 @@ fn a_port_that_no_device_uses_is_refused() {
     let restored = Mmio::restore(Device::new(CID).unwrap(), Arc::new(guest.memory().clone()), || Ok(()), &state);
     let complaint = restored.unwrap_err().to_string();
     assert!(complaint.contains("next port is 729"), "{complaint}");
+}
+
+/// The part of a guest's kernel that an agent needs: connections to its port, which are sockets.
+struct Kernel {
+    guest: Guest<Registers>,
+    agent: PathBuf,
+    sessions: HashMap<u32, (Peer, Connection)>,
+}
+
+impl Kernel {
+    /// Serves the guest until a request of the host's was answered.
+    fn serve_request(&mut self) {
+        loop {
+            let packet = self.guest.packet();
+            let host_port = packet.header.src_port;
+            match packet.operation() {
+                Operation::Request => self.connect(&packet),
+                Operation::ReadWrite => {
+                    let (peer, connection) = self.sessions.get_mut(&host_port).unwrap();
+                    peer.send(&packet.payload);
+                    if packet.payload.ends_with(b"\n") {
+                        return relay_line(&mut self.guest, peer, connection);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn connect(&mut self, request: &Packet) {
+        let host_port = request.header.src_port;
+        let (stream, _) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(stream, PORT, host_port);
+        connection.note(&request.header);
+        self.guest.send(&connection.header(Operation::Response), &[]);
+        let mut peer = Peer::connect(&self.agent);
+        relay_line(&mut self.guest, &mut peer, &mut connection);
+        self.sessions.insert(host_port, (peer, connection));
+    }
+
+    /// The guest is restored, and told so: every connection ends.
+    fn take_transport_reset(&mut self) {
+        assert_eq!(self.guest.event(), EVENT_TRANSPORT_RESET);
+        self.sessions.clear();
+        self.guest.post_event(EVENT_BYTES);
+        self.guest.service();
+    }
+}
+
+/// Passes a line of the agent on to the host.
+fn relay_line(guest: &mut Guest<Registers>, peer: &mut Peer, connection: &mut Connection) {
+    let line = peer.line();
+    connection.write(guest, &line);
+}
+
+#[test]
+fn an_agent_is_reached_again_after_a_restore_without_a_restart() {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    let scheduler = thread::spawn(move || {
+        for number in [1, 2] {
+            let mut session = Peer::accept(&listener);
+            session.expect(r#"{"req":"stats","args":{}}"#);
+            session.send(format!("{{\"errno\":0,\"args\":{{\"resp\":{number}}}}}\n"));
+            session.expect_end();
+        }
+    });
+    let guest = Guest::behind_registers();
+    let mut kernel = Kernel { guest, agent: agent.host_path(0), sessions: HashMap::new() };
+    let mut before = None;
+    for number in [1, 2] {
+        let served = DeviceThread::serving(std::slice::from_mut(&mut kernel.guest));
+        if number > 1 {
+            kernel.guest.device.mmio.resume().unwrap();
+            kernel.take_transport_reset();
+        }
+        let client = SchedStatsClient::builder(kernel.guest.handle().agent()).build();
+        let stats = thread::scope(|scope| {
+            let stats = scope.spawn(|| client.stats(&[]));
+            kernel.serve_request();
+            stats.join().unwrap().unwrap()
+        });
+        assert_eq!(stats, number);
+        // The session is open when the guest is saved; whoever has it finds out.
+        before = Some(client);
+        drop(served);
+        kernel.guest = kernel.guest.saved_and_restored();
+    }
+    assert!(before.unwrap().stats(&[]).is_err());
+    kernel.sessions.clear();
+    scheduler.join().unwrap();
 }
 
 proptest! {
