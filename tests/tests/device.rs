@@ -285,6 +285,20 @@ fn the_hosts_close_is_a_shutdown_that_the_guest_confirms() {
 }
 
 #[test]
+fn the_hosts_close_reaches_a_guest_that_gives_no_credit() {
+    let (mut guest, mut connection) = connected();
+    connection.buf_alloc = 0;
+    guest.send(&connection.header(Operation::CreditUpdate), &[]);
+    assert!(guest.operations().len() <= 1, "it is asked for credit at the most once");
+    connection.stream.shutdown(Shutdown::Write).unwrap();
+    let shutdown = guest.received().pop().unwrap();
+    assert_eq!((shutdown.operation(), shutdown.header.flags), (Operation::Shutdown, SHUTDOWN_SEND));
+    drop(connection);
+    let shutdown = guest.received().pop().unwrap();
+    assert_eq!((shutdown.operation(), shutdown.header.flags), (Operation::Shutdown, SHUTDOWN_BOTH));
+}
+
+#[test]
 fn what_the_host_wrote_before_its_close_arrives_first() {
     let (mut guest, mut connection) = connected();
     connection.stream.write_all(&pattern(100_000)).unwrap();
@@ -415,6 +429,21 @@ fn a_thousand_connections_are_open_at_once() {
     }
     let ports: std::collections::HashSet<u32> = connections.iter().map(|connection| connection.host_port).collect();
     assert_eq!(ports.len(), 1000);
+}
+
+#[test]
+fn connections_take_turns_whatever_the_others_send() {
+    let mut guest = Guest::new();
+    let mut connections: Vec<Connection> = (0..3).map(|_| guest.connect_from_host(PORT)).collect();
+    for connection in &mut connections {
+        connection.stream.write_all(&pattern(100_000)).unwrap();
+    }
+    let ports: Vec<u32> = guest.received().iter().map(|packet| packet.header.src_port).take(60).collect();
+    assert_eq!(ports.len(), 60);
+    for turn in ports.chunks(3) {
+        let different: std::collections::HashSet<&u32> = turn.iter().collect();
+        assert_eq!(different.len(), 3, "{ports:?}");
+    }
 }
 
 #[test]

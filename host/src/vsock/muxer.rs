@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use vm_memory::bitmap::BitmapSlice;
@@ -22,6 +23,9 @@ pub const MAX_CONNECTIONS: usize = 1024;
 /// Resets that wait for receive buffers, beside one for each connection. With so many waiting, the transmit queue
 /// waits too (virtio 1.3, 5.10.6.3: as long as additional resources last).
 pub const MAX_RESETS: usize = 256;
+
+/// How long the guest may take to confirm a close. What it has received by then stays readable in Linux guests.
+pub const CLOSE_WITHIN: Duration = Duration::from_secs(8);
 
 /// Host ports of connections that the host starts: a range of their own, taken in turn, so that none is reused soon.
 const FIRST_PORT: u32 = 1 << 30;
@@ -45,6 +49,8 @@ struct Entry {
     watching_room: bool,
     /// Whether the host's side is still to be told that the guest accepted.
     owes_ok: bool,
+    /// When the guest, which was told that the host closed, has had time enough to confirm that.
+    overdue_at: Option<Instant>,
 }
 
 /// The connections of one device.
@@ -60,6 +66,8 @@ pub struct Muxer {
     next_port: u32,
     /// Whether the driver has stream sockets.
     streams: bool,
+    /// No close is overdue before this; none at all if there is no time.
+    overdue_from: Option<Instant>,
 }
 
 impl Muxer {
@@ -78,6 +86,7 @@ impl Muxer {
             resets: VecDeque::new(),
             next_port: FIRST_PORT,
             streams: true,
+            overdue_from: None,
         })
     }
 
@@ -138,12 +147,26 @@ impl Muxer {
         self.turns.clear();
     }
 
+    /// Resets connections whose close the guest did not confirm in time (virtio 1.3, 5.10.6.5). This is looked at when
+    /// there is something else to do: a device that rests has nobody whom they could harm.
+    pub fn reset_overdue(&mut self, now: Instant) {
+        if self.overdue_from.is_none_or(|from| from > now) {
+            return;
+        }
+        let is_overdue = |entry: &Entry| entry.overdue_at.is_some_and(|at| at <= now);
+        let overdue: Vec<Key> =
+            self.entries.iter().filter(|(_, entry)| is_overdue(entry)).map(|(&key, _)| key).collect();
+        overdue.into_iter().for_each(|key| self.abort(key));
+        self.overdue_from = self.entries.values().filter_map(|entry| entry.overdue_at).min();
+    }
+
     /// Takes note of what the host's side did.
     ///
     /// # Errors
     ///
     /// What the kernel says if it cannot wait for events.
     pub fn look(&mut self) -> io::Result<()> {
+        self.reset_overdue(Instant::now());
         let mut events = Vec::with_capacity(EVENTS_A_LOOK);
         match epoll::wait(
             &self.epoll,
@@ -193,7 +216,8 @@ impl Muxer {
         if epoll::add(&self.epoll, stream.as_fd(), EventData::new_u64(token(key)), QUIET).is_err() {
             return false;
         }
-        self.entries.insert(key, Entry { connection, stream, queued: false, watching_room: false, owes_ok: false });
+        let entry = Entry { connection, stream, queued: false, watching_room: false, owes_ok: false, overdue_at: None };
+        self.entries.insert(key, entry);
         self.enqueue(key);
         true
     }
@@ -215,11 +239,12 @@ impl Muxer {
         let flags = event.flags;
         if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
             entry.stream.note_hang_up();
-            if entry.stream.host_sent_all() {
-                entry.connection.shut_down(SHUTDOWN_BOTH);
-            }
         } else if flags.intersects(EventFlags::IN | EventFlags::RDHUP) {
             entry.stream.note_readable();
+        }
+        // The end needs no credit, and a guest that gives none is told of it all the same.
+        if flags.intersects(EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP) && entry.stream.finds_end() {
+            entry.shut_down();
         }
         let given_up = entry.stream.host_takes_nothing();
         match entry.connection.state() {
@@ -404,6 +429,10 @@ impl Muxer {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             entry.queued = false;
             let packet = entry.dispatch(self.guest_cid, chain);
+            if entry.connection.state() == State::Closing && entry.overdue_at.is_none() {
+                entry.overdue_at = Some(Instant::now() + CLOSE_WITHIN);
+                self.overdue_from = self.overdue_from.or(entry.overdue_at);
+            }
             self.enqueue(key);
             if packet.is_some() {
                 return packet;
@@ -455,11 +484,16 @@ impl Entry {
             FromHost::Bytes(count) => u32::try_from(count).ok().map(|len| self.connection.payload(guest_cid, len)),
             FromHost::Nothing => None,
             FromHost::End => {
-                let flags = if self.stream.host_takes_nothing() { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
-                self.connection.shut_down(flags);
+                self.shut_down();
                 self.connection.dispatch(guest_cid)
             }
         }
+    }
+
+    /// The host has sent all.
+    fn shut_down(&mut self) {
+        let flags = if self.stream.host_takes_nothing() { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
+        self.connection.shut_down(flags);
     }
 }
 
@@ -477,4 +511,61 @@ fn token(key: Key) -> u64 {
 fn key(token: u64) -> Key {
     let [g0, g1, g2, g3, h0, h1, h2, h3] = token.to_le_bytes();
     Key { host_port: u32::from_le_bytes([h0, h1, h2, h3]), guest_port: u32::from_le_bytes([g0, g1, g2, g3]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vsock::chain::{Direction, gather};
+    use crate::vsock::handle::Handle;
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::mock::MockSplitQueue;
+    use virtio_queue::{Queue, QueueOwnedT};
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    const CID: u64 = 3;
+    const WRITE: u16 = 2;
+
+    /// Runs `check` with a receive buffer.
+    fn with_buffer(check: impl FnOnce(&Chain<'_, ()>)) {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        let ring = MockSplitQueue::create(&memory, GuestAddress(0x8000), 16);
+        let buffer = RawDescriptor::from(Descriptor::new(0x1000, 0x1000, WRITE, 0));
+        ring.build_desc_chain(&[buffer]).unwrap();
+        let mut queue: Queue = ring.create_queue().unwrap();
+        let descriptors = queue.iter(&memory).unwrap().next().unwrap();
+        check(&gather(&memory, descriptors, Direction::Writable).unwrap());
+    }
+
+    #[test]
+    fn a_close_that_the_guest_does_not_confirm_in_time_is_a_reset() {
+        let shared = Arc::new(Shared::new().unwrap());
+        let mut muxer = Muxer::new(CID, Arc::clone(&shared)).unwrap();
+        let stream = Handle::new(shared, CID).connect(729).unwrap();
+        with_buffer(|chain| {
+            muxer.look().unwrap();
+            let request = muxer.dispatch(chain).unwrap();
+            let key = Key { host_port: request.src_port, guest_port: request.dst_port };
+            let response = Header {
+                src_cid: CID,
+                dst_cid: HOST_CID,
+                src_port: key.guest_port,
+                dst_port: key.host_port,
+                buf_alloc: 1000,
+                ..key.packet(CID, Operation::Response)
+            };
+            muxer.process(&response, chain);
+            drop(stream);
+            muxer.look().unwrap();
+            assert_eq!(muxer.dispatch(chain).unwrap().op, Operation::Shutdown.number());
+            let told = Instant::now();
+            muxer.reset_overdue(told + CLOSE_WITHIN - Duration::from_secs(1));
+            assert_eq!((muxer.connections(), muxer.has_packets()), (1, false));
+            muxer.reset_overdue(told + CLOSE_WITHIN);
+            assert_eq!(muxer.connections(), 0);
+            assert_eq!(muxer.dispatch(chain).unwrap().op, Operation::Reset.number());
+            assert!(!muxer.has_packets());
+        });
+    }
 }

@@ -9,7 +9,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{SendFlags, send};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, VolatileSlice};
 
@@ -66,9 +66,12 @@ impl Stream {
         self.readable && !self.host_sent_all
     }
 
-    /// Whether the host will send no more, all of which was read.
+    /// Whether the host will send no more, all of which was read. Looks for that without reading anything.
     #[must_use]
-    pub fn host_sent_all(&self) -> bool {
+    pub fn finds_end(&mut self) -> bool {
+        if !self.host_sent_all && recv(&self.socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) == Ok((0, 0)) {
+            self.end();
+        }
         self.host_sent_all
     }
 
