@@ -21,7 +21,7 @@ use super::stream::{FromHost, Stream};
 pub const MAX_CONNECTIONS: usize = 1024;
 
 /// Resets that wait for receive buffers, beside one for each connection. With so many waiting, the transmit queue
-/// waits too (virtio 1.3, 5.10.6.3: as long as additional resources last).
+/// waits too (virtio 1.3, 5.10.6.1: as long as additional resources last).
 pub const MAX_RESETS: usize = 256;
 
 /// How long the guest may take to confirm a close. What it has received by then stays readable in Linux guests.

@@ -22,7 +22,7 @@ use std::time::Duration;
 use event_manager::{EventManager, SubscriberOps};
 use kvm_ioctls::{VcpuExit, VmFd};
 use scx_vsock::front::event_loop::Subscriber;
-use scx_vsock::front::kvm::{Irq, watch_kicks};
+use scx_vsock::front::kvm::{Irq, unwatch_kicks, watch_kicks};
 use scx_vsock::front::mmio::{BYTES, Mmio, QUEUE_NOTIFY};
 use scx_vsock::vsock::header::{Header, Operation};
 use scx_vsock::vsock::{Device, Handle};
@@ -67,6 +67,9 @@ fn run(vm: VmFd, rounds: usize) -> Result<(), Failure> {
     let machine = Machine::new(vm, driver.memory())?;
     let interrupt = Irq::connect(&machine.vm, IRQ)?;
     let device = Arc::new(Mmio::new(Device::new(CID)?, Arc::new(driver.memory().clone()), interrupt)?);
+    // A place that is watched cannot be watched again, unless that is undone.
+    watch_kicks(&machine.vm, REGISTERS, &device)?;
+    unwatch_kicks(&machine.vm, REGISTERS, &device)?;
     watch_kicks(&machine.vm, REGISTERS, &device)?;
     let (failed, failures) = channel();
     serve(Arc::clone(&device), failed.clone());
