@@ -11,7 +11,7 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use scx_vsock::vsock::header::Operation;
 use scx_vsock_tests::front_end::FrontEnd;
-use scx_vsock_tests::guest::{TypedQemu, builder};
+use scx_vsock_tests::guest::{TypedQemu, builder, procsched};
 use scx_vsock_tests::guest_driver::Connection;
 use scx_vsock_tests::peer::Peer;
 use tempfile::TempDir;
@@ -224,15 +224,6 @@ fn qemus_arguments_are_printed_without_serving() {
     assert_eq!(all, format!("{memory}{device}"));
     let here = std::env::current_dir().unwrap();
     assert!(printed(&["--socket", "g", "--print-qemu-args"]).contains(&format!("path={}/g ", here.display())));
-}
-
-/// The stand-in scheduler, which stands beside the command once the workspace is built.
-fn procsched() -> PathBuf {
-    let program = Path::new(env!("CARGO_BIN_EXE_scx-vsock")).with_file_name("procsched");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--locked", "--quiet", "-p", "scx-vsock-tests", "--bin", "procsched"]);
-    assert!(build.status().unwrap().success());
-    program
 }
 
 #[test]

@@ -346,14 +346,16 @@ impl Link {
         }
         while !self.session.unsent().is_empty() {
             let sent = retried(|| send(&self.stream, self.session.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT));
-            match sent.or_else(|errno| if errno == Errno::NOTCONN { self.connecting() } else { Err(errno) }) {
+            match sent {
                 Ok(count) => {
                     traffic.sent += count as u64;
                     self.session.process(Event::Wrote(count));
                 }
                 Err(Errno::AGAIN) => break,
+                // Reading would say the same, which is no end.
+                Err(Errno::NOTCONN) if self.is_connecting() => return None,
                 Err(errno) => {
-                    self.session.process(Event::WriteFailed(errno));
+                    self.session.process(Event::WriteFailed(self.error().unwrap_or(errno)));
                     break;
                 }
             }
@@ -383,13 +385,17 @@ impl Link {
         }
     }
 
-    /// Why a stream is not connected: `AGAIN` where it still may become so.
-    fn connecting(&self) -> rustix::io::Result<usize> {
-        sockopt::socket_error(&self.stream)??;
+    /// Whether a stream that is not connected still may become so.
+    fn is_connecting(&self) -> bool {
         let mut fds = [PollFd::new(&self.stream, PollFlags::OUT)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         let [fd] = fds;
-        Err(if fd.revents().contains(PollFlags::HUP) { Errno::NOTCONN } else { Errno::AGAIN })
+        polled.is_ok() && !fd.revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
+    /// What the stream failed with, which the kernel tells once.
+    fn error(&self) -> Option<Errno> {
+        sockopt::socket_error(&self.stream).ok()?.err()
     }
 }
 

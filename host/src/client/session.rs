@@ -338,7 +338,8 @@ impl Session {
     /// What a stream that ended too early means. Behind an agent a scheduler's end is never guessed: its agent says so.
     fn ended(&self, sent: Sent, errno: Option<Errno>) -> SchedStatsError {
         let errno = match (errno, sent) {
-            (Some(errno), _) | (None, Sent::Broken(errno)) => Some(errno),
+            // That it is not connected is no reason where the write has told one.
+            (None | Some(Errno::NOTCONN), Sent::Broken(errno)) | (Some(errno), _) => Some(errno),
             (None, Sent::Part(_) | Sent::Whole) => None,
         };
         let (when, hint) = match &self.state {

@@ -138,6 +138,14 @@ fn after_a_failed_write_and_nothing_said_the_write_is_why() {
 }
 
 #[test]
+fn a_connection_that_was_never_made_says_why() {
+    let mut session = Session::open(Greeting::Hello, line());
+    session.process(Event::WriteFailed(Errno::CONNRESET));
+    let reason = unreachable(session.process(Event::Ended(Some(Errno::NOTCONN))));
+    assert!(reason.contains("failed before its hello: Connection reset by peer"), "{reason}");
+}
+
+#[test]
 fn an_answer_before_the_request_is_written_is_refused() {
     let mut session = Session::open(Greeting::Hello, line());
     session.process(Event::Wrote(1));

@@ -1,0 +1,138 @@
+//! The endpoints against what others wrote: vhost-device-vsock behind a QEMU, and the kernel's own AF_VSOCK in a guest.
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use scx_vsock::{Endpoint, MAX_REQUEST_BYTES, SchedStatsClient};
+use scx_vsock_tests::agent::repository;
+use scx_vsock_tests::guest::{TypedQemu, builder, output, procsched};
+use scx_vsock_tests::peer::DEADLINE;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const COMMAND: &str = env!("CARGO_BIN_EXE_scx-vsock");
+
+/// A guest whose device is vhost-device-vsock.
+struct Foreign {
+    folder: TempDir,
+    device: Child,
+    _qemu: TypedQemu,
+}
+
+impl Foreign {
+    fn boot() -> Self {
+        let built = Command::new(repository().join("ci/tool")).arg("vhost-device-vsock").output().unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("device");
+        let mut command = Command::new(String::from_utf8(built.stdout).unwrap().trim());
+        command.arg("--socket").arg(&socket).arg("--uds-path").arg(folder.path().join("hybrid"));
+        let device = Foreign::started(command.env("RUST_LOG", "error"), &socket);
+        let guest = builder().scheduler(procsched(), &[]);
+        let printed = format!("$({COMMAND} serve --socket {} --print-qemu-args)", socket.display());
+        let qemu = TypedQemu::start(&guest, folder.path(), &printed);
+        Self { folder, device, _qemu: qemu }
+    }
+
+    /// Starts the device and waits until its socket is there: a new file in its folder is an event.
+    fn started(command: &mut Command, socket: &Path) -> Child {
+        let inotify = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).unwrap();
+        let created = rustix::fs::inotify::WatchFlags::CREATE;
+        rustix::fs::inotify::add_watch(&inotify, socket.parent().unwrap(), created).unwrap();
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        let mut events = [std::mem::MaybeUninit::uninit(); 4096];
+        while !socket.exists() {
+            let within = rustix::event::Timespec::try_from(DEADLINE).unwrap();
+            let mut fds = [rustix::event::PollFd::new(&inotify, rustix::event::PollFlags::IN)];
+            assert_eq!(rustix::event::poll(&mut fds, Some(&within)).unwrap(), 1, "no socket within {DEADLINE:?}");
+            let _read = rustix::fs::inotify::Reader::new(&inotify, &mut events).next().unwrap();
+        }
+        child
+    }
+
+    fn hybrid(&self) -> PathBuf {
+        self.folder.path().join("hybrid")
+    }
+
+    fn client(&self) -> SchedStatsClient {
+        SchedStatsClient::builder(Endpoint::Hybrid { path: self.hybrid(), port: 729 }).deadline(DEADLINE).build()
+    }
+
+    fn ask(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let uri = format!("hybrid:{}", self.hybrid().display());
+        let output = Command::new(COMMAND).arg(arguments[0]).arg(uri).args(&arguments[1..]).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ended_already = self.device.kill();
+        let _status = self.device.wait();
+    }
+}
+
+#[test]
+#[ignore = "boots a QEMU guest behind vhost-device-vsock; run ci/test qemu"]
+fn our_agent_and_client_understand_each_other_through_vhost_device_vsock() {
+    let guest = Foreign::boot();
+    let (code, stats, said) = guest.ask(&["stats", "--wait", "120", "--json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let before = serde_json::from_str::<Value>(&stats).unwrap()["totals"]["ctxt"].as_u64().unwrap();
+    let (code, fields, said) = guest.ask(&["meta", "--fields"]);
+    assert!(code == Some(0) && fields.contains("delta.cpus.*.user\tu64\tTicks in user mode\n"), "{said}");
+
+    // One session carries many requests, sessions beside each other do not mix.
+    let clients: Vec<SchedStatsClient> = (0..4).map(|_| guest.client()).collect();
+    thread::scope(|scope| {
+        for client in &clients {
+            scope.spawn(move || {
+                let mut last = before;
+                for _ in 0..25 {
+                    let now = client.stats(&[]).unwrap()["totals"]["ctxt"].as_u64().unwrap();
+                    assert!(now >= last);
+                    last = now;
+                }
+                assert_eq!(client.session(), 1);
+            });
+        }
+    });
+    // A line of the cap goes through whole.
+    let answer = guest.client().request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]).unwrap();
+    assert!(String::from_utf8(answer).unwrap().contains("\"errno\":22"));
+
+    // Where nobody listens in the guest, the device closes.
+    let uri = format!("hybrid:{}?port=5", guest.hybrid().display());
+    let output = Command::new(COMMAND).args(["stats", &uri]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("before OK; does the guest listen on port 5"), "{said}");
+    assert_eq!(output.status.code(), Some(21));
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn the_kernels_af_vsock_leads_to_an_agent() {
+    let guest = builder()
+        .scheduler(procsched(), &[])
+        .module("vsock_loopback")
+        .agent_argument("--allow-cid")
+        .agent_argument("1")
+        .program(COMMAND, "/bin/scx-vsock")
+        .boot()
+        .unwrap();
+    guest.client().wait_for_scheduler(3 * DEADLINE).unwrap();
+    let stats: Value = serde_json::from_slice(&output(&guest, &["scx-vsock", "stats", "vsock://1", "--json"])).unwrap();
+    assert!(stats["totals"]["ctxt"].as_u64() > Some(0), "{stats}");
+    let fields = output(&guest, &["scx-vsock", "meta", "vsock://1:729", "--fields"]);
+    assert!(String::from_utf8(fields).unwrap().contains("load.one\tfloat\tLoad average of one minute\n"));
+    let plain = output(&guest, &["scx-vsock", "stats", "scx:/var/run/scx/root/stats", "--json"]);
+    assert!(serde_json::from_slice::<Value>(&plain).unwrap()["totals"]["ctxt"].as_u64() > Some(0));
+    for (uri, said) in [("vsock://1:5", "Connection reset by peer"), ("vsock://99", "Connection timed out")] {
+        let refused = guest.run(&["scx-vsock", "stats", uri, "--deadline", "5"]).unwrap();
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status == 21 && error.contains(said), "{uri}: {} {error}", refused.status);
+    }
+}
