@@ -108,22 +108,6 @@ impl Drop for TypedQemu {
     }
 }
 
-/// The stand-in scheduler, for tests of other packages: they have no other way to a program of this one.
-///
-/// # Panics
-///
-/// When it cannot be built.
-#[must_use]
-pub fn procsched() -> PathBuf {
-    let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.current_dir(agent::repository());
-    build.args(["build", "--locked", "--quiet", "-p", "scx-vsock-tests", "--bin", "procsched"]);
-    assert!(build.status().expect("cargo runs").success(), "procsched cannot be built");
-    let tests = env::current_exe().expect("a program");
-    // A test stands in a folder beside the programs.
-    tests.parent().and_then(Path::parent).expect("two folders").join("procsched")
-}
-
 /// What a command printed in the guest, which must succeed.
 ///
 /// # Panics

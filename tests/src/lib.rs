@@ -22,4 +22,5 @@ pub mod mmio_driver;
 pub mod pattern;
 pub mod peer;
 pub mod programs;
+pub mod program;
 pub mod scripted_scheduler;

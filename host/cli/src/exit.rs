@@ -4,10 +4,13 @@ use std::process::ExitCode;
 
 use scx_vsock::{MissingStatsReason, SchedStatsError};
 
+/// The code of a failure that has none of its own.
+pub const FAILURE: u8 = 1;
+
 /// A command that ran in a guest or beside one gives its own code instead.
 const CODES: [(u8, &str, &str); 19] = [
     (0, "success", "what was asked for was printed or done"),
-    (1, "failure", "for a reason without a code of its own, which the message names"),
+    (FAILURE, "failure", "for a reason without a code of its own, which the message names"),
     (2, "usage", "the arguments are wrong"),
     (10, "no_scheduler_binary", "the guest was configured without a scheduler"),
     (11, "no_scheduler", "the guest has no scheduler that serves stats"),
@@ -29,7 +32,7 @@ const CODES: [(u8, &str, &str); 19] = [
 
 /// What a failure's code is.
 pub fn code(error: &anyhow::Error) -> ExitCode {
-    ExitCode::from(kind(error).map_or(1, code_of))
+    ExitCode::from(kind(error).map_or(FAILURE, code_of))
 }
 
 /// The reason why there are no stats, if that is what the error is about.
@@ -41,8 +44,8 @@ fn kind(error: &anyhow::Error) -> Option<&'static str> {
 }
 
 /// A kind that a later library adds is a failure like others.
-fn code_of(kind: &str) -> u8 {
-    CODES.iter().find(|(_, name, _)| *name == kind).map_or(1, |(code, _, _)| *code)
+pub fn code_of(kind: &str) -> u8 {
+    CODES.iter().find(|(_, name, _)| *name == kind).map_or(FAILURE, |(code, _, _)| *code)
 }
 
 /// The table for the end of the help.

@@ -8,6 +8,7 @@ mod boot;
 mod complaint;
 mod completions;
 mod display;
+mod doctor;
 mod duration;
 mod exit;
 mod export;
@@ -41,6 +42,7 @@ enum Verb {
     Proxy(proxy::Proxy),
     Export(export::Export),
     Serve(serve::Serve),
+    Doctor(doctor::Doctor),
     Boot(boot::Boot),
     Completions(completions::Completions),
     Man(man::Man),
@@ -54,6 +56,7 @@ impl Verb {
             Self::Proxy(verb) => verb.run(),
             Self::Export(verb) => verb.run(),
             Self::Serve(verb) => verb.run(),
+            Self::Doctor(verb) => verb.run(),
             Self::Boot(verb) => verb.run(),
             Self::Completions(verb) => verb.run(),
             Self::Man(verb) => verb.run(),

@@ -7,8 +7,9 @@ use std::thread;
 
 use scx_vsock::{Endpoint, MAX_REQUEST_BYTES, SchedStatsClient};
 use scx_vsock_tests::agent::repository;
-use scx_vsock_tests::guest::{TypedQemu, builder, output, procsched};
+use scx_vsock_tests::guest::{TypedQemu, builder, output};
 use scx_vsock_tests::peer::DEADLINE;
+use scx_vsock_tests::program;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -30,7 +31,7 @@ impl Foreign {
         let mut command = Command::new(String::from_utf8(built.stdout).unwrap().trim());
         command.arg("--socket").arg(&socket).arg("--uds-path").arg(folder.path().join("hybrid"));
         let device = Foreign::started(command.env("RUST_LOG", "error"), &socket);
-        let guest = builder().scheduler(procsched(), &[]);
+        let guest = builder().scheduler(program::built("procsched"), &[]);
         let printed = format!("$({COMMAND} serve --socket {} --print-qemu-args)", socket.display());
         let qemu = TypedQemu::start(&guest, folder.path(), &printed);
         Self { folder, device, _qemu: qemu }
@@ -116,7 +117,7 @@ fn our_agent_and_client_understand_each_other_through_vhost_device_vsock() {
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
 fn the_kernels_af_vsock_leads_to_an_agent() {
     let guest = builder()
-        .scheduler(procsched(), &[])
+        .scheduler(program::built("procsched"), &[])
         .module("vsock_loopback")
         .agent_argument("--allow-cid")
         .agent_argument("1")

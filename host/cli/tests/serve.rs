@@ -11,9 +11,10 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use scx_vsock::vsock::header::Operation;
 use scx_vsock_tests::front_end::FrontEnd;
-use scx_vsock_tests::guest::{TypedQemu, builder, procsched};
+use scx_vsock_tests::guest::{TypedQemu, builder};
 use scx_vsock_tests::guest_driver::Connection;
 use scx_vsock_tests::peer::Peer;
+use scx_vsock_tests::program;
 use tempfile::TempDir;
 
 fn serve(arguments: &[&str]) -> Command {
@@ -234,7 +235,7 @@ fn three_commands_give_numbers_of_a_guest_whose_qemu_is_typed_by_hand() {
     serving.wait_for("waiting for QEMU");
     let command = env!("CARGO_BIN_EXE_scx-vsock");
     let device = format!("$({command} serve --socket {socket} --print-qemu-args)");
-    let guest = builder().scheduler(procsched(), &[]);
+    let guest = builder().scheduler(program::built("procsched"), &[]);
     for _ in 0..2 {
         let qemu = TypedQemu::start(&guest, folder.path(), &device);
         let uri = format!("hybrid:{socket}.hybrid");

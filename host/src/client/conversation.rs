@@ -69,6 +69,8 @@ pub enum Interest {
 pub struct Conversation {
     connect: Arc<dyn Connect>,
     traffic: Traffic,
+    /// The version of the newest session's agent.
+    agent: Option<String>,
     link: Option<Link>,
 }
 
@@ -117,7 +119,7 @@ impl Conversation {
     /// ```
     #[must_use]
     pub fn new(connect: impl Connect + 'static) -> Self {
-        Self { connect: Arc::new(connect), traffic: Traffic::default(), link: None }
+        Self { connect: Arc::new(connect), traffic: Traffic::default(), agent: None, link: None }
     }
 
     /// The number of the newest session, counted from 1; 0 before the first. A scheduler's deltas span the time since
@@ -149,6 +151,19 @@ impl Conversation {
         self.traffic
     }
 
+    /// The version of the newest session's agent, once its hello was read and understood.
+    ///
+    /// ```
+    /// # use scx_vsock::{Endpoint, client::Conversation};
+    /// let conversation = Conversation::new("unix:/run/agent.sock".parse::<Endpoint>()?);
+    /// assert_eq!(conversation.agent(), None);
+    /// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
+    /// ```
+    #[must_use]
+    pub fn agent(&self) -> Option<&str> {
+        self.link.as_ref().and_then(|link| link.session.agent()).or(self.agent.as_deref())
+    }
+
     /// Begins a request, on the open session where it is still good, else on a new one. A request that has no outcome
     /// yet is abandoned.
     ///
@@ -177,6 +192,7 @@ impl Conversation {
                 let greeting = self.connect.greeting();
                 let stream = self.connect.connect().map_err(|error| self.no_way(greeting, &error))?;
                 self.traffic.sessions += 1;
+                self.agent = None;
                 Some(Link { stream, session: Session::open(greeting, line), deadline })
             }
         };
@@ -275,6 +291,7 @@ impl Conversation {
             Err(error) => error.keeps_session(),
         };
         if !keep || !link.session.is_idle() {
+            self.agent = link.session.agent().map(str::to_owned);
             self.link = None;
         }
         Poll::Ready(outcome.map(|decoded| decoded.value).map_err(|error| self.at_this_place(error)))

@@ -136,6 +136,8 @@ impl Frame {
 #[derive(Debug)]
 pub(super) struct Session {
     frame: Frame,
+    /// The agent's own version, once it has said hello.
+    agent: Option<String>,
     state: State,
     received: Vec<u8>,
     /// Bytes at the front of `received` that are known to have no LF.
@@ -151,7 +153,12 @@ impl Session {
             Greeting::Dial { port } => (Frame::Envelope, State::Dialling { line, dial: Dial::new(port), sent }),
             Greeting::Plain => (Frame::Plain, State::Asked { line, sent, expects: Expects::Answer }),
         };
-        Self { frame, state, received: Vec::new(), searched: 0 }
+        Self { frame, agent: None, state, received: Vec::new(), searched: 0 }
+    }
+
+    /// The agent's own version, as its hello has it.
+    pub(super) fn agent(&self) -> Option<&str> {
+        self.agent.as_deref()
     }
 
     /// Whether it can carry a request.
@@ -266,7 +273,10 @@ impl Session {
                     Err(error) => return self.over(error),
                 },
                 State::Asked { expects: expects @ Expects::Hello, .. } => match hello(line) {
-                    Ok(()) => *expects = Expects::Answer,
+                    Ok(agent) => {
+                        *expects = Expects::Answer;
+                        self.agent = Some(agent);
+                    }
                     Err(error) => return self.over(error),
                 },
                 State::Asked { expects: Expects::Answer, sent, .. } => {
@@ -393,10 +403,10 @@ fn unframed(line: &[u8]) -> Option<&[u8]> {
     line.strip_prefix(STATS_PREFIX)?.strip_suffix(STATS_SUFFIX)
 }
 
-/// Judges the first line of a session.
-fn hello(line: &[u8]) -> Result<(), SchedStatsError> {
+/// Judges the first line of a session; gives the agent's own version.
+fn hello(line: &[u8]) -> Result<String, SchedStatsError> {
     match notice::parse(line) {
-        Ok(Envelope::Hello(hello)) => same_protocol(&hello),
+        Ok(Envelope::Hello(hello)) => same_protocol(&hello).map(|()| excerpt(&hello.agent)),
         Ok(Envelope::RelayError(error)) => Err(notice::error(&error)),
         Ok(Envelope::Agent(_)) | Err(_) => {
             Err(SchedStatsError::AgentUnreachable { reason: format!("the first line is no hello: {}", quoted(line)) })

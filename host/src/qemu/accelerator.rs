@@ -47,7 +47,8 @@ impl Accelerator {
 
 /// Whether the kernel comes as far as its first words under KVM. That `/dev/kvm` can be opened says nothing: nested
 /// and paravirtual ones fail or hang later.
-fn kvm_runs(qemu: &str, kernel: &Path) -> bool {
+#[must_use]
+pub fn kvm_runs(qemu: &str, kernel: &Path) -> bool {
     if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }

@@ -177,7 +177,7 @@ impl GuestBuilder {
     pub fn boot(&self) -> Result<Guest, Error> {
         let kernel = self.kernel.as_deref().ok_or(Error::NoKernel)?;
         File::open(kernel).map_err(Error::unreadable("the kernel", kernel))?;
-        let qemu = self.qemu_program();
+        let qemu = qemu_program(self.qemu.as_deref());
         find_program(&qemu).map_err(|source| Error::NoQemu { program: qemu.clone(), source })?;
         let image = memory_file("initramfs", &self.initramfs()?)?;
         let (server, qemu_end) = serve()?;
@@ -190,11 +190,6 @@ impl GuestBuilder {
         let mut guest = Guest::new(process, console, server, Commands::new(commands));
         guest.wait_until_ready(&ready, self.deadline)?;
         Ok(guest)
-    }
-
-    fn qemu_program(&self) -> String {
-        let named = self.qemu.clone().or_else(|| env::var("QEMU").ok().filter(|name| !name.is_empty()));
-        named.unwrap_or_else(|| "qemu-system-x86_64".into())
     }
 
     fn command(&self, qemu: &str, kernel: &Path, inherited: [OwnedFd; 3]) -> Result<Command, Error> {
@@ -267,7 +262,7 @@ impl GuestBuilder {
     }
 
     fn add_agent(&self, image: &mut Image) -> Result<(), Error> {
-        let agent = self.agent.clone().or_else(find_agent).ok_or(Error::NoAgent)?;
+        let agent = find_agent(self.agent.as_deref()).ok_or(Error::NoAgent)?;
         add_program(image, "the agent", &agent, "bin/scx-vsock-agent")?;
         let arguments = self.agent_arguments.iter().map(String::as_str);
         let line = command_line("/bin/scx-vsock-agent", arguments);
@@ -296,9 +291,20 @@ fn command_line<'a>(program: &'a str, arguments: impl Iterator<Item = &'a str>) 
     format!("exec {}\n", words.join(" "))
 }
 
-fn find_agent() -> Option<PathBuf> {
-    if let Some(path) = env::var_os("SCX_VSOCK_AGENT").filter(|path| !path.is_empty()) {
-        return Some(path.into());
+/// The QEMU program: this one, the one that `QEMU` names in the environment, or `qemu-system-x86_64`.
+#[must_use]
+pub fn qemu_program(named: Option<&str>) -> String {
+    let named = named.map(str::to_owned).or_else(|| env::var("QEMU").ok().filter(|name| !name.is_empty()));
+    named.unwrap_or_else(|| "qemu-system-x86_64".into())
+}
+
+/// The agent's file: this one, the one that `SCX_VSOCK_AGENT` names in the environment, or `scx-vsock-agent` beside this
+/// program if it is there.
+#[must_use]
+pub fn find_agent(named: Option<&Path>) -> Option<PathBuf> {
+    let variable = || env::var_os("SCX_VSOCK_AGENT").filter(|path| !path.is_empty()).map(PathBuf::from);
+    if let Some(path) = named.map(Path::to_owned).or_else(variable) {
+        return Some(path);
     }
     let beside = env::current_exe().ok()?.with_file_name("scx-vsock-agent");
     beside.is_file().then_some(beside)

@@ -28,8 +28,8 @@ pub mod libraries;
 pub mod modules;
 mod process;
 
-pub use accelerator::Accelerator;
-pub use builder::GuestBuilder;
+pub use accelerator::{Accelerator, kvm_runs};
+pub use builder::{GuestBuilder, find_agent, qemu_program};
 pub use commands::Output;
 pub use console::Console;
 pub use error::Error;

@@ -1,8 +1,10 @@
 //! Runs a program for which chosen system calls fail: a kernel without memory, made to order.
 //!
 //! ```text
-//! limited CALL=ERRNO[,CALL=ERRNO]... PROGRAM [ARGUMENT]...
+//! limited CALL[:FIRST]=ERRNO[,...] PROGRAM [ARGUMENT]...
 //! ```
+//!
+//! With FIRST only calls with this first argument fail: `socket:40=1` is what containers do to AF_VSOCK.
 #![allow(clippy::print_stderr, reason = "a program's messages")]
 
 use std::collections::BTreeMap;
@@ -10,7 +12,10 @@ use std::error::Error;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use seccompiler::{SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use seccompiler::{
+    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    apply_filter,
+};
 
 fn main() -> ExitCode {
     match run() {
@@ -24,11 +29,14 @@ fn main() -> ExitCode {
 
 fn run() -> Result<std::convert::Infallible, Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
-    let limits = arguments.next().ok_or("usage: limited CALL=ERRNO[,...] PROGRAM [ARGUMENT]...")?;
+    let limits = arguments.next().ok_or("usage: limited CALL[:FIRST]=ERRNO[,...] PROGRAM [ARGUMENT]...")?;
     let program = arguments.next().ok_or("a program must follow")?;
     for limit in limits.to_str().ok_or("not text")?.split(',') {
         let (call, errno) = limit.split_once('=').ok_or("CALL=ERRNO")?;
-        forbid(number(call)?, errno.parse()?)?;
+        match call.split_once(':') {
+            Some((call, first)) => forbid(number(call)?, vec![with_first(first.parse()?)?], errno.parse()?)?,
+            None => forbid(number(call)?, vec![], errno.parse()?)?,
+        }
     }
     Err(Command::new(program).args(arguments).exec().into())
 }
@@ -41,14 +49,21 @@ fn number(call: &str) -> Result<i64, Box<dyn Error>> {
         "unshare" => 272,
         "accept4" => 288,
         "epoll_ctl" => 233,
+        "unshare" => 272,
         _ => return Err(format!("{call:?} is not known here").into()),
     })
 }
 
-/// From now on the call fails with this errno.
-fn forbid(call: i64, errno: u32) -> Result<(), Box<dyn Error>> {
+/// Calls whose first argument is this.
+fn with_first(argument: u64) -> Result<SeccompRule, Box<dyn Error>> {
+    let is = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, argument)?;
+    Ok(SeccompRule::new(vec![is])?)
+}
+
+/// From now on the call fails with this errno, always or as one of the rules says.
+fn forbid(call: i64, rules: Vec<SeccompRule>, errno: u32) -> Result<(), Box<dyn Error>> {
     let fails = SeccompAction::Errno(errno);
-    let filter = SeccompFilter::new(BTreeMap::from([(call, vec![])]), SeccompAction::Allow, fails, TargetArch::x86_64)?;
+    let filter = SeccompFilter::new(BTreeMap::from([(call, rules)]), SeccompAction::Allow, fails, TargetArch::x86_64)?;
     let program: seccompiler::BpfProgram = filter.try_into()?;
     apply_filter(&program)?;
     Ok(())

@@ -221,3 +221,21 @@ fn a_streams_end_yields_to_stops_and_an_agents_word_does_not() {
     assert!(!with_agent.yields_to_stops(&gone));
     assert!(Conversation::new(crate::Endpoint::Scx { path: "/stats".into() }).yields_to_stops(&gone));
 }
+
+#[test]
+fn the_agents_version_is_known_from_its_hello_on() {
+    let (mut conversation, [agent, second]) = conversation();
+    let now = Instant::now();
+    start(&mut conversation, now);
+    assert_eq!(turn(&mut conversation, now), Poll::Pending);
+    assert_eq!(conversation.agent(), None);
+    say(&agent, &[&hello()]);
+    assert_eq!(turn(&mut conversation, now), Poll::Pending);
+    assert_eq!(conversation.agent(), Some("0.1.0"));
+    drop(agent);
+    assert_eq!(kind(turn(&mut conversation, now)), "agent_unreachable");
+    assert_eq!(conversation.agent(), Some("0.1.0"), "of the session that just ended");
+    start(&mut conversation, now);
+    assert_eq!(conversation.agent(), None);
+    drop(second);
+}
