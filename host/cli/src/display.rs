@@ -28,8 +28,12 @@ pub fn sample(sample: &Sample) -> String {
     text
 }
 
+/// Milliseconds as seconds.
+pub fn seconds(ms: u64) -> String {
+    format!("{}.{:03} s", ms / 1000, ms % 1000)
+}
+
 fn heading(sample: &Sample) -> String {
-    let seconds = |ms: u64| format!("{}.{:03} s", ms / 1000, ms % 1000);
     let span = match sample.interval_ms {
         Some(ms) => format!("deltas over {}", seconds(ms)),
         None => "deltas begin".into(),
@@ -37,11 +41,17 @@ fn heading(sample: &Sample) -> String {
     format!("{} at {} (session {}, {span})\n", sample.tag, seconds(sample.elapsed_ms), sample.session)
 }
 
-/// Every scalar by its dotted path, aligned, up to so many; what stands higher comes first.
-pub fn fields(stats: &Value, most: usize) -> String {
+/// Every scalar by its dotted path; what stands higher comes first.
+pub fn rows(stats: &Value) -> Vec<(String, String)> {
     let mut rows = Vec::new();
     collect("", stats, &mut rows);
     rows.sort_by_key(|(path, _)| path.matches('.').count());
+    rows
+}
+
+/// Every scalar, aligned, up to so many.
+pub fn fields(stats: &Value, most: usize) -> String {
+    let rows = rows(stats);
     let width = rows.iter().take(most).map(|(path, _)| path.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     for (path, value) in rows.iter().take(most) {

@@ -19,6 +19,7 @@ mod proxy;
 mod serve;
 mod signals;
 mod stats;
+mod watch;
 
 use std::io;
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ struct Arguments {
 #[allow(clippy::large_enum_variant, reason = "there is one, for the whole run")]
 enum Verb {
     Stats(stats::Stats),
+    Watch(watch::Watch),
     Meta(meta::Meta),
     Proxy(proxy::Proxy),
     Export(export::Export),
@@ -52,6 +54,7 @@ impl Verb {
     fn run(&self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Stats(verb) => verb.run(),
+            Self::Watch(verb) => verb.run(),
             Self::Meta(verb) => verb.run(),
             Self::Proxy(verb) => verb.run(),
             Self::Export(verb) => verb.run(),

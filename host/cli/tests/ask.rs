@@ -1,5 +1,5 @@
 //! `scx-vsock stats` and `scx-vsock meta` as processes, against agents and schedulers that play scripts.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
@@ -178,4 +178,34 @@ fn a_meta_that_is_none_is_told() {
     let output = asked("meta", &[], [answering()]);
     assert!(said(&output).contains("its stats_meta describes no structs: invalid type"), "{output:?}");
     assert_eq!(output.status.code(), Some(23));
+}
+
+#[test]
+fn watch_prints_each_guests_samples_as_lines_where_no_terminal_is() {
+    let counting = || Script::agent().forever(Script::new().line().stats_number());
+    let (first, second) = (FakeAgent::start([counting()]), FakeAgent::start([Script::new().close(), counting()]));
+    let uris = [&first, &second].map(|agent| format!("unix:{}", agent.path().display()));
+    let options = ["watch", &uris[0], &uris[1], "--interval", "500ms", "--samples", "3"];
+    let output = scx_vsock(&options).output().unwrap();
+    let samples = scx_vsock::SampleSeries::from_json_lines(printed(&output)).unwrap();
+    for uri in &uris {
+        let of = samples.samples().iter().filter(|sample| sample.tag == *uri);
+        let numbers: Vec<u64> = of.filter_map(|sample| sample.stats.as_ref().ok()?.as_u64()).collect();
+        assert!(numbers.len() >= 2 && numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
+    }
+    assert_eq!(samples.samples().len(), 6);
+}
+
+#[test]
+fn watch_draws_a_table_on_a_terminal() {
+    let agent = FakeAgent::start([Script::agent().forever(Script::new().line().stats_number())]);
+    let uri = format!("unix:{}", agent.path().display());
+    let line = format!("{} watch {uri} --interval 500ms --samples 4", env!("CARGO_BIN_EXE_scx-vsock"));
+    let mut command = Command::new("script");
+    let output = command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null()).output().unwrap();
+    let drawn = printed(&output);
+    // Each drawing goes up over the one before.
+    assert_eq!((drawn.matches("\u{1b}[J").count(), drawn.matches("\u{1b}[2A").count()), (4, 3), "{drawn:?}");
+    let last = drawn.rsplit("\u{1b}[J").next().unwrap();
+    assert!(last.contains("session 1, deltas over ") && last.contains("▁▃▆█"), "{last:?}");
 }
