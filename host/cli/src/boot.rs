@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use scx_vsock::front::hybrid::Hybrid;
 use scx_vsock::qemu::Guest;
+use scx_vsock::socket::Socket;
 use scx_vsock::{Sample, Sampler, SchedStatsClient};
 
 use crate::{display, duration};
@@ -21,7 +23,8 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// The guest has this kernel, the agent, the scheduler and its libraries, busybox, and nothing else: no disk and no
 /// network. Samples are taken from the host until CMD ends in the guest, or until there are as many as --samples says.
-/// It needs no root and no /dev/kvm. CMD's exit code becomes this command's.
+/// It needs no root and no /dev/kvm. What CMD prints comes to stderr when it ends, and its exit code becomes this
+/// command's.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -81,6 +84,10 @@ pub struct Boot {
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<String>,
 
+    /// A hybrid socket to make, through which other programs reach the guest meanwhile
+    #[arg(long, value_name = "PATH")]
+    hybrid: Option<PathBuf>,
+
     /// A command to run in the guest
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -90,8 +97,15 @@ impl Boot {
     /// Boots, samples and ends.
     pub fn run(&self) -> Result<ExitCode> {
         let started = Instant::now();
+        let hybrid = self.hybrid.as_ref().map(|path| Ok::<_, anyhow::Error>(Hybrid::start(Socket::bind(path)?)?));
+        let hybrid = hybrid.transpose()?;
         eprintln!("scx-vsock: booting {}", self.kernel.display());
         let guest = self.boot()?;
+        if let (Some(hybrid), Some(path)) = (&hybrid, &self.hybrid) {
+            guest.handle().forward_to(path);
+            hybrid.lead_to(guest.handle());
+            eprintln!("scx-vsock: others reach it too: scx-vsock stats hybrid:{}", path.display());
+        }
         eprintln!("scx-vsock: the agent is ready after {:.1} s", started.elapsed().as_secs_f32());
         let client = self.client(&guest)?;
         let mut sampler = Sampler::new(client);

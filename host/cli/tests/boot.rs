@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::Kernel;
+use scx_vsock_tests::program;
 use tempfile::TempDir;
 
 fn boot() -> Command {
@@ -147,6 +148,31 @@ fn a_guest_does_not_outlive_a_command_that_is_killed() {
     child.wait().unwrap();
     let within = Timespec { tv_sec: 20, tv_nsec: 0 };
     assert_eq!(poll(&mut [PollFd::new(&guest, PollFlags::IN)], Some(&within)).unwrap(), 1, "QEMU still runs");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn others_reach_the_guest_through_its_hybrid_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest").to_str().unwrap().to_owned();
+    let procsched = program::built("procsched").to_str().unwrap().to_owned();
+    let options = ["--hybrid", &path, "--scheduler", &procsched, "--", "sleep", "1000"];
+    let mut child = booted(&options).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("procsched serves stats")));
+    let uri = format!("hybrid:{path}");
+    let output = Command::new(env!("CARGO_BIN_EXE_scx-vsock")).args(["stats", &uri]).output().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("totals.ctxt"), "{:?}", output.stderr);
+}
+
+#[test]
+fn a_hybrid_socket_that_cannot_be_made_is_told_before_anything_boots() {
+    let output = boot().args(["--kernel", "/nowhere/k", "--hybrid", "/nowhere/guest"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let expected = "scx-vsock: the folder of /nowhere/guest is not there: make it, or choose another path\n";
+    assert_eq!((stderr.as_str(), output.status.code()), (expected, Some(1)));
 }
 
 /// The processes that a process started.
