@@ -21,6 +21,5 @@ pub mod guest_driver;
 pub mod mmio_driver;
 pub mod pattern;
 pub mod peer;
-pub mod programs;
 pub mod program;
 pub mod scripted_scheduler;

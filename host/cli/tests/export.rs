@@ -14,7 +14,7 @@ use scx_vsock_tests::described::{answer, meta, scheduler, stats};
 use scx_vsock_tests::exporter::{Exporter, Metrics, get, response};
 use scx_vsock_tests::fake_agent::{FakeAgent, framed};
 use scx_vsock_tests::peer::DEADLINE;
-use scx_vsock_tests::programs::program;
+use scx_vsock_tests::program;
 use scx_vsock_tests::scripted_scheduler::{Event, Script, ScriptedScheduler};
 use scx_vsock_wire::RelayError;
 use serde_json::{Map, Value, json};
@@ -50,8 +50,12 @@ struct Procsched(Child);
 
 impl Procsched {
     fn at(socket: &Path) -> Self {
-        let mut child =
-            Command::new(program("procsched")).arg("--socket").arg(socket).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new(program::built("procsched"))
+            .arg("--socket")
+            .arg(socket)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut said = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stderr.take().unwrap()), &mut said).unwrap();
         assert!(said.contains("listening"), "{said}");

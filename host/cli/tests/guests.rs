@@ -12,7 +12,7 @@ use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::bridge::Bridge;
 use scx_vsock_tests::exporter::{Exporter, Metrics};
 use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};
-use scx_vsock_tests::programs::program;
+use scx_vsock_tests::program;
 
 /// How long a guest may take to boot beside others, emulated.
 const BOOT: Duration = Duration::from_secs(300);
@@ -32,7 +32,7 @@ fn bpfland() -> PathBuf {
 
 /// A guest whose scheduler serves stats.
 fn guest_with(scheduler: PathBuf, cpus: u32) -> Guest {
-    let peer = program("guest_peer");
+    let peer = program::built("guest_peer");
     let guest = builder().scheduler(scheduler, &[]).program(peer, "/bin/guest_peer").cpus(cpus).deadline(BOOT);
     let guest = guest.boot().unwrap();
     wait_for_scheduler(&guest);
@@ -83,7 +83,7 @@ fn assert_shown(page: &Metrics, guest: &str, up: &[&str]) {
 fn three_guests_with_three_schedulers_are_in_one_export_whatever_becomes_of_them() {
     const NAMES: [&str; 3] = ["bpfland", "proc", "layers"];
     let [bpf, proc, layers] =
-        [bpfland(), program("procsched"), program("layersched")].map(|program| guest_with(program, 1));
+        [bpfland(), program::built("procsched"), program::built("layersched")].map(|program| guest_with(program, 1));
     let bridges = [&bpf, &proc, &layers].map(Bridge::to);
     let mut command = scx_vsock("export");
     command.args(["--deadline", "20"]);

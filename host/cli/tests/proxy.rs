@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use scx_vsock_tests::agent::Agent;
 use scx_vsock_tests::peer::Peer;
-use scx_vsock_tests::programs::program;
+use scx_vsock_tests::program;
 use tempfile::TempDir;
 
 const SOCKET: &str = "/var/run/scx/root/stats";
@@ -29,7 +29,9 @@ fn programs() -> &'static Path {
     let folder = FOLDER.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for file in [PathBuf::from(env!("CARGO_BIN_EXE_scx-vsock")), program("guest_peer"), program("limited")] {
+        for file in
+            [PathBuf::from(env!("CARGO_BIN_EXE_scx-vsock")), program::built("guest_peer"), program::built("limited")]
+        {
             fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
         }
         folder

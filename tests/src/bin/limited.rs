@@ -46,10 +46,9 @@ fn number(call: &str) -> Result<i64, Box<dyn Error>> {
     Ok(match call {
         "socket" => 41,
         "connect" => 42,
-        "unshare" => 272,
-        "accept4" => 288,
         "epoll_ctl" => 233,
         "unshare" => 272,
+        "accept4" => 288,
         _ => return Err(format!("{call:?} is not known here").into()),
     })
 }
