@@ -1,57 +1,107 @@
 //! Credit: how much each side may send (virtio 1.3, 5.10.6.3).
 //!
 //! The counters are free-running and wrap. What follows from a peer's counters is clamped at zero: a peer that
-//! shrinks its buffer, or claims to have taken out more than was sent, gets nothing more until its numbers allow it.
+//! shrinks its buffer gets nothing more until its numbers allow it. One that claims to have taken out more than was sent
+//! gets nothing either, or, where its buffer is nearly as large as the counters reach, fewer bytes than it claims.
+//!
+//! The arithmetic is the same for every width of the counters, so that tests can go through all values of a narrow one.
 
-use std::num::Wrapping;
+/// An unsigned integer that counters are made of: `u32` on the wire.
+pub trait Counter: Copy + Default + Ord {
+    /// The sum, modulo the width.
+    #[must_use]
+    fn wrapping_add(self, other: Self) -> Self;
+    /// The difference, modulo the width.
+    #[must_use]
+    fn wrapping_sub(self, other: Self) -> Self;
+    /// The difference, or zero where it would be less.
+    #[must_use]
+    fn saturating_sub(self, other: Self) -> Self;
+    /// Half of it, rounded down.
+    #[must_use]
+    fn half(self) -> Self;
+}
+
+macro_rules! counter {
+    ($integer:ty) => {
+        impl Counter for $integer {
+            fn wrapping_add(self, other: Self) -> Self {
+                self.wrapping_add(other)
+            }
+
+            fn wrapping_sub(self, other: Self) -> Self {
+                self.wrapping_sub(other)
+            }
+
+            fn saturating_sub(self, other: Self) -> Self {
+                self.saturating_sub(other)
+            }
+
+            fn half(self) -> Self {
+                self / 2
+            }
+        }
+    };
+}
+
+counter!(u32);
+#[cfg(test)]
+counter!(u8);
 
 /// The credit of one connection, both ways.
 #[derive(Clone, Debug)]
-pub struct Credit {
+pub struct Credit<N = u32> {
     /// Bytes sent to the guest.
-    sent: Wrapping<u32>,
+    sent: N,
     /// The guest's `buf_alloc`.
-    guest_buffer: u32,
+    guest_buffer: N,
     /// The guest's `fwd_cnt`.
-    guest_forwarded: Wrapping<u32>,
+    guest_forwarded: N,
     /// The host's `buf_alloc`.
-    buffer: u32,
+    buffer: N,
     /// Bytes received from the guest.
-    received: Wrapping<u32>,
+    received: N,
     /// The host's `fwd_cnt`: bytes that entered the host's socket.
-    forwarded: Wrapping<u32>,
+    forwarded: N,
     /// The `fwd_cnt` that the guest was last told.
-    told: Wrapping<u32>,
+    told: N,
 }
 
 /// A guest sent more than it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverCredit;
 
-impl Credit {
+impl<N: Counter> Credit<N> {
     /// The credit of a new connection whose host side buffers `buffer` bytes.
     #[must_use]
-    pub fn new(buffer: u32) -> Self {
-        let zero = Wrapping(0);
-        Self { sent: zero, guest_buffer: 0, guest_forwarded: zero, buffer, received: zero, forwarded: zero, told: zero }
+    pub fn new(buffer: N) -> Self {
+        let zero = N::default();
+        Self {
+            sent: zero,
+            guest_buffer: zero,
+            guest_forwarded: zero,
+            buffer,
+            received: zero,
+            forwarded: zero,
+            told: zero,
+        }
     }
 
     /// Takes over the credit fields of a guest's packet.
-    pub fn update(&mut self, buf_alloc: u32, fwd_cnt: u32) {
+    pub fn update(&mut self, buf_alloc: N, fwd_cnt: N) {
         self.guest_buffer = buf_alloc;
-        self.guest_forwarded = Wrapping(fwd_cnt);
+        self.guest_forwarded = fwd_cnt;
     }
 
     /// Bytes that may be sent to the guest now.
     #[must_use]
-    pub fn available(&self) -> u32 {
-        let in_flight = self.sent - self.guest_forwarded;
-        self.guest_buffer.saturating_sub(in_flight.0)
+    pub fn available(&self) -> N {
+        self.guest_buffer.saturating_sub(self.sent.wrapping_sub(self.guest_forwarded))
     }
 
     /// Accounts for bytes sent to the guest.
-    pub fn send(&mut self, count: u32) {
-        self.sent += count;
+    pub fn send(&mut self, count: N) {
+        self.sent = self.sent.wrapping_add(count);
     }
 
     /// Accounts for bytes received from the guest.
@@ -59,31 +109,31 @@ impl Credit {
     /// # Errors
     ///
     /// When the guest had no credit for them; nothing is accounted for then.
-    pub fn receive(&mut self, count: u32) -> Result<(), OverCredit> {
-        let held = (self.received - self.forwarded).0;
+    pub fn receive(&mut self, count: N) -> Result<(), OverCredit> {
+        let held = self.received.wrapping_sub(self.forwarded);
         if count > self.buffer.saturating_sub(held) {
             return Err(OverCredit);
         }
-        self.received += count;
+        self.received = self.received.wrapping_add(count);
         Ok(())
     }
 
     /// Accounts for bytes of the guest that entered the host's socket.
-    pub fn forward(&mut self, count: u32) {
-        self.forwarded += count;
+    pub fn forward(&mut self, count: N) {
+        self.forwarded = self.forwarded.wrapping_add(count);
     }
 
     /// Whether so much was forwarded since the guest was last told that it should be told now. Half of the buffer: a
     /// guest that has used up its credit is told in any case, and one that has not needs no packet of its own.
     #[must_use]
     pub fn owes_update(&self) -> bool {
-        (self.forwarded - self.told).0 >= self.buffer / 2
+        self.forwarded.wrapping_sub(self.told) >= self.buffer.half()
     }
 
     /// The credit fields of a packet to the guest, `buf_alloc` and `fwd_cnt`, which the guest is thereby told.
-    pub fn tell(&mut self) -> (u32, u32) {
+    pub fn tell(&mut self) -> (N, N) {
         self.told = self.forwarded;
-        (self.buffer, self.forwarded.0)
+        (self.buffer, self.forwarded)
     }
 }
 
@@ -149,6 +199,97 @@ mod tests {
         assert!(!credit.owes_update());
     }
 
+    /// Each of these goes through every state that the counters of one direction can be in, 8 bits wide, and compares
+    /// with integers that do not wrap: a sum of 256 more than the counter shows stands for all the rounds before.
+    mod in_every_state {
+        use super::*;
+
+        const ROUND: u16 = 256;
+
+        fn all() -> impl Iterator<Item = u8> {
+            0..=u8::MAX
+        }
+
+        fn sending(sent: u16, guest_buffer: u8, taken: u16) -> Credit<u8> {
+            let [sent, _] = sent.to_le_bytes();
+            let [guest_forwarded, _] = taken.to_le_bytes();
+            Credit { sent, guest_buffer, guest_forwarded, ..Credit::new(0) }
+        }
+
+        #[test]
+        fn credit_is_the_guests_buffer_less_what_is_under_way_or_nothing() {
+            for (sent, under_way) in all().flat_map(|sent| all().map(move |under_way| (sent, under_way))) {
+                let sent = ROUND + u16::from(sent);
+                let taken = sent - u16::from(under_way);
+                for guest_buffer in all() {
+                    let expected = i16::from(guest_buffer) - i16::from(under_way);
+                    let available = sending(sent, guest_buffer, taken).available();
+                    assert_eq!(i16::from(available), expected.max(0), "{sent} {taken} {guest_buffer}");
+                }
+            }
+        }
+
+        #[test]
+        fn a_guest_that_is_ahead_by_some_bytes_gets_fewer_than_those() {
+            for (sent, ahead) in all().flat_map(|sent| (1..=u8::MAX).map(move |ahead| (sent, ahead))) {
+                let sent = ROUND + u16::from(sent);
+                for guest_buffer in all() {
+                    let available = sending(sent, guest_buffer, sent + u16::from(ahead)).available();
+                    assert!(available < ahead, "{sent} {ahead} {guest_buffer}: {available}");
+                    // Nothing, unless its buffer is as large as the counters reach.
+                    let reaches = u16::from(guest_buffer) + u16::from(ahead) > ROUND;
+                    assert_eq!(available > 0, reaches, "{sent} {ahead} {guest_buffer}: {available}");
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_sent_uses_up_as_much_credit() {
+            for (sent, count) in all().flat_map(|sent| all().map(move |count| (sent, count))) {
+                for guest_buffer in [count, u8::MAX] {
+                    let mut credit = sending(u16::from(sent), guest_buffer, u16::from(sent));
+                    credit.send(count);
+                    assert_eq!(credit.available(), guest_buffer - count, "{sent} {count}");
+                }
+            }
+        }
+
+        #[test]
+        fn the_host_never_holds_more_than_its_buffer_and_takes_all_that_fits() {
+            for buffer in all() {
+                for (forwarded, held) in all().flat_map(|forwarded| (0..=buffer).map(move |held| (forwarded, held))) {
+                    let received = forwarded.wrapping_add(held);
+                    for count in all() {
+                        let mut credit = Credit { received, forwarded, ..Credit::new(buffer) };
+                        let fits = u16::from(held) + u16::from(count) <= u16::from(buffer);
+                        assert_eq!(credit.receive(count).is_ok(), fits, "{buffer} {forwarded} {held} {count}");
+                        let now_held = credit.received.wrapping_sub(forwarded);
+                        assert_eq!(
+                            now_held,
+                            if fits { held + count } else { held },
+                            "{buffer} {forwarded} {held} {count}"
+                        );
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn what_was_forwarded_is_held_no_more_and_told_as_it_is() {
+            for (forwarded, held) in all().flat_map(|forwarded| all().map(move |held| (forwarded, held))) {
+                for count in 0..=held {
+                    let received = forwarded.wrapping_add(held);
+                    let mut credit = Credit { received, forwarded, told: forwarded, ..Credit::new(u8::MAX) };
+                    credit.forward(count);
+                    assert_eq!(received.wrapping_sub(credit.forwarded), held - count, "{forwarded} {held} {count}");
+                    assert_eq!(credit.owes_update(), count >= 127, "{forwarded} {count}");
+                    assert_eq!(credit.tell(), (u8::MAX, forwarded.wrapping_add(count)));
+                    assert!(!credit.owes_update());
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn wrapping_counters_agree_with_unbounded_ones(
@@ -159,7 +300,7 @@ mod tests {
             for counter in
                 [&mut credit.sent, &mut credit.guest_forwarded, &mut credit.received, &mut credit.forwarded, &mut credit.told]
             {
-                *counter = Wrapping(start);
+                *counter = start;
             }
             let (mut sent, mut taken, mut received, mut forwarded) = (0u64, 0u64, 0u64, 0u64);
             credit.update(BUFFER, start);
