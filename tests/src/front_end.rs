@@ -20,23 +20,31 @@ use crate::peer::DEADLINE;
 pub struct FrontEnd {
     /// The guest's driver.
     pub driver: Driver,
+    file: File,
     back_end: Frontend,
     kicks: [EventFd; 2],
     calls: [EventFd; 2],
     interrupts: Epoll,
 }
 
+/// A file with guest memory, and a driver in it.
+fn shared_memory() -> (File, Driver) {
+    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memory file"));
+    ftruncate(&file, MEMORY as u64).expect("a memory file has room");
+    let part = FileOffset::new(file.try_clone().expect("a descriptor"), 0);
+    let memory = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY, Some(part))]).expect("memory");
+    (file, Driver::new(memory))
+}
+
 impl FrontEnd {
     /// Negotiates with the back end at the other end of `stream`, and starts both rings from 0.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
-        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memory file"));
-        ftruncate(&file, MEMORY as u64).expect("a memory file has room");
-        let file = Some(FileOffset::new(file, 0));
-        let memory = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY, file)]).expect("memory");
+        let (file, driver) = shared_memory();
         let event = || EventFd::new(EFD_NONBLOCK).expect("an event descriptor");
         let mut front_end = Self {
-            driver: Driver::new(memory),
+            driver,
+            file,
             back_end: Frontend::from_stream(stream, 2),
             kicks: [event(), event()],
             calls: [event(), event()],
@@ -60,9 +68,13 @@ impl FrontEnd {
         let offered = back_end.get_protocol_features().expect("protocol features");
         let wanted = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK;
         back_end.set_protocol_features(offered & wanted).expect("protocol features");
+        self.share_memory();
+    }
+
+    fn share_memory(&mut self) {
         let region = self.driver.memory().find_region(GuestAddress(0)).expect("one region");
         let region = VhostUserMemoryRegionInfo::from_guest_region(region).expect("a region with a file");
-        back_end.set_mem_table(&[region]).expect("memory");
+        self.back_end.set_mem_table(&[region]).expect("memory");
     }
 
     /// Starts both rings at these indices of their available rings.
@@ -103,6 +115,25 @@ impl FrontEnd {
         self.stop();
         self.driver.restart();
         self.start([0, 0]);
+    }
+
+    /// Cuts guest memory short, for the device as for the driver, which must not touch what is gone.
+    pub fn cut_memory(&self, bytes: u64) {
+        ftruncate(&self.file, bytes).expect("a memory file can be cut");
+    }
+
+    /// The guest boots anew in other memory.
+    pub fn reboot_in_other_memory(&mut self) {
+        self.stop();
+        (self.file, self.driver) = shared_memory();
+        self.share_memory();
+        self.driver.restart();
+        self.start([0, 0]);
+    }
+
+    /// Says how large a ring is, which an honest front end does before it starts the ring, and truly.
+    pub fn resize(&mut self, queue: usize, size: u16) {
+        self.back_end.set_vring_num(queue, size).expect("a message that is not answered");
     }
 
     /// The device's configuration space.

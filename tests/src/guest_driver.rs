@@ -28,8 +28,10 @@ const TX_RING: u64 = 0x20_0000;
 const EVENT_RING: u64 = 0x30_0000;
 /// All rings together.
 const RINGS: usize = 0x30_0000;
-const RX_BUFFERS: u64 = 0x100_0000;
-const TX_BUFFERS: u64 = 0x200_0000;
+/// Where the buffers of the receive queue begin, behind all rings.
+pub const RX_BUFFERS: u64 = 0x100_0000;
+/// Where the buffers of the transmit queue begin.
+pub const TX_BUFFERS: u64 = 0x200_0000;
 /// Guest memory for the buffers of events, each of them as long as an event.
 const EVENT_BUFFERS: u64 = 0x80_0000;
 /// Buffers for events, as Linux posts them.
@@ -37,8 +39,15 @@ const EVENTS: usize = 8;
 /// Guest memory for one transmit chain.
 const TX_BUFFER: u64 = 0x8_0000;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+/// Another descriptor follows (virtio 1.3, 2.7.5).
+pub const NEXT: u16 = 1;
+/// The device writes.
+pub const WRITE: u16 = 2;
+/// The buffer is a table of descriptors.
+pub const INDIRECT: u16 = 4;
+
+/// A descriptor's address, length, flags and next.
+pub type RawDescriptor = (u64, u32, u16, u16);
 
 /// Memory of a guest: [`MEMORY`] bytes at address 0.
 #[must_use]
@@ -135,6 +144,17 @@ impl Ring {
         self.chains[usize::from(head)] = indices;
         self.publish(memory, head);
         true
+    }
+
+    /// Makes a chain available that begins at descriptor 0 and is what it is.
+    fn offer_raw(&mut self, memory: &GuestMemoryMmap, descriptors: &[RawDescriptor]) {
+        for (index, &(address, length, flags, next)) in (0u64..).zip(descriptors) {
+            let bytes =
+                [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
+            let entry = GuestAddress(self.descriptors() + 16 * index);
+            memory.write_slice(&bytes, entry).expect("the ring is in memory");
+        }
+        self.publish(memory, 0);
     }
 
     fn publish(&mut self, memory: &GuestMemoryMmap, head: u16) {
@@ -336,14 +356,18 @@ impl Driver {
     }
 
     /// Puts a chain of (address, length, flags, next) descriptors into the transmit queue as it is.
-    pub fn queue_raw(&mut self, descriptors: &[(u64, u32, u16, u16)]) {
-        for (index, &(address, length, flags, next)) in (0u64..).zip(descriptors) {
-            let bytes =
-                [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
-            let entry = GuestAddress(self.tx.descriptors() + 16 * index);
-            self.memory.write_slice(&bytes, entry).expect("the ring is in memory");
-        }
-        self.tx.publish(&self.memory, 0);
+    pub fn queue_raw(&mut self, descriptors: &[RawDescriptor]) {
+        self.tx.offer_raw(&self.memory, descriptors);
+    }
+
+    /// Puts a chain of (address, length, flags, next) descriptors into the receive queue as it is.
+    pub fn post_raw(&mut self, descriptors: &[RawDescriptor]) {
+        self.rx.offer_raw(&self.memory, descriptors);
+    }
+
+    /// Makes the chain that begins at `head` available in the transmit queue, whatever is there.
+    pub fn queue_head(&mut self, head: u16) {
+        self.tx.publish(&self.memory, head);
     }
 
     /// Moves the transmit queue's available index ahead by `count` entries that do not exist.
@@ -466,7 +490,14 @@ impl Guest {
     /// A guest whose driver runs and has posted no receive buffer.
     #[must_use]
     pub fn without_buffers() -> Self {
-        let driver = Driver::new(memory());
+        Self::in_memory(memory())
+    }
+
+    /// A guest whose driver runs in this memory, of at least [`MEMORY`] bytes at address 0, and has posted no receive
+    /// buffer.
+    #[must_use]
+    pub fn in_memory(memory: GuestMemoryMmap) -> Self {
+        let driver = Driver::new(memory);
         Self { device: Bare::new(&driver), driver }
     }
 
@@ -543,6 +574,18 @@ impl<D: Attached> Guest<D> {
     /// The operations of every packet that the guest received by now.
     pub fn operations(&mut self) -> Vec<Operation> {
         self.received().iter().map(Packet::operation).collect()
+    }
+
+    /// The device serves an honest connection, whatever was before.
+    pub fn serves_on(&mut self) {
+        self.received();
+        let mut connection = self.connect_from_host(729);
+        assert_eq!(connection.transfer_to_host(self, b"honest", 6), b"honest");
+        assert_eq!(connection.transfer_to_guest(self, b"reply"), b"reply");
+        let confirmation = connection.header(Operation::Reset);
+        drop(connection);
+        assert_eq!(self.operations(), [Operation::Shutdown]);
+        self.send(&confirmation, &[]);
     }
 
     /// Connects the host to a port of the guest.

@@ -21,16 +21,6 @@ fn connected() -> (Guest, Connection) {
     (guest, connection)
 }
 
-/// The same guest's device still serves an honest connection.
-fn serves_on(guest: &mut Guest) {
-    guest.received();
-    let mut connection = guest.connect_from_host(PORT);
-    assert_eq!(connection.transfer_to_host(guest, b"honest", 6), b"honest");
-    assert_eq!(connection.transfer_to_guest(guest, b"reply"), b"reply");
-    drop(connection);
-    guest.received();
-}
-
 #[test]
 fn the_host_connects_and_bytes_go_both_ways() {
     let (mut guest, mut connection) = connected();
@@ -54,7 +44,7 @@ fn a_port_that_nobody_listens_on_is_refused() {
     let reset = guest.received().pop().unwrap();
     assert_eq!(reset.operation(), Operation::Reset);
     assert_eq!((reset.header.src_port, reset.header.dst_port), (7290, 50_000));
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -141,7 +131,7 @@ fn a_guest_may_use_all_its_credit_and_more_is_reset() {
     // What was sent before, as far as it had entered the socket, is there.
     let got = connection.read_host();
     assert!(!got.is_empty() && got.len() <= used);
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -200,7 +190,7 @@ fn a_storm_of_credit_requests_costs_one_update_a_round() {
         while guest.queue_bytes(&bytes, &[]) {}
         assert!(guest.operations().len() <= usize::from(QUEUE_SIZE));
     }
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -256,7 +246,7 @@ fn resets_that_find_no_receive_buffer_are_bounded_and_then_hold_up_the_transmit_
         resets += guest.operations().len();
     }
     assert_eq!(resets, taken, "every request is refused once there are buffers");
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -462,7 +452,7 @@ fn a_flood_of_requests_gets_as_many_connections_as_there_are_places() {
     // Closed ones that the guest does not confirm give way.
     streams.clear();
     while !guest.received().is_empty() {}
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -483,7 +473,7 @@ fn packets_that_break_the_rules_of_their_connection_are_reset() {
         let (mut guest, connection) = connected();
         guest.send(&connection.header(operation), &[]);
         assert_eq!(guest.operations(), [Operation::Reset], "{operation:?}");
-        serves_on(&mut guest);
+        guest.serves_on();
     }
 }
 
@@ -495,7 +485,7 @@ fn payload_before_the_response_is_reset() {
     let payload = Header { len: 1, ..Guest::header(Operation::ReadWrite, PORT, request.src_port) };
     guest.send(&payload, b"x");
     assert_eq!(guest.operations(), [Operation::Reset]);
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -505,7 +495,7 @@ fn a_length_beyond_the_chain_is_reset() {
     guest.send(&lie, b"short");
     assert_eq!(guest.operations(), [Operation::Reset]);
     assert_eq!(connection.read_host(), b"");
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -520,7 +510,7 @@ fn unknown_types_and_operations_are_reset_and_a_reset_never_is() {
     guest.send(&Header { socket_type: 2, ..Guest::header(Operation::Reset, 1, 1) }, &[]);
     guest.send(&Guest::header(Operation::Reset, 1, 1), &[]);
     assert_eq!(guest.operations(), []);
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -532,7 +522,7 @@ fn packets_with_wrong_cids_are_dropped() {
     }
     assert_eq!(guest.operations(), []);
     assert_eq!(connection.read_host(), b"");
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -540,7 +530,7 @@ fn a_packet_shorter_than_a_header_is_dropped() {
     let mut guest = Guest::new();
     assert!(guest.queue_bytes(&[0; 43], &[]));
     assert_eq!(guest.operations(), []);
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -560,7 +550,7 @@ fn a_broken_chain_stops_the_device_until_its_reset() {
     assert!(guest.receive().is_none(), "a stopped device does nothing");
     guest.reboot();
     assert!(connection.host_reads_end());
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]
@@ -569,7 +559,7 @@ fn a_jump_of_the_available_index_stops_the_device_until_its_reset() {
     guest.jump_available(QUEUE_SIZE + 1);
     assert!(matches!(guest.try_service(), Err(DeviceError::Ring(_))));
     guest.reboot();
-    serves_on(&mut guest);
+    guest.serves_on();
 }
 
 #[test]

@@ -4,17 +4,20 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scx_vsock::front::vhost_user::Server;
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::header::{Header, Operation};
-use scx_vsock::vsock::spec::SHUTDOWN_SEND;
+use scx_vsock::vsock::spec::{SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use scx_vsock_tests::front_end::FrontEnd;
-use scx_vsock_tests::guest_driver::{CID, Connection, GUEST_BUFFER};
+use scx_vsock_tests::guest_driver::{CID, Connection, GUEST_BUFFER, NEXT, RX_BUFFERS, TX_BUFFERS};
 use scx_vsock_tests::pattern::{self, Arrived};
 use scx_vsock_tests::peer::DEADLINE;
+use vm_memory::{Bytes, GuestAddress};
 
 const PORT: u32 = 729;
 
@@ -172,6 +175,111 @@ fn a_broken_ring_stops_the_device_with_an_error_until_the_guest_boots_anew() {
     front_end.reboot();
     let mut connection = connect(&server, &mut front_end);
     greet(&mut front_end, &mut connection);
+}
+
+/// The front end cuts guest memory at `bytes` and kicks: the process lives, another guest's device goes on, and this one
+/// is told of and serves again in other memory.
+fn memory_is_cut(bytes: u64) {
+    let (other_server, mut other) = started();
+    let mut untouched = connect(&other_server, &mut other);
+    let (server, mut front_end) = started();
+    let mut connection = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut connection);
+    front_end.queue(&connection.header(Operation::CreditRequest), &[]);
+    front_end.cut_memory(bytes);
+    front_end.kick();
+    assert_eq!(news(&server), PollFlags::IN);
+    let error = server.take_error().unwrap();
+    assert!(matches!(error, DeviceError::MemoryGone), "{error}");
+    greet(&mut other, &mut untouched);
+    front_end.kick();
+    greet(&mut other, &mut untouched);
+    assert!(server.take_error().is_none());
+    front_end.reboot_in_other_memory();
+    assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
+    let mut connection = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut connection);
+}
+
+#[test]
+fn a_front_end_that_cuts_all_of_guest_memory_stops_its_own_device_and_nothing_else() {
+    memory_is_cut(0);
+}
+
+#[test]
+fn a_front_end_that_cuts_the_buffers_and_leaves_the_rings_stops_its_own_device_and_nothing_else() {
+    memory_is_cut(RX_BUFFERS);
+}
+
+#[test]
+#[ignore = "ends its process: the test below runs it in one of its own"]
+fn reads_a_file_of_its_own_that_was_cut() {
+    let (_server, front_end) = started();
+    front_end.cut_memory(0);
+    let _ended: u8 = front_end.driver.memory().read_obj(GuestAddress(0)).unwrap();
+}
+
+#[test]
+fn a_program_that_reads_what_it_cut_itself_still_ends_by_the_signal() {
+    const SIGBUS: i32 = 7;
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--ignored", "--exact", "reads_a_file_of_its_own_that_was_cut"]);
+    let output = child.output().unwrap();
+    assert_eq!(output.status.signal(), Some(SIGBUS), "{output:?}");
+}
+
+#[test]
+fn a_payload_that_was_cut_ends_its_connection_and_not_the_process() {
+    let (server, mut front_end) = started();
+    let mut connection = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut connection);
+    // The header is in a page that stays, the payload behind the cut: only the kernel reads it.
+    let (cut, len) = (TX_BUFFERS + 0x10_0000, 100);
+    let header = Header { len, ..connection.header(Operation::ReadWrite) };
+    front_end.driver.memory().write_slice(&header.emit(), GuestAddress(TX_BUFFERS)).unwrap();
+    front_end.driver.take_sent();
+    front_end.driver.queue_raw(&[(TX_BUFFERS, 44, NEXT, 1), (cut, len, 0, 0)]);
+    front_end.cut_memory(cut);
+    front_end.kick();
+    let shutdown = front_end.expect(Operation::Shutdown);
+    assert_eq!(shutdown.header.flags, SHUTDOWN_RECEIVE);
+    assert!(server.take_error().is_none());
+}
+
+#[test]
+fn a_size_of_a_ring_that_cannot_be_is_refused_and_ends_the_session_and_nothing_else() {
+    let (other_server, mut other) = started();
+    let mut untouched = connect(&other_server, &mut other);
+    for size in [0, 1025, u16::MAX] {
+        let (server, mut front_end) = started();
+        let mut connection = connect(&server, &mut front_end);
+        greet(&mut front_end, &mut connection);
+        front_end.resize(1, size);
+        assert!(news(&server).contains(PollFlags::HUP), "a size of {size}");
+        assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
+        greet(&mut other, &mut untouched);
+    }
+}
+
+#[test]
+fn a_size_of_a_ring_that_changes_while_it_runs_breaks_at_most_its_own_device() {
+    let (other_server, mut other) = started();
+    let mut untouched = connect(&other_server, &mut other);
+    for size in [1, 2, 100, 1024] {
+        let (server, mut front_end) = started();
+        let mut connection = connect(&server, &mut front_end);
+        greet(&mut front_end, &mut connection);
+        for queue in [0, 1] {
+            front_end.resize(queue, size);
+        }
+        connection.stream.write_all(b"to wherever").unwrap();
+        front_end.queue(&connection.header(Operation::CreditRequest), &[]);
+        front_end.kick();
+        greet(&mut other, &mut untouched);
+        front_end.reboot();
+        let mut connection = connect(&server, &mut front_end);
+        greet(&mut front_end, &mut connection);
+    }
 }
 
 /// Waits for the server's news.

@@ -7,4 +7,6 @@ pub mod hybrid;
 pub mod kvm;
 pub mod mmio;
 #[cfg(feature = "vhost-user")]
+mod shared_memory;
+#[cfg(feature = "vhost-user")]
 pub mod vhost_user;

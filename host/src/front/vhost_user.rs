@@ -5,6 +5,10 @@
 //!
 //! What QEMU's `vhost-user-vsock` device does not do, no back end can: it keeps the event queue to itself, so that
 //! there is no transport reset, snapshot or migration; and it does not connect again after the back end is gone.
+//!
+//! A front end cannot end this process by cutting guest memory short: the first server installs a handler of SIGBUS for
+//! the process, which passes on what is not about guest memory. A program that installs one of its own later must do the
+//! same.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -24,6 +28,8 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use crate::vsock::spec::{RX_QUEUE, TX_QUEUE};
 use crate::vsock::{Device, DeviceError, Handle};
 use crate::wake::{Notify, Wake};
+
+use super::shared_memory::Watch;
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Vring = VringRwLock<Memory>;
@@ -67,9 +73,15 @@ impl From<vhost_user_backend::Error> for Error {
 /// What the framework drives.
 struct Backend {
     state: Mutex<State>,
-    memory: Mutex<Option<Memory>>,
+    memory: Mutex<Option<Arc<Mapped>>>,
     exit: Mutex<Option<(EventConsumer, EventNotifier)>>,
     news: Mutex<News>,
+}
+
+/// Guest memory, and whether the front end left it whole.
+struct Mapped {
+    memory: Arc<GuestMemoryMmap>,
+    watch: Watch,
 }
 
 /// What the server's owner is told: a byte for an error, the end when the front end is gone.
@@ -104,16 +116,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Backend {
     fn service(&self, rx: &Vring, tx: &Vring) -> Result<(), DeviceError> {
         let mut state = lock(&self.state);
-        let Some(memory) = lock(&self.memory).as_ref().map(GuestAddressSpace::memory) else {
+        let Some(mapped) = lock(&self.memory).clone() else {
             return state.device.service_host();
         };
         let mut rx = rx.get_mut();
         let mut tx = tx.get_mut();
+        if mapped.watch.is_gone() {
+            return state.device.service_host();
+        }
         if !rx.is_enabled() || !tx.is_enabled() || !rx.get_queue().ready() || !tx.get_queue().ready() {
             return state.device.service_host();
         }
         state.start(rx.get_queue().next_avail(), tx.get_queue().next_avail());
-        let interrupts = state.device.service(&*memory, rx.get_queue_mut(), tx.get_queue_mut(), None)?;
+        let served = state.device.service(&*mapped.memory, rx.get_queue_mut(), tx.get_queue_mut(), None);
+        if mapped.watch.is_gone() {
+            return Err(DeviceError::MemoryGone);
+        }
+        let interrupts = served?;
         drop(state);
         // A front end that closed its interrupt is gone, which its own thread sees.
         if interrupts.rx {
@@ -178,7 +197,9 @@ impl VhostUserBackend for Backend {
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        *lock(&self.memory) = Some(memory);
+        let memory = memory.memory().into_inner();
+        let watch = Watch::new(&memory)?;
+        *lock(&self.memory) = Some(Arc::new(Mapped { memory, watch }));
         Ok(())
     }
 

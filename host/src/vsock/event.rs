@@ -55,9 +55,8 @@ impl TransportReset {
                 break;
             }
             let available = queue.avail_idx(memory, Ordering::Acquire)?.0;
-            let Some(descriptors) = queue.iter(memory)?.next() else { break };
-            let head = descriptors.head_index();
-            let told = gather(memory, descriptors, Direction::Writable)?.write(&EVENT_TRANSPORT_RESET.to_le_bytes());
+            let Some(head) = queue.iter(memory)?.next().map(|chain| chain.head_index()) else { break };
+            let told = gather(memory, queue, head, Direction::Writable)?.write(&EVENT_TRANSPORT_RESET.to_le_bytes());
             queue.add_used(memory, head, if told { EVENT_BYTES } else { 0 })?;
             used = true;
             if told {

@@ -12,6 +12,7 @@ use scx_vsock_wire::AGENT_PORT;
 
 use super::listener::{Listener, Listeners};
 use super::muxer::MAX_CONNECTIONS;
+use super::stream::pair;
 use crate::Connect;
 use crate::endpoint::connect_unix;
 use crate::wake::{Notify, Wake};
@@ -114,8 +115,7 @@ impl Handle {
     /// `NotConnected` if the device is gone, `WouldBlock` if as many connections as the device can have are waiting,
     /// or what the kernel says if it has no socket pair.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let (host, device) = UnixStream::pair()?;
-        host.set_nonblocking(true)?;
+        let (host, device) = pair()?;
         self.want(WantedConnection { guest_port: port, socket: device, wants_ok: false })?;
         Ok(host)
     }

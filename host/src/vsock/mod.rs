@@ -72,6 +72,9 @@ pub enum DeviceError {
     /// A descriptor chain is broken. The device does no more until it is reset.
     #[error("the guest's driver broke a vsock queue")]
     Chain(#[from] ChainError),
+    /// Guest memory is shared by a file, which was cut short. The device does no more until it is given other memory.
+    #[error("guest memory is gone: the process that shares it cut its file short")]
+    MemoryGone,
     /// A ring is broken. The device does no more until it is reset.
     #[error("the guest's driver broke a vsock queue")]
     Ring(#[from] virtio_queue::Error),
@@ -289,10 +292,9 @@ impl Device {
     fn process<M: GuestMemory>(&mut self, memory: &M, tx: &mut Queue, left: &mut usize) -> Result<bool, DeviceError> {
         let mut used = false;
         while *left > 0 && !self.muxer.is_full() {
-            let Some(descriptors) = tx.iter(memory)?.next() else { break };
+            let Some(head) = tx.iter(memory)?.next().map(|chain| chain.head_index()) else { break };
             *left -= 1;
-            let head = descriptors.head_index();
-            let chain = gather(memory, descriptors, Direction::Readable)?;
+            let chain = gather(memory, tx, head, Direction::Readable)?;
             if let Some(packet) = chain.read_header() {
                 self.muxer.process(&packet, &chain);
             }
@@ -306,10 +308,9 @@ impl Device {
     fn dispatch<M: GuestMemory>(&mut self, memory: &M, rx: &mut Queue, left: &mut usize) -> Result<bool, DeviceError> {
         let mut used = false;
         while *left > 0 && self.muxer.has_packets() {
-            let Some(descriptors) = rx.iter(memory)?.next() else { break };
+            let Some(head) = rx.iter(memory)?.next().map(|chain| chain.head_index()) else { break };
             *left -= 1;
-            let head = descriptors.head_index();
-            let chain = gather(memory, descriptors, Direction::Writable)?;
+            let chain = gather(memory, rx, head, Direction::Writable)?;
             let Some(length) = self.fill(&chain) else {
                 rx.go_to_previous_position();
                 break;

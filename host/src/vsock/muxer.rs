@@ -15,7 +15,7 @@ use super::connection::{Connection, Key, Reaction, State};
 use super::handle::{Shared, WantedConnection};
 use super::header::{Header, Operation};
 use super::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
-use super::stream::{FromHost, Stream};
+use super::stream::{FromHost, Stream, pair};
 
 /// Connections that a device has at the most, those that close included.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -248,7 +248,7 @@ impl Muxer {
         }
         let given_up = entry.stream.host_takes_nothing();
         match entry.connection.state() {
-            State::Wanted if given_up => drop(self.entries.remove(&key)),
+            State::Wanted if given_up => self.remove(key),
             State::Requested if given_up => self.abort(key),
             _ => {
                 self.flush(key);
@@ -287,7 +287,7 @@ impl Muxer {
             }
             (Some(Operation::Request), None) => self.accept(packet),
             (Some(Operation::Reset), None) => {}
-            (None, None) if packet.op == Operation::Reset.number() => {}
+            (None, _) if packet.op == Operation::Reset.number() => {}
             (Some(_), None) => self.refuse(packet),
             (None, Some(_)) if packet.socket_type == TYPE_STREAM => self.abort(key),
             (None, _) => self.refuse(packet),
@@ -375,16 +375,23 @@ impl Muxer {
         if entry.stream.is_spilling() {
             entry.connection.drain(owes_reset);
         } else {
-            self.entries.remove(&key);
+            self.remove(key);
             if owes_reset {
                 self.resets.push_back(key.packet(self.guest_cid, Operation::Reset));
             }
         }
     }
 
+    /// Forgets a connection, and its turn: a guest that takes no packets could otherwise heap up turns.
+    fn remove(&mut self, key: Key) {
+        if self.entries.remove(&key).is_some_and(|entry| entry.queued) {
+            self.turns.retain(|&other| other != key);
+        }
+    }
+
     /// Ends a connection at once, with a reset for the guest.
     fn abort(&mut self, key: Key) {
-        self.entries.remove(&key);
+        self.remove(key);
         self.resets.push_back(key.packet(self.guest_cid, Operation::Reset));
     }
 
@@ -497,13 +504,6 @@ impl Entry {
     }
 }
 
-fn pair() -> io::Result<(UnixStream, UnixStream)> {
-    let (host, device) = UnixStream::pair()?;
-    host.set_nonblocking(true)?;
-    device.set_nonblocking(true)?;
-    Ok((host, device))
-}
-
 fn token(key: Key) -> u64 {
     u64::from(key.host_port) << 32 | u64::from(key.guest_port)
 }
@@ -518,24 +518,23 @@ mod tests {
     use super::*;
     use crate::vsock::chain::{Direction, gather};
     use crate::vsock::handle::Handle;
+    use virtio_queue::Queue;
     use virtio_queue::desc::RawDescriptor;
     use virtio_queue::desc::split::Descriptor;
     use virtio_queue::mock::MockSplitQueue;
-    use virtio_queue::{Queue, QueueOwnedT};
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     const CID: u64 = 3;
     const WRITE: u16 = 2;
 
-    /// Runs `check` with a receive buffer.
-    fn with_buffer(check: impl FnOnce(&Chain<'_, ()>)) {
+    /// Runs `check` with a buffer.
+    fn with_buffer(direction: Direction, check: impl FnOnce(&Chain<'_, ()>)) {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         let ring = MockSplitQueue::create(&memory, GuestAddress(0x8000), 16);
-        let buffer = RawDescriptor::from(Descriptor::new(0x1000, 0x1000, WRITE, 0));
-        ring.build_desc_chain(&[buffer]).unwrap();
-        let mut queue: Queue = ring.create_queue().unwrap();
-        let descriptors = queue.iter(&memory).unwrap().next().unwrap();
-        check(&gather(&memory, descriptors, Direction::Writable).unwrap());
+        let flags = if direction == Direction::Writable { WRITE } else { 0 };
+        ring.desc_table().store(0, RawDescriptor::from(Descriptor::new(0x1000, 0x1000, flags, 0))).unwrap();
+        let queue: Queue = ring.create_queue().unwrap();
+        check(&gather(&memory, &queue, 0, direction).unwrap());
     }
 
     #[test]
@@ -543,7 +542,7 @@ mod tests {
         let shared = Arc::new(Shared::new().unwrap());
         let mut muxer = Muxer::new(CID, Arc::clone(&shared)).unwrap();
         let stream = Handle::new(shared, CID).connect(729).unwrap();
-        with_buffer(|chain| {
+        with_buffer(Direction::Writable, |chain| {
             muxer.look().unwrap();
             let request = muxer.dispatch(chain).unwrap();
             let key = Key { host_port: request.src_port, guest_port: request.dst_port };
@@ -567,5 +566,31 @@ mod tests {
             assert_eq!(muxer.dispatch(chain).unwrap().op, Operation::Reset.number());
             assert!(!muxer.has_packets());
         });
+    }
+
+    #[test]
+    fn turns_of_connections_that_are_over_are_not_kept_though_the_guest_takes_no_packets() {
+        let shared = Arc::new(Shared::new().unwrap());
+        let listener = shared.listeners.listen(1).unwrap();
+        let mut muxer = Muxer::new(CID, shared).unwrap();
+        let packet = |operation: Operation| Header {
+            src_cid: CID,
+            dst_cid: HOST_CID,
+            src_port: 50_000,
+            dst_port: 1,
+            socket_type: TYPE_STREAM,
+            op: operation.number(),
+            ..Header::default()
+        };
+        with_buffer(Direction::Readable, |chain| {
+            for _ in 0..1000 {
+                muxer.process(&packet(Operation::Request), chain);
+                assert_eq!(muxer.turns.len(), 1);
+                muxer.process(&packet(Operation::Reset), chain);
+                assert_eq!(muxer.turns.len(), 0);
+                listener.accept().unwrap();
+            }
+        });
+        assert!(muxer.entries.is_empty() && muxer.resets.is_empty());
     }
 }

@@ -9,12 +9,32 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, VolatileSlice};
 
 use super::chain::Chain;
+use super::connection::BUFFER_BYTES;
 use super::transfer;
+
+/// Kernel memory at which one end of a pair takes no more, whatever the system's default is. A write that begins below
+/// it may go beyond by half of it.
+pub const SEND_BUFFER_BYTES: usize = 208 * 1024;
+
+/// The host's and the device's end of a new connection, neither of which blocks.
+///
+/// # Errors
+///
+/// What the kernel says if it has no socket pair.
+pub fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (host, device) = UnixStream::pair()?;
+    for end in [&host, &device] {
+        end.set_nonblocking(true)?;
+        // The kernel doubles what it is given.
+        sockopt::set_socket_send_buffer_size(end, SEND_BUFFER_BYTES / 2)?;
+    }
+    Ok((host, device))
+}
 
 /// The device's end of a socket pair, with what is known of its readiness.
 #[derive(Debug)]
@@ -113,6 +133,10 @@ impl Stream {
     }
 
     fn spill_slice<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'_, B>) {
+        if self.spill.is_empty() {
+            // All that the guest has credit for, so that it never grows: growing would double it.
+            self.spill.reserve_exact(usize::try_from(BUFFER_BYTES).unwrap_or(0));
+        }
         let mut copy = vec![0; slice.len()];
         if slice.read_slice(&mut copy, 0).is_ok() {
             self.spill.extend(copy);

@@ -292,7 +292,7 @@ impl Inner {
                 self.transport.set_needs_reset();
                 CONFIG_CHANGE
             }
-            DeviceError::Host(_) | DeviceError::ReservedCid(_) => 0,
+            DeviceError::Host(_) | DeviceError::MemoryGone | DeviceError::ReservedCid(_) => 0,
         }
     }
 }
