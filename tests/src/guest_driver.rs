@@ -26,8 +26,6 @@ pub const MEMORY: usize = 128 << 20;
 const RX_RING: u64 = 0x10_0000;
 const TX_RING: u64 = 0x20_0000;
 const EVENT_RING: u64 = 0x30_0000;
-/// All rings together.
-const RINGS: usize = 0x30_0000;
 /// Where the buffers of the receive queue begin, behind all rings.
 pub const RX_BUFFERS: u64 = 0x100_0000;
 /// Where the buffers of the transmit queue begin.
@@ -188,7 +186,8 @@ impl Ring {
         let head: u32 = memory.read_obj(GuestAddress(entry)).expect("the ring is in memory");
         let length: u32 = memory.read_obj(GuestAddress(entry + 4)).expect("the ring is in memory");
         self.used_seen = self.used_seen.wrapping_add(1);
-        let head = u16::try_from(head).expect("the device returns heads that it was given");
+        // A driver that scribbles over its rings reads there what it wrote.
+        let head = u16::try_from(head).ok().filter(|&head| head < QUEUE_SIZE)?;
         let indices = std::mem::take(&mut self.chains[usize::from(head)]);
         self.free.extend(indices);
         Some((head, length))
@@ -242,7 +241,13 @@ impl Driver {
 
     /// The driver starts anew on empty rings, with all receive buffers posted and none for events.
     pub fn restart_without_events(&mut self) {
-        self.memory.write_slice(&vec![0; RINGS], GuestAddress(RX_RING)).expect("the rings are in memory");
+        for ring in self.addresses() {
+            for part in [ring.descriptors, ring.available, ring.used] {
+                // The largest part is the table of descriptors.
+                let zeros = [0; 16 * QUEUE_SIZE as usize];
+                self.memory.write_slice(&zeros, GuestAddress(part)).expect("the rings are in memory");
+            }
+        }
         (self.rx, self.tx, self.event) = (Ring::new(RX_RING), Ring::new(TX_RING), Ring::new(EVENT_RING));
         self.post_all(RX_BUFFER);
     }
@@ -375,6 +380,11 @@ impl Driver {
         self.tx.available = self.tx.available.wrapping_add(count);
         let index = GuestAddress(self.tx.avail() + 2);
         self.memory.write_obj(self.tx.available.to_le(), index).expect("the ring is in memory");
+    }
+
+    /// Takes back one receive buffer that the device says it used, whatever it says of it. False if there is none.
+    pub fn receive_raw(&mut self) -> bool {
+        self.rx.take_used(&self.memory).is_some()
     }
 
     /// The next packet that the guest received.

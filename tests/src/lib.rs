@@ -16,9 +16,11 @@ pub mod device_thread;
 pub mod exporter;
 pub mod fake_agent;
 pub mod front_end;
+#[cfg(feature = "guests")]
 pub mod guest;
 pub mod guest_driver;
 pub mod mmio_driver;
+pub mod model;
 pub mod pattern;
 pub mod peer;
 pub mod program;

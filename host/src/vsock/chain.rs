@@ -15,7 +15,7 @@ use super::header::Header;
 /// Bytes of a descriptor (2.7.5).
 const DESCRIPTOR_BYTES: u64 = 16;
 
-/// The fault that is planted for the fuzz targets: a chain may have one descriptor less than its queue.
+/// Descriptors of a queue that no chain may use: none, but for the fault that is planted for the fuzz targets.
 const LEFT_OUT: u16 = if cfg!(planted_off_by_one) { 1 } else { 0 };
 
 /// What is wrong with a chain.

@@ -49,15 +49,20 @@ pub use muxer::MAX_CONNECTIONS;
 pub use state::DeviceState;
 
 use chain::{Chain, ChainError, Direction, gather};
+use connection::Key;
 use event::TransportReset;
 use handle::Shared;
 use header::Header;
-use muxer::Muxer;
+use muxer::{MAX_RESETS, Muxer};
 use spec::RESERVED_CIDS;
 use state::DamagedDevice;
 
 /// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
 const PACKETS_A_TURN: usize = 1024;
+
+/// Bytes that [`Device::held_bytes`] never exceeds.
+pub const MAX_HELD_BYTES: usize = MAX_CONNECTIONS * (BUFFER_BYTES as usize + size_of::<Key>() + size_of::<Header>())
+    + (MAX_RESETS + 1) * size_of::<Header>();
 
 /// Why there is no device, or why it stopped.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +155,13 @@ impl Device {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.muxer.connections()
+    }
+
+    /// Bytes of this process that hold what the guest sent and the host's sockets have no room for, and packets that wait
+    /// for receive buffers: at most [`MAX_HELD_BYTES`].
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.muxer.held_bytes()
     }
 
     /// The guest's driver was reset: connections that it knew of are gone, and their host ends read the end.

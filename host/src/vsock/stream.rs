@@ -107,6 +107,12 @@ impl Stream {
         !self.spill.is_empty()
     }
 
+    /// Bytes of memory that hold guest bytes.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.spill.capacity()
+    }
+
     /// Takes the guest's payload, the `count` bytes of `chain` from `offset` on; gives how many of them entered the
     /// socket (or found nobody to take them). The rest waits in the spill.
     pub fn take<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>, offset: usize, count: usize) -> usize {

@@ -1,0 +1,7 @@
+//! Connections and credit against what a guest can know.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use scx_vsock_tests::model::muxer::check;
+
+fuzz_target!(|input: &[u8]| check(input));
