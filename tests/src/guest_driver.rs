@@ -4,8 +4,10 @@
 use std::io::{ErrorKind, Read, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
+use std::sync::Once;
 use std::sync::atomic::{Ordering, fence};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scx_vsock::vsock::header::{Header, Operation};
 use scx_vsock::vsock::spec::{EVENT_BYTES, HOST_CID, TYPE_STREAM};
 use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, Handle};
@@ -487,6 +489,15 @@ impl Default for Guest {
     }
 }
 
+/// A device has more descriptors than a process may have where nobody asked for more.
+fn allow_all_descriptors() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("up to the maximum");
+    });
+}
+
 impl Guest {
     /// A guest whose driver runs and has posted all its receive buffers.
     #[must_use]
@@ -507,6 +518,7 @@ impl Guest {
     /// buffer.
     #[must_use]
     pub fn in_memory(memory: GuestMemoryMmap) -> Self {
+        allow_all_descriptors();
         let driver = Driver::new(memory);
         Self { device: Bare::new(&driver), driver }
     }

@@ -9,10 +9,15 @@
 //!
 //! # Bounds
 //!
-//! A guest can make the host hold at most [`MAX_CONNECTIONS`] connections, each with a spill of [`BUFFER_BYTES`] and
-//! what the kernel allows two ends of a socket pair to buffer; [`MAX_RESETS`](muxer::MAX_RESETS) and one for each
-//! connection small packets; and on each of at most [`MAX_LISTENERS`](listener::MAX_LISTENERS) ports
-//! [`MAX_BACKLOG`](listener::MAX_BACKLOG) connections of those. An idle connection holds no spill.
+//! A guest can make the host hold at most [`memory_bound`] bytes, the kernel's memory included: for each connection a
+//! spill of [`BUFFER_BYTES`] and what the kernel buffers in both directions of a socket pair, which is
+//! [`SEND_BUFFER_BYTES`] and at the most half as much again; and for the device a constant, with
+//! [`MAX_RESETS`](muxer::MAX_RESETS) and one for each connection small packets. An idle connection holds no spill.
+//!
+//! There are at most [`MAX_CONNECTIONS`] connections, each with one descriptor at either end. Besides, each of at most
+//! [`MAX_LISTENERS`](listener::MAX_LISTENERS) ports has a backlog of at most
+//! [`MAX_BACKLOG`](listener::MAX_BACKLOG) streams that the host has not accepted, which count as connections even when
+//! the guest has ended theirs: what it sent is still there to be read.
 //!
 //! # Threads
 //!
@@ -47,6 +52,7 @@ pub use handle::{Handle, Port};
 pub use listener::Listener;
 pub use muxer::MAX_CONNECTIONS;
 pub use state::DeviceState;
+pub use stream::SEND_BUFFER_BYTES;
 
 use chain::{Chain, ChainError, Direction, gather};
 use connection::Key;
@@ -59,6 +65,19 @@ use state::DamagedDevice;
 
 /// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
 const PACKETS_A_TURN: usize = 1024;
+
+/// Bytes that the sockets, files and table entries of a connection take.
+const CONNECTION_BYTES: usize = 8 * 1024;
+
+/// Bytes that a device without connections takes.
+const DEVICE_BYTES: usize = 1 << 20;
+
+/// Bytes that this many connections can make the host hold at the most, the kernel's memory included.
+#[must_use]
+pub const fn memory_bound(connections: usize) -> usize {
+    let in_one_direction = SEND_BUFFER_BYTES + SEND_BUFFER_BYTES / 2;
+    connections * (BUFFER_BYTES as usize + 2 * in_one_direction + CONNECTION_BYTES) + DEVICE_BYTES
+}
 
 /// Bytes that [`Device::held_bytes`] never exceeds.
 pub const MAX_HELD_BYTES: usize = MAX_CONNECTIONS * (BUFFER_BYTES as usize + size_of::<Key>() + size_of::<Header>())
