@@ -453,4 +453,119 @@ mod tests {
         shutdown.flags = SHUTDOWN_BOTH;
         assert_eq!(connection.process(Operation::Shutdown, &shutdown), Reaction::Violation);
     }
+
+    fn shutdown(flags: u32) -> Header {
+        Header { flags, ..guest(Operation::Shutdown) }
+    }
+
+    /// A connection that the host has closed, which the guest was told.
+    fn closing() -> Connection {
+        let mut connection = established();
+        connection.shut_down(SHUTDOWN_BOTH);
+        connection.dispatch(CID);
+        assert_eq!(connection.state(), State::Closing);
+        connection
+    }
+
+    #[test]
+    fn every_packet_is_of_a_stream_and_tells_of_256_kib() {
+        let request = Connection::wanted(key()).dispatch(CID).unwrap();
+        assert_eq!((request.socket_type, request.buf_alloc), (TYPE_STREAM, 262_144));
+    }
+
+    #[test]
+    fn payload_goes_to_a_guest_that_has_answered_until_either_side_ends_that_way() {
+        let mut connection = Connection::wanted(key());
+        assert!(!connection.may_send());
+        connection.dispatch(CID);
+        assert!(!connection.may_send());
+        let mut connection = established();
+        assert!(connection.may_send() && connection.guest_receives());
+        connection.shut_down(SHUTDOWN_RECEIVE);
+        assert!(connection.may_send());
+        connection.shut_down(SHUTDOWN_SEND);
+        assert!(!connection.may_send());
+        let mut connection = established();
+        connection.process(Operation::Shutdown, &shutdown(SHUTDOWN_SEND));
+        assert!(connection.may_send() && connection.guest_receives() && !connection.guest_sends());
+        connection.process(Operation::Shutdown, &shutdown(SHUTDOWN_RECEIVE));
+        assert!(!connection.may_send() && !connection.guest_receives());
+    }
+
+    #[test]
+    fn a_request_for_credit_is_answered_while_open_and_while_closing() {
+        for mut connection in [established(), closing()] {
+            let reaction = connection.process(Operation::CreditRequest, &guest(Operation::CreditRequest));
+            assert_eq!(reaction, Reaction::Send);
+            assert_eq!(operations(&mut connection), [(Operation::CreditUpdate.number(), 0)]);
+        }
+    }
+
+    #[test]
+    fn an_update_of_credit_gives_an_open_connection_its_turn_and_no_answer() {
+        let mut connection = established();
+        let reaction = connection.process(Operation::CreditUpdate, &guest(Operation::CreditUpdate));
+        assert_eq!(reaction, Reaction::Send);
+        assert_eq!(operations(&mut connection), []);
+    }
+
+    #[test]
+    fn a_half_close_that_was_under_way_when_the_host_closed_is_no_violation() {
+        for flags in [0, SHUTDOWN_SEND, SHUTDOWN_RECEIVE] {
+            assert_eq!(closing().process(Operation::Shutdown, &shutdown(flags)), Reaction::Nothing);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_has_closed_may_say_its_credit_and_nothing_else() {
+        for owes_reset in [false, true] {
+            let draining = || {
+                let mut connection = established();
+                connection.drain(owes_reset);
+                connection
+            };
+            assert_eq!(draining().state(), State::Draining { owes_reset });
+            for operation in [Operation::CreditUpdate, Operation::CreditRequest] {
+                assert_eq!(draining().process(operation, &guest(operation)), Reaction::Nothing);
+            }
+            for operation in [Operation::ReadWrite, Operation::Shutdown, Operation::Request, Operation::Response] {
+                assert_eq!(draining().process(operation, &guest(operation)), Reaction::Violation);
+            }
+            assert_eq!(draining().process(Operation::Reset, &guest(Operation::Reset)), Reaction::Over);
+        }
+    }
+
+    #[test]
+    fn an_update_that_gives_nothing_is_no_reason_to_ask_again() {
+        let mut connection = established();
+        connection.payload(CID, 1000);
+        connection.want_credit();
+        assert_eq!(operations(&mut connection), [(Operation::CreditRequest.number(), 0)]);
+        connection.process(Operation::CreditUpdate, &guest(Operation::CreditUpdate));
+        connection.want_credit();
+        assert_eq!(operations(&mut connection), []);
+    }
+
+    #[test]
+    fn a_connection_without_credit_has_its_turn_once_to_ask_and_again_when_some_came() {
+        let mut connection = established();
+        assert!(connection.has_or_may_ask_for_credit());
+        connection.payload(CID, 1000);
+        assert!(connection.has_or_may_ask_for_credit());
+        connection.want_credit();
+        assert!(!connection.has_or_may_ask_for_credit());
+        // Asked for and not yet told otherwise, but there is some.
+        connection.credit.update(1001, 0);
+        assert!(connection.has_or_may_ask_for_credit());
+    }
+
+    #[test]
+    fn what_was_forwarded_is_told_by_itself_only_of_an_open_connection_and_by_halves() {
+        let mut connection = established();
+        connection.forward(BUFFER_BYTES / 2 - 1);
+        assert_eq!(operations(&mut connection), []);
+        let mut connection = closing();
+        connection.forward(BUFFER_BYTES);
+        assert_eq!(operations(&mut connection), []);
+    }
 }
