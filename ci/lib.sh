@@ -79,6 +79,8 @@ package_of() { # APT|DNF|PACMAN THING
     apt/prometheus | apt/promtool) echo prometheus ;;
     dnf/prometheus | dnf/promtool) echo golang-github-prometheus ;;
     pacman/prometheus | pacman/promtool) echo prometheus ;;
+    apt/llvm-cov-*) echo "llvm-${2##*-}" ;;
+    */llvm-cov-*) echo llvm ;;
     apt/cc) echo "gcc libc6-dev make" ;;
     */cc) echo "gcc make" ;;
     apt/c++) echo g++ ;;
@@ -94,6 +96,11 @@ clang_packages() { # VERSION
 # The newest clang that this Debian release packages.
 newest_clang() {
     apt-cache search --names-only '^clang-[0-9]+$' 2>/dev/null | sed -E 's/^clang-([0-9]+) .*/\1/' | sort -n | tail -n 1
+}
+
+# The version of the compiler's LLVM, whose tools read what it writes.
+compilers_llvm() {
+    rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p'
 }
 
 # Whether thing $1 is there.
