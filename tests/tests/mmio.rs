@@ -146,8 +146,26 @@ fn a_driver_without_stream_sockets_gets_none() {
     let stream = guest.handle().connect(PORT).unwrap();
     assert_eq!(guest.operations(), []);
     assert!(Connection::new(stream, PORT, 1).host_reads_end());
+    // The next driver may have them again, and what is asked for before it comes waits for it.
+    guest.device.reset();
+    let _waiting = guest.handle().connect(PORT).unwrap();
+    guest.service();
     guest.boot();
+    assert_eq!(guest.operations(), [Operation::Request]);
     serves(&mut guest);
+}
+
+#[test]
+fn what_waits_for_a_driver_needs_no_kick_of_it() {
+    let mut guest = Guest::behind_registers();
+    guest.device.reset();
+    let _waiting = guest.handle().connect(PORT).unwrap();
+    guest.service();
+    guest.restart();
+    let addresses = guest.addresses();
+    guest.device.initialise(&addresses);
+    let _kept_back = guest.take_kicks();
+    assert_eq!(guest.operations(), [Operation::Request]);
 }
 
 #[test]
