@@ -70,6 +70,11 @@ package_of() { # APT|DNF|PACMAN THING
     apt/libseccomp) echo libseccomp-dev ;;
     dnf/libseccomp) echo libseccomp-devel ;;
     pacman/libseccomp) echo libseccomp ;;
+    apt/libcap-ng) echo libcap-ng-dev ;;
+    dnf/libcap-ng) echo libcap-ng-devel ;;
+    pacman/libcap-ng) echo libcap-ng ;;
+    apt/python3-venv) echo python3-venv ;;
+    */python3-venv) echo python3 ;;
     apt/protoc) echo protobuf-compiler ;;
     dnf/protoc) echo protobuf-compiler ;;
     pacman/protoc) echo protobuf ;;
@@ -109,6 +114,8 @@ is_there() {
     libelf) pkg_config_has libelf ;;
     zlib) pkg_config_has zlib ;;
     libseccomp) pkg_config_has libseccomp ;;
+    libcap-ng) pkg_config_has libcap-ng ;;
+    python3-venv) python3 -c 'import ensurepip, venv' 2>/dev/null ;;
     clang) [ -n "$(find_clang)" ] ;;
     *) have "$1" ;;
     esac
