@@ -47,7 +47,7 @@ pub(super) struct Outcome {
     pub(super) took: Duration,
     pub(super) session: u64,
     /// The numbers; none where there are no stats.
-    pub(super) found: Option<Found>,
+    pub(super) found: Option<Arc<Found>>,
 }
 
 /// The numbers that a round found.
@@ -89,6 +89,17 @@ impl Guest {
         }
         self.ask(&StatsRequest::stats_meta(), Asked::Meta(now), deadline);
         self.go_on(now);
+    }
+
+    /// What the last round found; while the guest is being asked, that there is nothing yet.
+    pub(super) fn outcome(&self, now: Instant) -> Option<Outcome> {
+        match self.asked {
+            Asked::Nothing => self.last.clone(),
+            Asked::Meta(since) | Asked::Stats(since) => {
+                let took = now.saturating_duration_since(since);
+                Some(Outcome { took, session: self.conversation.session(), found: None })
+            }
+        }
     }
 
     pub(super) fn wait_in<'a>(&'a self, set: &mut PollSet<'a>) {
@@ -143,7 +154,7 @@ impl Guest {
         let span = before.map(|(_, then)| now.saturating_duration_since(then));
         let plan = self.plan.clone().unwrap_or_default();
         let values = Values::read(&plan, stats);
-        self.rest(since, now, Some(Found { plan, values, span }));
+        self.rest(since, now, Some(Arc::new(Found { plan, values, span })));
     }
 
     fn failed(&mut self, error: &SchedStatsError, since: Instant, now: Instant) {
@@ -151,7 +162,7 @@ impl Guest {
         self.rest(since, now, None);
     }
 
-    fn rest(&mut self, since: Instant, now: Instant, found: Option<Found>) {
+    fn rest(&mut self, since: Instant, now: Instant, found: Option<Arc<Found>>) {
         self.asked = Asked::Nothing;
         let took = now.saturating_duration_since(since);
         self.last = Some(Outcome { took, session: self.conversation.session(), found });

@@ -14,7 +14,7 @@ const MAX_HEADERS: usize = 64;
 const USED: f64 = 0.9;
 
 /// What guests are given at least: a scraper that waits for less must not keep others from their numbers.
-const LEAST: Duration = Duration::from_millis(100);
+pub(super) const LEAST: Duration = Duration::from_millis(100);
 
 /// What a scraper wants.
 #[derive(Clone, Copy, Debug, PartialEq)]

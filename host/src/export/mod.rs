@@ -3,7 +3,8 @@
 //! A scrape asks every guest at the same time, each on a session of its own that lasts from scrape to scrape, and is
 //! answered when all have answered or its time is over. A guest that has no stats by then has no series of its
 //! scheduler's in that scrape; its `scx_vsock_up` is 0 and `scx_vsock_missing_stats_total` counts the reason. It
-//! delays nobody else's numbers beyond that time. Scrapes that come while guests are being asked share the outcome.
+//! delays nobody else's numbers beyond that time. Scrapes that come while guests are being asked share the outcome, or
+//! have what there is when their own time is over.
 //!
 //! Metrics are made of what the scheduler says that its stats mean, once a session: the name from the struct's
 //! `_om_prefix` and the field, or from all names on the way to a nested field; the help from the field's description; a
@@ -182,8 +183,12 @@ impl Exporter {
         }
         self.end_round();
         if self.next_round().is_some_and(|due| due <= now) {
-            let within = self.scrapers.iter().filter_map(|scraper| scraper.wants()?.within).min();
-            self.begin_round(now, within.map_or(self.deadline, |within| within.min(self.deadline)));
+            let until = self.scrapers.iter().filter_map(Scraper::due).min();
+            let within = until.map_or(self.deadline, |until| until.saturating_duration_since(now).max(http::LEAST));
+            self.begin_round(now, within.min(self.deadline));
+        }
+        if self.scrapers.iter().any(|scraper| scraper.is_overdue(now)) {
+            self.give_page(now, |scraper| scraper.is_overdue(now));
         }
         self.scrapers.retain(|scraper| !scraper.is_over());
     }
@@ -191,9 +196,7 @@ impl Exporter {
     /// When the next round may begin, if somebody waits for it.
     fn next_round(&self) -> Option<Instant> {
         match self.round {
-            Round::Rests(began) if self.scrapers.iter().any(|scraper| scraper.wants().is_some()) => {
-                Some(began + BETWEEN)
-            }
+            Round::Rests(began) if self.scrapers.iter().any(Scraper::waits) => Some(began + BETWEEN),
             Round::Unasked | Round::Runs(_) | Round::Rests(_) => None,
         }
     }
@@ -214,19 +217,24 @@ impl Exporter {
             return;
         }
         self.round = Round::Rests(began);
-        if self.scrapers.iter().all(|scraper| scraper.wants().is_none()) {
-            return;
+        if self.scrapers.iter().any(Scraper::waits) {
+            self.give_page(Instant::now(), Scraper::waits);
         }
+    }
+
+    /// Gives these scrapers what there is by now.
+    fn give_page(&mut self, now: Instant, to: impl Fn(&Scraper) -> bool) {
         // Writing to a text fails for no reason of a guest's.
-        let page = Page::of(&self.guests).ok();
-        let now = Instant::now();
-        for scraper in &mut self.scrapers {
+        let page = Page::of(&self.guests, now).ok();
+        for scraper in self.scrapers.iter_mut().filter(|scraper| to(scraper)) {
             scraper.give(page.as_ref(), now);
         }
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        while let Some(accepted) = self.acceptor.accept(&self.listener)? {
+        // Not without end: those who are served have their turn.
+        for _ in 0..MAX_SCRAPERS {
+            let Some(accepted) = self.acceptor.accept(&self.listener)? else { break };
             let now = Instant::now();
             match accepted {
                 Accepted::Stream(stream) if self.has_room() => self.scrapers.push(Scraper::new(stream, now)),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, btree_map};
 use std::fmt;
+use std::time::Instant;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text, text};
@@ -18,6 +19,9 @@ pub(super) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0
 /// The media type of Prometheus' older text.
 pub(super) const PLAIN: &str = prometheus_text::CONTENT_TYPE;
 
+/// A guest and what it has by now.
+type Seen<'g> = (&'g Guest, Option<Outcome>);
+
 type Labels = Vec<(String, String)>;
 
 /// A page in both forms.
@@ -28,9 +32,10 @@ pub(super) struct Page {
 }
 
 impl Page {
-    pub(super) fn of(guests: &[Guest]) -> Result<Self, fmt::Error> {
+    pub(super) fn of(guests: &[Guest], now: Instant) -> Result<Self, fmt::Error> {
+        let seen: Vec<Seen<'_>> = guests.iter().map(|guest| (guest, guest.outcome(now))).collect();
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Snapshot::of(guests)));
+        registry.register_collector(Box::new(Snapshot::of(&seen)));
         let mut page = Self::default();
         text::encode(&mut page.open_metrics, &registry)?;
         prometheus_text::encode(&mut page.plain, &registry)?;
@@ -67,10 +72,10 @@ impl Family {
 }
 
 impl Snapshot {
-    fn of(guests: &[Guest]) -> Self {
+    fn of(guests: &[Seen<'_>]) -> Self {
         let mut snapshot = Self { own: own(guests), stats: BTreeMap::new() };
-        for guest in guests {
-            if let Some(Outcome { found: Some(found), .. }) = &guest.last {
+        for (guest, outcome) in guests {
+            if let Some(Outcome { found: Some(found), .. }) = outcome {
                 snapshot.add(&guest.name, found);
             }
         }
@@ -97,13 +102,13 @@ fn of(guest: &str) -> Labels {
 }
 
 /// What is said about the guests themselves.
-fn own(guests: &[Guest]) -> Vec<Family> {
+fn own(guests: &[Seen<'_>]) -> Vec<Family> {
     let gauge = |name: &str, help: &str, value: &dyn Fn(&Outcome) -> Option<Number>| {
-        let series = |guest: &Guest| Some((of(&guest.name), value(guest.last.as_ref()?)?));
+        let series = |(guest, outcome): &Seen<'_>| Some((of(&guest.name), value(outcome.as_ref()?)?));
         Family::gauge(name, help, guests.iter().filter_map(series).collect())
     };
     let found =
-        |outcome: &Outcome, value: &dyn Fn(&Found) -> u64| outcome.found.as_ref().map(value).map(Number::Unsigned);
+        |outcome: &Outcome, value: &dyn Fn(&Found) -> u64| outcome.found.as_deref().map(value).map(Number::Unsigned);
     let cut = format!(
         "Whether the scheduler has more than {MAX_SERIES} series or {MAX_METRICS} metrics, so that some are left out"
     );
@@ -134,9 +139,9 @@ fn own(guests: &[Guest]) -> Vec<Family> {
     ]
 }
 
-fn missing(guests: &[Guest]) -> Family {
+fn missing(guests: &[Seen<'_>]) -> Family {
     let with = |guest: &str, reason: &str| [of(guest), vec![("reason".to_owned(), reason.to_owned())]].concat();
-    let of_guest = |guest: &Guest| {
+    let of_guest = |(guest, _): &Seen<'_>| {
         let series = |(reason, count): (&&str, &u64)| (with(&guest.name, reason), Number::Unsigned(*count));
         guest.missing.iter().map(series).collect::<Vec<_>>()
     };
@@ -183,16 +188,13 @@ mod tests {
         Guest::new(name.to_owned(), Endpoint::Unix { path: "/nowhere".into() })
     }
 
-    fn found(meta: serde_json::Value, stats: &serde_json::Value) -> Option<Found> {
+    fn found(meta: serde_json::Value, stats: &serde_json::Value) -> Option<Arc<Found>> {
         let plan = Plan::new(&serde_json::from_value(meta).unwrap());
-        Some(Found {
-            values: Values::read(&plan, stats),
-            plan: Arc::new(plan),
-            span: Some(Duration::from_millis(1_500)),
-        })
+        let values = Values::read(&plan, stats);
+        Some(Arc::new(Found { values, plan: Arc::new(plan), span: Some(Duration::from_millis(1_500)) }))
     }
 
-    fn outcome(found: Option<Found>) -> Option<Outcome> {
+    fn outcome(found: Option<Arc<Found>>) -> Option<Outcome> {
         Some(Outcome { took: Duration::from_millis(250), session: 3, found })
     }
 
@@ -262,7 +264,7 @@ scx_nr{guest="other"} -1
 
     #[test]
     fn a_page_has_all_guests_by_the_names_of_metrics() {
-        let page = Page::of(&guests()).unwrap();
+        let page = Page::of(&guests(), Instant::now()).unwrap();
         assert_eq!(page.open_metrics, OPEN);
         let plain = OPEN
             .replace("missing_stats Scrapes", "missing_stats_total Scrapes")

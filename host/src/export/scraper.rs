@@ -16,6 +16,9 @@ use crate::poll_set::PollSet;
 /// How long a request may take to arrive, and a response to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How much later than it is due a scraper is given what there is: a round of its own ends on time.
+const OVERDUE: Duration = Duration::from_millis(20);
+
 /// How long, and for how many bytes, what nobody wants is read, so that the response is not lost with it.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 64 * 1024;
@@ -31,7 +34,7 @@ enum State {
     /// Its request arrives.
     Asking { received: Vec<u8>, until: Instant },
     /// It waits for the round's end.
-    Waiting(Wanted),
+    Waiting { wanted: Wanted, since: Instant },
     /// It takes its response.
     Taking { response: Vec<u8>, sent: usize, until: Instant },
     /// It was told everything, and is read to its end.
@@ -61,18 +64,29 @@ impl Scraper {
         matches!(self.state, State::Asking { .. } | State::Leaving { .. })
     }
 
-    /// What it wants from the round that runs, or the next.
-    pub(super) fn wants(&self) -> Option<Wanted> {
+    /// Whether it waits for the round that runs, or the next.
+    pub(super) fn waits(&self) -> bool {
+        matches!(self.state, State::Waiting { .. })
+    }
+
+    /// When the round that it waits for should end, if it says so.
+    pub(super) fn due(&self) -> Option<Instant> {
         match self.state {
-            State::Waiting(wanted) => Some(wanted),
+            State::Waiting { wanted: Wanted { within: Some(within), .. }, since } => since.checked_add(within),
             _ => None,
         }
+    }
+
+    /// Whether it waits for a round that took longer.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        self.due().is_some_and(|due| now >= due + OVERDUE)
     }
 
     pub(super) fn wait_in<'a>(&'a self, set: &mut PollSet<'a>) {
         let (events, until) = match &self.state {
             State::Asking { until, .. } | State::Leaving { until, .. } => (PollFlags::IN, Some(*until)),
-            State::Waiting(_) | State::Over => (PollFlags::empty(), None),
+            State::Waiting { .. } => (PollFlags::empty(), self.due().map(|due| due + OVERDUE)),
+            State::Over => (PollFlags::empty(), None),
             State::Taking { until, .. } => (PollFlags::OUT, Some(*until)),
         };
         set.add(&self.stream, events);
@@ -102,7 +116,7 @@ impl Scraper {
 
     /// Gives a scraper that waits the page, or says that there is none.
     pub(super) fn give(&mut self, page: Option<&Page>, now: Instant) {
-        let State::Waiting(wanted) = self.state else { return };
+        let State::Waiting { wanted, .. } = self.state else { return };
         let response = match page {
             Some(page) if wanted.open_metrics => http::page(OPEN_METRICS, &page.open_metrics, wanted.head_only),
             Some(page) => http::page(PLAIN, &page.plain, wanted.head_only),
@@ -120,7 +134,7 @@ impl Scraper {
             Ok((0, _)) => self.state = State::Over,
             Ok(_) => match http::parse(received) {
                 Parsed::Part => {}
-                Parsed::Scrape(wanted) => self.state = State::Waiting(wanted),
+                Parsed::Scrape(wanted) => self.state = State::Waiting { wanted, since: now },
                 Parsed::Refused(status) => self.respond(http::status(status), now),
             },
             Err(Errno::AGAIN) => {}

@@ -19,6 +19,9 @@ use crate::error::SchedStatsError;
 use crate::poll_set::PollSet;
 use crate::request::RequestLine;
 
+/// Reads in one turn.
+const READS: usize = 8;
+
 /// How a client's turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
@@ -95,9 +98,10 @@ impl Client {
         self.answer(now)
     }
 
-    /// Reads until a request is complete, and begins it.
+    /// Reads until a request is complete, and begins it. A line without an end may come faster than it is read, so that
+    /// this ends after some reads.
     fn listen(&mut self, now: Instant, allowed: Duration) -> Turn {
-        loop {
+        for _ in 0..READS {
             match self.inbox.next() {
                 Next::Request(request) => {
                     self.begin(request, now, allowed);
@@ -113,6 +117,7 @@ impl Client {
                 Err(_) => return Turn::Over,
             }
         }
+        Turn::Open
     }
 
     fn begin(&mut self, request: Result<RequestLine, SchedStatsError>, now: Instant, allowed: Duration) {

@@ -150,7 +150,9 @@ impl Proxy {
     }
 
     fn accept(&mut self, listener: usize) -> io::Result<()> {
-        while let Some(listener) = self.listeners.get(listener) {
+        let Some(listener) = self.listeners.get(listener) else { return Ok(()) };
+        // Not without end: those who are served have their turn.
+        for _ in 0..MAX_CLIENTS {
             match self.acceptor.accept(listener)? {
                 Some(Accepted::Stream(stream)) if self.clients.len() < MAX_CLIENTS => {
                     self.clients.push(Client::new(stream.into(), Arc::clone(&self.connect)));
