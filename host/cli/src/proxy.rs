@@ -20,6 +20,13 @@ use scx_vsock::socket::Socket;
 use crate::duration;
 use crate::signals::Signals;
 
+/// The signals that end a proxy without a command.
+const END: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+
+/// The signals that a command is sent in the proxy's place.
+const PASSED_ON: [Signal; 6] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+
 /// What a command's exit code is if it cannot be found or run, as shells have it.
 const NOT_FOUND: u8 = 127;
 const NOT_RUN: u8 = 126;
@@ -31,7 +38,7 @@ const NOT_RUN: u8 = 126;
 ///
 /// CMD sees the guest's scheduler where schedulers have their socket, /var/run/scx/root/stats, and the rest of the file
 /// system as it is; nobody else sees that. It needs no root. Signals are passed on to CMD, and its exit code becomes
-/// this command's (128 and the signal's number if a signal ended it, 127 if there is no such program).
+/// this command's (128 and the signal's number if a signal ended it, 127 if there is no such program, 126 if it is none).
 #[derive(Args)]
 #[command(group(ArgGroup::new("clients").args(["socket", "command"]).required(true).multiple(true)))]
 #[command(after_long_help = "\
@@ -60,16 +67,17 @@ pub struct Proxy {
 impl Proxy {
     /// Serves until a signal or the command's end.
     pub fn run(&self) -> Result<ExitCode> {
+        // Before there is a socket to be removed and a command to pass them on to.
+        let signals = Signals::take(if self.command.is_empty() { &END } else { &PASSED_ON })?;
         let mut proxy = scx_vsock::proxy::Proxy::new(self.uri.clone())?.deadline(self.deadline);
         let _socket = self.listen(&mut proxy)?;
         match self.command.split_first() {
             Some((program, arguments)) => {
                 let mut command = Command::new(program);
                 command.args(arguments);
-                run_command(&mut proxy, command)
+                run_command(&mut proxy, command, &signals)
             }
             None => {
-                let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
                 proxy.run(&[signals.as_fd()])?;
                 Ok(ExitCode::SUCCESS)
             }
@@ -86,11 +94,8 @@ impl Proxy {
 }
 
 /// Serves the command until it ends.
-fn run_command(proxy: &mut scx_vsock::proxy::Proxy, command: Command) -> Result<ExitCode> {
-    const PASSED_ON: [Signal; 6] =
-        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+fn run_command(proxy: &mut scx_vsock::proxy::Proxy, command: Command, signals: &Signals) -> Result<ExitCode> {
     let program = command.get_program().to_owned();
-    let signals = Signals::take(&PASSED_ON)?;
     let (mut running, listener) = match private::spawn(command)? {
         Ok((child, listener)) => (Running::new(child)?, listener),
         Err(error) => {

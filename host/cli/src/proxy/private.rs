@@ -24,13 +24,9 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursi
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::process::{Pid, Signal, getegid, geteuid, getpid, getppid, set_parent_process_death_signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use scx_vsock_wire::limits::SCHEDULER_SOCKET;
 
 use crate::signals;
-
-/// Where schedulers serve their stats, and the folder that is covered.
-const SOCKET: &str = "/var/run/scx/root/stats";
-const FOLDER: &str = "/var/run/scx";
-const PARENT: &str = "/var/run";
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -94,8 +90,8 @@ impl Entry {
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .context("cannot make mounts private")?;
         cover()?;
-        fs::create_dir_all(Path::new(SOCKET).parent().unwrap_or(Path::new(FOLDER)))?;
-        bind(&self.socket, &SocketAddrUnix::new(SOCKET)?).context(SOCKET)?;
+        fs::create_dir_all(above(1))?;
+        bind(&self.socket, &SocketAddrUnix::new(SCHEDULER_SOCKET)?).context(SCHEDULER_SOCKET)?;
         Ok(listen(&self.socket, BACKLOG)?)
     }
 }
@@ -130,16 +126,23 @@ fn write(path: &str, text: &str) -> Result<()> {
     File::options().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes())).context(path.to_owned())
 }
 
+/// The folder so far above where schedulers serve their stats: of a scheduler's socket, of all such folders, of those of
+/// other programs.
+fn above(levels: usize) -> &'static Path {
+    Path::new(SCHEDULER_SOCKET).ancestors().nth(levels).unwrap_or(Path::new("/"))
+}
+
 /// Covers the folder of scx sockets with an empty one; where it is not there, the folder above it with one that has
 /// everything that is in it.
 fn cover() -> Result<()> {
-    match fs::canonicalize(FOLDER) {
+    let (folder, parent) = (above(2), above(3));
+    match fs::canonicalize(folder) {
         Ok(folder) => cover_with_nothing(&folder),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let parent = fs::canonicalize(PARENT).with_context(|| format!("{PARENT} (make that folder)"))?;
-            cover_with_the_same(&parent)
+            let found = fs::canonicalize(parent).with_context(|| format!("{} (make that folder)", parent.display()));
+            cover_with_the_same(&found?)
         }
-        Err(error) => Err(error).context(FOLDER),
+        Err(error) => Err(error).with_context(|| folder.display().to_string()),
     }
 }
 
