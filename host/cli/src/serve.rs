@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -11,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
 use scx_vsock::READY_PORT;
 use scx_vsock::front::hybrid::Hybrid;
@@ -18,7 +18,8 @@ use scx_vsock::front::vhost_user::Server;
 use scx_vsock::socket::Socket;
 use scx_vsock::vsock::Listener;
 use scx_vsock::vsock::ready::says_hello;
-use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::signals::Signals;
 
 /// The first guest's CID where none is given; the next ones follow it.
 const FIRST_CID: u32 = 3;
@@ -84,7 +85,8 @@ impl Serve {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        let stop = on_signals()?;
+        // Nobody reads them, so that all who wait see that there is one.
+        let stop = Signals::take(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
         let guests: Vec<Guest<'_>> = guests.iter().map(Guest::listen).collect::<Result<_>>()?;
         let outcome = thread::scope(|scope| {
             let threads: Vec<_> = guests.iter().map(|guest| scope.spawn(|| guest.serve(stop.as_fd()))).collect();
@@ -135,15 +137,6 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut path = OsString::from(path);
     path.push(suffix);
     path.into()
-}
-
-/// A stream that can be read once a signal asked for the end. Nobody reads it, so that all who wait see it.
-fn on_signals() -> Result<UnixStream> {
-    let (stop, signal) = UnixStream::pair()?;
-    for number in [SIGINT, SIGTERM] {
-        signal_hook::low_level::pipe::register(number, signal.try_clone()?)?;
-    }
-    Ok(stop)
 }
 
 /// One guest that is served.
