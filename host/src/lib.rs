@@ -15,6 +15,8 @@
 //! a monitor in another process (`front::vhost_user`), `qemu` boots throw-away guests (`qemu`), `export` serves many
 //! guests' stats to Prometheus (`export`). [`proxy`] makes a plain scx_stats server of a guest's scheduler.
 //!
+//! [`guide`] has a page for each kind of user.
+//!
 //! # Three programs
 //!
 //! An init of one's own, which runs the agent in its event loop:
@@ -77,6 +79,7 @@ pub mod endpoint;
 pub mod error;
 #[cfg(feature = "export")]
 pub mod export;
+pub mod guide;
 mod histogram;
 pub mod meta;
 #[cfg(all(test, shuttle))]
