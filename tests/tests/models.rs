@@ -49,4 +49,5 @@ model!(chain, 2000, 300);
 model!(client, 500, 127);
 model!(muxer, 300, 1000);
 model!(guest, 200, 2000);
+model!(mmio, 200, 500);
 model!(vhost_user, 100, 300);

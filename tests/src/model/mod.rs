@@ -10,6 +10,7 @@ pub mod chain;
 pub mod client;
 pub mod guest;
 pub mod line;
+pub mod mmio;
 pub mod muxer;
 pub mod vhost_user;
 
