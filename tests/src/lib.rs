@@ -10,6 +10,7 @@
 
 pub mod abandonment;
 pub mod agent;
+#[cfg(feature = "guests")]
 pub mod bridge;
 pub mod described;
 pub mod device_thread;
