@@ -12,7 +12,7 @@
 //! A guest can make the host hold at most [`memory_bound`] bytes, the kernel's memory included: for each connection a
 //! spill of [`BUFFER_BYTES`] and what the kernel buffers in both directions of a socket pair, which is
 //! [`SEND_BUFFER_BYTES`] and at the most half as much again; and for the device a constant, with
-//! [`MAX_RESETS`](muxer::MAX_RESETS) and one for each connection small packets. An idle connection holds no spill.
+//! [`MAX_RESETS`] and one for each connection small packets. An idle connection holds no spill.
 //!
 //! There are at most [`MAX_CONNECTIONS`] connections, each with one descriptor at either end. Besides, each of at most
 //! [`MAX_LISTENERS`](listener::MAX_LISTENERS) ports has a backlog of at most
