@@ -14,11 +14,44 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use scx_vsock_wire::AGENT_PORT;
 
 /// A way to one agent. Its `Display` names the place in error texts.
+///
+/// ```
+/// use std::os::fd::OwnedFd;
+/// use scx_vsock::Connect;
+/// use scx_vsock::endpoint::Greeting;
+///
+/// /// One end of a pair, as a monitor's own vsock may give it.
+/// struct Guest;
+///
+/// impl std::fmt::Display for Guest {
+///     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+///         f.write_str("my guest")
+///     }
+/// }
+///
+/// impl Connect for Guest {
+///     fn connect(&self) -> std::io::Result<OwnedFd> {
+///         let (host, _guest) = std::os::unix::net::UnixStream::pair()?;
+///         host.set_nonblocking(true)?;
+///         Ok(host.into())
+///     }
+/// }
+///
+/// let client = scx_vsock::SchedStatsClient::builder(Guest).build();
+/// assert_eq!(client.stats(&[]).unwrap_err().kind(), "agent_unreachable");
+/// ```
 pub trait Connect: fmt::Display + Send + Sync {
     /// Starts a stream to the agent and returns at once.
     ///
     /// The descriptor is a non-blocking stream socket that can be polled. It may still be connecting: a peer that
     /// cannot be reached then shows as an end or an error at the first read.
+    ///
+    /// ```
+    /// use scx_vsock::{Connect, Endpoint};
+    ///
+    /// let error = Endpoint::Unix { path: "/run/no-agent.sock".into() }.connect().unwrap_err();
+    /// assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    /// ```
     ///
     /// # Errors
     ///
@@ -26,12 +59,30 @@ pub trait Connect: fmt::Display + Send + Sync {
     fn connect(&self) -> io::Result<OwnedFd>;
 
     /// How each stream begins. Where nothing else is said it leads straight to the agent.
+    ///
+    /// ```
+    /// use scx_vsock::endpoint::Greeting;
+    /// use scx_vsock::{Connect, Endpoint};
+    ///
+    /// let monitor: Endpoint = "hybrid:/run/vm.sock?port=730".parse()?;
+    /// assert_eq!(monitor.greeting(), Greeting::Dial { port: 730 });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn greeting(&self) -> Greeting {
         Greeting::Hello
     }
 }
 
 /// How a stream to an agent begins.
+///
+/// ```
+/// use scx_vsock::endpoint::Greeting;
+/// use scx_vsock::{Connect, Endpoint};
+///
+/// let monitor: Endpoint = "hybrid:/run/vm.sock?port=730".parse()?;
+/// assert_eq!(monitor.greeting(), Greeting::Dial { port: 730 });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Greeting {
     /// With the agent's hello.
@@ -115,9 +166,18 @@ pub enum Endpoint {
 }
 
 /// The forms that a URI can have.
+///
+/// ```
+/// assert!(scx_vsock::endpoint::FORMS.contains("hybrid:PATH[?port=N]"));
+/// ```
 pub const FORMS: &str = "vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH and scx:PATH";
 
 /// A text that is no [`Endpoint`].
+///
+/// ```
+/// let error = "vsock:3".parse::<scx_vsock::Endpoint>().unwrap_err();
+/// assert!(error.to_string().contains("the // behind vsock: is missing"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{uri:?} is no place of an agent: {problem}; the forms are {FORMS}")]
 pub struct ParseEndpointError {

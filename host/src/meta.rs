@@ -30,9 +30,25 @@ use serde_json::Value;
 use crate::series::escaped;
 
 /// Structs inside structs that a walk goes down. Schedulers nest two or three deep.
+///
+/// ```
+/// assert_eq!(scx_vsock::meta::MAX_DEPTH, 16);
+/// ```
 pub const MAX_DEPTH: usize = 16;
 
 /// Every struct that a server describes, by its name.
+///
+/// ```
+/// use scx_vsock::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert_eq!(meta.structs.len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Meta {
@@ -41,6 +57,18 @@ pub struct Meta {
 }
 
 /// One struct.
+///
+/// ```
+/// use scx_vsock::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert!(meta.structs["Top"].top && !meta.structs["Layer"].top);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Struct {
     /// Its name, as fields refer to it.
@@ -61,6 +89,18 @@ pub struct Struct {
 }
 
 /// One field of a struct.
+///
+/// ```
+/// use scx_vsock::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert_eq!(meta.structs["Top"].fields["layers"].data.to_string(), "{string:Layer}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(from = "DescribedField")]
 pub struct Field {
@@ -73,6 +113,20 @@ pub struct Field {
 }
 
 /// What a field holds.
+///
+/// ```
+/// use scx_vsock::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// use scx_vsock::meta::{Data, Kind};
+///
+/// assert_eq!(meta.structs["Top"].fields["util"].data, Data::Datum(Kind::Float));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Data {
     /// One value.
@@ -91,6 +145,14 @@ pub enum Data {
 }
 
 /// What a value is.
+///
+/// ```
+/// use scx_vsock::meta::Kind;
+///
+/// assert_eq!(serde_json::from_str::<Kind>(r#"{"struct":"Layer"}"#)?, Kind::Struct("Layer".into()));
+/// assert_eq!(serde_json::from_str::<Kind>(r#""i128""#)?, Kind::Unknown("i128".into()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(from = "Value")]
 pub enum Kind {
@@ -109,24 +171,72 @@ pub enum Kind {
 }
 
 /// Attributes that a server's author adds for programs. Names begin with `_`.
+///
+/// ```
+/// use scx_vsock::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert!(meta.structs["Layer"].attributes.0.contains_key("_om_label"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Attributes(pub BTreeMap<String, Value>);
 
 impl Attributes {
     /// What a struct's fields have before their own name as metrics; empty where nothing is said.
+    ///
+    /// ```
+    /// use scx_vsock::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert_eq!(meta.structs["Layer"].attributes.om_prefix(), "l_");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn om_prefix(&self) -> &str {
         self.text("_om_prefix").unwrap_or_default()
     }
 
     /// The label whose value is the key under which a dict holds the struct.
+    ///
+    /// ```
+    /// use scx_vsock::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert_eq!(meta.structs["Layer"].attributes.om_label(), Some("layer"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn om_label(&self) -> Option<&str> {
         self.text("_om_label").filter(|label| !label.is_empty())
     }
 
     /// Whether the field is to be no metric.
+    ///
+    /// ```
+    /// use scx_vsock::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert!(meta.structs["Top"].fields["util"].attributes.om_skip());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn om_skip(&self) -> bool {
         self.0.contains_key("_om_skip")
@@ -139,6 +249,18 @@ impl Attributes {
 
 impl Data {
     /// The kind of each value.
+    ///
+    /// ```
+    /// use scx_vsock::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert_eq!(meta.structs["Layer"].fields["tasks"].data.kind().unwrap().to_string(), "u64");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn kind(&self) -> Option<&Kind> {
         match self {
@@ -226,6 +348,18 @@ fn is_set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::
 impl Meta {
     /// The structs that answers begin with: what is marked as the top, then those of other targets, which no field
     /// refers to.
+    ///
+    /// ```
+    /// use scx_vsock::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert_eq!(meta.tops().next().unwrap().name, "Top");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn tops(&self) -> impl Iterator<Item = &Struct> {
         let fields = self.structs.values().flat_map(|of| of.fields.values());
         let inner: BTreeSet<&str> = fields.filter_map(|field| struct_name(field)).collect();
@@ -235,6 +369,19 @@ impl Meta {
     }
 
     /// The struct that a field's values are, where it is described.
+    ///
+    /// ```
+    /// use scx_vsock::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// let layers = &meta.structs["Top"].fields["layers"];
+    /// assert_eq!(meta.struct_of(layers).unwrap().name, "Layer");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn struct_of(&self, field: &Field) -> Option<&Struct> {
         self.structs.get(struct_name(field)?)
@@ -244,6 +391,19 @@ impl Meta {
     /// [`MAX_DEPTH`], not described, or already around itself is given as the struct that it is.
     ///
     /// A guest can describe more leaves than there is time for; each is found in a bounded one.
+    ///
+    /// ```
+    /// use scx_vsock::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// let names: Vec<_> = meta.leaves(&meta.structs["Top"]).map(|leaf| leaf.to_string()).collect();
+    /// assert_eq!(names, ["layers.*.tasks", "util"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn leaves<'m>(&'m self, top: &'m Struct) -> Leaves<'m> {
         Leaves { meta: self, path: Vec::new(), open: vec![Open { of: top, fields: top.fields.iter(), depth: 0 }] }
@@ -258,6 +418,19 @@ fn struct_name(field: &Field) -> Option<&str> {
 }
 
 /// A value that stats have, once or for each key or index.
+///
+/// ```
+/// use scx_vsock::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// let leaf = meta.leaves(&meta.structs["Top"]).next().unwrap();
+/// assert_eq!((leaf.owner.name.as_str(), leaf.path.len()), ("Layer", 3));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf<'m> {
     /// The way to it.
@@ -269,6 +442,22 @@ pub struct Leaf<'m> {
 }
 
 /// A step of the way to a value.
+///
+/// ```
+/// use scx_vsock::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// use scx_vsock::meta::Step;
+///
+/// let leaf = meta.leaves(&meta.structs["Top"]).next().unwrap();
+/// assert_eq!(leaf.path[0], Step::Field("layers"));
+/// assert!(matches!(leaf.path[1], Step::Each(_)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<'m> {
     /// Into the field with this name.
@@ -294,6 +483,18 @@ impl fmt::Display for Leaf<'_> {
 }
 
 /// The leaves below a struct.
+///
+/// ```
+/// use scx_vsock::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert_eq!(meta.leaves(&meta.structs["Top"]).count(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Leaves<'m> {
     meta: &'m Meta,

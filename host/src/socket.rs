@@ -17,6 +17,13 @@ use crate::endpoint::unix_address;
 const BACKLOG: i32 = 128;
 
 /// Why there is no socket at a path. Each text names the path and what mends it.
+///
+/// ```
+/// use scx_vsock::socket::Socket;
+///
+/// let error = Socket::bind("/no/such/folder/socket").unwrap_err();
+/// assert!(error.to_string().ends_with("is not there: make it, or choose another path"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
@@ -67,6 +74,19 @@ impl BindError {
 }
 
 /// A listening Unix socket. Its file is removed when this is dropped, unless another took its place meanwhile.
+///
+/// ```
+/// use scx_vsock::socket::Socket;
+/// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-struct-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+///
+/// let socket = Socket::bind(folder.join("stats"))?;
+/// assert!(Socket::bind(folder.join("stats")).unwrap_err().to_string().contains("is in use"));
+/// drop(socket);
+/// assert!(!folder.join("stats").exists());
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
@@ -80,6 +100,16 @@ type FileId = (u64, u64);
 impl Socket {
     /// Listens at `path`. A socket that nobody listens on any more is replaced.
     ///
+    /// ```
+    /// use scx_vsock::socket::Socket;
+    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-bind-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder)?;
+    ///
+    /// let socket = Socket::bind(folder.join("stats"))?;
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// See [`BindError`].
@@ -88,6 +118,16 @@ impl Socket {
     }
 
     /// The same for this user alone: nobody else may connect, whatever the process' mask for new files is.
+    ///
+    /// ```
+    /// use scx_vsock::socket::Socket;
+    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-private-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder)?;
+    ///
+    /// let socket = Socket::bind_privately(folder.join("stats"))?;
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -106,12 +146,35 @@ impl Socket {
     }
 
     /// Where it is.
+    ///
+    /// ```
+    /// use scx_vsock::socket::Socket;
+    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-path-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder)?;
+    ///
+    /// let socket = Socket::bind(folder.join("stats"))?;
+    /// assert_eq!(socket.path(), folder.join("stats"));
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// What connections are accepted from.
+    ///
+    /// ```
+    /// use scx_vsock::socket::Socket;
+    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-listener-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder)?;
+    ///
+    /// let socket = Socket::bind(folder.join("stats"))?;
+    /// let client = std::os::unix::net::UnixStream::connect(socket.path())?;
+    /// let (accepted, _) = socket.listener().accept()?;
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn listener(&self) -> &UnixListener {
         &self.listener

@@ -282,6 +282,18 @@ impl SchedStatsClient {
 
     /// The same, parsed.
     ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let meta = client.meta()?;
+    /// for top in meta.tops() {
+    ///     for leaf in meta.leaves(top) {
+    ///         println!("{leaf}: {}", leaf.field.desc.as_deref().unwrap_or("?"));
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// As for [`stats`](Self::stats); [`SchedStatsError::MalformedResponse`] where `resp` describes nothing.

@@ -42,6 +42,10 @@ use crate::poll_set::PollSet;
 use client::{Client, Turn};
 
 /// Clients that are served at a time.
+///
+/// ```
+/// assert_eq!(scx_vsock::proxy::MAX_CLIENTS, 64);
+/// ```
 pub const MAX_CLIENTS: usize = 64;
 
 /// Serves a guest's scheduler to scx_stats clients of this host.
@@ -81,6 +85,14 @@ impl fmt::Debug for Proxy {
 impl Proxy {
     /// A proxy of the agent that `connect` leads to. Does not connect before a client asks.
     ///
+    /// ```
+    /// use scx_vsock::Endpoint;
+    /// use scx_vsock::proxy::Proxy;
+    ///
+    /// let proxy = Proxy::new("vsock://3".parse::<Endpoint>()?)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// What the kernel says if there is no descriptor left.
@@ -96,6 +108,14 @@ impl Proxy {
 
     /// How long the guest may take to answer a request, and a client to take its answer; [`DEFAULT_DEADLINE`] where
     /// this is left out.
+    ///
+    /// ```
+    /// use scx_vsock::Endpoint;
+    /// use scx_vsock::proxy::Proxy;
+    ///
+    /// let proxy = Proxy::new("vsock://3".parse::<Endpoint>()?)?.deadline(std::time::Duration::from_secs(1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -103,6 +123,15 @@ impl Proxy {
     }
 
     /// Serves the clients of one more socket.
+    ///
+    /// ```no_run
+    /// use scx_vsock::Endpoint;
+    /// use scx_vsock::proxy::Proxy;
+    ///
+    /// let mut proxy = Proxy::new("vsock://3".parse::<Endpoint>()?)?;
+    /// proxy.listen(std::os::unix::net::UnixListener::bind("/run/guest1/stats")?)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -114,6 +143,19 @@ impl Proxy {
     }
 
     /// Serves until one of these descriptors is readable or ends, and gives which. Clients are kept for the next run.
+    ///
+    /// ```
+    /// use std::os::fd::AsFd;
+    /// use std::os::unix::net::UnixStream;
+    /// use scx_vsock::Endpoint;
+    /// use scx_vsock::proxy::Proxy;
+    ///
+    /// let mut proxy = Proxy::new("vsock://3".parse::<Endpoint>()?)?;
+    /// let (stop, stopped) = UnixStream::pair()?;
+    /// drop(stop);
+    /// assert_eq!(proxy.run(&[stopped.as_fd()])?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

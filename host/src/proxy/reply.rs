@@ -9,6 +9,13 @@ use crate::request::StatsResponse;
 /// The errno for each reason, so that a client can tell them apart without reading.
 ///
 /// A scheduler's own error keeps its number, where it is one.
+///
+/// ```
+/// use scx_vsock::SchedStatsError;
+/// use scx_vsock::proxy::reply;
+///
+/// assert_eq!(reply::errno(&SchedStatsError::TimedOut { after_ms: 5000 }), 110); // ETIMEDOUT
+/// ```
 #[must_use]
 pub fn errno(error: &SchedStatsError) -> i32 {
     let errno = match error {
