@@ -6,7 +6,6 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Barrier;
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -67,15 +66,19 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
     let endpoint = Endpoint::Unix { path: folder.path().join("agent") };
     let listener = UnixListener::bind(folder.path().join("agent")).unwrap();
     let control = RunControl::new();
+    // No thread ends while others are still being woken.
+    let all_returned = Barrier::new(WAITING);
     thread::scope(|scope| {
         let calls: Vec<_> = (0..WAITING)
             .map(|_| {
+                let all_returned = &all_returned;
                 let builder = SchedStatsClient::builder(endpoint.clone()).control(&control);
                 let client = builder.deadline(Duration::from_secs(60)).build();
                 scope.spawn(move || {
                     let error = client.stats(&[]).unwrap_err();
                     let returned = Instant::now();
                     assert!(matches!(error, SchedStatsError::DuringFreeze | SchedStatsError::Cancelled), "{error}");
+                    all_returned.wait();
                     returned
                 })
             })
@@ -99,24 +102,27 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
 /// The floor: threads that poll a descriptor each, which are written to one after the other.
 fn descriptors_wake() -> Vec<f64> {
     let descriptors: Vec<_> = (0..WAITING).map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap()).collect();
-    let ready = Barrier::new(WAITING + 1);
+    let (ready, all_woken) = (Barrier::new(WAITING + 1), Barrier::new(WAITING));
     thread::scope(|scope| {
-        let (woken, times) = mpsc::channel();
-        for descriptor in &descriptors {
-            let (ready, woken) = (&ready, woken.clone());
-            scope.spawn(move || {
-                ready.wait();
-                poll(&mut [PollFd::new(descriptor, PollFlags::IN)], None).unwrap();
-                woken.send(Instant::now()).unwrap();
-            });
-        }
-        drop(woken);
+        let threads: Vec<_> = descriptors
+            .iter()
+            .map(|descriptor| {
+                let (ready, all_woken) = (&ready, &all_woken);
+                scope.spawn(move || {
+                    ready.wait();
+                    poll(&mut [PollFd::new(descriptor, PollFlags::IN)], None).unwrap();
+                    let woken = Instant::now();
+                    all_woken.wait();
+                    woken
+                })
+            })
+            .collect();
         ready.wait();
         let started = Instant::now();
         for descriptor in &descriptors {
             rustix::io::write(descriptor, &1u64.to_ne_bytes()).unwrap();
         }
-        times.into_iter().map(|woken| micros(woken.duration_since(started))).collect()
+        threads.into_iter().map(|thread| micros(thread.join().unwrap().duration_since(started))).collect()
     })
 }
 
