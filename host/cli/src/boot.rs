@@ -97,10 +97,11 @@ impl Boot {
     /// Boots, samples and ends.
     pub fn run(&self) -> Result<ExitCode> {
         let started = Instant::now();
-        let hybrid = self.hybrid.as_ref().map(|path| Ok::<_, anyhow::Error>(Hybrid::start(Socket::bind(path)?)?));
-        let hybrid = hybrid.transpose()?;
+        let socket = self.hybrid.as_ref().map(Socket::bind).transpose()?;
         eprintln!("scx-vsock: booting {}", self.kernel.display());
         let guest = self.boot()?;
+        // Who has connected to the socket meanwhile waits in its backlog.
+        let hybrid = socket.map(Hybrid::start).transpose()?;
         if let (Some(hybrid), Some(path)) = (&hybrid, &self.hybrid) {
             guest.handle().forward_to(path);
             hybrid.lead_to(guest.handle());

@@ -159,12 +159,21 @@ fn others_reach_the_guest_through_its_hybrid_socket() {
     let options = ["--hybrid", &path, "--scheduler", &procsched, "--", "sleep", "1000"];
     let mut child = booted(&options).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("procsched serves stats")));
     let uri = format!("hybrid:{path}");
-    let output = Command::new(env!("CARGO_BIN_EXE_scx-vsock")).args(["stats", &uri]).output().unwrap();
+    let stats = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
+        command.args(["stats", &uri]).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    assert!(lines.any(|line| line.unwrap().contains("booting")));
+    let early = stats(&["--wait", "300"]);
+    assert!(lines.any(|line| line.unwrap().contains("procsched serves stats")));
+    for asks in [early, stats(&[])] {
+        let output = asks.wait_with_output().unwrap();
+        assert!(String::from_utf8(output.stdout).unwrap().contains("totals.ctxt"), "{:?}", output.stderr);
+    }
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(String::from_utf8(output.stdout).unwrap().contains("totals.ctxt"), "{:?}", output.stderr);
 }
 
 #[test]
