@@ -198,6 +198,7 @@ impl Connection {
         if self.credit.available() > before {
             self.asked_for_credit = false;
         }
+        self.owe_update();
     }
 
     /// The guest closed its side, and bytes of it still wait.
@@ -208,6 +209,10 @@ impl Connection {
     /// Bytes of the guest entered the host's socket.
     pub fn forward(&mut self, count: u32) {
         self.credit.forward(count);
+        self.owe_update();
+    }
+
+    fn owe_update(&mut self) {
         if self.credit.owes_update() && self.state == State::Established {
             self.owed.credit_update = true;
         }
@@ -562,8 +567,13 @@ mod tests {
     #[test]
     fn what_was_forwarded_is_told_by_itself_only_of_an_open_connection_and_by_halves() {
         let mut connection = established();
+        connection.credit.update(u32::MAX, 0);
         connection.forward(BUFFER_BYTES / 2 - 1);
         assert_eq!(operations(&mut connection), []);
+        // From now on the guest lets no more be under way.
+        let shrinks = Header { buf_alloc: BUFFER_BYTES / 2, ..guest(Operation::CreditUpdate) };
+        assert_eq!(connection.process(Operation::CreditUpdate, &shrinks), Reaction::Send);
+        assert_eq!(operations(&mut connection), [(Operation::CreditUpdate.number(), 0)]);
         let mut connection = closing();
         connection.forward(BUFFER_BYTES);
         assert_eq!(operations(&mut connection), []);

@@ -123,11 +123,15 @@ impl<N: Counter> Credit<N> {
         self.forwarded = self.forwarded.wrapping_add(count);
     }
 
-    /// Whether so much was forwarded since the guest was last told that it should be told now. Half of the buffer: a
-    /// guest that has used up its credit is told in any case, and one that has not needs no packet of its own.
+    /// Whether so much was forwarded since the guest was last told that it should be told now. Half of what the guest may
+    /// have under way: one that has used that up is told in any case, and one that has not needs no packet of its own.
+    ///
+    /// Linux lets no more be under way than its own buffer could take, however large that of the peer is (since commit
+    /// 8ee784fdf006, "cap TX credit to local buffer size").
     #[must_use]
     pub fn owes_update(&self) -> bool {
-        self.forwarded.wrapping_sub(self.told) >= self.buffer.half()
+        let untold = self.forwarded.wrapping_sub(self.told);
+        untold > N::default() && untold >= self.buffer.min(self.guest_buffer).half()
     }
 
     /// The credit fields of a packet to the guest, `buf_alloc` and `fwd_cnt`, which the guest is thereby told.
@@ -190,6 +194,7 @@ mod tests {
     #[test]
     fn the_guest_is_told_when_half_of_the_buffer_was_forwarded() {
         let mut credit = Credit::new(BUFFER);
+        credit.update(u32::MAX, 0);
         credit.receive(BUFFER).unwrap();
         credit.forward(BUFFER / 2 - 1);
         assert!(!credit.owes_update());
@@ -197,6 +202,22 @@ mod tests {
         assert!(credit.owes_update());
         assert_eq!(credit.tell(), (BUFFER, BUFFER / 2));
         assert!(!credit.owes_update());
+    }
+
+    #[test]
+    fn a_guest_with_a_smaller_buffer_is_told_when_half_of_that_was_forwarded() {
+        let mut credit = Credit::new(BUFFER);
+        credit.update(u32::MAX, 0);
+        credit.receive(BUFFER).unwrap();
+        credit.forward(100);
+        assert!(!credit.owes_update());
+        credit.update(200, 0);
+        assert!(credit.owes_update(), "the guest shrank its buffer");
+        credit.tell();
+        credit.update(0, 0);
+        assert!(!credit.owes_update(), "nothing is new to the guest");
+        credit.forward(1);
+        assert!(credit.owes_update());
     }
 
     /// Each of these goes through every state that the counters of one direction can be in, 8 bits wide, and compares
@@ -279,7 +300,8 @@ mod tests {
             for (forwarded, held) in all().flat_map(|forwarded| all().map(move |held| (forwarded, held))) {
                 for count in 0..=held {
                     let received = forwarded.wrapping_add(held);
-                    let mut credit = Credit { received, forwarded, told: forwarded, ..Credit::new(u8::MAX) };
+                    let mut credit =
+                        Credit { guest_buffer: u8::MAX, received, forwarded, told: forwarded, ..Credit::new(u8::MAX) };
                     credit.forward(count);
                     assert_eq!(received.wrapping_sub(credit.forwarded), held - count, "{forwarded} {held} {count}");
                     assert_eq!(credit.owes_update(), count >= 127, "{forwarded} {count}");
