@@ -2,17 +2,26 @@
 
 use std::env;
 use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
+use scx_vsock::Connect;
 use scx_vsock::qemu::{Guest, GuestBuilder};
+use scx_vsock::vsock::Handle;
 
 use crate::agent;
+use crate::traffic::{self, PASSING, Side, TRANSFERS};
 
 /// How long a scheduler may take until it serves stats.
 const SCHEDULER_STARTS: Duration = Duration::from_secs(60);
+
+/// How long a guest's side of traffic may take.
+const TRAFFIC_ENDS: Duration = Duration::from_secs(300);
 
 /// A packaged kernel.
 #[derive(Clone, Debug)]
@@ -129,6 +138,41 @@ pub fn wait_for_scheduler(guest: &Guest) {
     if let Err(error) = guest.client().wait_for_scheduler(SCHEDULER_STARTS) {
         panic!("{error}\nprocesses:\n{}\nconsole:\n{}", processes(guest), guest.console().text());
     }
+}
+
+/// The host's side of [`traffic`].
+struct Host(Handle);
+
+impl Side for Host {
+    fn connect(&self, port: u32) -> io::Result<OwnedFd> {
+        self.0.port(port).connect()
+    }
+
+    fn number(&self) -> u64 {
+        1
+    }
+}
+
+/// Has a guest whose `/bin/guest_peer` is that program, and the host, exchange [`traffic`]: `bytes` each way on each
+/// connection. Gives how many other connections the host and the guest dialled meanwhile.
+///
+/// # Panics
+///
+/// When anything of it goes wrong, with what both sides say.
+#[must_use]
+pub fn exchange_traffic(guest: &Guest, bytes: u64) -> [usize; 2] {
+    let [transfers, passing] = [TRANSFERS, PASSING].map(|port| guest.handle().listen(port).expect("a free port"));
+    let host = Host(guest.handle());
+    let outside = thread::spawn(move || {
+        let control = traffic::wait_and_accept(&transfers)?;
+        traffic::run(&host, &control, &transfers, &passing, bytes)
+    });
+    let inside = guest.run_within(&["guest_peer", "traffic", &bytes.to_string()], TRAFFIC_ENDS);
+    let outside = outside.join().expect("no panic");
+    let (Ok(inside), Ok(outside)) = (&inside, &outside) else { panic!("guest: {inside:?}, host: {outside:?}") };
+    let [said, complaints] = [&inside.stdout, &inside.stderr].map(|text| String::from_utf8_lossy(text));
+    assert_eq!((inside.status, complaints.as_ref()), (0, ""));
+    [*outside, said.trim().parse().expect("a number")]
 }
 
 fn processes(guest: &Guest) -> String {

@@ -26,3 +26,4 @@ pub mod pattern;
 pub mod peer;
 pub mod program;
 pub mod scripted_scheduler;
+pub mod traffic;

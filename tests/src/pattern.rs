@@ -2,8 +2,8 @@
 
 use std::io::{self, Read, Write};
 
-/// Bytes that are written or checked at once.
-const CHUNK: usize = 64 * 1024;
+/// Bytes that are written or checked at once where nothing else is said.
+pub const LARGE: usize = 64 * 1024;
 
 /// What arrived of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,14 +14,14 @@ pub struct Arrived {
     pub checksum: u32,
 }
 
-/// Stream number `stream`'s first `bytes` bytes, in pieces of at most 64 KiB.
+/// Stream number `stream`'s first `bytes` bytes, in pieces of at most [`LARGE`] bytes.
 pub fn pieces(stream: u64, bytes: u64) -> impl Iterator<Item = Vec<u8>> {
     let mut state = stream.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut left = bytes;
     std::iter::from_fn(move || {
-        let size = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let size = usize::try_from(left).unwrap_or(LARGE).min(LARGE);
         left -= size as u64;
-        let mut piece = Vec::with_capacity(CHUNK);
+        let mut piece = Vec::with_capacity(LARGE);
         while piece.len() < size {
             // xorshift64: cheap enough for an emulated processor, and without a short period.
             state ^= state << 13;
@@ -47,8 +47,17 @@ pub fn expected(stream: u64, bytes: u64) -> Arrived {
 /// # Errors
 ///
 /// What the write failed with.
-pub fn send(mut to: impl Write, stream: u64, bytes: u64) -> io::Result<()> {
-    pieces(stream, bytes).try_for_each(|piece| to.write_all(&piece))
+pub fn send(to: impl Write, stream: u64, bytes: u64) -> io::Result<()> {
+    send_in_pieces(to, stream, bytes, LARGE)
+}
+
+/// Sends a stream's first bytes in writes of at most `size` bytes.
+///
+/// # Errors
+///
+/// What the write failed with.
+pub fn send_in_pieces(mut to: impl Write, stream: u64, bytes: u64, size: usize) -> io::Result<()> {
+    pieces(stream, bytes).try_for_each(|piece| piece.chunks(size).try_for_each(|part| to.write_all(part)))
 }
 
 /// Takes what comes, to the stream's end.
@@ -56,9 +65,18 @@ pub fn send(mut to: impl Write, stream: u64, bytes: u64) -> io::Result<()> {
 /// # Errors
 ///
 /// What the read failed with.
-pub fn receive(mut from: impl Read) -> io::Result<Arrived> {
+pub fn receive(from: impl Read) -> io::Result<Arrived> {
+    receive_in_pieces(from, LARGE)
+}
+
+/// Takes what comes, in reads of at most `size` bytes, to the stream's end.
+///
+/// # Errors
+///
+/// What the read failed with.
+pub fn receive_in_pieces(mut from: impl Read, size: usize) -> io::Result<Arrived> {
     let (mut checksum, mut bytes) = (crc32fast::Hasher::new(), 0);
-    let mut chunk = vec![0; CHUNK];
+    let mut chunk = vec![0; size];
     loop {
         match from.read(&mut chunk)? {
             0 => return Ok(Arrived { bytes, checksum: checksum.finalize() }),
@@ -78,8 +96,8 @@ mod tests {
     fn what_is_sent_arrives_and_what_is_harmed_shows() {
         for bytes in [0, 1, 7, 65_535, 65_536, 200_003] {
             let mut sent = Vec::new();
-            send(&mut sent, 5, bytes).unwrap();
-            assert_eq!(receive(sent.as_slice()).unwrap(), expected(5, bytes));
+            send_in_pieces(&mut sent, 5, bytes, 999).unwrap();
+            assert_eq!(receive_in_pieces(sent.as_slice(), 998).unwrap(), expected(5, bytes));
             assert_eq!(sent.len() as u64, bytes);
         }
         assert_ne!(expected(5, 100), expected(6, 100));

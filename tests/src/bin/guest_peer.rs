@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! guest_peer ask SOCKET REQUEST          sends a line to a Unix socket and prints the line that answers it
-//! guest_peer exchange PORT BYTES         dials the host's port, sends stream 1 of that many bytes while it takes what
-//!                                        comes, and prints how much that was and its checksum
+//! guest_peer traffic BYTES               the guest's side of the traffic that `traffic` of the fixtures is about, with
+//!                                        that many bytes each way on each connection; prints how many others it dialled
 //! guest_peer interrupt PID               sends SIGINT to a process and waits for its end
 //! guest_peer kill PID                    the same with SIGKILL
 //! guest_peer hello CID PORT              dials a port over vsock and prints the first line that comes
@@ -11,23 +11,21 @@
 //!                                        socket activation does
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program's output")]
-#![allow(unsafe_code, reason = "a descriptor changes its owner")]
+#![allow(unsafe_code, reason = "a descriptor changes its owner, and an option that no crate has")]
 
 use std::error::Error;
-use std::io::{BufRead, BufReader, Write};
-use std::net::Shutdown;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use std::thread;
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use scx_vsock::{Connect, Endpoint};
 use scx_vsock_agent::sys::listen_vsock;
-use scx_vsock_tests::pattern;
+use scx_vsock_tests::traffic::{self, Side};
 
 /// The host, seen from any guest.
 const HOST_CID: u32 = 2;
@@ -37,7 +35,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments[..] {
         ["ask", socket, request] => ask(socket, request),
-        ["exchange", port, bytes] => exchange(port, bytes),
+        ["traffic", bytes] => traffic(bytes),
         ["interrupt", process] => end(process, Signal::INT),
         ["kill", process] => end(process, Signal::KILL),
         ["hello", cid, port] => hello(cid, port),
@@ -61,24 +59,53 @@ fn ask(socket: &str, request: &str) -> Result<(), Box<dyn Error>> {
     Ok(std::io::stdout().write_all(&line)?)
 }
 
-fn exchange(port: &str, bytes: &str) -> Result<(), Box<dyn Error>> {
+/// The guest of [`traffic`].
+struct Guest;
+
+impl Side for Guest {
+    fn connect(&self, port: u32) -> io::Result<OwnedFd> {
+        Endpoint::Vsock { cid: HOST_CID, port }.connect()
+    }
+
+    fn shrink(&self, stream: &UnixStream) -> io::Result<()> {
+        set_buffer_size(stream, 4096)
+    }
+
+    fn number(&self) -> u64 {
+        0
+    }
+}
+
+fn traffic(bytes: &str) -> Result<(), Box<dyn Error>> {
     let bytes = bytes.parse()?;
-    let stream = dial(HOST_CID, port.parse()?)?;
-    let sender = stream.try_clone()?;
-    let sending = thread::spawn(move || {
-        pattern::send(&sender, 1, bytes)?;
-        sender.shutdown(Shutdown::Write)
-    });
-    let arrived = pattern::receive(&stream)?;
-    sending.join().map_err(|_| "the sender ended")??;
-    println!("{} {}", arrived.bytes, arrived.checksum);
+    let (transfers, passing) = (listen(traffic::TRANSFERS)?, listen(traffic::PASSING)?);
+    let control = traffic::connected(&Guest, traffic::TRANSFERS)?;
+    println!("{}", traffic::run(&Guest, &control, &transfers, &passing, bytes)?);
     Ok(())
+}
+
+fn listen(port: u32) -> Result<OwnedFd, Box<dyn Error>> {
+    let listener = listen_vsock(port, 64).map_err(|errno| format!("port {port}: {errno}"))?;
+    // SAFETY: the descriptor is open, and its former owner forgets it.
+    let owned = unsafe { OwnedFd::from_raw_fd(listener.raw()) };
+    std::mem::forget(listener);
+    Ok(owned)
+}
+
+/// Bytes that the kernel keeps of a connection until they are read (`SO_VM_SOCKETS_BUFFER_SIZE`).
+fn set_buffer_size(stream: &UnixStream, bytes: u64) -> io::Result<()> {
+    const SIZE_OPTION: i32 = 0;
+    let length = u32::try_from(size_of_val(&bytes)).map_err(io::Error::other)?;
+    // SAFETY: the option's value is a whole u64 that outlives the call, which only reads it.
+    let result = unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::AF_VSOCK, SIZE_OPTION, std::ptr::from_ref(&bytes).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn dial(cid: u32, port: u32) -> Result<UnixStream, Box<dyn Error>> {
     let stream = Endpoint::Vsock { cid, port }.connect()?;
     poll(&mut [PollFd::new(&stream, PollFlags::OUT)], None)?;
-    // Reading, writing and shutting down are the same system calls for every family of stream sockets.
     let stream = UnixStream::from(stream);
     stream.set_nonblocking(false)?;
     Ok(stream)
@@ -92,10 +119,7 @@ fn hello(cid: &str, port: &str) -> Result<(), Box<dyn Error>> {
 }
 
 fn activate(port: &str, program: &str) -> Result<(), Box<dyn Error>> {
-    let listener = listen_vsock(port.parse()?, 16).map_err(|errno| format!("port {port}: {errno}"))?;
-    // SAFETY: the descriptor is open, and its former owner forgets it.
-    let parent_fd = unsafe { OwnedFd::from_raw_fd(listener.raw()) };
-    std::mem::forget(listener);
+    let parent_fd = listen(port.parse()?)?;
     println!("listening");
     let mut command = Command::new(program);
     command.env("LISTEN_FDS", "1").fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }])?;
