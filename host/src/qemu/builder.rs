@@ -20,6 +20,7 @@ use super::guest::Guest;
 use super::image::Image;
 use super::libraries::add_program;
 use super::modules::{Modules, VSOCK};
+use super::monitor::Monitor;
 use super::process::Process;
 use crate::front::vhost_user::Server;
 
@@ -36,6 +37,7 @@ const CID: u64 = 3;
 const VSOCK_FD: i32 = 20;
 const COMMANDS_FD: i32 = 21;
 const IMAGE_FD: i32 = 22;
+const MONITOR_FD: i32 = 23;
 
 /// A scheduler and its arguments.
 type Program = (PathBuf, Vec<String>);
@@ -183,16 +185,18 @@ impl GuestBuilder {
         let (server, qemu_end) = serve()?;
         let ready = server.handle().listen(crate::READY_PORT)?;
         let (commands, guest_commands) = UnixStream::pair()?;
-        let command = self.command(&qemu, kernel, [qemu_end.into(), guest_commands.into(), image])?;
+        let (monitor, qemu_monitor) = UnixStream::pair()?;
+        let inherited = [qemu_end.into(), guest_commands.into(), image, qemu_monitor.into()];
+        let command = self.command(&qemu, kernel, inherited)?;
         let console = Console::default();
         let process =
             Process::start(command, console.clone()).map_err(|source| Error::NoQemu { program: qemu, source })?;
-        let mut guest = Guest::new(process, console, server, Commands::new(commands));
+        let mut guest = Guest::new(process, console, server, Commands::new(commands), Monitor::new(monitor));
         guest.wait_until_ready(&ready, self.deadline)?;
         Ok(guest)
     }
 
-    fn command(&self, qemu: &str, kernel: &Path, inherited: [OwnedFd; 3]) -> Result<Command, Error> {
+    fn command(&self, qemu: &str, kernel: &Path, inherited: [OwnedFd; 4]) -> Result<Command, Error> {
         let mut command = Command::new(qemu);
         let memory = self.memory_mib;
         command
@@ -205,9 +209,10 @@ impl GuestBuilder {
             .args(["-device", "vhost-user-vsock-pci,chardev=vsock"])
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
             .args(["-chardev", &format!("socket,id=commands,fd={COMMANDS_FD}"), "-serial", "chardev:commands"])
+            .args(["-chardev", &format!("socket,id=monitor,fd={MONITOR_FD}"), "-mon", "chardev=monitor,mode=control"])
             .args(["-initrd", &format!("/proc/self/fd/{IMAGE_FD}"), "-append", &self.kernel_command_line(), "-kernel"])
             .arg(kernel);
-        let mappings = inherited.into_iter().zip([VSOCK_FD, COMMANDS_FD, IMAGE_FD]);
+        let mappings = inherited.into_iter().zip([VSOCK_FD, COMMANDS_FD, IMAGE_FD, MONITOR_FD]);
         let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
         command.fd_mappings(mappings).map_err(io::Error::other)?;
         Ok(command)

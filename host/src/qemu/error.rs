@@ -90,6 +90,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// QEMU's monitor did not do what it was told.
+    #[error("QEMU did not do {command:?} (a guest that ended says why on its console)")]
+    Monitor {
+        /// The monitor's command.
+        command: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The vhost-user back end failed.
     #[error(transparent)]
     Backend(#[from] crate::front::vhost_user::Error),

@@ -10,6 +10,7 @@ use super::builder::GuestBuilder;
 use super::commands::{Commands, Output};
 use super::console::Console;
 use super::error::Error;
+use super::monitor::{Command, Monitor};
 use super::process::Process;
 use crate::SchedStatsClient;
 use crate::front::vhost_user::Server;
@@ -30,6 +31,7 @@ pub struct Guest {
     console: Console,
     server: Server,
     commands: Mutex<Commands>,
+    monitor: Mutex<Monitor>,
 }
 
 impl Guest {
@@ -38,8 +40,14 @@ impl Guest {
         GuestBuilder::default()
     }
 
-    pub(super) fn new(process: Process, console: Console, server: Server, commands: Commands) -> Self {
-        Self { process, console, server, commands: Mutex::new(commands) }
+    pub(super) fn new(
+        process: Process,
+        console: Console,
+        server: Server,
+        commands: Commands,
+        monitor: Monitor,
+    ) -> Self {
+        Self { process, console, server, commands: Mutex::new(commands), monitor: Mutex::new(monitor) }
     }
 
     /// The guest's vsock device: any port, both ways.
@@ -76,6 +84,83 @@ impl Guest {
     /// [`Error::CommandTimedOut`], [`Error::Commands`].
     pub fn run_within(&self, arguments: &[&str], within: Duration) -> Result<Output, Error> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).run(arguments, within)
+    }
+
+    /// Stops the guest's processors; nothing where they are stopped. What waits for the guest goes on waiting, until its
+    /// deadline: a client whose calls are to end at once has a [`RunControl`](crate::RunControl), to be frozen first.
+    ///
+    /// ```no_run
+    /// use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError, qemu};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let guest = qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
+    /// let run = RunControl::new();
+    /// let client = SchedStatsClient::builder(guest.handle().agent()).control(&run).build();
+    /// let frozen = run.freeze();
+    /// guest.pause()?;
+    /// assert_eq!(client.stats(&[]), Err(SchedStatsError::DuringFreeze));
+    /// guest.resume()?;
+    /// drop(frozen);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Monitor`], after half a minute at the latest.
+    pub fn pause(&self) -> Result<(), Error> {
+        self.tell(Command::Stop)
+    }
+
+    /// Lets the guest's processors go on; nothing where they run.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let guest = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
+    /// guest.pause()?;
+    /// guest.resume()?;
+    /// guest.run(&["uptime"])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Monitor`], after half a minute at the latest.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.tell(Command::Cont)
+    }
+
+    /// Resets the guest as its reset button would, and waits at most `within` until its agent is ready again. Its
+    /// connections end; clients, handles and listeners serve the guest that comes. A guest that was paused stays so,
+    /// and is not ready in time.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut guest = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").scheduler("scx_bpfland", &[]).boot()?;
+    /// let client = guest.client();
+    /// guest.reboot(std::time::Duration::from_secs(120))?;
+    /// client.wait_for_scheduler(std::time::Duration::from_secs(60))?;
+    /// client.stats(&[])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Monitor`]; [`Error::Host`] if somebody else listens for the agent's Ready, or the guest has ended;
+    /// [`Error::NotReady`]; [`Error::Ended`].
+    pub fn reboot(&mut self, within: Duration) -> Result<(), Error> {
+        let ready = self.handle().listen(crate::READY_PORT)?;
+        self.tell(Command::ResetStartsAgain)?;
+        self.tell(Command::Reset)?;
+        // The firmware finds that it ran before, and resets the guest once more.
+        let is_ready = self.wait_until_ready(&ready, within);
+        is_ready.and(self.tell(Command::ResetEnds))
+    }
+
+    fn tell(&self, command: Command) -> Result<(), Error> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner).execute(command)
     }
 
     /// Waits for the agent's Ready, the guest's end or the deadline, whatever comes first.

@@ -26,6 +26,7 @@ mod guest;
 pub mod image;
 pub mod libraries;
 pub mod modules;
+mod monitor;
 mod process;
 
 pub use accelerator::{Accelerator, kvm_runs};
