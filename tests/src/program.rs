@@ -22,3 +22,30 @@ pub fn built(name: &str) -> PathBuf {
     // A test stands in a folder beside the programs.
     test.parent().and_then(Path::parent).expect("two folders").join(name)
 }
+
+/// Copies a program, to be run from there.
+///
+/// Another process does it: a child that another thread starts meanwhile would inherit this process' descriptor for
+/// writing, and a file that anybody can write to cannot be run.
+///
+/// # Panics
+///
+/// When it cannot be copied.
+pub fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("cp runs");
+    assert!(status.success(), "{} cannot be copied", from.display());
+}
+
+/// Makes a shell script that can be run, in the same way.
+///
+/// # Panics
+///
+/// When it cannot be made.
+pub fn write_script(path: &Path, text: &str) {
+    let status = Command::new("sh")
+        .args(["-c", r#"printf '#!/bin/sh\n%s\n' "$1" >"$0" && chmod 755 "$0""#])
+        .args([path.as_os_str(), text.as_ref()])
+        .status()
+        .expect("sh runs");
+    assert!(status.success(), "{} cannot be written", path.display());
+}

@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socke
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, prlimit};
 use scx_vsock_tests::agent::{self, Agent, HELLO};
 use scx_vsock_tests::peer::Peer;
+use scx_vsock_tests::program;
 
 const EACCES: i32 = 13;
 const EAGAIN: i32 = 11;
@@ -129,10 +130,10 @@ fn a_path_that_is_too_long_is_named() {
 
 #[test]
 fn a_socket_that_is_not_permitted_is_named() {
-    let program = tempfile::tempdir().unwrap();
-    let copy = program.path().join("agent");
-    fs::copy(agent::file(), &copy).unwrap();
-    fs::set_permissions(program.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("agent");
+    program::copy(agent::file(), &copy);
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let is_root = rustix::process::geteuid().is_root();
     let agent = Agent::with(1, |command| {
         if is_root {

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -25,8 +24,7 @@ fn stand_ins() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["kernel", "agent", "qemu", "scheduler", "busybox"] {
         let file = folder.path().join(name);
-        fs::write(&file, "#!/bin/sh\necho it ends\n").unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        program::write_script(&file, "echo it ends");
     }
     folder
 }

@@ -100,11 +100,11 @@ fn a_kvm_without_permission_and_a_kernel_to_try_it_with_are_named() {
     // On a machine without the device itself this is what is said instead.
     if Path::new("/dev/kvm").exists() && rustix::process::getuid().is_root() {
         let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("scx-vsock");
-        fs::copy(COMMAND, &program).unwrap();
+        let copied = folder.path().join("scx-vsock");
+        program::copy(Path::new(COMMAND), &copied);
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let before = fs::metadata("/dev/kvm").unwrap().permissions().mode();
-        let (_, findings) = Findings::of(Command::new(program).arg("doctor").uid(65_534).gid(65_534));
+        let (_, findings) = Findings::of(Command::new(copied).arg("doctor").uid(65_534).gid(65_534));
         // Where everybody may open it, a guest of another test shows what is said else.
         if before & 0o006 != 0o006 {
             findings.have(

@@ -32,7 +32,7 @@ fn programs() -> &'static Path {
         for file in
             [PathBuf::from(env!("CARGO_BIN_EXE_scx-vsock")), program::built("guest_peer"), program::built("limited")]
         {
-            fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+            program::copy(&file, &folder.path().join(file.file_name().unwrap()));
         }
         folder
     });

@@ -184,7 +184,7 @@ fn a_folder_without_permission_is_named() {
     let (folder, socket) = folder();
     // Root may write everywhere, another user may not here.
     let program = folder.path().join("scx-vsock");
-    fs::copy(env!("CARGO_BIN_EXE_scx-vsock"), &program).unwrap();
+    program::copy(Path::new(env!("CARGO_BIN_EXE_scx-vsock")), &program);
     let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(folder.path(), everybody).unwrap();
     let mut command = Command::new(program);

@@ -126,8 +126,8 @@ impl<N: Counter> Credit<N> {
     /// Whether so much was forwarded since the guest was last told that it should be told now. Half of what the guest may
     /// have under way: one that has used that up is told in any case, and one that has not needs no packet of its own.
     ///
-    /// Linux lets no more be under way than its own buffer could take, however large that of the peer is (since commit
-    /// 8ee784fdf006, "cap TX credit to local buffer size").
+    /// Linux lets no more be under way than its own buffer could take, however large that of the peer is (since the mend of
+    /// CVE-2026-23086).
     #[must_use]
     pub fn owes_update(&self) -> bool {
         let untold = self.forwarded.wrapping_sub(self.told);
