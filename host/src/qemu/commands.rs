@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use super::deadline::wait_until;
 use super::error::Error;
 
 /// Bytes of one output of a command that are taken.
@@ -59,7 +60,7 @@ impl Commands {
     }
 
     fn exchange(&mut self, command: &str, deadline: Instant) -> io::Result<Output> {
-        self.wait_until(deadline)?;
+        wait_until(&self.stream, deadline)?;
         self.stream.write_all(format!("{command}\n").as_bytes())?;
         let header = self.read_header(deadline)?;
         let mut numbers = header.split(' ').map(str::parse::<usize>);
@@ -98,23 +99,13 @@ impl Commands {
         let mut bytes = vec![0; size];
         let mut rest = bytes.as_mut_slice();
         while !rest.is_empty() {
-            self.wait_until(deadline)?;
+            wait_until(&self.stream, deadline)?;
             match self.stream.read(rest)? {
                 0 => return Err(io::Error::new(ErrorKind::UnexpectedEof, "the guest ended")),
                 count => rest = rest.get_mut(count..).unwrap_or(&mut []),
             }
         }
         Ok(bytes)
-    }
-
-    /// Lets the next read or write wait until `deadline` at the longest.
-    fn wait_until(&self, deadline: Instant) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
-        self.stream.set_write_timeout(Some(left))
     }
 }
 

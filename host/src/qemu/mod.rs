@@ -21,6 +21,7 @@ mod accelerator;
 mod builder;
 mod commands;
 mod console;
+mod deadline;
 mod error;
 mod guest;
 pub mod image;

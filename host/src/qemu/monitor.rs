@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::deadline::wait_until;
 use super::error::Error;
 
 /// How long QEMU may take to do what it is told. None of it waits for the guest.
@@ -128,7 +129,7 @@ impl Monitor {
     }
 
     fn ask(&mut self, line: &str, deadline: Instant) -> io::Result<Result<(), Refusal>> {
-        self.wait_until(deadline)?;
+        wait_until(&self.stream, deadline)?;
         self.stream.write_all(format!("{line}\n").as_bytes())?;
         match self.message(deadline)? {
             Message::Return(_) => Ok(Ok(())),
@@ -156,7 +157,7 @@ impl Monitor {
             if self.ahead.len() > MAX_LINE {
                 return Err(io::Error::new(ErrorKind::InvalidData, format!("a line has more than {MAX_LINE} bytes")));
             }
-            self.wait_until(deadline)?;
+            wait_until(&self.stream, deadline)?;
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Err(io::Error::new(ErrorKind::UnexpectedEof, "QEMU ended")),
                 Ok(count) => self.ahead.extend(chunk.iter().take(count)),
@@ -164,16 +165,6 @@ impl Monitor {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Lets the next read or write wait until `deadline` at the longest.
-    fn wait_until(&self, deadline: Instant) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
-        self.stream.set_write_timeout(Some(left))
     }
 }
 
