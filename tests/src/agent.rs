@@ -1,14 +1,18 @@
 //! The real agent program as a process of this machine, on inherited Unix sockets instead of vsock.
 
 use std::env;
+use std::fs;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 
 use crate::peer::Peer;
@@ -162,6 +166,43 @@ impl Agent {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// How often the agent has been awake: the times that it went to sleep or lost its processor. Unlike the time that
+    /// it took, this does not depend on the machine.
+    ///
+    /// # Panics
+    ///
+    /// When the agent has ended.
+    #[must_use]
+    pub fn wake_ups(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the agent runs");
+        let switches = status.lines().filter(|line| line.contains("ctxt_switches"));
+        switches.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+    }
+
+    /// How long the agent has run.
+    ///
+    /// # Panics
+    ///
+    /// When the agent has ended.
+    #[must_use]
+    pub fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.id())).expect("the agent runs");
+        let nanoseconds = stat.split_whitespace().next().and_then(|number| number.parse().ok());
+        Duration::from_nanos(nanoseconds.expect("the time comes first"))
+    }
+
+    /// Watches the agent for so long.
+    ///
+    /// # Panics
+    ///
+    /// When the agent ends meanwhile.
+    pub fn lives_on(&self, within: Duration) {
+        let process = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).expect("the agent runs");
+        let within = Timespec::try_from(within).expect("a time within bounds");
+        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&within)).expect("a descriptor to wait on");
+        assert_eq!(ended, 0, "the agent ended");
     }
 }
 
