@@ -1,7 +1,7 @@
 //! The device between a simulated guest driver and the host's streams.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 
 use scx_vsock::vsock::connection::BUFFER_BYTES;
@@ -452,6 +452,39 @@ fn a_flood_of_requests_gets_as_many_connections_as_there_are_places() {
     // Closed ones that the guest does not confirm give way.
     streams.clear();
     while !guest.received().is_empty() {}
+    guest.serves_on();
+}
+
+#[test]
+fn last_bytes_of_a_host_that_is_gone_give_way_where_the_guest_gives_no_credit_for_them() {
+    let mut guest = Guest::new();
+    let mut connections: Vec<Connection> = (0..MAX_CONNECTIONS).map(|_| guest.connect_from_host(PORT)).collect();
+    for connection in &mut connections {
+        connection.buf_alloc = 0;
+        guest.send(&connection.header(Operation::CreditUpdate), &[]);
+        connection.stream.write_all(b"last").unwrap();
+    }
+    let asked = std::iter::from_fn(|| Some(guest.operations()).filter(|operations| !operations.is_empty())).flatten();
+    assert!(asked.eq([Operation::CreditRequest; MAX_CONNECTIONS]));
+    // One that the host still holds does not.
+    let kept = connections.swap_remove(0);
+    drop(connections);
+    // The device takes note of some at a time.
+    (0..MAX_CONNECTIONS).for_each(|_| assert_eq!(guest.operations(), []));
+    assert_eq!(guest.device.connections(), MAX_CONNECTIONS);
+    let mut streams = Vec::new();
+    for _ in 1..MAX_CONNECTIONS {
+        streams.push(guest.device.handle().connect(PORT).unwrap());
+        let packets = guest.received();
+        let [reset, request] = &packets[..] else { panic!("{packets:?}") };
+        assert_eq!((reset.operation(), request.operation()), (Operation::Reset, Operation::Request));
+        assert_ne!(reset.header.src_port, kept.host_port);
+    }
+    let mut refused = guest.device.handle().connect(PORT).unwrap();
+    assert_eq!(guest.operations(), []);
+    assert_eq!(refused.read(&mut [0]).unwrap(), 0);
+    drop(streams);
+    while !guest.operations().is_empty() {}
     guest.serves_on();
 }
 

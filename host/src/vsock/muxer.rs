@@ -231,13 +231,15 @@ impl Muxer {
         true
     }
 
-    /// A connection that only waits for the guest to confirm its close gives way to a new one.
+    /// Where there is no place, a new connection gets that of one which only waits for the guest to confirm its close;
+    /// else that of one whose host is gone, and whose last bytes the guest has given no credit for. The guest is told.
     fn make_room(&mut self) -> bool {
         if self.entries.len() < MAX_CONNECTIONS {
             return true;
         }
-        let closing = self.entries.iter().find(|(_, entry)| entry.connection.state() == State::Closing);
-        let Some((&key, _)) = closing else { return false };
+        let first = |gives_way: fn(&Entry) -> bool| self.entries.iter().find(|(_, entry)| gives_way(entry));
+        let closing = first(|entry| entry.connection.state() == State::Closing);
+        let Some((&key, _)) = closing.or_else(|| first(|entry| entry.stream.host_is_gone())) else { return false };
         self.abort(key);
         true
     }

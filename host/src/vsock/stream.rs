@@ -48,6 +48,8 @@ pub struct Stream {
     host_sent_all: bool,
     /// The host closed its end wholly, or for receiving.
     host_takes_nothing: bool,
+    /// The host closed its end wholly. What it sent before may still be here.
+    host_is_gone: bool,
 }
 
 /// What a read from the host's side gave.
@@ -65,7 +67,14 @@ impl Stream {
     /// The stream on a non-blocking socket.
     #[must_use]
     pub fn new(socket: UnixStream) -> Self {
-        Self { socket, spill: VecDeque::new(), readable: true, host_sent_all: false, host_takes_nothing: false }
+        Self {
+            socket,
+            spill: VecDeque::new(),
+            readable: true,
+            host_sent_all: false,
+            host_takes_nothing: false,
+            host_is_gone: false,
+        }
     }
 
     /// Takes note that a read may give something.
@@ -77,6 +86,7 @@ impl Stream {
     pub fn note_hang_up(&mut self) {
         self.readable = true;
         self.host_takes_nothing = true;
+        self.host_is_gone = true;
         self.spill = VecDeque::new();
     }
 
@@ -99,6 +109,12 @@ impl Stream {
     #[must_use]
     pub fn host_takes_nothing(&self) -> bool {
         self.host_takes_nothing
+    }
+
+    /// Whether the host closed its end wholly.
+    #[must_use]
+    pub fn host_is_gone(&self) -> bool {
+        self.host_is_gone
     }
 
     /// Whether guest bytes wait for room in the socket.
