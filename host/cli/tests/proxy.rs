@@ -17,30 +17,37 @@ use scx_vsock_tests::peer::Peer;
 use scx_vsock_tests::program;
 use tempfile::TempDir;
 
+const COMMAND: &str = env!("CARGO_BIN_EXE_scx-vsock");
 const SOCKET: &str = "/var/run/scx/root/stats";
 const REQUEST: &str = r#"{"req":"stats"}"#;
 
 /// A user without any powers.
 const NOBODY: u32 = 65_534;
 
-/// The programs, in a folder that every user can see.
-fn programs() -> &'static Path {
-    static FOLDER: OnceLock<TempDir> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for file in
-            [PathBuf::from(env!("CARGO_BIN_EXE_scx-vsock")), program::built("guest_peer"), program::built("limited")]
-        {
-            program::copy(&file, &folder.path().join(file.file_name().unwrap()));
-        }
-        folder
+/// A client that asks one request.
+fn ask() -> &'static Path {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| program::built("guest_peer"))
+}
+
+/// Copies of these programs, in a folder that every user can see.
+fn seen_by_all(programs: [&Path; 2]) -> (TempDir, [PathBuf; 2]) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let copies = programs.map(|program| {
+        let copy = folder.path().join(program.file_name().unwrap());
+        program::copy(program, &copy);
+        copy
     });
-    folder.path()
+    (folder, copies)
 }
 
 fn proxy(uri: &str) -> Command {
-    let mut command = Command::new(programs().join("scx-vsock"));
+    proxy_by(COMMAND.as_ref(), uri)
+}
+
+fn proxy_by(program: &Path, uri: &str) -> Command {
+    let mut command = Command::new(program);
     command.arg("proxy").arg(uri).current_dir("/");
     command
 }
@@ -66,7 +73,7 @@ fn answer_once(listener: &UnixListener, answer: &str) {
 }
 
 /// Two commands at a time, each with a guest of its own, and what each of them printed.
-fn two_at_a_time(change: impl Fn(&mut Command)) -> [String; 2] {
+fn two_at_a_time([program, ask]: [&Path; 2], change: impl Fn(&mut Command)) -> [String; 2] {
     let agents = [Agent::start(), Agent::start()];
     let listeners = [0, 1].map(|n| agents.get::<usize>(n).unwrap().scheduler());
     let running = [0, 1].map(|n| {
@@ -74,8 +81,8 @@ fn two_at_a_time(change: impl Fn(&mut Command)) -> [String; 2] {
         for path in [agent.directory().to_owned(), agent.host_path(0)] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
         }
-        let mut command = proxy(&uri(agent));
-        command.arg("--").arg(programs().join("guest_peer")).args(["ask", SOCKET, REQUEST]);
+        let mut command = proxy_by(program, &uri(agent));
+        command.arg("--").arg(ask).args(["ask", SOCKET, REQUEST]);
         change(&mut command);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     });
@@ -93,7 +100,7 @@ const EACH: [&str; 2] = ["{\"args\":{\"resp\":1}}\n", "{\"args\":{\"resp\":2}}\n
 
 #[test]
 fn two_commands_see_two_guests_at_the_same_path_at_the_same_time() {
-    assert_eq!(two_at_a_time(|_| ()), EACH);
+    assert_eq!(two_at_a_time([COMMAND.as_ref(), ask()], |_| ()), EACH);
 }
 
 #[test]
@@ -105,21 +112,18 @@ fn an_ordinary_user_needs_no_more_than_that() {
     let as_nobody = |command: &mut Command| {
         command.uid(NOBODY).gid(NOBODY);
     };
-    assert_eq!(two_at_a_time(as_nobody), EACH);
+    let (_folder, [program, ask]) = seen_by_all([COMMAND.as_ref(), ask()]);
+    assert_eq!(two_at_a_time([&program, &ask], as_nobody), EACH);
 }
 
 #[test]
 fn a_folder_of_sockets_that_is_there_is_covered_and_not_changed() {
     // The outer command makes the folder for the inner one, which has another guest.
-    let ask = programs().join("guest_peer");
-    let again = format!(
-        "{0} proxy unix:/inner -- {1} ask {SOCKET} '{REQUEST}'",
-        programs().join("scx-vsock").display(),
-        ask.display()
-    );
+    let (_folder, [program, ask]) = seen_by_all([COMMAND.as_ref(), ask()]);
+    let again = format!("{} proxy unix:/inner -- {} ask {SOCKET} '{REQUEST}'", program.display(), ask.display());
     let script = format!("{again}; {} ask {SOCKET} '{REQUEST}'", ask.display());
     for user in [None, Some(NOBODY)].iter().filter(|user| user.is_none() || rustix::process::geteuid().is_root()) {
-        let mut command = proxy("unix:/outer");
+        let mut command = proxy_by(&program, "unix:/outer");
         command.args(["--", "sh", "-c", &script]);
         user.iter().for_each(|&user| {
             command.uid(user).gid(user);
@@ -170,8 +174,7 @@ fn the_exit_code_is_the_commands_and_its_streams_are_its_own() {
 
 #[test]
 fn a_guest_that_cannot_be_reached_is_an_answer_to_the_command() {
-    let ask = programs().join("guest_peer");
-    let output = proxy("unix:/nowhere").arg("--").arg(ask).args(["ask", SOCKET, REQUEST]).output().unwrap();
+    let output = proxy("unix:/nowhere").arg("--").arg(ask()).args(["ask", SOCKET, REQUEST]).output().unwrap();
     assert!(text(&output.stdout).starts_with("{\"errno\":113,\"args\":{\"resp\":\"scx-vsock: no agent to talk to:"));
 }
 
@@ -228,8 +231,8 @@ fn a_proxy_that_is_killed_takes_its_command_with_it() {
 #[test]
 fn without_namespaces_it_says_so_in_one_line_with_what_mends_it() {
     // Neither kind of namespace may be made.
-    let mut command = Command::new(programs().join("limited"));
-    command.arg("unshare=1").arg(programs().join("scx-vsock")).args(["proxy", "unix:/nowhere", "--", "true"]);
+    let mut command = Command::new(program::built("limited"));
+    command.arg("unshare=1").arg(COMMAND).args(["proxy", "unix:/nowhere", "--", "true"]);
     let output = command.output().unwrap();
     let (code, line) = complaint(&output);
     assert_eq!(text(&output.stderr).lines().count(), 1, "{}", text(&output.stderr));
@@ -301,11 +304,7 @@ fn without_descriptors_clients_are_told_and_those_that_are_served_stay() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stats");
     let mut command = Command::new("prlimit");
-    command
-        .arg("--nofile=16")
-        .arg(programs().join("scx-vsock"))
-        .args(["proxy", "unix:/nowhere", "--socket"])
-        .arg(&path);
+    command.arg("--nofile=16").arg(COMMAND).args(["proxy", "unix:/nowhere", "--socket"]).arg(&path);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     line(&mut BufReader::new(child.stderr.take().unwrap()));
     let mut clients: Vec<Peer> = (0..16).map(|_| Peer::connect(&path)).collect();
@@ -324,8 +323,7 @@ fn without_descriptors_clients_are_told_and_those_that_are_served_stay() {
 fn a_path_and_a_command_are_served_together() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stats");
-    let ask = programs().join("guest_peer");
-    let script = format!("{0} ask {SOCKET} '{REQUEST}'; {0} ask {1} '{REQUEST}'", ask.display(), path.display());
+    let script = format!("{0} ask {SOCKET} '{REQUEST}'; {0} ask {1} '{REQUEST}'", ask().display(), path.display());
     let mut command = proxy("unix:/nowhere");
     command.arg("--socket").arg(&path).args(["--", "sh", "-c", &script]);
     let output = command.output().unwrap();
@@ -340,7 +338,7 @@ fn wrong_arguments_are_named() {
         (&["guest", "--", "true"], "there is no scheme"),
         (&["unix:/x", "--deadline", "0", "--", "true"], "--deadline"),
     ] {
-        let output = Command::new(programs().join("scx-vsock")).arg("proxy").args(arguments).output().unwrap();
+        let output = Command::new(COMMAND).arg("proxy").args(arguments).output().unwrap();
         let stderr = text(&output.stderr);
         assert!(output.status.code() == Some(2) && stderr.contains(named), "{arguments:?}: {stderr}");
     }
