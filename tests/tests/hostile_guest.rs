@@ -4,10 +4,10 @@
 
 use std::io::{ErrorKind, Read, Write};
 
+use scx_vsock::vsock::BUFFER_BYTES;
+use scx_vsock::vsock::MAX_BACKLOG;
 use scx_vsock::vsock::chain::ChainError;
-use scx_vsock::vsock::connection::BUFFER_BYTES;
 use scx_vsock::vsock::header::{Header, Operation};
-use scx_vsock::vsock::listener::MAX_BACKLOG;
 use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use scx_vsock::vsock::{DeviceError, Listener, MAX_CONNECTIONS};
 use scx_vsock_tests::guest_driver::{

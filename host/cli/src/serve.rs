@@ -17,7 +17,7 @@ use scx_vsock::front::hybrid::Hybrid;
 use scx_vsock::front::vhost_user::Server;
 use scx_vsock::socket::Socket;
 use scx_vsock::vsock::Listener;
-use scx_vsock::vsock::ready::says_hello;
+use scx_vsock::vsock::says_hello;
 
 use crate::signals::Signals;
 

@@ -14,7 +14,7 @@ use super::monitor::{Command, Monitor};
 use super::process::Process;
 use crate::SchedStatsClient;
 use crate::front::vhost_user::Server;
-use crate::vsock::ready::says_hello;
+use crate::vsock::says_hello;
 use crate::vsock::{Handle, Listener};
 
 /// How long a command may take where nothing else is said.

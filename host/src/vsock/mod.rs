@@ -1,11 +1,11 @@
 //! The virtio-vsock device (virtio 1.3, 5.10), for any monitor.
 //!
 //! One packet's way: a [front](crate::front) calls [`Device::service`] when the guest kicked a queue or [`Device::fd`]
-//! is readable. [`chain`] makes one sequence of bytes of a descriptor chain, [`header`] reads its first 44, [`muxer`]
-//! finds the connection, whose state machine ([`connection`], [`credit`]) says what the packet means; payload goes from
-//! guest memory into the connection's [`stream`], one end of a socket pair whose other end the host got from
+//! is readable. `chain` makes one sequence of bytes of a descriptor chain, [`header`] reads its first 44, `muxer`
+//! finds the connection, whose state machine (`connection`, `credit`) says what the packet means; payload goes from
+//! guest memory into the connection's `stream`, one end of a socket pair whose other end the host got from
 //! [`Handle::connect`] or [`Listener::accept`]. The way back is the same in reverse, one packet a connection in turn.
-//! The [`event`] queue tells a running driver that its connections are gone.
+//! The `event` queue tells a running driver that its connections are gone.
 //!
 //! # Bounds
 //!
@@ -15,9 +15,8 @@
 //! [`MAX_RESETS`] and one for each connection small packets. An idle connection holds no spill.
 //!
 //! There are at most [`MAX_CONNECTIONS`] connections, each with one descriptor at either end. Besides, each of at most
-//! [`MAX_LISTENERS`](listener::MAX_LISTENERS) ports has a backlog of at most
-//! [`MAX_BACKLOG`](listener::MAX_BACKLOG) streams that the host has not accepted, which count as connections even when
-//! the guest has ended theirs: what it sent is still there to be read.
+//! [`MAX_LISTENERS`] ports has a backlog of at most [`MAX_BACKLOG`] streams that the host has not accepted, which count
+//! as connections even when the guest has ended theirs: what it sent is still there to be read.
 //!
 //! # Threads
 //!
@@ -25,19 +24,21 @@
 //! connection of the guest. A [`Handle`] may be used from any thread, that one included, since its calls never wait
 //! for the device; waiting for a stream's bytes on the device's own thread waits for ever.
 
+// Open for the models of guests that the tests and fuzz targets share; nothing else should build on it.
+#[doc(hidden)]
 pub mod chain;
-pub mod connection;
-pub mod credit;
-pub mod event;
-pub mod features;
+mod connection;
+mod credit;
+mod event;
+pub(crate) mod features;
 pub mod handle;
 pub mod header;
 pub mod listener;
-pub mod muxer;
-pub mod ready;
+mod muxer;
+mod ready;
 pub mod spec;
 pub mod state;
-pub mod stream;
+mod stream;
 mod transfer;
 
 use std::io;
@@ -47,21 +48,22 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemory;
 
+pub use chain::ChainError;
 pub use connection::BUFFER_BYTES;
+pub use connection::Key;
 pub use handle::{Handle, Port};
-pub use listener::Listener;
-pub use muxer::MAX_CONNECTIONS;
-pub use state::DeviceState;
+pub use listener::{Listener, MAX_BACKLOG, MAX_LISTENERS};
+pub use muxer::{MAX_CONNECTIONS, MAX_RESETS};
+pub use ready::says_hello;
+pub use state::{DamagedDevice, DeviceState};
 pub use stream::SEND_BUFFER_BYTES;
 
-use chain::{Chain, ChainError, Direction, gather};
-use connection::Key;
+use chain::{Chain, Direction, gather};
 use event::TransportReset;
 use handle::Shared;
 use header::Header;
-use muxer::{MAX_RESETS, Muxer};
+use muxer::Muxer;
 use spec::RESERVED_CIDS;
-use state::DamagedDevice;
 
 /// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
 const PACKETS_A_TURN: usize = 1024;

@@ -4,9 +4,9 @@
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 
-use scx_vsock::vsock::connection::Key;
+use scx_vsock::vsock::Key;
+use scx_vsock::vsock::MAX_RESETS;
 use scx_vsock::vsock::header::Header;
-use scx_vsock::vsock::muxer::MAX_RESETS;
 use scx_vsock::vsock::spec::{HOST_CID, TYPE_STREAM};
 use scx_vsock::vsock::{BUFFER_BYTES, DeviceError, Listener, MAX_CONNECTIONS, MAX_HELD_BYTES};
 use vm_memory::{Bytes, GuestAddress};

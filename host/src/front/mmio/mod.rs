@@ -1,8 +1,8 @@
 //! The device behind virtio-mmio registers (virtio 1.3, 4.2), for a monitor's own bus.
 //!
 //! A monitor puts [`BYTES`] of guest address space at an address of its choice, tells the guest of it and of an
-//! interrupt, and gives every access there to [`Mmio::read`] or [`Mmio::write`]. [`register`] names the registers,
-//! [`status`] follows the driver's steps, [`queue`] holds what it says of its queues, [`transport`] is all of them
+//! interrupt, and gives every access there to [`Mmio::read`] or [`Mmio::write`]. `register` names the registers,
+//! `status` follows the driver's steps, `queue` holds what it says of its queues, `transport` is all of them
 //! together; the queues' contents are the [`Device`]'s.
 //!
 //! # Threads
@@ -24,11 +24,11 @@
 //! reset, the agent serves on, and what the host asks for waits until the driver is through with that. A run's
 //! [`RunControl`](crate::RunControl) is to be frozen around all of this, so that no request times out meanwhile.
 
-pub mod queue;
-pub mod register;
+mod queue;
+mod register;
 pub mod state;
-pub mod status;
-pub mod transport;
+mod status;
+mod transport;
 
 use std::fmt;
 use std::io;

@@ -10,7 +10,7 @@ use super::queue::{Layout, QueueRegisters};
 use super::register::{CONFIG_CHANGE, USED_BUFFER};
 use super::status::{Status, Step};
 use super::transport::{QUEUES, Selected, Transport};
-use crate::vsock::state::DamagedDevice;
+use crate::vsock::DamagedDevice;
 use crate::vsock::{DeviceState, features, spec};
 
 /// The version of this form.
