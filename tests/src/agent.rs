@@ -188,9 +188,7 @@ impl Agent {
     /// When the agent has ended.
     #[must_use]
     pub fn processor_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.id())).expect("the agent runs");
-        let nanoseconds = stat.split_whitespace().next().and_then(|number| number.parse().ok());
-        Duration::from_nanos(nanoseconds.expect("the time comes first"))
+        time_of(&format!("/proc/{}/schedstat", self.id()))
     }
 
     /// Watches the agent for so long.
@@ -204,6 +202,13 @@ impl Agent {
         let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&within)).expect("a descriptor to wait on");
         assert_eq!(ended, 0, "the agent ended");
     }
+}
+
+/// The time that a thread has run, of which the kernel tells in this file.
+pub(crate) fn time_of(schedstat: &str) -> Duration {
+    let stat = fs::read_to_string(schedstat).expect("the thread runs");
+    let nanoseconds = stat.split_whitespace().next().and_then(|number| number.parse().ok());
+    Duration::from_nanos(nanoseconds.expect("the time comes first"))
 }
 
 fn host_path(directory: &Path, map: usize) -> PathBuf {

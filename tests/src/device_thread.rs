@@ -7,10 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use rustix::thread::{Pid, gettid};
 use scx_vsock::front::event_loop::{Error, Subscriber};
 
+use crate::agent::time_of;
 use crate::guest_driver::Guest;
 use crate::mmio_driver::{Front, Registers};
 
@@ -19,6 +22,7 @@ use crate::mmio_driver::{Front, Registers};
 pub struct DeviceThread {
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
+    id: Pid,
     /// What goes wrong, with the guest's number.
     pub errors: Receiver<(usize, Error)>,
 }
@@ -33,8 +37,19 @@ impl DeviceThread {
         let devices: Vec<Arc<Front>> = devices.collect();
         let (stop, stopped) = UnixStream::pair().expect("it works");
         let (sender, errors) = channel();
-        let thread = thread::spawn(move || run(devices, stopped, &sender));
-        Self { stop: Some(stop), thread: Some(thread), errors }
+        let (say, said) = channel();
+        let thread = thread::spawn(move || {
+            say.send(gettid()).expect("who started it waits");
+            run(devices, stopped, &sender);
+        });
+        let id = said.recv().expect("it works");
+        Self { stop: Some(stop), thread: Some(thread), id, errors }
+    }
+
+    /// How long the thread has run.
+    #[must_use]
+    pub fn processor_time(&self) -> Duration {
+        time_of(&format!("/proc/self/task/{}/schedstat", self.id))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use scx_vsock::vsock::header::{Header, Operation};
@@ -13,8 +14,8 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::guest_driver::{Driver, MEMORY, Packet, QUEUE_SIZE, RX_BUFFER};
-use crate::peer::DEADLINE;
+use crate::guest_driver::{Connection, Driver, MEMORY, Packet, QUEUE_SIZE, RX_BUFFER};
+use crate::peer::{DEADLINE, Peer};
 
 /// A front end that is connected to a back end, and its guest.
 pub struct FrontEnd {
@@ -145,6 +146,20 @@ impl FrontEnd {
     /// Tells the back end that both queues have something new.
     pub fn kick(&self) {
         self.kicks.iter().for_each(|kick| kick.write(1).expect("an event"));
+    }
+
+    /// The guest accepts a program, which connects to its port 729 through the back end's hybrid socket.
+    pub fn accept(&mut self, hybrid: &Path) -> (Peer, Connection) {
+        let mut program = Peer::connect(hybrid);
+        program.send("CONNECT 729\n");
+        let request = self.expect(Operation::Request);
+        let stream = program.stream().try_clone().expect("a descriptor");
+        let mut connection = Connection::new(stream, 729, request.header.src_port);
+        connection.note(&request.header);
+        self.send(&connection.header(Operation::Response), &[]);
+        let answer = program.line();
+        assert!(answer.starts_with(b"OK "), "{answer:?}");
+        (program, connection)
     }
 
     /// Queues a packet, and tells the back end.

@@ -362,6 +362,11 @@ impl Driver {
         self.tx.offer(&self.memory, &pieces, 0)
     }
 
+    /// Queues a packet without a kick, whose (address, length) pieces are in memory already. False if the queue is full.
+    pub fn queue_pieces(&mut self, pieces: &[(u64, u32)]) -> bool {
+        self.tx.offer(&self.memory, pieces, 0)
+    }
+
     /// Puts a chain of (address, length, flags, next) descriptors into the transmit queue as it is.
     pub fn queue_raw(&mut self, descriptors: &[RawDescriptor]) {
         self.tx.offer_raw(&self.memory, descriptors);

@@ -10,6 +10,7 @@
 
 pub mod abandonment;
 pub mod agent;
+pub mod back_end;
 #[cfg(feature = "guests")]
 pub mod bridge;
 pub mod described;
@@ -20,6 +21,7 @@ pub mod front_end;
 #[cfg(feature = "guests")]
 pub mod guest;
 pub mod guest_driver;
+pub mod memory_group;
 pub mod mmio_driver;
 pub mod model;
 pub mod pattern;

@@ -1,60 +1,15 @@
 //! How much memory a guest can make the host hold, the kernel's included. Alone in its process, whose memory it measures.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use rustix::net::{SendFlags, send};
 use scx_vsock::vsock::header::{Header, Operation};
 use scx_vsock::vsock::{BUFFER_BYTES, MAX_CONNECTIONS, SEND_BUFFER_BYTES, memory_bound};
 use scx_vsock_tests::guest_driver::{Connection, Guest, MEMORY, pattern};
+use scx_vsock_tests::memory_group::{Group, resident_bytes};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Bytes that the kernel may have counted for a group before they are used.
 const COUNTED_AHEAD: usize = 4 << 20;
-
-/// A control group of this process alone, whose memory the kernel counts: the process's pages, and what the kernel
-/// allocates for it, the buffers of Unix sockets among that.
-struct Group {
-    folder: PathBuf,
-    usage: &'static str,
-}
-
-impl Group {
-    /// Moves this process into a group of its own, if it may.
-    fn enter() -> Option<Self> {
-        let hierarchies = [("/sys/fs/cgroup/memory", "memory.usage_in_bytes"), ("/sys/fs/cgroup", "memory.current")];
-        let there = |hierarchy: &str| Path::new(hierarchy).join("cgroup.procs").exists();
-        hierarchies.into_iter().filter(|(hierarchy, _)| there(hierarchy)).find_map(|(hierarchy, usage)| {
-            let folder = Path::new(hierarchy).join(format!("scx-vsock-memory-{}", std::process::id()));
-            fs::create_dir(&folder).ok()?;
-            let group = Self { folder, usage };
-            let entered = group.folder.join(usage).exists()
-                && fs::write(group.folder.join("cgroup.procs"), std::process::id().to_string()).is_ok();
-            entered.then_some(group)
-        })
-    }
-
-    fn bytes(&self) -> usize {
-        fs::read_to_string(self.folder.join(self.usage)).unwrap().trim().parse().unwrap()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // A group without processes can go.
-        let parent = self.folder.parent().unwrap().join("cgroup.procs");
-        let _left = fs::write(parent, std::process::id().to_string());
-        let _gone = fs::remove_dir(&self.folder);
-    }
-}
-
-/// The process's own resident memory, for who may not make a group.
-fn resident_bytes() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
-}
 
 /// The guest sends all that it has credit for, and the host reads nothing.
 fn fill_host(guest: &mut Guest, connection: &mut Connection, payload: &[u8]) {

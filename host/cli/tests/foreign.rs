@@ -1,60 +1,36 @@
 //! The endpoints against what others wrote: vhost-device-vsock behind a QEMU, and the kernel's own AF_VSOCK in a guest.
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 
 use scx_vsock::{Endpoint, MAX_REQUEST_BYTES, SchedStatsClient};
-use scx_vsock_tests::agent::repository;
+use scx_vsock_tests::back_end::BackEnd;
 use scx_vsock_tests::guest::{TypedQemu, builder, output};
 use scx_vsock_tests::peer::DEADLINE;
 use scx_vsock_tests::program;
 use serde_json::Value;
-use tempfile::TempDir;
 
 const COMMAND: &str = env!("CARGO_BIN_EXE_scx-vsock");
 
 /// A guest whose device is vhost-device-vsock.
 struct Foreign {
-    folder: TempDir,
-    device: Child,
+    device: BackEnd,
     _qemu: TypedQemu,
 }
 
 impl Foreign {
     fn boot() -> Self {
-        let built = Command::new(repository().join("ci/tool")).arg("vhost-device-vsock").output().unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("device");
-        let mut command = Command::new(String::from_utf8(built.stdout).unwrap().trim());
-        command.arg("--socket").arg(&socket).arg("--uds-path").arg(folder.path().join("hybrid"));
-        let device = Foreign::started(command.env("RUST_LOG", "error"), &socket);
+        let device = BackEnd::vhost_device_vsock();
         let guest = builder().scheduler(program::built("procsched"), &[]);
-        let printed = format!("$({COMMAND} serve --socket {} --print-qemu-args)", socket.display());
-        let qemu = TypedQemu::start(&guest, folder.path(), &printed);
-        Self { folder, device, _qemu: qemu }
-    }
-
-    /// Starts the device and waits until its socket is there: a new file in its folder is an event.
-    fn started(command: &mut Command, socket: &Path) -> Child {
-        let inotify = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).unwrap();
-        let created = rustix::fs::inotify::WatchFlags::CREATE;
-        rustix::fs::inotify::add_watch(&inotify, socket.parent().unwrap(), created).unwrap();
-        let child = command.stdin(Stdio::null()).spawn().unwrap();
-        let mut events = [std::mem::MaybeUninit::uninit(); 4096];
-        while !socket.exists() {
-            let within = rustix::event::Timespec::try_from(DEADLINE).unwrap();
-            let mut fds = [rustix::event::PollFd::new(&inotify, rustix::event::PollFlags::IN)];
-            assert_eq!(rustix::event::poll(&mut fds, Some(&within)).unwrap(), 1, "no socket within {DEADLINE:?}");
-            let _read = rustix::fs::inotify::Reader::new(&inotify, &mut events).next().unwrap();
-        }
-        child
+        let printed = format!("$({COMMAND} serve --socket {} --print-qemu-args)", device.socket().display());
+        let qemu = TypedQemu::start(&guest, device.folder(), &printed);
+        Self { device, _qemu: qemu }
     }
 
     fn hybrid(&self) -> PathBuf {
-        self.folder.path().join("hybrid")
+        self.device.hybrid()
     }
 
     fn client(&self) -> SchedStatsClient {
@@ -66,13 +42,6 @@ impl Foreign {
         let output = Command::new(COMMAND).arg(arguments[0]).arg(uri).args(&arguments[1..]).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
-    }
-}
-
-impl Drop for Foreign {
-    fn drop(&mut self) {
-        let _ended_already = self.device.kill();
-        let _status = self.device.wait();
     }
 }
 

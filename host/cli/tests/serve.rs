@@ -13,7 +13,6 @@ use scx_vsock::vsock::header::Operation;
 use scx_vsock_tests::front_end::FrontEnd;
 use scx_vsock_tests::guest::{TypedQemu, builder};
 use scx_vsock_tests::guest_driver::Connection;
-use scx_vsock_tests::peer::Peer;
 use scx_vsock_tests::program;
 use tempfile::TempDir;
 
@@ -65,18 +64,6 @@ fn path_behind(socket: &str, suffix: &str) -> PathBuf {
     format!("{socket}{suffix}").into()
 }
 
-/// The guest behind a front end accepts a program.
-fn connect(front_end: &mut FrontEnd, hybrid: &Path) -> (Peer, Connection) {
-    let mut program = Peer::connect(hybrid);
-    program.send("CONNECT 729\n");
-    let request = front_end.expect(Operation::Request);
-    let stream = program.stream().try_clone().unwrap();
-    let connection = Connection::new(stream, 729, request.header.src_port);
-    front_end.send(&connection.header(Operation::Response), &[]);
-    program.expect(format!("OK {}", connection.host_port));
-    (program, connection)
-}
-
 #[test]
 fn it_outlives_its_front_ends_and_leaves_no_socket_behind() {
     for signal in [Signal::INT, Signal::TERM] {
@@ -86,7 +73,7 @@ fn it_outlives_its_front_ends_and_leaves_no_socket_behind() {
         assert_eq!(said, format!("scx-vsock: {socket}: waiting for QEMU; then scx-vsock stats hybrid:{socket}.hybrid"));
         for _ in 0..3 {
             let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
-            let (mut program, _connection) = connect(&mut front_end, &path_behind(&socket, ".hybrid"));
+            let (mut program, _connection) = front_end.accept(&path_behind(&socket, ".hybrid"));
             drop(front_end);
             program.expect_end();
             serving.wait_for("QEMU is gone; waiting for the next one");
@@ -108,7 +95,7 @@ fn each_guest_has_sockets_and_a_cid_of_its_own() {
     serving.wait_for("waiting for QEMU");
     let mut guests = [&first, &second].map(|socket| FrontEnd::new(UnixStream::connect(socket).unwrap()));
     assert_eq!(guests.each_mut().map(|guest| u64::from_le_bytes(guest.config())), [3, 77]);
-    let (_program, _connection) = connect(&mut guests[0], Path::new(&one));
+    let (_program, _connection) = guests[0].accept(Path::new(&one));
     assert_eq!(serving.end_by(Signal::TERM), Some(0));
 }
 
@@ -139,7 +126,7 @@ fn a_guest_that_breaks_its_device_is_told_and_served_again_when_it_reboots() {
     let said = serving.wait_for("the guest's driver broke a vsock queue");
     assert!(said.ends_with("; it is served again when it reboots"), "{said}");
     front_end.reboot();
-    connect(&mut front_end, &path_behind(&socket, ".hybrid"));
+    front_end.accept(&path_behind(&socket, ".hybrid"));
 }
 
 /// The one line and the code that a command ends with.

@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 use scx_vsock_tests::agent::{self, Agent};
 use scx_vsock_tests::peer::Peer;
 
-use crate::Measure;
 use crate::row::{Goal, Row, at};
-use crate::system_calls;
+use crate::{Measure, Programs, system_calls};
 
 /// Measurements.
 pub const ALL: &[Measure] = &[
@@ -70,9 +69,14 @@ impl Session {
     }
 }
 
-fn file_size(relay: &Path) -> Row {
+fn file_size(programs: &Programs) -> Row {
     let bytes = |path: &Path| fs::metadata(path).unwrap().len() as f64;
-    Row::exact("agent file / std static relay, bytes", bytes(agent::file()), bytes(relay), Goal::Ours(8_192.0))
+    Row::exact(
+        "agent file / std static relay, bytes",
+        bytes(agent::file()),
+        bytes(&programs.relay),
+        Goal::Ours(8_192.0),
+    )
 }
 
 /// Private memory in KiB: pages that are the process's alone, its program's included.
@@ -90,27 +94,27 @@ fn memory(name: &'static str, program: &Path, answer: usize, goal: Goal) -> Row 
     row
 }
 
-fn idle_memory(relay: &Path) -> Row {
-    memory("agent, 1 idle session / std relay, private KiB", relay, 600, Goal::Ours(64.0))
+fn idle_memory(programs: &Programs) -> Row {
+    memory("agent, 1 idle session / std relay, private KiB", &programs.relay, 600, Goal::Ours(64.0))
 }
 
-fn memory_after_the_longest_answer(relay: &Path) -> Row {
-    memory("agent after a 256 KiB answer / std relay, private KiB", relay, 262_144, Goal::Ours(320.0))
+fn memory_after_the_longest_answer(programs: &Programs) -> Row {
+    memory("agent after a 256 KiB answer / std relay, private KiB", &programs.relay, 262_144, Goal::Ours(320.0))
 }
 
-fn system_calls_a_request(program: &Path) -> Row {
+fn system_calls_a_request(programs: &Programs) -> Row {
     const REQUESTS: usize = 500;
     let count = |agent: &Agent| {
         let mut session = Session::new(agent, 600);
         let calls = system_calls::during(agent.id(), || (0..REQUESTS).for_each(|_| session.ask(600)));
         (calls / REQUESTS as f64 * 10.0).round() / 10.0
     };
-    let (ours, theirs) = (count(&Agent::start()), count(&relay(program)));
+    let (ours, theirs) = (count(&Agent::start()), count(&relay(&programs.relay)));
     Row::exact("agent / std relay, system calls a request", ours, theirs, Goal::Ours(6.0))
 }
 
 /// From the start of the process to the hello of a host that was there before.
-fn start(program: &Path) -> Row {
+fn start(programs: &Programs) -> Row {
     let time = |start: &dyn Fn() -> Agent| {
         let before = Instant::now();
         let agent = start();
@@ -120,13 +124,13 @@ fn start(program: &Path) -> Row {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..100 {
         ours.push(time(&Agent::start));
-        theirs.push(time(&|| relay(program)));
+        theirs.push(time(&|| relay(&programs.relay)));
     }
     Row::of("agent / std relay, start to first hello, us", &mut ours, &mut theirs, Goal::Ratio(1.0))
 }
 
 /// The slowest in a hundred round trips of five sessions, in company of three that misbehave, by the same alone.
-fn isolation(_: &Path) -> Row {
+fn isolation(_: &Programs) -> Row {
     let (mut company, mut alone) = (Vec::new(), Vec::new());
     for _ in 0..9 {
         alone.push(slowest_in_a_hundred(&Agent::start(), |_| ()));

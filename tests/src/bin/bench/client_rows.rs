@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,8 +16,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::Measure;
 use crate::row::{Goal, Row, at};
+use crate::{Measure, Programs, micros};
 
 /// Measurements.
 pub const ALL: &[Measure] =
@@ -29,7 +28,7 @@ const WAITING: usize = 64;
 
 /// Wrong answers in a million requests of which about half are abandoned; of a client that keeps its session, in as
 /// many by extrapolation.
-fn wrong_answers(_: &Path) -> Row {
+fn wrong_answers(_: &Programs) -> Row {
     const REQUESTS: u64 = 1_000_000;
     const OF_THE_OTHER: u64 = 20_000;
     let tally = abandonment::of_clients(REQUESTS);
@@ -40,11 +39,11 @@ fn wrong_answers(_: &Path) -> Row {
     Row::exact(name, tally.wrong as f64, of_as_many as f64, Goal::Ours(0.0))
 }
 
-fn freeze_wakes(_: &Path) -> Row {
+fn freeze_wakes(_: &Programs) -> Row {
     wakes("freeze() to the return of 64 waiting calls, p99 / bare, us", |control| drop(control.freeze()))
 }
 
-fn cancel_wakes(_: &Path) -> Row {
+fn cancel_wakes(_: &Programs) -> Row {
     wakes("cancel() to the return of 64 waiting calls, p99 / bare, us", RunControl::cancel)
 }
 
@@ -126,10 +125,6 @@ fn descriptors_wake() -> Vec<f64> {
     })
 }
 
-fn micros(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e6
-}
-
 #[derive(Deserialize)]
 struct Stats {
     layers: HashMap<String, Layer>,
@@ -199,7 +194,7 @@ impl Layer {
 }
 
 /// An answer of almost the longest line there can be, decoded as the type of its stats or as any value.
-fn typed_decode(_: &Path) -> Row {
+fn typed_decode(_: &Programs) -> Row {
     const TIMES: usize = 200;
     const LAYERS: u32 = 540;
     let layers: HashMap<String, Layer> = (0..LAYERS).map(|n| (format!("layer-{n}"), Layer::busy(n))).collect();

@@ -1,7 +1,7 @@
 //! Measures against a peer or a floor in the same run, prints a table and writes `bench.json`.
 //!
 //! ```text
-//! bench FOLDER RELAY_STD [ROW...]       (ci/bench builds everything and runs it)
+//! bench FOLDER RELAY_STD SCX_VSOCK [ROW...]       (ci/bench builds everything and runs it)
 //! ```
 #![allow(
     clippy::cast_possible_truncation,
@@ -16,35 +16,52 @@
 )]
 
 mod agent_rows;
+mod back_end_rows;
 mod client_rows;
+mod device_rows;
 mod row;
 mod system_calls;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use row::Row;
 
-/// A measurement, given the path of the relay to compare with, by the name that it is chosen by.
-type Measure = (&'static str, fn(&Path) -> Row);
+/// Programs that take part, beside the agent.
+struct Programs {
+    /// The relay with std.
+    relay: PathBuf,
+    /// The command `scx-vsock`.
+    command: PathBuf,
+}
+
+/// A measurement, by the name that it is chosen by.
+type Measure = (&'static str, fn(&Programs) -> Row);
+
+fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, relay, chosen @ ..] = &arguments[..] else {
-        eprintln!("usage: bench FOLDER RELAY_STD [ROW...]; ci/bench does it all");
+    let [folder, relay, command, chosen @ ..] = &arguments[..] else {
+        eprintln!("usage: bench FOLDER RELAY_STD SCX_VSOCK [ROW...]; ci/bench does it all");
         return ExitCode::from(2);
     };
-    let all: Vec<&Measure> = agent_rows::ALL.iter().chain(client_rows::ALL).collect();
+    let all: Vec<&Measure> =
+        [agent_rows::ALL, client_rows::ALL, device_rows::ALL, back_end_rows::ALL].into_iter().flatten().collect();
     if let Some(unknown) = chosen.iter().find(|chosen| all.iter().all(|(name, _)| name != chosen)) {
         let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
         eprintln!("bench: {unknown} is no row: the rows are {}", names.join(", "));
         return ExitCode::from(2);
     }
+    let programs = Programs { relay: relay.into(), command: command.into() };
     let mut rows = Vec::new();
     for (name, measure) in all {
         if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
             eprintln!("bench: {name}");
-            rows.push(measure(Path::new(relay)));
+            rows.push(measure(&programs));
         }
     }
     println!("{}", Row::table(&rows));

@@ -55,7 +55,7 @@ impl Row {
     /// All rows for people.
     pub fn table(rows: &[Self]) -> String {
         let mut text = format!(
-            "{:<52} {:>12} {:>12} {:>8} {:>7}  {:<14} {}\n",
+            "{:<64} {:>12} {:>12} {:>8} {:>7}  {:<14} {}\n",
             "what", "ours", "reference", "ratio", "spread", "goal", "holds"
         );
         for row in rows {
@@ -67,7 +67,7 @@ impl Row {
             // Writing to a string cannot fail.
             let _written = writeln!(
                 text,
-                "{:<52} {:>12.1} {:>12.1} {:>8.3} {:>6.0}%  {goal:<14} {holds}",
+                "{:<64} {:>12.1} {:>12.1} {:>8.3} {:>6.0}%  {goal:<14} {holds}",
                 row.name,
                 row.ours,
                 row.reference,

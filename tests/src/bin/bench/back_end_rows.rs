@@ -1,0 +1,151 @@
+//! `scx-vsock serve` against vhost-device-vsock, both as processes behind the same simulated guest.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Instant;
+
+use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock_tests::back_end::BackEnd;
+use scx_vsock_tests::front_end::FrontEnd;
+use scx_vsock_tests::guest_driver::{Connection, TX_BUFFERS};
+use scx_vsock_tests::peer::Peer;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::device_rows::round_trips;
+use crate::row::{Goal, Row};
+use crate::{Measure, Programs, micros};
+
+/// Measurements.
+pub const ALL: &[Measure] = &[("back-end-round-trip", round_trip), ("back-end-throughput", throughput)];
+
+/// A guest behind a back end, and a program of the host that is connected to it.
+struct Connected {
+    front_end: FrontEnd,
+    connection: Connection,
+    host: Peer,
+    _back_end: BackEnd,
+}
+
+impl Connected {
+    fn by(back_end: BackEnd) -> Self {
+        let mut front_end = FrontEnd::new(back_end.connect());
+        // Its answer comes once the rings run: vhost-device-vsock loses a connection that comes before.
+        let _config = front_end.config();
+        let (host, connection) = front_end.accept(&back_end.hybrid());
+        Self { front_end, connection, host, _back_end: back_end }
+    }
+
+    fn both(programs: &Programs) -> [Self; 2] {
+        [BackEnd::serve(&programs.command), BackEnd::vhost_device_vsock()].map(Self::by)
+    }
+
+    fn host(&self) -> UnixStream {
+        self.host.stream().try_clone().unwrap()
+    }
+}
+
+fn round_trip(programs: &Programs) -> Row {
+    const ROUNDS: usize = 20;
+    const TIMES: usize = 500;
+    let mut both = Connected::both(programs);
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (connected, times) in both.iter_mut().zip(&mut times) {
+            times.extend(echoed(connected, TIMES));
+        }
+    }
+    let [mut ours, mut theirs] = times;
+    let name = "back end, round trip of 4 KiB / vhost-device-vsock, us";
+    Row::of(name, &mut ours, &mut theirs, Goal::Ratio(0.5))
+}
+
+/// Microseconds of each of so many round trips through the guest.
+fn echoed(connected: &mut Connected, times: usize) -> Vec<f64> {
+    let mut host = connected.host();
+    let Connected { front_end, connection, .. } = connected;
+    let mut left = times * crate::device_rows::PAYLOAD;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while left > 0 {
+                let packet = front_end.packet();
+                connection.note(&packet.header);
+                if packet.operation() == Operation::ReadWrite {
+                    left -= packet.payload.len();
+                    connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
+                    let header = Header { len: packet.header.len, ..connection.header(Operation::ReadWrite) };
+                    connection.sent = connection.sent.wrapping_add(header.len);
+                    front_end.send(&header, &packet.payload);
+                }
+            }
+        });
+        round_trips(&mut host, times)
+    })
+}
+
+/// Bytes of a packet.
+const PACKET: u32 = 64 * 1024;
+
+fn throughput(programs: &Programs) -> Row {
+    const ROUNDS: usize = 7;
+    const PACKETS: usize = 4096;
+    let mut both = Connected::both(programs);
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (connected, times) in both.iter_mut().zip(&mut times) {
+            times.push(sent(connected, PACKETS));
+        }
+    }
+    let [mut ours, mut theirs] = times;
+    let name = "back end, 256 MiB in packets of 64 KiB / vhost-device-vsock, us";
+    Row::of(name, &mut ours, &mut theirs, Goal::Ratio(0.5))
+}
+
+/// Microseconds until the host has read so many packets, which the guest sends as credit allows.
+fn sent(connected: &mut Connected, packets: usize) -> f64 {
+    let mut host = connected.host();
+    let Connected { front_end, connection, .. } = connected;
+    let started = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(move || send(front_end, connection, packets));
+        let mut left = packets * PACKET as usize;
+        let mut bytes = vec![0; 4 * PACKET as usize];
+        while left > 0 {
+            let count = host.read(&mut bytes).unwrap();
+            assert!(count > 0, "the connection ended {left} bytes before the end");
+            left -= count;
+        }
+    });
+    micros(started.elapsed())
+}
+
+/// Sends packets whose payload is in guest memory already, so that the back end's work is most of what there is.
+fn send(front_end: &mut FrontEnd, connection: &mut Connection, packets: usize) {
+    let payload = TX_BUFFERS + 0x10_0000;
+    let mut sent = 0;
+    while sent < packets {
+        front_end.driver.take_sent();
+        let before = sent;
+        let mut received = false;
+        while let Some(packet) = front_end.driver.receive() {
+            connection.note(&packet.header);
+            received = true;
+        }
+        while sent < packets && connection.credit() >= PACKET {
+            let header = Header { len: PACKET, ..connection.header(Operation::ReadWrite) };
+            // More places than there are descriptors: none is in use.
+            let place = TX_BUFFERS + 64 * (sent as u64 % 1024);
+            front_end.driver.memory().write_slice(&header.emit(), GuestAddress(place)).unwrap();
+            if !front_end.driver.queue_pieces(&[(place, Header::BYTES as u32), (payload, PACKET)]) {
+                break;
+            }
+            connection.sent = connection.sent.wrapping_add(PACKET);
+            sent += 1;
+        }
+        if sent > before {
+            front_end.kick();
+        } else if !received {
+            front_end.wait();
+        }
+    }
+}
