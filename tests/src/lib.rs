@@ -13,6 +13,7 @@ pub mod agent;
 pub mod back_end;
 #[cfg(feature = "guests")]
 pub mod bridge;
+pub mod crossing;
 pub mod described;
 pub mod device_thread;
 pub mod exporter;

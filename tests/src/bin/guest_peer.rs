@@ -9,6 +9,8 @@
 //! guest_peer hello CID PORT              dials a port over vsock and prints the first line that comes
 //! guest_peer activate PORT PROGRAM       says so when it listens, and runs a program with the listener, as
 //!                                        socket activation does
+//! guest_peer crossing PROGRAM            the guest's side of what it costs to cross into it, while the program, which is
+//!                                        a scheduler, runs: see `crossing` of the fixtures
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program's output")]
 #![allow(unsafe_code, reason = "a descriptor changes its owner, and an option that no crate has")]
@@ -25,7 +27,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use scx_vsock::{Connect, Endpoint};
 use scx_vsock_agent::sys::listen_vsock;
+use scx_vsock_tests::crossing;
 use scx_vsock_tests::traffic::{self, Side};
+use scx_vsock_wire::limits::SCHEDULER_SOCKET;
 
 /// The host, seen from any guest.
 const HOST_CID: u32 = 2;
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         ["interrupt", process] => end(process, Signal::INT),
         ["kill", process] => end(process, Signal::KILL),
         ["hello", cid, port] => hello(cid, port),
+        ["crossing", program] => crossing(program),
         ["activate", port, program] => activate(port, program),
         _ => Err("wrong arguments: see the top of this program's source".into()),
     };
@@ -124,6 +129,19 @@ fn activate(port: &str, program: &str) -> Result<(), Box<dyn Error>> {
     let mut command = Command::new(program);
     command.env("LISTEN_FDS", "1").fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }])?;
     Err(command.exec().into())
+}
+
+fn crossing(scheduler: &str) -> Result<(), Box<dyn Error>> {
+    crossing::serve(listen(crossing::ECHO)?, |line| Ok(line.to_owned()));
+    crossing::serve(listen(crossing::INSIDE)?, |times| {
+        let times = times.trim().parse().map_err(io::Error::other)?;
+        let inside = crossing::requests(&UnixStream::connect(SCHEDULER_SOCKET)?, crossing::REQUEST, times)?;
+        Ok(format!("{inside}\n"))
+    });
+    let leads_to = [format!("VSOCK-LISTEN:{},fork", crossing::SOCAT), format!("UNIX-CONNECT:{SCHEDULER_SOCKET}")];
+    let _relay = Command::new("socat").args(leads_to).spawn()?;
+    let status = Command::new(scheduler).status()?;
+    Err(format!("{scheduler} ended: {status}").into())
 }
 
 fn end(process: &str, signal: Signal) -> Result<(), Box<dyn Error>> {

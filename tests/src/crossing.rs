@@ -1,0 +1,76 @@
+//! What it costs to cross from the host into a guest: what both sides of that measurement need.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Instant;
+
+use crate::traffic::wait_and_accept;
+
+/// The guest's vsock port where socat leads to the scheduler's socket.
+pub const SOCAT: u32 = 5000;
+/// The guest's vsock port whose lines come back.
+pub const ECHO: u32 = 5001;
+/// The guest's vsock port that takes a number, and says the microseconds of so many requests inside the guest.
+pub const INSIDE: u32 = 5002;
+
+/// What is asked.
+pub const REQUEST: &str = "{\"req\":\"stats\",\"args\":{}}\n";
+
+/// Microseconds, in the middle of all, that each of so many requests takes on a stream of lines.
+///
+/// # Errors
+///
+/// What the stream fails with.
+pub fn requests(stream: &UnixStream, request: &str, times: usize) -> io::Result<f64> {
+    let mut lines = BufReader::new(stream);
+    let mut answer = Vec::new();
+    median(times, || {
+        answer.clear();
+        let mut writer = stream;
+        writer.write_all(request.as_bytes())?;
+        lines.read_until(b'\n', &mut answer)?;
+        if answer.ends_with(b"\n") { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
+    })
+}
+
+/// Microseconds, in the middle of all, that each of so many calls takes.
+///
+/// # Errors
+///
+/// What a call fails with.
+pub fn median<E>(times: usize, mut call: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
+    let mut all = Vec::with_capacity(times);
+    for _ in 0..times {
+        let started = Instant::now();
+        call()?;
+        all.push(started.elapsed().as_secs_f64() * 1e6);
+    }
+    all.sort_by(f64::total_cmp);
+    Ok(all[times / 2])
+}
+
+/// Answers each line of each connection with what `reply` makes of it, for ever.
+pub fn serve(listener: OwnedFd, reply: fn(&str) -> io::Result<String>) {
+    thread::spawn(move || {
+        loop {
+            match wait_and_accept(&listener) {
+                Ok(stream) => drop(thread::spawn(move || answer_lines(&stream, reply))),
+                // Nobody came yet.
+                Err(error) if error.kind() == ErrorKind::TimedOut => {}
+                Err(error) => panic!("a listener failed: {error}"),
+            }
+        }
+    });
+}
+
+fn answer_lines(mut stream: &UnixStream, reply: fn(&str) -> io::Result<String>) -> io::Result<()> {
+    let mut lines = BufReader::new(stream);
+    let mut line = String::new();
+    while lines.read_line(&mut line)? > 0 {
+        stream.write_all(reply(&line)?.as_bytes())?;
+        line.clear();
+    }
+    Ok(())
+}
