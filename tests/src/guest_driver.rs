@@ -9,8 +9,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scx_vsock::vsock::header::{Header, Operation};
-use scx_vsock::vsock::spec::{EVENT_BYTES, HOST_CID, TYPE_STREAM};
-use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, Handle};
+use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, TYPE_STREAM};
+use scx_vsock::vsock::state::DamagedDevice;
+use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, DeviceState, Handle};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -165,6 +166,25 @@ impl Ring {
         memory.store(self.available.to_le(), index, Ordering::Release).expect("the ring is in memory");
     }
 
+    /// Moves the available index ahead by `count` entries that do not exist.
+    fn jump(&mut self, memory: &GuestMemoryMmap, count: u16) {
+        self.available = self.available.wrapping_add(count);
+        memory.write_obj(self.available.to_le(), GuestAddress(self.avail() + 2)).expect("the ring is in memory");
+    }
+
+    /// The head of the chain that was made available as number `index`, while there are no more than fit.
+    fn available_head(&self, memory: &GuestMemoryMmap, index: u16) -> u16 {
+        let entry = self.avail() + 4 + 2 * u64::from(index % QUEUE_SIZE);
+        u16::from_le(memory.read_obj(GuestAddress(entry)).expect("the ring is in memory"))
+    }
+
+    /// The head of the chain that was used as number `index`, and how many bytes the device says it wrote.
+    fn used_entry(&self, memory: &GuestMemoryMmap, index: u16) -> (u32, u32) {
+        let entry = self.used() + 4 + 8 * u64::from(index % QUEUE_SIZE);
+        let word = |at| u32::from_le(memory.read_obj(GuestAddress(at)).expect("the ring is in memory"));
+        (word(entry), word(entry + 4))
+    }
+
     fn used_index(&self, memory: &GuestMemoryMmap) -> u16 {
         u16::from_le(memory.load(GuestAddress(self.used() + 2), Ordering::Acquire).expect("the ring is in memory"))
     }
@@ -184,9 +204,7 @@ impl Ring {
         if self.used_index(memory) == self.used_seen {
             return None;
         }
-        let entry = self.used() + 4 + 8 * u64::from(self.used_seen % QUEUE_SIZE);
-        let head: u32 = memory.read_obj(GuestAddress(entry)).expect("the ring is in memory");
-        let length: u32 = memory.read_obj(GuestAddress(entry + 4)).expect("the ring is in memory");
+        let (head, length) = self.used_entry(memory, self.used_seen);
         self.used_seen = self.used_seen.wrapping_add(1);
         // A driver that scribbles over its rings reads there what it wrote.
         let head = u16::try_from(head).ok().filter(|&head| head < QUEUE_SIZE)?;
@@ -316,11 +334,11 @@ impl Driver {
         }
     }
 
-    /// Posts one buffer of this size for an event.
-    pub fn post_event(&mut self, size: u32) {
-        let head = *self.event.free.last().expect("a free descriptor");
+    /// Posts one buffer of this size for an event, if there is a free descriptor.
+    pub fn post_event(&mut self, size: u32) -> bool {
+        let Some(&head) = self.event.free.last() else { return false };
         let address = EVENT_BUFFERS + u64::from(head) * u64::from(EVENT_BYTES);
-        assert!(self.event.offer(&self.memory, &[(address, size)], WRITE));
+        self.event.offer(&self.memory, &[(address, size)], WRITE)
     }
 
     /// The next event that the guest is told of, whose buffer is not posted again yet: none of an empty one.
@@ -382,11 +400,48 @@ impl Driver {
         self.tx.publish(&self.memory, head);
     }
 
+    /// Puts a chain of (address, length, flags, next) descriptors into the event queue as it is.
+    pub fn post_event_raw(&mut self, descriptors: &[RawDescriptor]) {
+        self.event.offer_raw(&self.memory, descriptors);
+    }
+
     /// Moves the transmit queue's available index ahead by `count` entries that do not exist.
     pub fn jump_available(&mut self, count: u16) {
-        self.tx.available = self.tx.available.wrapping_add(count);
-        let index = GuestAddress(self.tx.avail() + 2);
-        self.memory.write_obj(self.tx.available.to_le(), index).expect("the ring is in memory");
+        self.tx.jump(&self.memory, count);
+    }
+
+    /// Moves the event queue's available index ahead by `count` entries that do not exist.
+    pub fn jump_available_events(&mut self, count: u16) {
+        self.event.jump(&self.memory, count);
+    }
+
+    /// How many chains the driver has made available in the receive, the transmit and the event queue, as their rings in
+    /// guest memory say, whoever wrote there.
+    #[must_use]
+    pub fn available(&self) -> [u16; 3] {
+        [&self.rx, &self.tx, &self.event].map(|ring| {
+            u16::from_le(self.memory.read_obj(GuestAddress(ring.avail() + 2)).expect("the ring is in memory"))
+        })
+    }
+
+    /// Whether the device gave back the chains from number `from` of each queue up to number `to` as it must: each of
+    /// those that were made available, once, in their order.
+    #[must_use]
+    pub fn has_used_each_once(&self, from: [u16; 3], to: [u16; 3]) -> bool {
+        let rings = [&self.rx, &self.tx, &self.event].into_iter();
+        rings.zip(from.into_iter().zip(to)).all(|(ring, (from, to))| {
+            let count = to.wrapping_sub(from);
+            ring.used_index(&self.memory) == to
+                && (0..count).map(|number| from.wrapping_add(number)).all(|number| {
+                    ring.used_entry(&self.memory, number).0 == u32::from(ring.available_head(&self.memory, number))
+                })
+        })
+    }
+
+    /// How many bytes the device says that it wrote into the event buffer that it used as number `index`.
+    #[must_use]
+    pub fn event_length(&self, index: u16) -> u32 {
+        self.event.used_entry(&self.memory, index).1
     }
 
     /// Takes back one receive buffer that the device says it used, whatever it says of it. False if there is none.
@@ -437,6 +492,12 @@ impl Bare {
     fn new(driver: &Driver) -> Self {
         let (rx, tx, event) = (driver.rx.queue(), driver.tx.queue(), driver.event.queue());
         Self { device: Device::new(CID).expect("a device"), rx, tx, event }
+    }
+
+    /// How many chains of the receive, the transmit and the event queue the device has used.
+    #[must_use]
+    pub fn used(&self) -> [u16; 3] {
+        [&self.rx, &self.tx, &self.event].map(QueueT::next_used)
     }
 }
 
@@ -536,6 +597,25 @@ impl Guest {
         self.device.reset();
     }
 
+    /// A new device takes this one's place, as where a front restores it for a driver that runs: memory is what it was,
+    /// and the queues go on where they were.
+    ///
+    /// # Errors
+    ///
+    /// What the new device says of the state; the old one goes on then.
+    pub fn restore(&mut self, state: &DeviceState) -> Result<(), DamagedDevice> {
+        let mut restored = Bare::new(&self.driver);
+        restored.device.restore(state)?;
+        restored.device.reset_transport();
+        let before = [&self.device.rx, &self.device.tx, &self.device.event];
+        for (queue, before) in [&mut restored.rx, &mut restored.tx, &mut restored.event].into_iter().zip(before) {
+            queue.set_next_avail(before.next_avail());
+            queue.set_next_used(before.next_used());
+        }
+        self.device = restored;
+        Ok(())
+    }
+
     /// A header of this guest.
     #[must_use]
     pub fn header(operation: Operation, guest_port: u32, host_port: u32) -> Header {
@@ -601,6 +681,14 @@ impl<D: Attached> Guest<D> {
     /// The operations of every packet that the guest received by now.
     pub fn operations(&mut self) -> Vec<Operation> {
         self.received().iter().map(Packet::operation).collect()
+    }
+
+    /// The driver comes to the event of a transport reset: it closes its connections, and posts the buffer again.
+    pub fn take_transport_reset(&mut self) {
+        self.service();
+        assert_eq!(self.take_event(), Some(Some(EVENT_TRANSPORT_RESET)));
+        self.post_event(EVENT_BYTES);
+        self.service();
     }
 
     /// The device serves an honest connection, whatever was before.

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use scx_vsock::front::mmio::{Error, Mmio};
-use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
+use scx_vsock::front::mmio::{Error, Mmio, State};
 use scx_vsock::vsock::{Device, DeviceError, Handle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -78,14 +77,28 @@ pub struct Registers {
 
 impl Registers {
     /// Makes a front of an interrupt of its own.
-    pub fn of(front: impl FnOnce(Line) -> Front) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// As `front`.
+    pub fn of(front: impl FnOnce(Line) -> Result<Front, Error>) -> Result<Self, Error> {
         let interrupt = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("a descriptor"));
         let line = Arc::clone(&interrupt);
         let raise = move || {
             rustix::io::write(&line, &1u64.to_ne_bytes())?;
             Ok(())
         };
-        Self { mmio: Arc::new(front(Box::new(raise))), served_elsewhere: false, interrupt }
+        Ok(Self { mmio: Arc::new(front(Box::new(raise))?), served_elsewhere: false, interrupt })
+    }
+
+    /// A device as it was when `state` was taken, paused, over `memory`.
+    ///
+    /// # Errors
+    ///
+    /// What the front says of the state.
+    pub fn restored(memory: &GuestMemoryMmap, state: &State) -> Result<Self, Error> {
+        let device = Device::new(CID).expect("a device");
+        Self::of(|line| Mmio::restore(device, Arc::new(memory.clone()), line, state))
     }
 
     /// The register at `offset`.
@@ -211,7 +224,8 @@ impl Guest<Registers> {
         let driver = Driver::new(memory());
         let memory = Arc::new(driver.memory().clone());
         let device = Device::new(CID).expect("a device");
-        let mut guest = Self::attached(Registers::of(|line| Mmio::new(device, memory, line).expect("a front")), driver);
+        let registers = Registers::of(|line| Mmio::new(device, memory, line)).expect("a front");
+        let mut guest = Self::attached(registers, driver);
         guest.boot();
         guest
     }
@@ -225,17 +239,8 @@ impl Guest<Registers> {
         let driver = self.into_driver();
         let memory = copy_of(driver.memory());
         let state = serde_json::from_str(&saved).expect("what was written");
-        let device = Device::new(CID).expect("a device");
-        let front = |line| Mmio::restore(device, Arc::new(memory.clone()), line, &state).expect("a state of before");
-        Self::attached(Registers::of(front), driver.moved_to(memory.clone()))
-    }
-
-    /// The driver comes to the event of a transport reset: it closes its connections, and posts the buffer again.
-    pub fn take_transport_reset(&mut self) {
-        self.service();
-        assert_eq!(self.take_event(), Some(Some(EVENT_TRANSPORT_RESET)));
-        self.post_event(EVENT_BYTES);
-        self.service();
+        let restored = Registers::restored(&memory, &state).expect("a state of before");
+        Self::attached(restored, driver.moved_to(memory))
     }
 
     /// The next packet; waits for it.

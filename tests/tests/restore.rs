@@ -2,7 +2,7 @@
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,19 +11,24 @@ use std::thread;
 use proptest::prelude::*;
 use scx_vsock::SchedStatsClient;
 use scx_vsock::front::mmio::{Error, Mmio, State, StateError};
-use scx_vsock::vsock::Device;
+use scx_vsock::vsock::chain::ChainError;
 use scx_vsock::vsock::header::Operation;
 use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
+use scx_vsock::vsock::{Device, DeviceError};
 use scx_vsock_tests::agent::Agent;
 use scx_vsock_tests::device_thread::DeviceThread;
-use scx_vsock_tests::guest_driver::{CID, Connection, Guest, Packet};
-use scx_vsock_tests::mmio_driver::Registers;
+use scx_vsock_tests::guest_driver::{CID, Connection, Guest, MEMORY, Packet};
+use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers};
 use scx_vsock_tests::peer::Peer;
+use serde_json::{Value, json};
 
 const PORT: u32 = 729;
 const CONFIG_GENERATION: u64 = 0xfc;
 const CONFIG: u64 = 0x100;
 const STATUS: u64 = 0x70;
+const DRIVER_FEATURES: u64 = 0x20;
+const DRIVER_FEATURES_SEL: u64 = 0x24;
+const END: u64 = MEMORY as u64;
 
 /// A guest that was saved and restored, and whose driver is through with the reset.
 fn restored(guest: Guest<Registers>) -> Guest<Registers> {
@@ -212,7 +217,7 @@ fn a_guest_may_come_back_with_another_cid() {
     let state = guest.device.mmio.snapshot().unwrap();
     let memory = Arc::new(guest.memory().clone());
     let device = Device::new(CID + 1).unwrap();
-    let restored = Registers::of(|line| Mmio::restore(device, memory, line, &state).unwrap());
+    let restored = Registers::of(|line| Mmio::restore(device, memory, line, &state)).unwrap();
     assert_eq!(restored.read(CONFIG), 4);
     assert_ne!(restored.read(CONFIG_GENERATION), generation);
     assert_eq!(restored.mmio.handle().guest_cid(), CID + 1);
@@ -229,15 +234,189 @@ fn a_device_that_goes_on_gives_no_snapshot() {
 }
 
 #[test]
-fn a_port_that_no_device_uses_is_refused() {
-    let guest = Guest::behind_registers();
+fn a_driver_that_is_still_choosing_its_features_loses_nothing_that_waits_for_it() {
+    let mut guest = Guest::behind_registers();
+    guest.device.reset();
+    guest.restart();
+    guest.device.write(STATUS, 1);
+    guest.device.write(STATUS, 3);
+    // Half of its choice, which by itself means no stream sockets.
+    guest.device.write(DRIVER_FEATURES_SEL, 0);
+    guest.device.write(DRIVER_FEATURES, 1 << 2);
+    let mut guest = guest.saved_and_restored();
+    guest.device.mmio.resume().unwrap();
+    let mut waiting = guest.handle().connect(PORT).unwrap();
+    guest.service();
+    assert_eq!(waiting.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    let addresses = guest.addresses();
+    guest.device.go_on_from_driver(&addresses);
+    assert_eq!(guest.operations(), [Operation::Request]);
+    drop(waiting);
+    assert_eq!(guest.operations(), [Operation::Reset]);
+    serves(&mut guest);
+}
+
+/// A guest that is connected and whose device is paused, with its state.
+fn saved() -> (Guest<Registers>, Connection, Value) {
+    let mut guest = Guest::behind_registers();
+    let connection = guest.connect_from_host(PORT);
     guest.device.mmio.pause();
-    let mut json = serde_json::to_value(guest.device.mmio.snapshot().unwrap()).unwrap();
-    *json.pointer_mut("/device/next_port").unwrap() = 729.into();
-    let state = serde_json::from_value(json).unwrap();
-    let restored = Mmio::restore(Device::new(CID).unwrap(), Arc::new(guest.memory().clone()), || Ok(()), &state);
-    let complaint = restored.unwrap_err().to_string();
-    assert!(complaint.contains("next port is 729"), "{complaint}");
+    let state = serde_json::to_value(guest.device.mmio.snapshot().unwrap()).unwrap();
+    (guest, connection, state)
+}
+
+/// The state with one value of it changed.
+fn with(state: &Value, pointer: &str, value: &Value) -> Value {
+    let mut changed = state.clone();
+    *changed.pointer_mut(pointer).unwrap() = value.clone();
+    changed
+}
+
+/// The device whose state somebody damaged is none the worse, and what is saved of it now is restored.
+fn serves_all_the_same(mut guest: Guest<Registers>, mut connection: Connection) {
+    guest.device.mmio.resume().unwrap();
+    assert_eq!(connection.transfer_to_host(&mut guest, b"still", 5), b"still");
+    let mut guest = restored(guest);
+    assert!(connection.host_reads_end());
+    serves(&mut guest);
+}
+
+/// What no driver could have brought a device into: where it stands in the state, its value, and what is said of it.
+fn impossible_fields() -> Vec<(String, Value, String)> {
+    let damaged = "the state is damaged";
+    let version = |version: u32| {
+        format!("the saved vsock device has version {version}, and this library restores version 1 only")
+    };
+    let register =
+        |name: &str, value: u64| format!("the saved vsock device's {name} is {value:#x}, which it never is: {damaged}");
+    let queue = |index: usize| format!("the saved vsock device's queue {index} cannot be: {damaged}");
+    let port = |port: u32| {
+        format!("the saved vsock device's next port is {port}, which no device uses: {damaged}, start without it")
+    };
+    let mut fields = Vec::new();
+    let mut refuse = |pointer: String, value: u64, expected: String| fields.push((pointer, json!(value), expected));
+    for number in [0, 2, u32::MAX] {
+        refuse("/version".to_owned(), number.into(), version(number));
+    }
+    for status in [2, 8, 13, 0x10f, u64::from(u32::MAX)] {
+        refuse("/status".to_owned(), status, register("status", status));
+    }
+    for too_early in [0, 1, 3, 11] {
+        // The receive queue is ready, or has gone on, before its time.
+        refuse("/status".to_owned(), too_early, queue(0));
+    }
+    for features in [0, 1, 1 << 32 | 2, 1 << 63 | 1 << 32, u64::MAX] {
+        refuse("/features".to_owned(), features, register("choice of features", features));
+    }
+    for reasons in [4, 0x8000_0000, u64::from(u32::MAX)] {
+        refuse("/interrupt_status".to_owned(), reasons, register("interrupt status", reasons));
+    }
+    for next in [0, 729, (1 << 30) - 1, 1 << 31, u32::MAX] {
+        refuse("/device/next_port".to_owned(), next.into(), port(next));
+    }
+    for index in 0..3 {
+        for size in [0, 3, 257, 512, 0x1_0080, u64::from(u32::MAX)] {
+            refuse(format!("/queues/{index}/layout/size"), size, queue(index));
+        }
+        for (part, address) in [("descriptors", 8), ("driver", 1), ("device", 2), ("device", u64::MAX)] {
+            refuse(format!("/queues/{index}/layout/{part}"), address, queue(index));
+        }
+    }
+    fields
+}
+
+#[test]
+fn each_impossible_field_of_a_state_is_refused_by_its_own_error_and_the_device_serves_on() {
+    let (guest, connection, state) = saved();
+    for (pointer, value, expected) in impossible_fields() {
+        let read = serde_json::from_value(with(&state, &pointer, &value)).unwrap();
+        let error = Registers::restored(guest.memory(), &read).err().unwrap();
+        assert_eq!(error.to_string(), expected, "{pointer} is {value}");
+        assert!(matches!(error, Error::State(_)), "{pointer} is {value}: {error:?}");
+    }
+    serves_all_the_same(guest, connection);
+}
+
+#[test]
+fn a_state_of_another_form_is_not_read_and_the_device_serves_on() {
+    let (guest, connection, state) = saved();
+    let text = state.to_string();
+    let other = |pointer: &str, value: Value| with(&state, pointer, &value).to_string();
+    let without = |pointer: &str, key: &str| {
+        let mut other = state.clone();
+        other.pointer_mut(pointer).unwrap().as_object_mut().unwrap().remove(key).unwrap();
+        other.to_string()
+    };
+    let with_key = |key: &str| text.replacen('{', &format!("{{\"{key}\":15,"), 1);
+    let queue = &state["queues"][0];
+    for (damaged, expected) in [
+        (without("", "version"), "missing field `version`"),
+        (without("", "device"), "missing field `device`"),
+        (without("/device", "next_port"), "missing field `next_port`"),
+        (without("/queues/1", "next"), "missing field `next`"),
+        (without("/queues/1/layout", "driver"), "missing field `driver`"),
+        (without("/selected", "queue"), "missing field `queue`"),
+        (with_key("status"), "duplicate field `status`"),
+        (with_key("owner"), "unknown field `owner`"),
+        (other("/status", json!("15")), "invalid type: string"),
+        (other("/status", json!(-1)), "invalid value: integer `-1`, expected u32"),
+        (other("/status", json!(1u64 << 32)), "invalid value: integer `4294967296`, expected u32"),
+        (other("/status", json!(15.0)), "invalid type: floating point `15.0`, expected u32"),
+        (other("/queues/0/next", json!(65_536)), "invalid value: integer `65536`, expected u16"),
+        (other("/queues/0/ready", json!(1)), "invalid type: integer `1`, expected a boolean"),
+        (other("/queues", json!([queue, queue])), "invalid length 2, expected an array of length 3"),
+        (other("/queues", json!([queue, queue, queue, queue])), "trailing characters"),
+        (other("/device", json!(null)), "invalid type: null"),
+        (text[..text.len() - 1].to_owned(), "EOF while parsing"),
+        (format!("{text}{text}"), "trailing characters"),
+        (String::new(), "EOF while parsing"),
+        ("[".repeat(100_000), "invalid type: sequence, expected u32"),
+    ] {
+        let error = serde_json::from_str::<State>(&damaged).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}, and not {expected}: {damaged}");
+    }
+    serves_all_the_same(guest, connection);
+}
+
+#[test]
+fn a_state_whose_queues_are_not_those_in_memory_stops_the_device_with_an_error_until_its_reset() {
+    let jump = virtio_queue::Error::InvalidAvailRingIndex.to_string();
+    let outside = "error accessing guest memory".to_owned();
+    let overflow = virtio_queue::Error::AddressOverflow.to_string();
+    let table = ChainError::Outside { address: END, len: 16 }.to_string();
+    for (pointer, value, expected) in [
+        ("/queues/0/next", 0x8000, &jump),
+        ("/queues/1/next", 0x8000, &jump),
+        ("/queues/2/next", 0x8000, &jump),
+        ("/queues/1/layout/driver", END, &outside),
+        ("/queues/2/layout/driver", END, &outside),
+        ("/queues/2/layout/driver", u64::MAX - 1, &overflow),
+        ("/queues/2/layout/device", END, &outside),
+        ("/queues/1/layout/descriptors", END, &table),
+        ("/queues/2/layout/descriptors", END, &table),
+    ] {
+        let (mut guest, mut connection, state) = saved();
+        let state = serde_json::from_value(with(&state, pointer, &json!(value))).unwrap();
+        guest.device = Registers::restored(guest.memory(), &state).unwrap();
+        assert!(connection.host_reads_end());
+        guest.device.mmio.resume().unwrap();
+        let _waiting = guest.handle().connect(PORT).unwrap();
+        assert!(guest.queue_bytes(&Guest::header(Operation::Request, 50_000, 1).emit(), &[]));
+        let error = guest.try_service().err().unwrap_or_else(|| {
+            // The event queue is sound: it comes before the others.
+            assert_eq!(guest.take_event(), Some(Some(EVENT_TRANSPORT_RESET)));
+            guest.post_event(EVENT_BYTES);
+            guest.try_service().unwrap_err()
+        });
+        let said = match error {
+            DeviceError::Chain(error) => error.to_string(),
+            DeviceError::Ring(error) => error.to_string(),
+            other => other.to_string(),
+        };
+        assert_eq!((&said, guest.device.status()), (expected, 15 | NEEDS_RESET), "{pointer} is {value:#x}");
+        guest.boot();
+        serves(&mut guest);
+    }
 }
 
 /// The part of a guest's kernel that an agent needs: connections to its port, which are sockets.

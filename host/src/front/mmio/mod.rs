@@ -43,7 +43,7 @@ pub use state::{State, StateError};
 
 use crate::vsock::{Device, DeviceError, Handle};
 use register::{CONFIG, CONFIG_CHANGE, Register, USED_BUFFER};
-use status::Change;
+use status::{Change, Step};
 use transport::Transport;
 
 /// How the guest's interrupt is raised: an edge, as each call stands for a new event.
@@ -133,7 +133,10 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
         if device.state().guest_cid != state.device.guest_cid {
             transport.note_new_config();
         }
-        device.negotiate(transport.chosen());
+        // A driver that is not through with its choice has not chosen.
+        if transport.status().step() == Step::Running {
+            device.negotiate(transport.chosen());
+        }
         if transport.status().runs() {
             device.reset_transport();
         }
