@@ -4,12 +4,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 
-use scx_vsock::vsock::BUFFER_BYTES;
-use scx_vsock::vsock::MAX_BACKLOG;
-use scx_vsock::vsock::chain::ChainError;
 use scx_vsock::vsock::header::{Header, Operation};
-use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-use scx_vsock::vsock::{DeviceError, Listener, MAX_CONNECTIONS};
+use scx_vsock::vsock::spec::{
+    EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
+};
+use scx_vsock::vsock::{
+    BUFFER_BYTES, ChainError, DeviceError, Key, Listener, MAX_BACKLOG, MAX_CONNECTIONS, MAX_RESETS,
+};
 use scx_vsock_tests::guest_driver::{
     CID, Connection, GUEST_BUFFER, Guest, INDIRECT, MEMORY, NEXT, QUEUE_SIZE, RawDescriptor, TX_BUFFERS, WRITE, pattern,
 };
@@ -132,6 +133,117 @@ fn a_jump_of_the_available_index_stops_the_device() {
     }
 }
 
+/// The guest breaks its event queue, which the device looks at when there is an event.
+fn breaks_event_queue(what: &str, break_it: impl FnOnce(&mut Guest), expected: &str) {
+    let break_it = |guest: &mut Guest| {
+        break_it(guest);
+        guest.service();
+        guest.device.reset_transport();
+    };
+    stops_with(what, break_it, expected);
+}
+
+#[test]
+fn a_broken_event_queue_stops_the_device_as_soon_as_there_is_an_event() {
+    let outside = ChainError::Outside { address: END - 3, len: EVENT_BYTES };
+    // The first buffer that is available names descriptor 0, too.
+    for (what, descriptors, expected) in [
+        ("a loop", [(AT, 1, NEXT | WRITE, 0)], ChainError::Endless),
+        ("a descriptor that is not", [(AT, 1, NEXT | WRITE, QUEUE_SIZE)], ChainError::Index { index: QUEUE_SIZE }),
+        ("an indirect table", [(AT, 16, INDIRECT, 0)], ChainError::Indirect { address: AT }),
+        ("a buffer over the end", [(END - 3, EVENT_BYTES, WRITE, 0)], outside),
+        ("a readable buffer", [(AT, EVENT_BYTES, 0, 0)], ChainError::Direction { address: AT }),
+    ] {
+        breaks_event_queue(what, |guest| guest.post_event_raw(&descriptors), &expected.to_string());
+    }
+    let jump = virtio_queue::Error::InvalidAvailRingIndex.to_string();
+    breaks_event_queue("a jump", |guest| guest.jump_available_events(QUEUE_SIZE), &jump);
+}
+
+/// A guest that has posted receive buffers and none for events.
+fn without_event_buffers() -> Guest {
+    let mut guest = Guest::without_buffers();
+    guest.post_all(4096);
+    guest
+}
+
+#[test]
+fn a_guest_without_event_buffers_is_served_while_there_is_no_event() {
+    let mut guest = without_event_buffers();
+    guest.serves_on();
+    assert_eq!(guest.take_event(), None);
+}
+
+#[test]
+fn an_event_that_finds_no_buffer_holds_up_both_ways_makes_nobody_hold_more_and_ends_by_a_reset() {
+    let mut guest = without_event_buffers();
+    let listener = guest.device.handle().listen(1).unwrap();
+    let mut connection = guest.connect_from_host(PORT);
+    let before = guest.device.used();
+    guest.device.reset_transport();
+    assert!(connection.host_reads_end());
+    let request = Guest::header(Operation::Request, 50_000, 1).emit();
+    while guest.queue_bytes(&request, &[]) {}
+    let mut waiting: Vec<_> = (0..MAX_CONNECTIONS).map(|_| guest.device.handle().connect(PORT).unwrap()).collect();
+    assert_eq!(headers(&mut guest), []);
+    let mut refused = guest.device.handle().connect(PORT).unwrap();
+    assert_eq!(headers(&mut guest), []);
+    assert_eq!(refused.read(&mut [0]).unwrap(), 0, "there are as many as there may be");
+    assert_eq!(guest.device.used(), before);
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(guest.device.held_bytes(), MAX_CONNECTIONS * size_of::<Key>(), "the turns of those who wait");
+    let wait_on = waiting.iter_mut().all(|stream| stream.read(&mut [0]).unwrap_err().kind() == ErrorKind::WouldBlock);
+    assert!(wait_on);
+    drop(waiting);
+    while guest.device.connections() > 0 {
+        guest.service();
+    }
+    guest.reboot();
+    assert_eq!(guest.operations(), []);
+    guest.serves_on();
+}
+
+#[test]
+fn an_event_buffer_that_comes_late_is_told_of_one_event_and_its_return_lets_packets_go() {
+    let mut guest = without_event_buffers();
+    let listener = guest.device.handle().listen(1).unwrap();
+    guest.device.reset_transport();
+    let request = Guest::header(Operation::Request, 50_000, 1);
+    guest.send(&request, &[]);
+    assert_eq!((guest.take_event(), headers(&mut guest)), (None, vec![]));
+    guest.post_event(EVENT_BYTES);
+    guest.service();
+    assert_eq!((guest.take_event(), headers(&mut guest)), (Some(Some(EVENT_TRANSPORT_RESET)), vec![]));
+    // Another packet, and a kick, are no event buffer.
+    guest.send(&Guest::header(Operation::CreditRequest, 50_000, 1), &[]);
+    assert_eq!((guest.take_event(), headers(&mut guest)), (None, vec![]));
+    guest.post_event(EVENT_BYTES);
+    assert_eq!(guest.operations(), [Operation::Response]);
+    let _stream = listener.accept().unwrap();
+    assert_eq!(guest.take_event(), None);
+    guest.serves_on();
+}
+
+#[test]
+fn event_buffers_that_are_too_short_go_back_unused_and_the_event_waits() {
+    let mut guest = without_event_buffers();
+    guest.device.reset_transport();
+    let _waiting = guest.device.handle().connect(PORT).unwrap();
+    for size in 0..EVENT_BYTES {
+        let mut posted = 0;
+        while guest.post_event(size) {
+            posted += 1;
+        }
+        assert_eq!(headers(&mut guest), [], "buffers of {size} bytes");
+        let events: Vec<_> = std::iter::from_fn(|| guest.take_event()).collect();
+        assert_eq!((posted, events), (QUEUE_SIZE, vec![None; usize::from(QUEUE_SIZE)]), "buffers of {size} bytes");
+    }
+    guest.post_event(EVENT_BYTES);
+    guest.take_transport_reset();
+    assert_eq!(guest.operations(), [Operation::Request]);
+    guest.serves_on();
+}
+
 #[test]
 fn available_entries_that_were_never_written_are_whatever_descriptor_they_name() {
     let mut guest = Guest::new();
@@ -194,6 +306,73 @@ fn a_payload_in_as_many_descriptors_as_the_queue_has_arrives() {
     assert!(guest.queue_bytes(&[&header.emit()[..], &data].concat(), &cuts));
     guest.service();
     assert_eq!(connection.read_host(), data);
+    guest.serves_on();
+}
+
+#[test]
+fn a_header_in_a_descriptor_for_each_byte_is_a_header_and_one_that_lacks_a_byte_is_none() {
+    let mut guest = Guest::new();
+    let packet = Guest::header(Operation::Request, 77, 78);
+    let cuts: Vec<usize> = (1..Header::BYTES).collect();
+    assert!(guest.queue_bytes(&packet.emit(), &cuts));
+    assert_eq!(headers(&mut guest), [reset_of(&packet)]);
+    assert!(guest.queue_bytes(&packet.emit()[..Header::BYTES - 1], &cuts));
+    assert_eq!(headers(&mut guest), []);
+    guest.serves_on();
+}
+
+#[test]
+fn a_length_beyond_the_chain_is_reset_and_no_byte_of_it_is_for_the_host() {
+    for len in [6, 100, BUFFER_BYTES, u32::MAX] {
+        let (mut guest, mut connection) = connected();
+        let lie = Header { len, ..connection.header(Operation::ReadWrite) };
+        guest.send(&lie, b"short");
+        assert_eq!(headers(&mut guest), [reset_of(&lie)], "{len} bytes");
+        assert_eq!(connection.read_host(), b"", "{len} bytes");
+        assert!(connection.host_reads_end());
+        guest.serves_on();
+    }
+}
+
+#[test]
+fn payload_before_the_response_is_reset_and_no_byte_of_it_is_for_the_host() {
+    let mut guest = Guest::new();
+    let mut stream = guest.device.handle().connect(PORT).unwrap();
+    let request = headers(&mut guest).pop().unwrap();
+    let payload = Header { len: 1, ..Guest::header(Operation::ReadWrite, PORT, request.src_port) };
+    guest.send(&payload, b"x");
+    assert_eq!(headers(&mut guest), [reset_of(&payload)]);
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    // Too late.
+    let response = Guest::header(Operation::Response, PORT, request.src_port);
+    guest.send(&response, &[]);
+    assert_eq!(headers(&mut guest), [reset_of(&response)]);
+    guest.serves_on();
+}
+
+#[test]
+fn without_receive_buffers_so_many_packets_are_taken_as_resets_may_wait_and_no_more() {
+    let mut guest = Guest::without_buffers();
+    let packet = Guest::header(Operation::Request, 77, 78);
+    let mut sent = 0;
+    for _ in 0..10 {
+        while guest.queue_bytes(&packet.emit(), &[]) {
+            sent += 1;
+        }
+        guest.service();
+    }
+    let [_, taken, _] = guest.device.used().map(usize::from);
+    assert_eq!((taken, sent), (MAX_RESETS, MAX_RESETS + usize::from(QUEUE_SIZE)));
+    assert_eq!(guest.device.held_bytes(), MAX_RESETS * size_of::<Header>());
+    guest.post_all(4096);
+    let mut got = Vec::new();
+    while got.len() < sent {
+        let more = headers(&mut guest);
+        assert!(!more.is_empty(), "{} of {sent} are answered", got.len());
+        got.extend(more);
+    }
+    assert_eq!(got, vec![reset_of(&packet); sent]);
+    assert_eq!(headers(&mut guest), []);
     guest.serves_on();
 }
 
@@ -473,6 +652,7 @@ fn closes_that_the_guest_never_confirms_give_way_with_a_reset() {
     let operations = guest.operations();
     assert_eq!(operations, [Operation::Reset, Operation::Request]);
     assert_eq!(guest.device.connections(), MAX_CONNECTIONS);
+    guest.serves_on();
 }
 
 #[test]
@@ -489,6 +669,9 @@ fn a_place_that_no_connection_gives_up_is_refused_to_the_host_and_to_the_guest()
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     let last = connections.last_mut().unwrap();
     assert_eq!(last.transfer_to_host(&mut guest, b"still", 5), b"still");
+    drop(connections);
+    while !guest.received().is_empty() {}
+    guest.serves_on();
 }
 
 /// More than the counters hold.

@@ -7,10 +7,11 @@ use proptest::prelude::*;
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::header::Operation;
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest, QUEUE_SIZE, pattern};
-use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers};
+use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers, initialisation};
 
 const PORT: u32 = 729;
 const QUEUE_SEL: u64 = 0x30;
+const QUEUE_NUM: u64 = 0x38;
 const QUEUE_READY: u64 = 0x44;
 const STATUS: u64 = 0x70;
 const FAILED: u32 = 128;
@@ -118,6 +119,47 @@ fn a_queue_that_the_driver_stopped_is_not_touched() {
     guest.device.write(QUEUE_SEL, 0);
     guest.device.write(QUEUE_READY, 0);
     assert_eq!(guest.operations(), []);
+}
+
+#[test]
+fn a_queue_of_a_size_that_cannot_be_is_not_made_ready_and_the_next_driver_is_served() {
+    let mut guest = Guest::behind_registers();
+    let addresses = guest.addresses();
+    for size in [0, 3, 100, 257, 512, 0x8000, 0x1_0080, u32::MAX] {
+        guest.device.reset();
+        for (offset, value) in initialisation(&addresses, 1 << 32) {
+            guest.device.write(offset, if offset == QUEUE_NUM { size } else { value });
+        }
+        assert_eq!(guest.device.status(), 15);
+        for queue in 0..3 {
+            guest.device.write(QUEUE_SEL, queue);
+            assert_eq!(guest.device.read(QUEUE_READY), 0, "queue {queue} of {size} entries");
+        }
+        let _waiting = guest.handle().connect(PORT).unwrap();
+        assert_eq!(guest.operations(), [], "queues of {size} entries");
+        guest.boot();
+        serves(&mut guest);
+    }
+}
+
+#[test]
+fn a_queue_whose_size_is_changed_while_it_runs_stays_what_it_is() {
+    let mut guest = Guest::behind_registers();
+    let mut connection = guest.connect_from_host(PORT);
+    for size in [0, 1, 64, 256, u32::MAX] {
+        for queue in 0..3 {
+            guest.device.write(QUEUE_SEL, queue);
+            guest.device.write(QUEUE_NUM, size);
+            guest.device.write(QUEUE_READY, 1);
+            assert_eq!(guest.device.read(QUEUE_READY), 1);
+        }
+        // More packets than the queue has entries, so that its end is passed.
+        for _ in 0..=QUEUE_SIZE {
+            assert_eq!(connection.transfer_to_host(&mut guest, b"x", 1), b"x", "{size} entries");
+        }
+    }
+    drop(connection);
+    serves(&mut guest);
 }
 
 #[test]
