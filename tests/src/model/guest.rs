@@ -1,21 +1,28 @@
-//! A guest that does anything, with rings that hold anything: its device never fails, never works without end, never
-//! holds more than its bound, does not disturb another guest's, and after a reset serves like any other.
+//! A guest that does anything, with rings that hold anything, and that is saved and restored at any moment, from any state:
+//! its device never fails, never works without end, never holds more than its bound, does not disturb another guest's, and
+//! after a reset serves like any other.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 
-use scx_vsock::vsock::Key;
-use scx_vsock::vsock::MAX_RESETS;
 use scx_vsock::vsock::header::Header;
-use scx_vsock::vsock::spec::{HOST_CID, TYPE_STREAM};
-use scx_vsock::vsock::{BUFFER_BYTES, DeviceError, Listener, MAX_CONNECTIONS, MAX_HELD_BYTES};
+use scx_vsock::vsock::spec::{EVENT_BYTES, HOST_CID, TYPE_STREAM};
+use scx_vsock::vsock::{
+    BUFFER_BYTES, DamagedDevice, DeviceError, DeviceState, Key, Listener, MAX_CONNECTIONS, MAX_HELD_BYTES, MAX_RESETS,
+};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Script, send, stretch};
+use super::damage::Saved;
+use super::transport_reset::{Queues, TransportReset};
+use super::{Script, all_have_ended, send, stretch};
 use crate::guest_driver::{CID, Guest, NEXT, QUEUE_SIZE, RawDescriptor, TX_BUFFERS, WRITE};
 
 /// Ports that guest and host use: few, so that they meet.
 const PORTS: [u32; 4] = [1, 2, 729, u32::MAX];
+
+/// Where the host's ports begin of the connections that it asks for, and how many there are.
+const FIRST_PORT: u32 = 1 << 30;
+const ALL_PORTS: u32 = 1 << 30;
 
 /// Steps of one script.
 const MAX_STEPS: usize = 500;
@@ -25,10 +32,17 @@ struct World {
     guest: Guest,
     /// Whether the device has stopped, until it is reset.
     stopped: bool,
+    /// Whether the driver wrote into its rings what a driver should, since it began.
+    honest_rings: bool,
+    transport_reset: TransportReset,
+    /// Whether the device sees what the driver did last only after what it does next.
+    unseen: bool,
     listeners: Vec<Listener>,
     streams: Vec<UnixStream>,
-    /// Connections that the host asked for.
+    /// Connections that the host asked this device for.
     asked_for: usize,
+    /// The next of the host's ports when this device began.
+    first_port: u32,
 }
 
 /// Runs a script.
@@ -50,17 +64,39 @@ pub fn check(input: &[u8]) {
     world.listeners.clear();
     world.restart();
     world.guest.serves_on();
+    let state = world.guest.device.state();
+    world.guest.restore(&state).expect("a state of before");
+    world.guest.take_transport_reset();
+    world.guest.serves_on();
 }
 
 impl World {
     fn new() -> Self {
         let guest = Guest::without_buffers();
-        let listeners = PORTS.iter().filter_map(|&port| guest.device.handle().listen(port).ok()).collect();
-        Self { guest, stopped: false, listeners, streams: Vec::new(), asked_for: 0 }
+        let first_port = guest.device.state().next_port;
+        let mut world = Self {
+            guest,
+            stopped: false,
+            honest_rings: true,
+            transport_reset: TransportReset::None,
+            unseen: false,
+            listeners: Vec::new(),
+            streams: Vec::new(),
+            asked_for: 0,
+            first_port,
+        };
+        world.listen();
+        world
+    }
+
+    fn listen(&mut self) {
+        self.listeners.extend(PORTS.iter().filter_map(|&port| self.guest.device.handle().listen(port).ok()));
     }
 
     fn step(&mut self, script: &mut Script<'_>) {
-        match script.byte() % 24 {
+        let step = script.byte() % 30;
+        self.honest_rings &= !matches!(step, 9..=13 | 27..=28);
+        match step {
             0..=5 => self.send_packet(script),
             6 => self.send_many(script),
             7 => self.guest.post_all(script.choose(&[45, 64, 4096, 0x1_0000])),
@@ -80,20 +116,56 @@ impl World {
             20 => self.listeners.extend(self.guest.device.handle().listen(script.choose(&PORTS))),
             21 => self.restart(),
             22 => self.guest.reposts = script.byte().is_multiple_of(2),
-            _ => while self.guest.receive_raw() {},
+            23 => while self.guest.receive_raw() {},
+            24 => self.restore(script),
+            25 => drop(self.guest.post_event(script.choose(&[EVENT_BYTES, 0, EVENT_BYTES - 1, 100]))),
+            26 => while self.guest.take_event().is_some() {},
+            27 => self.guest.post_event_raw(&raw_chain(script, WRITE)),
+            28 => self.guest.jump_available_events(script.short()),
+            _ => {
+                self.send_packet(script);
+                self.unseen = true;
+            }
         }
     }
 
     /// The device does what there is to do, and is within its bounds.
     fn serve(&mut self) {
+        if std::mem::take(&mut self.unseen) {
+            return;
+        }
+        let before = self.queues();
         match self.guest.try_service() {
             Ok(()) => {}
             Err(DeviceError::Chain(_) | DeviceError::Ring(_)) => {
                 assert!(!self.stopped, "a device that has stopped says so once");
+                assert!(!self.honest_rings, "rings that are whole are no driver's fault");
                 self.stopped = true;
             }
             Err(other) => panic!("a guest made its device fail otherwise: {other}"),
         }
+        self.follow_queues(&before);
+        self.is_within_bounds();
+    }
+
+    fn queues(&self) -> Queues {
+        let [_, _, events] = self.guest.available();
+        Queues { used: self.guest.device.used(), events }
+    }
+
+    /// Chains come back once each, in their order, from before a restore too; a transport reset goes before packets.
+    fn follow_queues(&mut self, before: &Queues) {
+        let after = self.queues();
+        let last_event = self.guest.event_length(after.used[2].wrapping_sub(1));
+        self.transport_reset.follow(before, &after, last_event);
+        if self.honest_rings {
+            assert!(self.guest.has_used_each_once(before.used, after.used), "{before:?} {after:?}");
+            // Of a driver that has a buffer for it, the event waits no longer.
+            assert!(self.transport_reset != TransportReset::Owed || after.used[2] == after.events, "{after:?}");
+        }
+    }
+
+    fn is_within_bounds(&self) {
         assert!(self.guest.device.connections() <= MAX_CONNECTIONS);
         let held = self.guest.device.held_bytes();
         assert!(held <= MAX_HELD_BYTES);
@@ -102,11 +174,51 @@ impl World {
         let connections = self.guest.device.connections();
         let resets = (MAX_RESETS + self.asked_for) * size_of::<Header>();
         assert!(held <= connections * (BUFFER_BYTES as usize + size_of::<Key>()) + resets, "{held} bytes");
+        // Each connection has a port of its own, none of which was used before.
+        let next_port = self.guest.device.state().next_port;
+        let ports = next_port.wrapping_sub(self.first_port) % ALL_PORTS;
+        assert!(is_port_of_device(next_port) && ports as usize <= self.asked_for, "the next port is {next_port}");
     }
 
     fn restart(&mut self) {
         self.guest.reboot();
         self.stopped = false;
+        self.honest_rings = true;
+        self.transport_reset = TransportReset::None;
+    }
+
+    /// Another device takes this one's place: in the state that was saved, or in what somebody has made of it.
+    fn restore(&mut self, script: &mut Script<'_>) {
+        // A front lets no device go on that has stopped.
+        if self.stopped {
+            return;
+        }
+        let before = self.guest.device.handle();
+        let state = serde_json::to_value(self.guest.device.state()).expect("plain data");
+        let saved = Saved::damaged(&state, script);
+        let Ok(state) = serde_json::from_str::<DeviceState>(&saved.text) else {
+            assert!(!saved.is_intact, "{}", saved.text);
+            return;
+        };
+        assert!(!saved.is_malformed, "{}", saved.text);
+        let restored = self.guest.restore(&state);
+        let expected =
+            is_port_of_device(state.next_port).then_some(()).ok_or(DamagedDevice { next_port: state.next_port });
+        assert_eq!(restored, expected, "{}", saved.text);
+        if restored.is_ok() {
+            all_have_ended(&before, std::mem::take(&mut self.listeners), std::mem::take(&mut self.streams));
+            self.begin_restored(&state);
+        }
+    }
+
+    /// The device has forgotten everything but what was saved, and owes a transport reset.
+    fn begin_restored(&mut self, state: &DeviceState) {
+        let device = &self.guest.device;
+        assert_eq!(device.state(), DeviceState { guest_cid: CID, ..*state });
+        assert_eq!((device.connections(), device.held_bytes()), (0, 0));
+        self.transport_reset = TransportReset::Owed;
+        (self.asked_for, self.first_port) = (0, state.next_port);
+        self.listen();
     }
 
     /// A packet that is honest but for what the script says otherwise.
@@ -150,13 +262,18 @@ impl World {
     }
 }
 
+/// Whether a device may go on with this port.
+fn is_port_of_device(port: u32) -> bool {
+    (FIRST_PORT..FIRST_PORT + ALL_PORTS).contains(&port)
+}
+
 /// A header of the guest's, or nearly.
 fn header(script: &mut Script<'_>, guest: &Guest) -> Header {
-    // The ports of the connections that the host asked for begin here and count up.
-    let near = (1 << 30) + u32::try_from(guest.device.connections()).unwrap_or(0);
+    // The ports of the connections that the host asked for are those before this one.
+    let next_port = guest.device.state().next_port;
     let host_port = match script.byte() % 8 {
         0..=3 => script.choose(&PORTS),
-        back => near.wrapping_sub(u32::from(back) - 4),
+        back => next_port.wrapping_sub(u32::from(back) - 3),
     };
     Header {
         src_cid: if script.byte() == 0 { script.long() } else { CID },

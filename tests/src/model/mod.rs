@@ -1,17 +1,21 @@
 //! What must hold whatever a peer does: each `check` reads a script of what a peer and its host do out of any bytes, does
 //! it, and panics if the code under test does something else. Fuzz targets and property tests run them.
 
+use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
 use rustix::net::SendFlags;
+use scx_vsock::vsock::{Handle, Listener};
 
 pub mod chain;
 pub mod client;
+pub mod damage;
 pub mod guest;
 pub mod line;
 pub mod mmio;
 pub mod muxer;
+pub mod transport_reset;
 pub mod vhost_user;
 
 /// Writes what a stream takes at once, without the signal that a program of libFuzzer's would end by.
@@ -21,6 +25,31 @@ pub mod vhost_user;
 /// As `send(2)`.
 pub fn send(stream: &UnixStream, bytes: &[u8]) -> rustix::io::Result<usize> {
     rustix::net::send(stream, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+}
+
+/// The device of these is gone: each stream has an end behind what the guest sent, and whoever asks for more is told.
+///
+/// # Panics
+///
+/// If one of them waits for a device that never comes.
+pub fn all_have_ended(handle: &Handle, listeners: Vec<Listener>, mut streams: Vec<UnixStream>) {
+    let gone = handle.connect(1).expect_err("the device is gone");
+    assert_eq!(gone.kind(), ErrorKind::NotConnected);
+    for listener in listeners {
+        let gone = loop {
+            match listener.accept() {
+                Ok(stream) => streams.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(gone.kind(), ErrorKind::NotConnected);
+    }
+    for mut stream in streams {
+        if let Err(error) = stream.read_to_end(&mut Vec::new()) {
+            // What the host wrote in vain makes the end an error.
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+    }
 }
 
 /// A repeating sequence of bytes, none of which says where it is by itself.
