@@ -1,5 +1,6 @@
 //! Connections and credit against what a guest can know: each packet gets the answer that its connection's state asks
-//! for, bytes arrive in order and whole, and neither side gets more than it has room for.
+//! for, bytes arrive in order and whole, and neither side gets more than it has room for. After a restore there is no
+//! connection, and what the guest sent before is answered once.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
@@ -7,10 +8,10 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use scx_vsock::vsock::header::{Header, Operation};
-use scx_vsock::vsock::spec::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use scx_vsock::vsock::{BUFFER_BYTES, Listener};
 
-use super::{Script, send, stretch};
+use super::{Script, all_have_ended, send, stretch};
 use crate::guest_driver::{Guest, Packet};
 
 /// Steps of one script.
@@ -67,6 +68,8 @@ struct World {
     connections: BTreeMap<Key, Connection>,
     /// Host ends of connections that the device has yet to ask the guest for.
     asked_for: Vec<(u32, UnixStream)>,
+    /// The host's port of the last connection that the guest was asked for.
+    last_port: u32,
 }
 
 /// Runs a script.
@@ -91,21 +94,26 @@ impl World {
     fn new() -> Self {
         let guest = Guest::new();
         let listener = guest.device.handle().listen(HOST_PORTS[0]).expect("a free port");
-        Self { guest, listener, connections: BTreeMap::new(), asked_for: Vec::new() }
+        Self { guest, listener, connections: BTreeMap::new(), asked_for: Vec::new(), last_port: 0 }
     }
 
     fn step(&mut self, script: &mut Script<'_>) {
         let step = script.byte();
-        match step % 16 {
+        match step % 17 {
             0 => self.host_connects(1 + u32::from(script.byte()) % GUEST_PORTS),
             1 => self.guest_requests(script),
-            _ => {
-                let keys: Vec<Key> = self.connections.keys().copied().collect();
-                if let Some(&key) = keys.get(script.below(keys.len())) {
-                    self.step_of(key, step % 16, script);
+            16 => self.restore(script),
+            step => {
+                if let Some(key) = self.any_key(script) {
+                    self.step_of(key, step, script);
                 }
             }
         }
+    }
+
+    /// A connection that there is.
+    fn any_key(&self, script: &mut Script<'_>) -> Option<Key> {
+        self.connections.keys().nth(script.below(self.connections.len())).copied()
     }
 
     fn step_of(&mut self, key: Key, step: u8, script: &mut Script<'_>) {
@@ -144,6 +152,61 @@ impl World {
         self.expect(key, answer);
         if !taken {
             self.over(key);
+        }
+    }
+
+    /// The device is saved and restored while a packet of the guest's is on its way. It takes it once, when the driver has
+    /// been told and is through; so long, what the host asks for waits.
+    fn restore(&mut self, script: &mut Script<'_>) {
+        let key = self.any_key(script).unwrap_or((100, script.choose(&HOST_PORTS)));
+        let operation = script.choose(&[
+            Operation::Request,
+            Operation::Response,
+            Operation::Reset,
+            Operation::Shutdown,
+            Operation::ReadWrite,
+            Operation::CreditRequest,
+        ]);
+        let under_way = Guest::header(operation, key.0, key.1);
+        assert!(self.guest.queue_bytes(&under_way.emit(), &[]), "the device took all that was sent");
+        self.forget();
+        self.host_connects(1 + u32::from(script.byte()) % GUEST_PORTS);
+        assert_eq!(self.guest.received(), []);
+        assert_eq!(self.guest.take_event(), Some(Some(EVENT_TRANSPORT_RESET)));
+        assert_eq!(self.guest.received(), []);
+        self.guest.post_event(EVENT_BYTES);
+        let (answers, others): (Vec<Packet>, Vec<Packet>) =
+            self.guest.received().into_iter().partition(|packet| key_of(packet) == key);
+        let answers: Vec<Operation> = answers.iter().map(Packet::operation).collect();
+        let stream = self.listener.accept().ok();
+        assert_eq!(stream.is_some(), operation == Operation::Request && key.1 == HOST_PORTS[0], "{key:?}");
+        match stream {
+            Some(stream) => {
+                assert_eq!(answers, [Operation::Response], "{key:?}");
+                let mut connection = Connection::new(State::Established, stream, &under_way);
+                connection.host_buffer = BUFFER_BYTES;
+                self.connections.insert(key, connection);
+            }
+            None if operation == Operation::Reset => assert_eq!(answers, [], "{key:?}"),
+            None => assert_eq!(answers, [Operation::Reset], "{key:?}"),
+        }
+        others.iter().for_each(|packet| self.note(packet));
+        assert!(self.asked_for.is_empty(), "the guest is asked for what waited");
+    }
+
+    /// Another device takes this one's place, which has forgotten all connections: each host reads what had entered its
+    /// stream, and the end.
+    fn forget(&mut self) {
+        let before = self.guest.device.handle();
+        let saved = serde_json::to_string(&self.guest.device.state()).expect("plain data");
+        let state = serde_json::from_str(&saved).expect("what was written");
+        self.guest.restore(&state).expect("a state of before");
+        let listener = self.guest.device.handle().listen(HOST_PORTS[0]).expect("a free port");
+        let listener = std::mem::replace(&mut self.listener, listener);
+        let asked_for = std::mem::take(&mut self.asked_for).into_iter().map(|(_, stream)| stream).collect();
+        all_have_ended(&before, vec![listener], asked_for);
+        for connection in std::mem::take(&mut self.connections).into_values() {
+            connection.reads_to_the_end();
         }
     }
 
@@ -285,6 +348,8 @@ impl World {
         if packet.operation() == Operation::Request {
             let at = self.asked_for.iter().position(|&(guest_port, _)| guest_port == key.0).expect("the host asked");
             let (_, stream) = self.asked_for.remove(at);
+            assert!(key.1 > self.last_port, "the port {} is used again", key.1);
+            self.last_port = key.1;
             let header = Guest::header(Operation::Request, key.0, key.1);
             let mut connection = Connection::new(State::Requested, stream, &header);
             connection.note(&packet.header);
@@ -402,6 +467,22 @@ impl Connection {
         assert!(*payload == *stretch(TO_GUEST + self.to_guest.1, payload.len()), "{self:?}");
         self.to_guest.1 += payload.len() as u64;
         assert!(self.to_guest.1 <= self.to_guest.0, "{self:?}");
+    }
+
+    /// The device is gone: its host reads what had entered the stream, and the end.
+    fn reads_to_the_end(mut self) {
+        let mut got = Vec::new();
+        let end = self.stream.as_mut().map_or(Ok(0), |stream| stream.read_to_end(&mut got));
+        if let Err(error) = end {
+            // What the host wrote in vain makes the end an error.
+            assert_eq!(
+                (error.kind(), self.to_guest.0 > self.to_guest.1),
+                (ErrorKind::ConnectionReset, true),
+                "{self:?}"
+            );
+        }
+        let (accepted, read) = self.to_host;
+        assert!(got == *stretch(read, got.len()) && read + got.len() as u64 <= accepted, "{self:?}");
     }
 
     /// Whether bytes that the device accepted are still on their way to a host that reads.
