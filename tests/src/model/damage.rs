@@ -4,33 +4,12 @@ use serde_json::{Number, Value, json};
 
 use super::Script;
 
-/// Numbers that are something in one field or another, or just not any more.
-const NUMBERS: [u64; 24] = [
-    0,
-    1,
-    2,
-    3,
-    7,
-    11,
-    13,
-    15,
-    64,
-    79,
-    100,
-    128,
-    143,
-    256,
-    512,
-    0xffff,
-    0x1_0000,
-    0x10_0000,
-    (1 << 30) - 1,
-    1 << 30,
-    (1 << 31) - 1,
-    1 << 31,
-    u32::MAX as u64,
-    u64::MAX,
-];
+/// Numbers about which something changes in one field or another.
+const NUMBERS: [u64; 16] =
+    [0, 2, 11, 15, 64, 79, 100, 128, 143, 256, 0xffff, 0x8000, 0x100000, 0x40000000, 0x80000000, 0xffffffff];
+
+/// What stands behind a key's name that is to be there twice.
+const AGAIN: &str = "#\"";
 
 /// A saved state, as text, into which somebody may have written.
 #[derive(Debug)]
@@ -64,9 +43,6 @@ impl Saved {
     }
 }
 
-/// What stands behind a key's name that is to be there twice.
-const AGAIN: &str = "#\"";
-
 /// The children of a value.
 fn children(value: &mut Value) -> Vec<&mut Value> {
     match value {
@@ -91,11 +67,12 @@ fn change_value(value: &mut Value, script: &mut Script<'_>) {
 }
 
 fn other_number(number: u64, script: &mut Script<'_>) -> Number {
+    let near = if script.byte().is_multiple_of(4) { number } else { script.choose(&NUMBERS) };
     match script.byte() % 6 {
-        0..=2 => script.choose(&NUMBERS),
-        3 => number.wrapping_add(1),
-        4 => number.wrapping_sub(1),
-        _ => number ^ 1 << script.below(64),
+        0..=2 => near,
+        3 => near.wrapping_add(1),
+        4 => near.wrapping_sub(1),
+        _ => near ^ 1 << script.below(64),
     }
     .into()
 }
