@@ -10,8 +10,7 @@ use std::sync::atomic::{Ordering, fence};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scx_vsock::vsock::header::{Header, Operation};
 use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, TYPE_STREAM};
-use scx_vsock::vsock::state::DamagedDevice;
-use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, DeviceState, Handle};
+use scx_vsock::vsock::{BUFFER_BYTES, DamagedDevice, Device, DeviceError, DeviceState, Handle};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
