@@ -166,6 +166,17 @@ fn an_answer_of_the_cap_passes_and_one_byte_more_does_not() {
     assert_eq!(error_of(vec![b'{'; max + 100]), SchedStatsError::ResponseTooLarge { size: max + 1, max });
 }
 
+#[test]
+fn a_line_that_never_ends_is_given_up_at_the_cap_and_the_next_request_has_its_answer() {
+    let max = MAX_RESPONSE_BYTES;
+    for endless in [vec![b'{'; 16 * max], framed(vec![0; 16 * max])] {
+        let agent = FakeAgent::start([Script::agent().line().send(endless), counting()]);
+        let client = client(&agent);
+        assert_eq!(client.stats(&[]), Err(SchedStatsError::ResponseTooLarge { size: max + 1, max }));
+        assert_eq!(client.stats(&[]), Ok(json!(2)));
+    }
+}
+
 // What the agent says.
 
 #[test]
