@@ -192,13 +192,19 @@ fn a_driver_that_was_not_through_with_the_reset_is_told_of_the_next_one() {
     serves(&mut guest);
 }
 
-#[test]
-fn a_driver_that_was_still_initialising_goes_on_with_it() {
+/// A guest whose driver has come to choosing its features.
+fn still_choosing() -> Guest<Registers> {
     let mut guest = Guest::behind_registers();
     guest.device.reset();
     guest.restart();
     guest.device.write(STATUS, 1);
     guest.device.write(STATUS, 3);
+    guest
+}
+
+#[test]
+fn a_driver_that_was_still_initialising_goes_on_with_it() {
+    let guest = still_choosing();
     let mut guest = guest.saved_and_restored();
     guest.device.mmio.resume().unwrap();
     assert_eq!(guest.device.status(), 3);
@@ -234,11 +240,7 @@ fn a_device_that_goes_on_gives_no_snapshot() {
 
 #[test]
 fn a_driver_that_is_still_choosing_its_features_loses_nothing_that_waits_for_it() {
-    let mut guest = Guest::behind_registers();
-    guest.device.reset();
-    guest.restart();
-    guest.device.write(STATUS, 1);
-    guest.device.write(STATUS, 3);
+    let guest = still_choosing();
     // Half of its choice, which by itself means no stream sockets.
     guest.device.write(DRIVER_FEATURES_SEL, 0);
     guest.device.write(DRIVER_FEATURES, 1 << 2);
