@@ -40,7 +40,19 @@ const EVENTS_A_LOOK: usize = 64;
 /// The token of the handles' wake-up. No connection has it: its host port is no port.
 const WAKE: u64 = u64::MAX;
 
-const QUIET: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+/// The host's end may have something to read, if only its end.
+const READABLE: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
+
+/// The host's end is closed.
+const HUNG_UP: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
+
+/// The host's end sends no more.
+const ENDED: EventFlags = HUNG_UP.union(EventFlags::RDHUP);
+
+/// What is watched for where nothing waits for room.
+const QUIET: EventFlags = READABLE.union(EventFlags::ET);
+
+const WATCHING_ROOM: EventFlags = QUIET.union(EventFlags::OUT);
 
 #[derive(Debug)]
 struct Entry {
@@ -248,13 +260,13 @@ impl Muxer {
         let key = key(event.data.u64());
         let Some(entry) = self.entries.get_mut(&key) else { return };
         let flags = event.flags;
-        if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+        if flags.intersects(HUNG_UP) {
             entry.stream.note_hang_up();
-        } else if flags.intersects(EventFlags::IN | EventFlags::RDHUP) {
+        } else if flags.intersects(READABLE) {
             entry.stream.note_readable();
         }
         // The end needs no credit, and a guest that gives none is told of it all the same.
-        if flags.intersects(EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP) && entry.stream.finds_end() {
+        if flags.intersects(ENDED) && entry.stream.finds_end() {
             entry.shut_down();
         }
         let given_up = entry.stream.host_takes_nothing();
@@ -342,7 +354,7 @@ impl Muxer {
         }
         let spilling = entry.stream.is_spilling();
         if spilling != entry.watching_room {
-            let flags = if spilling { QUIET | EventFlags::OUT } else { QUIET };
+            let flags = if spilling { WATCHING_ROOM } else { QUIET };
             let watched = epoll::modify(&self.epoll, entry.stream.as_fd(), EventData::new_u64(token(key)), flags);
             if watched.is_err() {
                 return self.abort(key);
@@ -516,7 +528,8 @@ impl Entry {
 }
 
 fn token(key: Key) -> u64 {
-    u64::from(key.host_port) << 32 | u64::from(key.guest_port)
+    let ([g0, g1, g2, g3], [h0, h1, h2, h3]) = (key.guest_port.to_le_bytes(), key.host_port.to_le_bytes());
+    u64::from_le_bytes([g0, g1, g2, g3, h0, h1, h2, h3])
 }
 
 fn key(token: u64) -> Key {
@@ -525,83 +538,4 @@ fn key(token: u64) -> Key {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::vsock::chain::{Direction, gather};
-    use crate::vsock::handle::Handle;
-    use virtio_queue::Queue;
-    use virtio_queue::desc::RawDescriptor;
-    use virtio_queue::desc::split::Descriptor;
-    use virtio_queue::mock::MockSplitQueue;
-    use vm_memory::{GuestAddress, GuestMemoryMmap};
-
-    const CID: u64 = 3;
-    const WRITE: u16 = 2;
-
-    /// Runs `check` with a buffer.
-    fn with_buffer(direction: Direction, check: impl FnOnce(&Chain<'_, ()>)) {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
-        let ring = MockSplitQueue::create(&memory, GuestAddress(0x8000), 16);
-        let flags = if direction == Direction::Writable { WRITE } else { 0 };
-        ring.desc_table().store(0, RawDescriptor::from(Descriptor::new(0x1000, 0x1000, flags, 0))).unwrap();
-        let queue: Queue = ring.create_queue().unwrap();
-        check(&gather(&memory, &queue, 0, direction).unwrap());
-    }
-
-    #[test]
-    fn a_close_that_the_guest_does_not_confirm_in_time_is_a_reset() {
-        let shared = Arc::new(Shared::new().unwrap());
-        let mut muxer = Muxer::new(CID, Arc::clone(&shared)).unwrap();
-        let stream = Handle::new(shared, CID).connect(729).unwrap();
-        with_buffer(Direction::Writable, |chain| {
-            muxer.look().unwrap();
-            let request = muxer.dispatch(chain).unwrap();
-            let key = Key { host_port: request.src_port, guest_port: request.dst_port };
-            let response = Header {
-                src_cid: CID,
-                dst_cid: HOST_CID,
-                src_port: key.guest_port,
-                dst_port: key.host_port,
-                buf_alloc: 1000,
-                ..key.packet(CID, Operation::Response)
-            };
-            muxer.process(&response, chain);
-            drop(stream);
-            muxer.look().unwrap();
-            assert_eq!(muxer.dispatch(chain).unwrap().op, Operation::Shutdown.number());
-            let told = Instant::now();
-            muxer.reset_overdue(told + CLOSE_WITHIN - Duration::from_secs(1));
-            assert_eq!((muxer.connections(), muxer.has_packets()), (1, false));
-            muxer.reset_overdue(told + CLOSE_WITHIN);
-            assert_eq!(muxer.connections(), 0);
-            assert_eq!(muxer.dispatch(chain).unwrap().op, Operation::Reset.number());
-            assert!(!muxer.has_packets());
-        });
-    }
-
-    #[test]
-    fn turns_of_connections_that_are_over_are_not_kept_though_the_guest_takes_no_packets() {
-        let shared = Arc::new(Shared::new().unwrap());
-        let listener = shared.listeners.listen(1).unwrap();
-        let mut muxer = Muxer::new(CID, shared).unwrap();
-        let packet = |operation: Operation| Header {
-            src_cid: CID,
-            dst_cid: HOST_CID,
-            src_port: 50_000,
-            dst_port: 1,
-            socket_type: TYPE_STREAM,
-            op: operation.number(),
-            ..Header::default()
-        };
-        with_buffer(Direction::Readable, |chain| {
-            for _ in 0..1000 {
-                muxer.process(&packet(Operation::Request), chain);
-                assert_eq!(muxer.turns.len(), 1);
-                muxer.process(&packet(Operation::Reset), chain);
-                assert_eq!(muxer.turns.len(), 0);
-                listener.accept().unwrap();
-            }
-        });
-        assert!(muxer.entries.is_empty() && muxer.resets.is_empty());
-    }
-}
+mod tests;
