@@ -387,6 +387,8 @@ impl Muxer {
         }
         if entry.connection.guest_receives() || entry.connection.guest_sends() {
             self.finish_sending(key);
+            // Credit came along, as with every packet.
+            self.enqueue(key);
         } else {
             self.close(key, true);
         }

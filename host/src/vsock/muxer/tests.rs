@@ -844,6 +844,18 @@ fn a_guest_that_sends_no_more_receives_on() {
 }
 
 #[test]
+fn credit_that_comes_with_a_half_close_is_used() {
+    let mut bench = Bench::new();
+    let (stream, key) = bench.request(PORT);
+    bench.send(&Header { buf_alloc: 0, ..packet(key, Operation::Response) }, &[]);
+    write(&stream, b"waits for credit");
+    bench.look();
+    assert_eq!(bench.told(), [(Operation::CreditRequest, key)]);
+    bench.shut_down(key, SHUTDOWN_SEND);
+    assert_eq!(bench.given(), b"waits for credit");
+}
+
+#[test]
 fn the_end_of_what_a_guest_sends_is_behind_what_waits() {
     let mut bench = Bench::new();
     let (stream, key) = bench.spill();
