@@ -342,11 +342,17 @@ fn a_reset_goes_before_what_connections_have_to_send() {
 }
 
 #[test]
-fn who_has_nothing_to_send_has_no_turn() {
+fn there_are_packets_as_long_as_a_reset_waits_or_a_connection_has_something_to_send() {
     let mut bench = Bench::new();
-    assert!(!bench.muxer.has_packets());
-    assert_eq!(bench.receive(), None);
-    let (_stream, key) = bench.connect(PORT);
+    assert_eq!((bench.muxer.has_packets(), bench.receive()), (false, None));
+    bench.say(from_guest(1), Operation::Request);
+    assert!(bench.muxer.has_packets());
+    assert_eq!(bench.told(), [(Operation::Reset, from_guest(1))]);
+    let (stream, key) = bench.connect(PORT);
+    write(&stream, b"x");
+    bench.look();
+    assert!(bench.muxer.has_packets());
+    assert_eq!(bench.told(), [(Operation::ReadWrite, key)]);
     bench.send_payload(key, b"nothing owed");
     bench.look();
     assert!(!bench.muxer.has_packets());
