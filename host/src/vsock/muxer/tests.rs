@@ -282,14 +282,12 @@ fn the_host_does_not_go_on_with_a_port_beyond_its_own() {
 fn what_a_host_writes_goes_out_under_the_ports_of_its_connection_whatever_they_are() {
     let mut bench = Bench::new();
     let listener = bench.handle.listen(0x8123_4567).unwrap();
+    let asked_for = Key { host_port: 0x8123_4567, guest_port: 0x89ab_cdef };
     let connections = [
         bench.connect(0),
         bench.connect(0xfedc_ba98),
         bench.connect(u32::MAX),
-        (
-            bench.accept(&listener, Key { host_port: 0x8123_4567, guest_port: 0x89ab_cdef }),
-            Key { host_port: 0x8123_4567, guest_port: 0x89ab_cdef },
-        ),
+        (bench.accept(&listener, asked_for), asked_for),
     ];
     for (stream, key) in &connections {
         write(stream, b"to the guest");
@@ -490,15 +488,20 @@ fn a_device_without_a_place_refuses_the_guest_and_the_host() {
 }
 
 #[test]
-fn a_connection_that_waits_for_its_close_to_be_confirmed_gives_its_place_away() {
+fn a_connection_whose_close_is_told_gives_its_place_away_and_then_one_whose_host_is_gone() {
     let (mut bench, mut streams) = Bench::full();
+    let [closing, gone] = [from_guest(200), from_guest(100)];
+    drop(streams.remove(200));
+    bench.look();
+    assert_eq!(bench.told(), [(Operation::Shutdown, closing)]);
     drop(streams.remove(100));
     bench.look();
-    assert_eq!(bench.told(), [(Operation::Shutdown, from_guest(100))]);
-    let _stream = bench.handle.connect(PORT).unwrap();
+    let connections: [_; 3] = array::from_fn(|_| bench.handle.connect(PORT).unwrap());
     bench.look();
-    let key = Key { host_port: 0x4000_0000, guest_port: PORT };
-    assert_eq!(bench.told(), [(Operation::Reset, from_guest(100)), (Operation::Request, key)]);
+    assert_eq!(connections.each_ref().map(has_ended), [false, false, true]);
+    let [one, other] = [0x4000_0000, 0x4000_0001].map(|host_port| Key { host_port, guest_port: PORT });
+    let resets = [(Operation::Reset, closing), (Operation::Reset, gone)];
+    assert_eq!(bench.told(), [resets, [(Operation::Request, one), (Operation::Request, other)]].concat());
     assert_eq!(bench.muxer.connections(), MAX_CONNECTIONS);
     assert!(streams.iter().all(is_open_and_silent));
 }
