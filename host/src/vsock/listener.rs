@@ -16,6 +16,9 @@ pub const MAX_BACKLOG: usize = 64;
 /// Ports that are listened on at a time.
 pub const MAX_LISTENERS: usize = 1024;
 
+/// The port that means any. Nobody is there.
+pub(super) const ANY_PORT: u32 = u32::MAX;
+
 /// The ports that are listened on.
 #[derive(Debug, Default)]
 pub struct Listeners {
@@ -48,8 +51,9 @@ impl Listeners {
     ///
     /// `InvalidInput` for the port that means any; `AddrInUse` if it is listened on already, or too many are; what the kernel says if it has no event descriptor.
     pub fn listen(self: &Arc<Self>, port: u32) -> io::Result<Listener> {
-        if port == u32::MAX {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "4294967295 means any port and cannot be listened on"));
+        if port == ANY_PORT {
+            let message = format!("{ANY_PORT} means any port and cannot be listened on");
+            return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
         let mut ports = lock(&self.ports);
         if ports.contains_key(&port) {

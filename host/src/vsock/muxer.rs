@@ -14,6 +14,7 @@ use super::chain::Chain;
 use super::connection::{Connection, Key, Reaction, State};
 use super::handle::{Shared, WantedConnection};
 use super::header::{Header, Operation};
+use super::listener::ANY_PORT;
 use super::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::stream::{FromHost, Stream, pair};
 
@@ -37,7 +38,7 @@ const LAST_PORT: u32 = (1 << 31) - 1;
 /// Events taken in one look.
 const EVENTS_A_LOOK: usize = 64;
 
-/// The token of the handles' wake-up. No connection has it: its host port is no port.
+/// The token of the handles' wake-up. No connection has it: nobody is at the host port that means any.
 const WAKE: u64 = u64::MAX;
 
 /// The host's end may have something to read, if only its end.
@@ -427,7 +428,7 @@ impl Muxer {
     }
 
     fn accept(&mut self, request: &Header) {
-        let accepted = self.forward_request(request) || self.hand_over(request);
+        let accepted = request.dst_port != ANY_PORT && (self.forward_request(request) || self.hand_over(request));
         if !accepted {
             self.refuse(request);
         }

@@ -914,6 +914,19 @@ fn a_program_behind_a_port_comes_before_who_listens_on_it_and_not_without_its_so
 }
 
 #[test]
+fn nobody_is_at_the_port_that_means_any() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new();
+    bench.handle.forward_to(folder.path().join("port"));
+    let _program = UnixListener::bind(folder.path().join("port_4294967295")).unwrap();
+    for guest_port in [1, u32::MAX] {
+        let key = Key { host_port: u32::MAX, guest_port };
+        bench.say(key, Operation::Request);
+        assert_eq!(bench.told(), [(Operation::Reset, key)]);
+    }
+}
+
+#[test]
 fn a_request_that_finds_the_backlog_full_is_refused() {
     let mut bench = Bench::new();
     let listener = bench.listen();
