@@ -94,6 +94,16 @@ impl Shared {
 }
 
 /// A way into one guest, for any thread. Cheap to clone.
+///
+/// ```
+/// use scx_vsock::vsock::{Device, Handle};
+///
+/// let device = Device::new(3)?;
+/// let guest: Handle = device.handle();
+/// let connecting = std::thread::spawn(move || guest.connect(8080));
+/// let stream = connecting.join().unwrap()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -110,6 +120,17 @@ impl Handle {
     /// Bytes may be written right away. A guest that refuses the connection, or is reset, shows as the stream's end.
     /// While no driver runs the connection waits for one; dropping the stream gives it up.
     ///
+    /// ```
+    /// use std::io::Read;
+    ///
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let mut stream = device.handle().connect(8080)?;
+    /// assert!(stream.read(&mut [0; 8]).is_err(), "no guest has answered yet, and the stream does not block");
+    /// drop(device);
+    /// assert_eq!(stream.read(&mut [0; 8])?, 0, "its end: the guest is gone");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// `NotConnected` if the device is gone, `WouldBlock` if as many connections as the device can have are waiting,
@@ -124,6 +145,18 @@ impl Handle {
     ///
     /// Once the guest accepts, the program is sent `OK port` and a LF, with the port that this end has; what it reads
     /// and writes after that is the connection. A guest that refuses shows to it as the stream's end.
+    ///
+    /// ```
+    /// use std::io::Read;
+    /// use std::os::unix::net::UnixStream;
+    ///
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let (mut program, end) = UnixStream::pair()?;
+    /// device.handle().join(8080, end)?;
+    /// drop(device); // ... before a guest accepted, or the program would have read `OK 1073741824`
+    /// assert_eq!(program.read(&mut [0; 32])?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -149,11 +182,32 @@ impl Handle {
 
     /// From now on a guest that connects to the host's port `N` reaches the Unix socket at `prefix_N`, where there is
     /// one; else whoever [listens](Self::listen) on the port.
+    ///
+    /// ```
+    /// use std::os::unix::net::UnixListener;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let logs = UnixListener::bind(folder.path().join("guest1_5000"))?;
+    /// device.handle().forward_to(folder.path().join("guest1"));
+    /// // Now a program of the guest that connects to the host's port 5000 is accepted from `logs`.
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn forward_to(&self, prefix: impl Into<PathBuf>) {
         *self.shared.forward.lock().unwrap_or_else(PoisonError::into_inner) = Some(prefix.into());
     }
 
     /// Listens on a port of the host for this guest.
+    ///
+    /// ```
+    /// use std::io::ErrorKind;
+    ///
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let listener = device.handle().listen(5000)?;
+    /// assert_eq!(device.handle().listen(5000).unwrap_err().kind(), ErrorKind::AddrInUse);
+    /// assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "no guest has connected");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -176,18 +230,39 @@ impl Handle {
     }
 
     /// The agent's usual port, for a client.
+    ///
+    /// ```
+    /// # let device = scx_vsock::vsock::Device::new(3)?;
+    /// let agent = device.handle().agent();
+    /// assert_eq!(agent.to_string(), "port 729 of the guest with CID 3");
+    /// let client = scx_vsock::SchedStatsClient::builder(agent).build();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn agent(&self) -> Port {
         self.port(AGENT_PORT)
     }
 
     /// A port of the guest, for a client.
+    ///
+    /// ```
+    /// # let device = scx_vsock::vsock::Device::new(3)?;
+    /// let second = device.handle().port(730); // the agent's `--map 730=/run/second/stats`
+    /// let client = scx_vsock::SchedStatsClient::builder(second).build();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn port(&self, port: u32) -> Port {
         Port { handle: self.clone(), port }
     }
 
     /// The guest's CID.
+    ///
+    /// ```
+    /// let device = scx_vsock::vsock::Device::new(42)?;
+    /// assert_eq!(device.handle().guest_cid(), 42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn guest_cid(&self) -> u64 {
         self.guest_cid
@@ -195,6 +270,17 @@ impl Handle {
 }
 
 /// One port of a guest.
+///
+/// ```
+/// use scx_vsock::vsock::{Device, Port};
+/// use scx_vsock::{Connect, SchedStatsClient};
+///
+/// let device = Device::new(3)?;
+/// let agent: Port = device.handle().agent();
+/// let stream = agent.connect()?; // what a client does for each session
+/// let client = SchedStatsClient::builder(agent).build();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Port {
     handle: Handle,

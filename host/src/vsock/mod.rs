@@ -31,13 +31,13 @@ mod connection;
 mod credit;
 mod event;
 pub(crate) mod features;
-pub mod handle;
+mod handle;
 pub mod header;
-pub mod listener;
+mod listener;
 mod muxer;
 mod ready;
 pub mod spec;
-pub mod state;
+mod state;
 mod stream;
 mod transfer;
 
@@ -75,6 +75,13 @@ const CONNECTION_BYTES: usize = 8 * 1024;
 const DEVICE_BYTES: usize = 1 << 20;
 
 /// Bytes that this many connections can make the host hold at the most, the kernel's memory included.
+///
+/// ```
+/// use scx_vsock::vsock::{MAX_CONNECTIONS, memory_bound};
+///
+/// assert!(memory_bound(scx_vsock_wire::SESSIONS) < 8 << 20, "the sessions of an agent");
+/// assert!(memory_bound(MAX_CONNECTIONS) < 1 << 30, "a guest that does its worst");
+/// ```
 #[must_use]
 pub const fn memory_bound(connections: usize) -> usize {
     let in_one_direction = SEND_BUFFER_BYTES + SEND_BUFFER_BYTES / 2;
@@ -86,6 +93,14 @@ pub const MAX_HELD_BYTES: usize = MAX_CONNECTIONS * (BUFFER_BYTES as usize + siz
     + (MAX_RESETS + 1) * size_of::<Header>();
 
 /// Why there is no device, or why it stopped.
+///
+/// ```
+/// use scx_vsock::vsock::{Device, DeviceError};
+///
+/// let error = Device::new(2).unwrap_err();
+/// assert!(matches!(error, DeviceError::ReservedCid(2)));
+/// assert_eq!(error.to_string(), "2 cannot be a guest's CID: use one from 3 to 4294967294");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
@@ -107,6 +122,17 @@ pub enum DeviceError {
 }
 
 /// Which queues' interrupt the guest is owed.
+///
+/// ```no_run
+/// # use scx_vsock::vsock::{Device, Interrupts};
+/// # fn serve<M: vm_memory::GuestMemory>(device: &mut Device, memory: &M, rx: &mut virtio_queue::Queue, tx: &mut virtio_queue::Queue) {
+/// # fn interrupt(queue: usize) {}
+/// if let Ok(Interrupts { rx, tx, .. }) = device.service(memory, rx, tx, None) {
+///     rx.then(|| interrupt(0));
+///     tx.then(|| interrupt(1));
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Interrupts {
@@ -120,6 +146,13 @@ pub struct Interrupts {
 
 impl Interrupts {
     /// Whether there is any, for a guest that has one interrupt for all queues.
+    ///
+    /// ```
+    /// use scx_vsock::vsock::Interrupts;
+    ///
+    /// assert!(Interrupts { tx: true, ..Interrupts::default() }.any());
+    /// assert!(!Interrupts::default().any());
+    /// ```
     #[must_use]
     pub fn any(self) -> bool {
         self.rx || self.tx || self.event
@@ -127,6 +160,21 @@ impl Interrupts {
 }
 
 /// A virtio-vsock device.
+///
+/// ```
+/// use scx_vsock::vsock::Device;
+/// use virtio_queue::{Queue, QueueT};
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+/// let (mut rx, mut tx, mut event) = (Queue::new(256)?, Queue::new(256)?, Queue::new(256)?);
+/// let mut device = Device::new(3)?;
+/// let stream = device.handle().connect(8080)?;
+/// // ... each time when the driver has kicked a queue that it set up, or `device.fd()` is readable:
+/// let interrupts = device.service(&memory, &mut rx, &mut tx, Some(&mut event))?;
+/// assert!(!interrupts.any(), "here is no driver");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Device {
     guest_cid: u64,
@@ -142,6 +190,13 @@ impl Device {
 
     /// A device for the guest with this CID.
     ///
+    /// ```
+    /// use scx_vsock::vsock::Device;
+    ///
+    /// assert!(Device::new(3).is_ok());
+    /// assert!(Device::new(u64::from(u32::MAX)).is_err(), "it stands for any guest");
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`DeviceError::ReservedCid`], [`DeviceError::Host`].
@@ -155,24 +210,54 @@ impl Device {
     }
 
     /// The device's host side.
+    ///
+    /// ```
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let client = scx_vsock::SchedStatsClient::builder(device.handle().agent()).build();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn handle(&self) -> Handle {
         Handle::new(Arc::clone(&self.shared), self.guest_cid)
     }
 
     /// The configuration space (5.10.4): the guest's CID.
+    ///
+    /// ```
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// assert_eq!(device.config(), [3, 0, 0, 0, 0, 0, 0, 0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn config(&self) -> [u8; 8] {
         self.guest_cid.to_le_bytes()
     }
 
     /// A descriptor that is readable when [`service`](Self::service) has something to do for the host's side.
+    ///
+    /// ```
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let _stream = device.handle().connect(8080)?;
+    /// let ready = poll(&mut [PollFd::new(&device.fd(), PollFlags::IN)], None)?;
+    /// assert_eq!(ready, 1, "the connection is to be made");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.muxer.fd().as_fd()
     }
 
     /// How many connections there are, those that close included.
+    ///
+    /// ```
+    /// let mut device = scx_vsock::vsock::Device::new(3)?;
+    /// let _stream = device.handle().connect(8080)?;
+    /// device.service_host()?;
+    /// assert_eq!(device.connections(), 0, "it waits for a driver, and then is one");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn connections(&self) -> usize {
         self.muxer.connections()
@@ -180,6 +265,14 @@ impl Device {
 
     /// Bytes of this process that hold what the guest sent and the host's sockets have no room for, and packets that wait
     /// for receive buffers: at most [`MAX_HELD_BYTES`].
+    ///
+    /// ```
+    /// use scx_vsock::vsock::{Device, MAX_HELD_BYTES};
+    ///
+    /// let device = Device::new(3)?;
+    /// assert!(device.held_bytes() <= MAX_HELD_BYTES);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.muxer.held_bytes()
@@ -187,6 +280,15 @@ impl Device {
 
     /// The guest's driver was reset: connections that it knew of are gone, and their host ends read the end.
     /// Connections that the host asked for meanwhile wait for the next driver.
+    ///
+    /// ```
+    /// # use std::io::Read;
+    /// # let mut device = scx_vsock::vsock::Device::new(3)?;
+    /// let mut stream = device.handle().connect(8080)?;
+    /// device.reset();
+    /// assert!(stream.read(&mut [0]).is_err(), "it has not ended: it waits for the next driver");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reset(&mut self) {
         self.muxer.reset();
         self.transport_reset = TransportReset::None;
@@ -195,18 +297,43 @@ impl Device {
 
     /// The driver has chosen these features. One that has no stream sockets by its own choice gets none: what it sends
     /// is reset, and what the host asks for ends at once.
+    ///
+    /// ```
+    /// use scx_vsock::vsock::{Device, spec};
+    ///
+    /// let mut device = Device::new(3)?;
+    /// // The driver wrote its choice of `Device::FEATURES`, of which the device judges what is about sockets:
+    /// device.negotiate(spec::F_VERSION_1 | spec::F_STREAM);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn negotiate(&mut self, chosen: u64) {
         self.muxer.set_streams(features::has_streams(chosen));
     }
 
     /// The running driver's connections are interrupted, as by a restore: they are gone, and their host ends read the
     /// end. The driver is told by the event queue; until it is through with that, no packet goes either way.
+    ///
+    /// ```
+    /// # use scx_vsock::vsock::Device;
+    /// let before = Device::new(3)?.state();
+    /// let mut device = Device::new(3)?;
+    /// device.restore(&before)?;
+    /// device.reset_transport(); // the driver runs on, with the connections that it had to the device before
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reset_transport(&mut self) {
         self.muxer.reset();
         self.transport_reset = TransportReset::Owed;
     }
 
     /// What a later device for the same guest goes on from.
+    ///
+    /// ```
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let saved = serde_json::to_string(&device.state())?;
+    /// assert_eq!(saved, r#"{"guest_cid":3,"next_port":1073741824}"#);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn state(&self) -> DeviceState {
         DeviceState { guest_cid: self.guest_cid, next_port: self.muxer.next_port() }
@@ -214,6 +341,16 @@ impl Device {
 
     /// Goes on from where another device was, whose guest may have had another CID. If its driver runs it is to be told
     /// by [`reset_transport`](Self::reset_transport) that connections are gone.
+    ///
+    /// ```
+    /// use scx_vsock::vsock::{Device, DeviceState};
+    ///
+    /// let mut device = Device::new(4)?;
+    /// let saved = DeviceState { guest_cid: 3, next_port: 1073741900 };
+    /// device.restore(&saved)?;
+    /// assert_eq!(device.state(), DeviceState { guest_cid: 4, ..saved });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -224,12 +361,31 @@ impl Device {
     }
 
     /// The guest is gone for good: every stream reads its end, and handles and listeners fail from now on.
+    ///
+    /// ```
+    /// # use std::io::ErrorKind;
+    /// let mut device = scx_vsock::vsock::Device::new(3)?;
+    /// device.close();
+    /// assert_eq!(device.handle().connect(8080).unwrap_err().kind(), ErrorKind::NotConnected);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn close(&mut self) {
         self.shared.close();
         self.muxer.clear();
     }
 
     /// Takes note of what the host's side did while the queues do not run.
+    ///
+    /// ```
+    /// # use std::os::fd::AsFd;
+    /// # use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    /// let mut device = scx_vsock::vsock::Device::new(3)?;
+    /// let _stream = device.handle().connect(8080)?;
+    /// device.service_host()?;
+    /// let ready = poll(&mut [PollFd::new(&device.fd(), PollFlags::IN)], Some(&Timespec::default()))?;
+    /// assert_eq!(ready, 0, "there is nothing to do until the queues run");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -239,6 +395,15 @@ impl Device {
     }
 
     /// Makes [`fd`](Self::fd) readable, so that the device's thread calls [`service`](Self::service).
+    ///
+    /// ```
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// device.wake(); // another thread saw the guest's kick
+    /// assert_eq!(poll(&mut [PollFd::new(&device.fd(), PollFlags::IN)], None)?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wake(&self) {
         self.shared.wake();
     }
@@ -246,6 +411,20 @@ impl Device {
     /// Does what there is to do, for the guest and for the host, without waiting. To be called when the guest kicked
     /// any queue and when [`fd`](Self::fd) is readable. A front that does not have the event queue gives none, nor
     /// does one whose driver did not set it up: such a guest is never told of a transport reset.
+    ///
+    /// ```
+    /// # use virtio_queue::{Queue, QueueT};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+    /// # let mut device = scx_vsock::vsock::Device::new(3)?;
+    /// # let (mut rx, mut tx) = (Queue::new(256)?, Queue::new(256)?);
+    /// match device.service(&memory, &mut rx, &mut tx, None) {
+    ///     Ok(interrupts) if interrupts.any() => { /* ... raise them ... */ }
+    ///     Ok(_) => {}
+    ///     Err(error) => eprintln!("{error}"), // ... and tell the driver that it must reset the device
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
