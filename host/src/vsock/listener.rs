@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use crate::client::Deadline;
+
 /// Connections that wait on one listener; a further one is reset.
 pub const MAX_BACKLOG: usize = 64;
 
@@ -101,6 +103,18 @@ impl Backlog {
 /// A host port that guests connect to. Dropping it ends that.
 ///
 /// Its descriptor is readable while a connection waits.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use scx_vsock::vsock::{Device, Listener, says_hello};
+///
+/// let device = Device::new(3)?;
+/// let ready: Listener = device.handle().listen(scx_vsock::READY_PORT)?;
+/// // ... the guest boots, and its agent says that it listens:
+/// let agent = ready.accept_within(Duration::from_secs(60))?;
+/// assert!(says_hello(&agent, Duration::from_secs(1)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Listener {
     port: u32,
     backlog: Arc<Backlog>,
@@ -109,6 +123,17 @@ pub struct Listener {
 
 impl Listener {
     /// The next connection, as a non-blocking stream.
+    ///
+    /// ```
+    /// use std::io::ErrorKind;
+    ///
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let listener = device.handle().listen(5000)?;
+    /// assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    /// drop(device);
+    /// assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::NotConnected);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -128,11 +153,22 @@ impl Listener {
 
     /// The next connection, if one comes within `within`.
     ///
+    /// ```
+    /// use std::io::ErrorKind;
+    /// use std::time::Duration;
+    ///
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let listener = device.handle().listen(5000)?;
+    /// let nobody = listener.accept_within(Duration::from_millis(1)).unwrap_err();
+    /// assert_eq!(nobody.kind(), ErrorKind::TimedOut);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// `TimedOut` if none comes; `NotConnected` if the device is gone.
     pub fn accept_within(&self, within: Duration) -> io::Result<UnixStream> {
-        let deadline = Instant::now() + within;
+        let deadline = Deadline::after(Instant::now(), within).at();
         loop {
             match self.accept() {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -169,5 +205,18 @@ impl Drop for Listener {
         if ports.get(&self.port).is_some_and(|backlog| Arc::ptr_eq(backlog, &self.backlog)) {
             ports.remove(&self.port);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_as_long_as_can_be_said_is_told_at_once_that_the_device_is_gone() {
+        let listeners = Arc::<Listeners>::default();
+        let listener = listeners.listen(5000).unwrap();
+        listeners.close();
+        assert_eq!(listener.accept_within(Duration::MAX).unwrap_err().kind(), ErrorKind::NotConnected);
     }
 }
