@@ -1,6 +1,13 @@
 //! The 44 bytes in front of every packet (virtio 1.3, 5.10.6).
 
 /// `enum virtio_vsock_op` (5.10.6).
+///
+/// ```
+/// use scx_vsock::vsock::header::{Header, Operation};
+///
+/// let request = Header { src_port: 1024, dst_port: 729, op: Operation::Request.number(), ..Header::default() };
+/// assert_eq!(Operation::parse(request.op), Some(Operation::Request));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Connect.
@@ -31,12 +38,25 @@ impl Operation {
     ];
 
     /// The operation with this number.
+    ///
+    /// ```
+    /// use scx_vsock::vsock::header::Operation;
+    ///
+    /// assert_eq!(Operation::parse(5), Some(Operation::ReadWrite));
+    /// assert_eq!(Operation::parse(0), None);
+    /// ```
     #[must_use]
     pub fn parse(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|operation| operation.number() == number)
     }
 
     /// The operation's number.
+    ///
+    /// ```
+    /// use scx_vsock::vsock::header::Operation;
+    ///
+    /// assert_eq!(Operation::Shutdown.number(), 4);
+    /// ```
     #[must_use]
     pub fn number(self) -> u16 {
         match self {
@@ -52,6 +72,13 @@ impl Operation {
 }
 
 /// `struct virtio_vsock_hdr`.
+///
+/// ```
+/// use scx_vsock::vsock::header::Header;
+///
+/// let header = Header { src_cid: 2, dst_cid: 3, len: 5, ..Header::default() };
+/// assert_eq!(Header::parse(&header.emit()), header);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
     /// CID of the sender.
@@ -81,6 +108,14 @@ impl Header {
     pub const BYTES: usize = 44;
 
     /// The header in these bytes.
+    ///
+    /// ```
+    /// use scx_vsock::vsock::header::Header;
+    ///
+    /// let mut bytes = [0; Header::BYTES];
+    /// bytes[8..16].copy_from_slice(&3u64.to_le_bytes());
+    /// assert_eq!(Header::parse(&bytes), Header { dst_cid: 3, ..Header::default() });
+    /// ```
     #[must_use]
     pub fn parse(bytes: &[u8; Self::BYTES]) -> Self {
         let mut fields = Fields(bytes);
@@ -99,6 +134,13 @@ impl Header {
     }
 
     /// The header's bytes.
+    ///
+    /// ```
+    /// use scx_vsock::vsock::header::Header;
+    ///
+    /// let packet = Header { len: 5, ..Header::default() }.emit();
+    /// assert_eq!(packet[24..28], [5, 0, 0, 0], "the fields are little-endian");
+    /// ```
     #[must_use]
     pub fn emit(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
