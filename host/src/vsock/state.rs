@@ -3,6 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 /// A device's state, without connections: these end with a transport reset.
+///
+/// ```
+/// use scx_vsock::vsock::{Device, DeviceState};
+///
+/// let saved = serde_json::to_string(&Device::new(3)?.state())?;
+/// let state: DeviceState = serde_json::from_str(&saved)?;
+/// Device::new(3)?.restore(&state)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceState {
@@ -14,6 +23,14 @@ pub struct DeviceState {
 }
 
 /// A saved state that no device had.
+///
+/// ```
+/// use scx_vsock::vsock::{DamagedDevice, Device, DeviceState};
+///
+/// let damaged = DeviceState { guest_cid: 3, next_port: 729 };
+/// assert_eq!(Device::new(3)?.restore(&damaged), Err(DamagedDevice { next_port: 729 }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "the saved vsock device's next port is {next_port}, which no device uses: the state is damaged, start without it"
