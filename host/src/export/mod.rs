@@ -106,6 +106,13 @@ impl fmt::Debug for Exporter {
 impl Exporter {
     /// An exporter that has no guests yet.
     ///
+    /// ```
+    /// use scx_vsock::export::Exporter;
+    ///
+    /// let exporter = Exporter::new(std::net::TcpListener::bind("127.0.0.1:0")?)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// What the kernel says if the listener cannot be made non-blocking or there is no descriptor left.
@@ -122,6 +129,13 @@ impl Exporter {
     }
 
     /// How long guests may take for a scrape; [`DEFAULT_DEADLINE`] where this is left out.
+    ///
+    /// ```
+    /// # use scx_vsock::export::Exporter;
+    /// # let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let exporter = Exporter::new(listener)?.deadline(std::time::Duration::from_secs(2));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -129,11 +143,39 @@ impl Exporter {
     }
 
     /// Adds a guest whose series have this name in their label `guest`. No two should have the same.
+    ///
+    /// ```
+    /// # use std::io::{Read, Write};
+    /// # use std::net::{TcpListener, TcpStream};
+    /// # use scx_vsock::{Endpoint, export::Exporter};
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let mut scraper = TcpStream::connect(listener.local_addr()?)?;
+    /// let mut exporter = Exporter::new(listener)?;
+    /// exporter.add("web", "unix:/no/agent".parse::<Endpoint>()?);
+    /// # std::thread::spawn(move || exporter.run(&[]));
+    /// scraper.write_all(b"GET /metrics HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")?;
+    /// # let mut page = String::new();
+    /// scraper.read_to_string(&mut page)?;
+    /// assert!(page.contains("\nscx_vsock_up{guest=\"web\"} 0\n"), "{page}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn add(&mut self, name: impl Into<String>, connect: impl Connect + 'static) {
         self.guests.push(Guest::new(name.into(), connect));
     }
 
     /// Serves until one of these descriptors is readable or ends, and gives which.
+    ///
+    /// ```
+    /// use std::os::fd::AsFd;
+    /// # use scx_vsock::export::Exporter;
+    ///
+    /// # let mut exporter = Exporter::new(std::net::TcpListener::bind("127.0.0.1:0")?)?;
+    /// let (stop, stopped) = std::os::unix::net::UnixStream::pair()?;
+    /// let serving = std::thread::spawn(move || exporter.run(&[stopped.as_fd()]));
+    /// drop(stop);
+    /// assert_eq!(serving.join().unwrap()?, 0, "the first of the descriptors");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
