@@ -47,6 +47,25 @@ use status::{Change, Step};
 use transport::Transport;
 
 /// How the guest's interrupt is raised: an edge, as each call stands for a new event.
+///
+/// ```
+/// use std::io;
+/// use std::sync::mpsc::{Sender, channel};
+/// use scx_vsock::front::mmio::Interrupt;
+///
+/// struct Line(Sender<u32>);
+///
+/// impl Interrupt for Line {
+///     fn trigger(&self) -> io::Result<()> {
+///         self.0.send(5).map_err(io::Error::other)
+///     }
+/// }
+///
+/// let (line, raised) = channel();
+/// Line(line).trigger()?;
+/// assert_eq!(raised.recv(), Ok(5));
+/// # Ok::<(), io::Error>(())
+/// ```
 pub trait Interrupt {
     /// Raises it.
     ///
@@ -66,6 +85,17 @@ impl<F: Fn() -> io::Result<()>> Interrupt for F {
 const SKIPPED: usize = if cfg!(planted_off_by_one) { 1 } else { 0 };
 
 /// Why a device does not go on.
+///
+/// ```
+/// use scx_vsock::front::mmio::{Error, Mmio, StateError};
+/// # use scx_vsock::vsock::Device;
+/// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+/// let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+/// assert!(matches!(device.snapshot(), Err(Error::State(StateError::NotPaused))));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -81,6 +111,20 @@ pub enum Error {
 }
 
 /// A virtio-vsock device behind registers, for a guest whose memory is `A` and whose interrupt is `I`.
+///
+/// ```
+/// use std::sync::Arc;
+/// use scx_vsock::front::mmio::Mmio;
+/// use scx_vsock::vsock::Device;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+/// let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?; // ... the guest's interrupt
+/// let mut magic = [0; 4];
+/// device.read(0, &mut magic); // a processor's exit
+/// assert_eq!(magic, *b"virt");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Mmio<A, I> {
     memory: A,
     interrupt: I,
@@ -100,6 +144,16 @@ struct Inner {
 
 impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     /// Puts registers in front of `device`.
+    ///
+    /// ```
+    /// # use scx_vsock::{front::mmio::Mmio, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// let (raise, raised) = std::sync::mpsc::channel();
+    /// let interrupt = move || raise.send(5).map_err(std::io::Error::other);
+    /// let device = Mmio::new(Device::new(3)?, memory, interrupt)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -123,6 +177,20 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     /// Puts registers in front of `device` as they were when `state` was taken, with the `memory` of that time. The
     /// device may have another CID than the one then. It is paused.
     ///
+    /// ```
+    /// # use scx_vsock::{front::mmio::{Mmio, State}, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let before = Mmio::new(Device::new(3)?, memory.clone(), || Ok(()))?;
+    /// # before.pause();
+    /// # let saved = serde_json::to_string(&before.snapshot()?)?;
+    /// let state: State = serde_json::from_str(&saved)?;
+    /// let device = Mmio::restore(Device::new(4)?, memory, || Ok(()), &state)?;
+    /// // ... the guest's interrupts work again, then:
+    /// device.resume()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::State`] if no device was ever in this state, [`DeviceError::Host`] if the host's kernel has no
@@ -144,11 +212,34 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     }
 
     /// Leaves guest memory alone from the return of this call on. The host's side may go on, and waits.
+    ///
+    /// ```
+    /// # use scx_vsock::{front::mmio::Mmio, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+    /// device.pause(); // after the processors
+    /// // ... guest memory is saved ...
+    /// let waiting = device.handle().connect(8080)?; // connected once the guest goes on
+    /// device.resume()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn pause(&self) {
         self.lock().paused = true;
     }
 
     /// Goes on, with all that was made available meanwhile. To be called once the guest's interrupts work.
+    ///
+    /// ```
+    /// # use scx_vsock::{front::mmio::Mmio, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+    /// device.pause();
+    /// device.resume()?;
+    /// assert!(device.snapshot().is_err(), "it goes on");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -163,6 +254,17 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
 
     /// The state of the paused device, to be saved with guest memory.
     ///
+    /// ```
+    /// # use scx_vsock::{front::mmio::Mmio, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+    /// device.pause();
+    /// let saved = serde_json::to_string(&device.snapshot()?)?;
+    /// assert!(saved.starts_with(r#"{"version":1,"#));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`StateError::NotPaused`].
@@ -175,12 +277,34 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     }
 
     /// The device's host side.
+    ///
+    /// ```
+    /// # use scx_vsock::{SchedStatsClient, front::mmio::Mmio, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+    /// let client = SchedStatsClient::builder(device.handle().agent()).build();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
     /// A descriptor that is readable when [`service`](Self::service) is to be called.
+    ///
+    /// ```
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    /// # use scx_vsock::{front::mmio::{Mmio, QUEUE_NOTIFY}, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    ///
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+    /// device.write(QUEUE_NOTIFY, &[1, 0, 0, 0]); // the guest kicks
+    /// assert_eq!(poll(&mut [PollFd::new(&device.fd(), PollFlags::IN)], None)?, 1);
+    /// device.service()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -188,12 +312,35 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
 
     /// The event that a kick of the guest is: whoever signals it instead of writing to `QueueNotify` saves the way
     /// through [`write`](Self::write).
+    ///
+    /// ```
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    /// # use scx_vsock::{front::mmio::Mmio, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    ///
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+    /// rustix::io::write(device.kick_fd(), &1u64.to_ne_bytes())?; // what the kernel does for an ioeventfd
+    /// assert_eq!(poll(&mut [PollFd::new(&device.fd(), PollFlags::IN)], None)?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn kick_fd(&self) -> BorrowedFd<'_> {
         self.handle.wake_fd()
     }
 
     /// The guest reads `data.len()` bytes at `offset` from the first register. Where nothing is to be read, zeros are.
+    ///
+    /// ```
+    /// # use scx_vsock::{front::mmio::Mmio, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+    /// let mut cid = [0; 8];
+    /// device.read(0x100, &mut cid); // the configuration space
+    /// assert_eq!(u64::from_le_bytes(cid), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(offset) = offset.checked_sub(CONFIG) {
@@ -220,6 +367,18 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
 
     /// The guest writes `data` at `offset` from the first register. Control registers are four bytes wide; other
     /// widths, offsets in between, and the configuration space change nothing.
+    ///
+    /// ```
+    /// # use scx_vsock::{front::mmio::Mmio, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+    /// device.write(0x70, &[1, 0, 0, 0]); // `Status`: a driver has noticed the device
+    /// let mut status = [0; 4];
+    /// device.read(0x70, &mut status);
+    /// assert_eq!(status, [1, 0, 0, 0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write(&self, offset: u64, data: &[u8]) {
         let (Some(register), Ok(data)) = (Register::parse(offset), <[u8; 4]>::try_from(data)) else { return };
         let value = u32::from_le_bytes(data);
@@ -249,6 +408,23 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
 
     /// Does what there is to do, for the guest and for the host, without waiting. To be called when
     /// [`fd`](Self::fd) is readable.
+    ///
+    /// ```no_run
+    /// # use std::io;
+    /// # use rustix::event::{PollFd, PollFlags, poll};
+    /// # use scx_vsock::front::mmio::{Error, Interrupt, Mmio};
+    /// # use scx_vsock::vsock::DeviceError;
+    /// # fn serve<A: vm_memory::GuestAddressSpace, I: Interrupt>(device: &Mmio<A, I>) -> io::Result<()> {
+    /// loop {
+    ///     poll(&mut [PollFd::new(device, PollFlags::IN)], None)?;
+    ///     match device.service() {
+    ///         Ok(()) => {}
+    ///         Err(Error::Device(DeviceError::Chain(_) | DeviceError::Ring(_))) => {} // until the driver resets it
+    ///         Err(error) => return Err(io::Error::other(error)),
+    ///     }
+    /// }
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

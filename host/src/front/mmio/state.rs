@@ -17,6 +17,20 @@ use crate::vsock::{DeviceState, features, spec};
 const VERSION: u32 = 1;
 
 /// A paused device's registers and queues.
+///
+/// ```
+/// use scx_vsock::front::mmio::{Mmio, State};
+/// # use scx_vsock::vsock::Device;
+/// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+/// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+/// device.pause();
+/// let state = device.snapshot()?;
+/// let saved = serde_json::to_string(&state)?;
+/// assert_eq!(serde_json::from_str::<State>(&saved)?, state);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -41,6 +55,21 @@ struct QueueState {
 }
 
 /// Why there is no snapshot, or why it cannot be restored.
+///
+/// ```
+/// use scx_vsock::front::mmio::Mmio;
+/// # use scx_vsock::vsock::Device;
+/// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+/// # let before = Mmio::new(Device::new(3)?, memory.clone(), || Ok(()))?;
+/// # before.pause();
+/// # let saved = serde_json::to_string(&before.snapshot()?)?;
+/// let newer = serde_json::from_str(&saved.replace(r#""version":1"#, r#""version":2"#))?;
+/// let error = Mmio::restore(Device::new(3)?, memory, || Ok(()), &newer).unwrap_err();
+/// assert_eq!(error.to_string(), "the saved vsock device has version 2, and this library restores version 1 only");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
