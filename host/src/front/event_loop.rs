@@ -14,6 +14,20 @@ use super::mmio::{self, Interrupt, Mmio};
 use crate::vsock::DeviceError;
 
 /// Why a device is not served, or is served no more.
+///
+/// ```
+/// use scx_vsock::front::{event_loop, mmio};
+/// use scx_vsock::vsock::DeviceError;
+///
+/// fn note(error: event_loop::Error) {
+///     match error {
+///         event_loop::Error::Device(mmio::Error::Device(DeviceError::Chain(_) | DeviceError::Ring(_))) => {
+///             // ... the guest's own fault, and it may go on after a reset
+///         }
+///         error => eprintln!("a guest is served no more: {error}"),
+///     }
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,6 +40,23 @@ pub enum Error {
 }
 
 /// A device in an event manager.
+///
+/// ```
+/// use std::sync::Arc;
+/// use event_manager::{EventManager, SubscriberOps};
+/// use scx_vsock::front::event_loop::Subscriber;
+/// use scx_vsock::front::mmio::{Mmio, QUEUE_NOTIFY};
+/// use scx_vsock::vsock::Device;
+/// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// # let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+/// let mut manager = EventManager::new()?; // one for all guests
+/// let device = Arc::new(Mmio::new(Device::new(3)?, memory, || Ok(()))?);
+/// manager.add_subscriber(Subscriber::new(Arc::clone(&device), |error| eprintln!("{error}")));
+/// device.write(QUEUE_NOTIFY, &[0; 4]); // a kick of the guest
+/// assert_eq!(manager.run()?, 1, "it was served");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Subscriber<A, I, F> {
     device: Arc<Mmio<A, I>>,
     on_error: F,
@@ -34,6 +65,17 @@ pub struct Subscriber<A, I, F> {
 impl<A, I, F: FnMut(Error)> Subscriber<A, I, F> {
     /// Has `device` served by the manager that this is added to. `on_error` is called on the manager's thread; after
     /// [`mmio::Error::Device`] with a broken queue the device is served on, as its guest may reset it.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use scx_vsock::{front::{event_loop::Subscriber, mmio::Mmio}, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Arc::new(Mmio::new(Device::new(3)?, memory, || Ok(()))?);
+    /// let (failed, failures) = std::sync::mpsc::channel();
+    /// let subscriber = Subscriber::new(device, move |error| drop(failed.send(error)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(device: Arc<Mmio<A, I>>, on_error: F) -> Self {
         Self { device, on_error }
     }

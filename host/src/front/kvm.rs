@@ -16,6 +16,15 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::mmio::{Interrupt, Mmio, QUEUE_NOTIFY};
 
 /// Why KVM does not do it.
+///
+/// ```no_run
+/// use scx_vsock::front::kvm::Irq;
+///
+/// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+/// let error = Irq::connect(&vm, 5).unwrap_err(); // without `vm.create_irq_chip()`
+/// assert!(error.to_string().ends_with("is there an interrupt controller in the kernel?"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -39,6 +48,16 @@ pub enum Error {
 
 /// Has KVM take the guest's kicks for `device`, whose registers begin at the guest address `base`.
 ///
+/// ```no_run
+/// # use scx_vsock::{front::{kvm::{Irq, watch_kicks}, mmio::Mmio}, vsock::Device};
+/// # let memory = std::sync::Arc::new(vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(vm_memory::GuestAddress(0), 1 << 20)])?);
+/// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+/// vm.create_irq_chip()?;
+/// let device = Mmio::new(Device::new(3)?, memory, Irq::connect(&vm, 5)?)?;
+/// watch_kicks(&vm, 0xd000_0000, &device)?; // where the guest is told that the registers are
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// [`Error::Notify`].
@@ -47,6 +66,17 @@ pub fn watch_kicks<A: GuestAddressSpace, I: Interrupt>(vm: &VmFd, base: u64, dev
 }
 
 /// Undoes [`watch_kicks`], before the device goes while its guest stays.
+///
+/// ```no_run
+/// # use scx_vsock::front::{kvm::{Error, Irq, unwatch_kicks, watch_kicks}, mmio::Mmio};
+/// # type Memory = std::sync::Arc<vm_memory::GuestMemoryMmap>;
+/// # fn replace(vm: &kvm_ioctls::VmFd, device: Mmio<Memory, Irq>, next: Mmio<Memory, Irq>) -> Result<(), Error> {
+/// unwatch_kicks(vm, 0xd000_0000, &device)?;
+/// drop(device);
+/// watch_kicks(vm, 0xd000_0000, &next)?;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 ///
@@ -78,11 +108,31 @@ fn event_of(fd: BorrowedFd<'_>) -> io::Result<EventFd> {
 }
 
 /// An interrupt that KVM raises. It ends when this is dropped.
+///
+/// ```no_run
+/// use scx_vsock::front::kvm::Irq;
+/// use scx_vsock::front::mmio::Interrupt;
+///
+/// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+/// vm.create_irq_chip()?;
+/// let interrupt = Irq::connect(&vm, 5)?;
+/// interrupt.trigger()?; // what the device does by itself
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Irq(EventFd);
 
 impl Irq {
     /// Connects the interrupt `gsi` of the kernel's interrupt controller: an edge.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{front::{kvm::Irq, mmio::Mmio}, vsock::Device};
+    /// # let memory = std::sync::Arc::new(vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(vm_memory::GuestAddress(0), 1 << 20)])?);
+    /// # let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+    /// # vm.create_irq_chip()?;
+    /// let device = Mmio::new(Device::new(3)?, memory, Irq::connect(&vm, 5)?)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
