@@ -35,6 +35,24 @@ const REST: Duration = Duration::from_millis(100);
 const MAX_LINE: usize = 19;
 
 /// A hybrid socket. Dropping it removes the socket; connections that were made go on.
+///
+/// ```
+/// use std::io::Write;
+/// use std::os::unix::net::UnixStream;
+/// use scx_vsock::front::hybrid::Hybrid;
+/// use scx_vsock::socket::Socket;
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("guest1");
+///
+/// let device = scx_vsock::vsock::Device::new(3)?;
+/// let hybrid = Hybrid::start(Socket::bind(&path)?)?;
+/// hybrid.lead_to(device.handle());
+/// let mut program = UnixStream::connect(&path)?;
+/// program.write_all(b"CONNECT 729\n")?; // ... is answered `OK 1073741824` once the guest accepts
+/// drop(hybrid);
+/// assert!(!path.exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Hybrid {
     shared: Arc<Shared>,
@@ -58,6 +76,13 @@ impl Shared {
 impl Hybrid {
     /// Serves programs on `socket`. It leads nowhere until [`lead_to`](Self::lead_to).
     ///
+    /// ```
+    /// # use scx_vsock::{front::hybrid::Hybrid, socket::Socket};
+    /// # let folder = tempfile::tempdir()?;
+    /// let hybrid = Hybrid::start(Socket::bind_privately(folder.path().join("guest1"))?)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// What the kernel says if it has no event descriptor or thread.
@@ -70,6 +95,20 @@ impl Hybrid {
     }
 
     /// From now on programs are connected to this guest. One that connects before the guest's driver runs waits for it.
+    ///
+    /// ```
+    /// # use scx_vsock::{Endpoint, SchedStatsClient, front::hybrid::Hybrid, socket::Socket, vsock::Device};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("guest1");
+    /// # let device = Device::new(3)?;
+    /// # let hybrid = Hybrid::start(Socket::bind(&path)?)?;
+    /// hybrid.lead_to(device.handle());
+    /// let guest = Endpoint::Hybrid { path, port: scx_vsock::AGENT_PORT };
+    /// let client = SchedStatsClient::builder(guest).build(); // in this process or another
+    /// # drop(device);
+    /// assert_eq!(client.stats(&[]).unwrap_err().kind(), "agent_unreachable", "here is no guest");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lead_to(&self, guest: Handle) {
         *self.shared.guest() = Some(guest);
     }

@@ -47,6 +47,17 @@ const SKIPPED: usize = if cfg!(planted_off_by_one) { 1 } else { 0 };
 const HOST_EVENT: u16 = 3;
 
 /// Why a guest is not served.
+///
+/// ```
+/// use std::os::unix::net::UnixListener;
+/// use scx_vsock::front::vhost_user::{Error, Server};
+///
+/// # let folder = tempfile::tempdir()?;
+/// let error = Server::start(UnixListener::bind(folder.path().join("vsock"))?, 2).unwrap_err();
+/// assert!(matches!(error, Error::Device(_)));
+/// assert_eq!(error.to_string(), "2 cannot be a guest's CID: use one from 3 to 4294967294");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -236,6 +247,19 @@ impl VhostUserBackend for Backend {
 }
 
 /// A vhost-user back end that serves one front end. Dropping it ends the device, and with it every connection.
+///
+/// ```no_run
+/// use std::os::unix::net::UnixListener;
+/// use scx_vsock::SchedStatsClient;
+/// use scx_vsock::front::vhost_user::Server;
+///
+/// let server = Server::start(UnixListener::bind("/run/guest1")?, 3)?;
+/// // ... QEMU is started, with shared memory and these arguments:
+/// // -chardev socket,id=vsock,path=/run/guest1 -device vhost-user-vsock-pci,chardev=vsock
+/// let client = SchedStatsClient::builder(server.handle().agent()).build();
+/// client.wait_for_scheduler(std::time::Duration::from_secs(60))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Server {
     handle: Handle,
     backend: Arc<Backend>,
@@ -306,6 +330,17 @@ impl Server {
     /// Serves the first front end that connects to `listener`, and does not wait for it. What is asked of the handle
     /// before waits for the guest's driver.
     ///
+    /// ```
+    /// use std::os::unix::net::UnixListener;
+    /// use scx_vsock::front::vhost_user::Server;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("vsock");
+    /// let server = Server::start(UnixListener::bind(path)?, 3)?;
+    /// drop(server); // although no front end has come
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// See [`Error`].
@@ -345,12 +380,31 @@ impl Server {
     }
 
     /// The guest's device, for any thread.
+    ///
+    /// ```
+    /// # use std::os::unix::net::UnixListener;
+    /// # use scx_vsock::front::vhost_user::Server;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let server = Server::start(UnixListener::bind(folder.path().join("vsock"))?, 3)?;
+    /// let ready = server.handle().listen(scx_vsock::READY_PORT)?;
+    /// // ... QEMU is started, and then `ready` accepts once the agent is there.
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
     /// Why the device stopped, if the guest's driver broke it since this was last asked.
+    ///
+    /// ```
+    /// # use std::os::unix::net::UnixListener;
+    /// # use scx_vsock::front::vhost_user::Server;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let server = Server::start(UnixListener::bind(folder.path().join("vsock"))?, 3)?;
+    /// assert!(server.take_error().is_none(), "no guest has broken anything");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn take_error(&self) -> Option<DeviceError> {
         let mut news = lock(&self.backend.news);
