@@ -28,6 +28,12 @@ pub struct Histogram {
 
 impl Histogram {
     /// Counts one more.
+    ///
+    /// ```
+    /// let mut histogram = scx_vsock::Histogram::default();
+    /// histogram.record(std::time::Duration::from_millis(3));
+    /// assert_eq!(histogram.count(), 1);
+    /// ```
     pub fn record(&mut self, duration: Duration) {
         let place = self.buckets().position(|(bound, _)| bound.is_none_or(|bound| duration <= bound));
         if let Some(count) = place.and_then(|place| self.counts.get_mut(place)) {
@@ -47,6 +53,15 @@ impl Histogram {
     }
 
     /// All of them together.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut histogram = scx_vsock::Histogram::default();
+    /// histogram.record(Duration::from_millis(3));
+    /// histogram.record(Duration::from_millis(4));
+    /// assert_eq!(histogram.sum(), Duration::from_millis(7));
+    /// ```
     #[must_use]
     pub fn sum(&self) -> Duration {
         self.sum
@@ -69,6 +84,15 @@ impl Histogram {
 
     /// A duration that this part of them, from 0 to 1, does not exceed: the bound of the bucket where that part is
     /// reached. `None` if there are none, or it is reached in the last bucket, which has no bound.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut histogram = scx_vsock::Histogram::default();
+    /// assert_eq!(histogram.at_most(0.99), None);
+    /// histogram.record(Duration::from_micros(100));
+    /// assert_eq!(histogram.at_most(0.99), Some(Duration::from_micros(128)));
+    /// ```
     #[must_use]
     pub fn at_most(&self, part: f64) -> Option<Duration> {
         let count = self.count();
