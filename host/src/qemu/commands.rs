@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::deadline::wait_until;
 use super::error::Error;
+use crate::client::Deadline;
 
 /// Bytes of one output of a command that are taken.
 const MAX_OUTPUT: usize = 16 << 20;
@@ -14,6 +15,14 @@ const MAX_OUTPUT: usize = 16 << 20;
 const MAX_HEADER: usize = 64;
 
 /// What a command did.
+///
+/// ```no_run
+/// # let guest = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
+/// let output = guest.run(&["cat", "/no/such/file"])?;
+/// assert_ne!(output.status, 0);
+/// println!("{}", String::from_utf8_lossy(&output.stderr));
+/// # Ok::<(), scx_vsock::qemu::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     /// Its exit status, as a shell has it (128 and the signal's number for a command that was killed).
@@ -47,7 +56,7 @@ impl Commands {
             return Err(Error::Commands { reason: reason.clone() });
         }
         let command = arguments.iter().map(|argument| quote(argument)).collect::<Vec<_>>().join(" ");
-        let deadline = Instant::now() + within;
+        let deadline = Deadline::after(Instant::now(), within).at();
         self.exchange(&command, deadline).map_err(|error| {
             let timed_out = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
             self.broken = Some(if timed_out { format!("{command} still runs") } else { error.to_string() });
@@ -147,6 +156,13 @@ mod tests {
         for answer in [&b"x\n"[..], b"1 2\n", b"1 2 3 4\n", b"0 99999999999 0\n", b"0 5 0\nab", &[b'1'; 100], b""] {
             assert!(matches!(answered(answer), Err(Error::Commands { .. })), "{answer:?}");
         }
+    }
+
+    #[test]
+    fn a_command_may_take_as_long_as_can_be_said() {
+        let (host, mut guest) = UnixStream::pair().unwrap();
+        guest.write_all(b"0 0 0\n").unwrap();
+        assert_eq!(Commands::new(host).run(&["true"], Duration::MAX).unwrap().status, 0);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::error::Error;
 use super::monitor::{Command, Monitor};
 use super::process::Process;
 use crate::SchedStatsClient;
+use crate::client::Deadline;
 use crate::front::vhost_user::Server;
 use crate::vsock::says_hello;
 use crate::vsock::{Handle, Listener};
@@ -24,6 +25,16 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A running guest. It ends when this is dropped.
+///
+/// ```no_run
+/// use scx_vsock::qemu::Guest;
+///
+/// let guest = Guest::builder().kernel("/boot/vmlinuz").scheduler("scx_bpfland", &[]).boot()?;
+/// guest.client().wait_for_scheduler(std::time::Duration::from_secs(60))?;
+/// guest.run(&["sh", "-c", "ls -R /sys >/dev/null"])?;
+/// println!("{:#}", guest.client().stats(&[])?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Guest {
     // QEMU ends before the back end that it is connected to.
@@ -36,6 +47,12 @@ pub struct Guest {
 
 impl Guest {
     /// Begins to describe a guest.
+    ///
+    /// ```
+    /// use scx_vsock::qemu::Guest;
+    ///
+    /// let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").cpus(4); // nothing is done until `boot`
+    /// ```
     pub fn builder() -> GuestBuilder {
         GuestBuilder::default()
     }
@@ -51,24 +68,53 @@ impl Guest {
     }
 
     /// The guest's vsock device: any port, both ways.
+    ///
+    /// ```no_run
+    /// # let guest = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
+    /// let logs = guest.handle().listen(5000)?; // for a program of the guest that connects to CID 2
+    /// let shell = guest.handle().connect(22)?; // to one that listens there
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.server.handle()
     }
 
     /// A client of the guest's scheduler, on a session of its own.
+    ///
+    /// ```no_run
+    /// # let guest = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").scheduler("scx_bpfland", &[]).boot()?;
+    /// let client = guest.client();
+    /// client.wait_for_scheduler(std::time::Duration::from_secs(60))?;
+    /// let stats = client.stats(&[])?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn client(&self) -> SchedStatsClient {
         SchedStatsClient::builder(self.handle().agent()).build()
     }
 
     /// What the guest printed.
+    ///
+    /// ```no_run
+    /// # let guest = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
+    /// println!("{}", guest.console().text());
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     #[must_use]
     pub fn console(&self) -> &Console {
         &self.console
     }
 
     /// Runs a command in the guest, one at a time, to its end or at most a minute.
+    ///
+    /// ```no_run
+    /// # let guest = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
+    /// let output = guest.run(&["uname", "-r"])?;
+    /// assert_eq!(output.status, 0);
+    /// println!("{}", String::from_utf8_lossy(&output.stdout));
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -78,6 +124,13 @@ impl Guest {
     }
 
     /// Runs a command in the guest, one at a time, to its end or at most this long.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # let guest = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
+    /// guest.run_within(&["stress-ng", "--cpu", "2", "--timeout", "120"], Duration::from_secs(180))?;
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -165,7 +218,7 @@ impl Guest {
 
     /// Waits for the agent's Ready, the guest's end or the deadline, whatever comes first.
     pub(super) fn wait_until_ready(&mut self, ready: &Listener, within: Duration) -> Result<(), Error> {
-        let deadline = Instant::now() + within;
+        let deadline = Deadline::after(Instant::now(), within).at();
         loop {
             match ready.accept() {
                 Ok(stream) if says_hello(&stream, deadline.saturating_duration_since(Instant::now())) => return Ok(()),
