@@ -13,6 +13,15 @@ use super::process::Process;
 const PROBE: Duration = Duration::from_secs(3);
 
 /// How QEMU runs the guest's instructions.
+///
+/// ```no_run
+/// use scx_vsock::qemu::Accelerator;
+///
+/// let patience = match Accelerator::find("qemu-system-x86_64", "/boot/vmlinuz".as_ref()) {
+///     Accelerator::Kvm => std::time::Duration::from_secs(20),
+///     Accelerator::Tcg => std::time::Duration::from_secs(120),
+/// };
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
     /// By the host's processor, through `/dev/kvm`.
@@ -24,6 +33,13 @@ pub enum Accelerator {
 impl Accelerator {
     /// KVM where it truly runs this kernel, found out once for all guests of this process; else TCG. The environment's
     /// `SCX_VSOCK_ACCELERATOR`, `kvm` or `tcg`, decides without trying.
+    ///
+    /// ```no_run
+    /// use scx_vsock::qemu::Accelerator;
+    ///
+    /// let accelerator = Accelerator::find("qemu-system-x86_64", "/boot/vmlinuz".as_ref());
+    /// println!("qemu-system-x86_64 {}", accelerator.arguments().join(" "));
+    /// ```
     #[must_use]
     pub fn find(qemu: &str, kernel: &Path) -> Self {
         static FOUND: OnceLock<Accelerator> = OnceLock::new();
@@ -36,6 +52,12 @@ impl Accelerator {
     }
 
     /// QEMU's arguments for it.
+    ///
+    /// ```
+    /// use scx_vsock::qemu::Accelerator;
+    ///
+    /// assert_eq!(Accelerator::Kvm.arguments(), ["-accel", "kvm", "-cpu", "host"]);
+    /// ```
     #[must_use]
     pub fn arguments(self) -> [&'static str; 4] {
         match self {
@@ -47,6 +69,14 @@ impl Accelerator {
 
 /// Whether the kernel comes as far as its first words under KVM. That `/dev/kvm` can be opened says nothing: nested
 /// and paravirtual ones fail or hang later.
+///
+/// ```no_run
+/// use scx_vsock::qemu::{kvm_runs, qemu_program};
+///
+/// if !kvm_runs(&qemu_program(None), "/boot/vmlinuz".as_ref()) {
+///     println!("/dev/kvm is not there, or does not run this kernel");
+/// }
+/// ```
 #[must_use]
 pub fn kvm_runs(qemu: &str, kernel: &Path) -> bool {
     if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {

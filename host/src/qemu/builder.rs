@@ -43,6 +43,15 @@ const MONITOR_FD: i32 = 23;
 type Program = (PathBuf, Vec<String>);
 
 /// What a [`Guest`] is made of.
+///
+/// ```no_run
+/// use scx_vsock::qemu::{Guest, GuestBuilder};
+///
+/// let usual: GuestBuilder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+/// let small = usual.clone().cpus(1).boot()?;
+/// let large = usual.cpus(8).memory_mib(4096).boot()?;
+/// # Ok::<(), scx_vsock::qemu::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it boots"]
 pub struct GuestBuilder {
@@ -83,30 +92,64 @@ impl Default for GuestBuilder {
 
 impl GuestBuilder {
     /// The kernel's bzImage. Needed.
+    ///
+    /// ```
+    /// # use scx_vsock::qemu::Guest;
+    /// let error = Guest::builder().kernel("/no/such/vmlinuz").boot().unwrap_err();
+    /// assert!(error.to_string().starts_with("cannot read the kernel /no/such/vmlinuz"));
+    /// ```
     pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
         self.kernel = Some(path.into());
         self
     }
 
     /// The folder with this kernel's modules; without it the kernel must have vsock built in.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// let guest = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0").boot()?;
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn modules(mut self, folder: impl Into<PathBuf>) -> Self {
         self.modules = Some(folder.into());
         self
     }
 
     /// The kernel's configuration, which libbpf looks for in the guest's `/boot`.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.config("/boot/config-7.2.0").scheduler("scx_bpfland", &[]).boot()?;
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn config(mut self, path: impl Into<PathBuf>) -> Self {
         self.config = Some(path.into());
         self
     }
 
     /// The agent's file. Without it the one that `SCX_VSOCK_AGENT` names, else `scx-vsock-agent` beside this program.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.agent("target/x86_64-unknown-linux-gnu/agent/scx-vsock-agent").boot()?;
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn agent(mut self, path: impl Into<PathBuf>) -> Self {
         self.agent = Some(path.into());
         self
     }
 
     /// An argument for the agent.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{SchedStatsClient, qemu::Guest};
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.agent_argument("--map").agent_argument("730=/run/second/stats").boot()?;
+    /// let second = SchedStatsClient::builder(guest.handle().port(730)).build();
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn agent_argument(mut self, argument: impl Into<String>) -> Self {
         self.agent_arguments.push(argument.into());
         self
@@ -114,48 +157,109 @@ impl GuestBuilder {
 
     /// The scheduler, a program of this host that is started in the guest with these arguments. A name without a
     /// slash is looked for in `PATH`.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.scheduler("./target/debug/scx_mine", &["--slice-us", "500"]).boot()?;
+    /// guest.client().wait_for_scheduler(std::time::Duration::from_secs(60))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn scheduler(mut self, program: impl Into<PathBuf>, arguments: &[&str]) -> Self {
         self.scheduler = Some((program.into(), arguments.iter().map(|&argument| argument.to_owned()).collect()));
         self
     }
 
     /// A program of this host that is to be in the guest at this path, with its libraries.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.program("/usr/bin/stress-ng", "/usr/bin/stress-ng").boot()?;
+    /// guest.run(&["stress-ng", "--cpu", "2", "--timeout", "5"])?;
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn program(mut self, program: impl Into<PathBuf>, guest_path: impl Into<String>) -> Self {
         self.programs.push((program.into(), guest_path.into()));
         self
     }
 
     /// A kernel module that is to be loaded beside those for vsock.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.module("vsock_loopback").boot()?;
+    /// assert_eq!(guest.run(&["grep", "vsock_loopback", "/proc/modules"])?.status, 0);
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn module(mut self, name: impl Into<String>) -> Self {
         self.more_modules.push(name.into());
         self
     }
 
     /// An argument for the kernel's command line.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.kernel_argument("isolcpus=1").boot()?;
+    /// assert!(guest.run(&["cat", "/proc/cmdline"])?.stdout.ends_with(b"isolcpus=1\n"));
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn kernel_argument(mut self, argument: impl Into<String>) -> Self {
         self.kernel_arguments.push(argument.into());
         self
     }
 
     /// The guest's memory, in MiB (1,024).
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.memory_mib(4096).boot()?;
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
         self
     }
 
     /// The guest's processors (2).
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.cpus(4).boot()?;
+    /// assert_eq!(guest.run(&["nproc"])?.stdout, b"4\n");
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
         self
     }
 
     /// How long the guest may take until its agent is ready (two minutes: emulation is slow).
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::{Error, Guest};
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let error = builder.deadline(std::time::Duration::from_millis(1)).boot().unwrap_err();
+    /// assert!(matches!(error, Error::NotReady { .. }));
+    /// ```
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
     /// The QEMU program. Without it the one that `QEMU` names in the environment, else `qemu-system-x86_64`.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// # let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
+    /// let guest = builder.qemu("/opt/qemu/bin/qemu-system-x86_64").boot()?;
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     pub fn qemu(mut self, program: impl Into<String>) -> Self {
         self.qemu = Some(program.into());
         self
@@ -163,6 +267,13 @@ impl GuestBuilder {
 
     /// The guest's initramfs alone, for a QEMU that somebody else starts. Its first process takes commands on a second
     /// serial port, and ends the guest when that ends: `-serial null` is one that never does.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::Guest;
+    /// let guest = Guest::builder().modules("/lib/modules/7.2.0").scheduler("scx_bpfland", &[]);
+    /// std::fs::write("initrd", guest.initramfs()?)?; // for `-initrd initrd -append rdinit=/init`
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -172,6 +283,12 @@ impl GuestBuilder {
     }
 
     /// Boots the guest and waits until its agent is ready.
+    ///
+    /// ```
+    /// use scx_vsock::qemu::{Error, Guest};
+    ///
+    /// assert!(matches!(Guest::builder().boot(), Err(Error::NoKernel)));
+    /// ```
     ///
     /// # Errors
     ///
@@ -297,6 +414,13 @@ fn command_line<'a>(program: &'a str, arguments: impl Iterator<Item = &'a str>) 
 }
 
 /// The QEMU program: this one, the one that `QEMU` names in the environment, or `qemu-system-x86_64`.
+///
+/// ```
+/// use scx_vsock::qemu::qemu_program;
+///
+/// assert_eq!(qemu_program(Some("/opt/qemu")), "/opt/qemu");
+/// println!("without a name it is {}", qemu_program(None));
+/// ```
 #[must_use]
 pub fn qemu_program(named: Option<&str>) -> String {
     let named = named.map(str::to_owned).or_else(|| env::var("QEMU").ok().filter(|name| !name.is_empty()));
@@ -305,6 +429,16 @@ pub fn qemu_program(named: Option<&str>) -> String {
 
 /// The agent's file: this one, the one that `SCX_VSOCK_AGENT` names in the environment, or `scx-vsock-agent` beside this
 /// program if it is there.
+///
+/// ```
+/// use std::path::Path;
+/// use scx_vsock::qemu::find_agent;
+///
+/// assert_eq!(find_agent(Some(Path::new("agent"))).as_deref(), Some(Path::new("agent")));
+/// if find_agent(None).is_none() {
+///     println!("build it with ci/build-agent");
+/// }
+/// ```
 #[must_use]
 pub fn find_agent(named: Option<&Path>) -> Option<PathBuf> {
     let variable = || env::var_os("SCX_VSOCK_AGENT").filter(|path| !path.is_empty()).map(PathBuf::from);

@@ -11,6 +11,16 @@ const MAX_BYTES: usize = 1 << 20;
 const LAST_LINES: usize = 4;
 
 /// What a guest printed, and QEMU itself. Cheap to clone: all clones are one.
+///
+/// ```no_run
+/// use scx_vsock::qemu::{Console, Guest};
+///
+/// let guest = Guest::builder().kernel("/boot/vmlinuz").boot()?;
+/// let console: Console = guest.console().clone(); // outlives the guest
+/// drop(guest);
+/// println!("{}", console.text());
+/// # Ok::<(), scx_vsock::qemu::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Console {
     bytes: Arc<Mutex<VecDeque<u8>>>,
@@ -38,6 +48,14 @@ impl Console {
     }
 
     /// All that is kept, as text.
+    ///
+    /// ```no_run
+    /// # let guest = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
+    /// for line in guest.console().text().lines().filter(|line| line.contains("sched_ext")) {
+    ///     println!("{line}");
+    /// }
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     #[must_use]
     pub fn text(&self) -> String {
         let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,6 +64,12 @@ impl Console {
 
     /// The last words, on one line and without control characters: of a kernel's panic its reason, not the registers
     /// that it prints behind it.
+    ///
+    /// ```
+    /// use scx_vsock::qemu::Console;
+    ///
+    /// assert_eq!(Console::default().last_words(), "(it printed nothing)");
+    /// ```
     #[must_use]
     pub fn last_words(&self) -> String {
         let text = self.text();

@@ -7,6 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Why a guest cannot be booted or used. Each text names the thing and what mends it.
+///
+/// ```
+/// use scx_vsock::qemu::{Error, Guest};
+///
+/// let error = Guest::builder().kernel("/no/such/vmlinuz").boot().unwrap_err();
+/// assert!(matches!(&error, Error::File { what: "the kernel", source, .. } if source.raw_os_error() == Some(2)));
+/// println!("{error}"); // names the file, and what mends it
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

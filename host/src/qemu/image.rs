@@ -16,6 +16,17 @@ const LINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
 /// An initramfs that is being put together.
+///
+/// ```no_run
+/// use scx_vsock::qemu::image::Image;
+///
+/// let mut image = Image::new()?;
+/// image.program("bin/busybox", &std::fs::read("/bin/busybox")?)?;
+/// image.link("bin/sh", "busybox")?;
+/// image.program("init", b"#!/bin/sh\nexec sh\n")?;
+/// std::fs::write("initrd", image.finish()?)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Image {
     bytes: Vec<u8>,
@@ -24,6 +35,12 @@ pub struct Image {
 
 impl Image {
     /// An image with the console that the kernel opens for its first process.
+    ///
+    /// ```
+    /// let image = scx_vsock::qemu::image::Image::new()?;
+    /// assert!(image.names().eq(["dev", "dev/console"]));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -37,6 +54,13 @@ impl Image {
     }
 
     /// Adds a folder and those above it.
+    ///
+    /// ```
+    /// # let mut image = scx_vsock::qemu::image::Image::new()?;
+    /// image.folder("sys/fs/bpf")?;
+    /// assert!(image.names().any(|name| name == "sys/fs"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -55,6 +79,12 @@ impl Image {
 
     /// Adds a program with these bytes. The first file of a name stays.
     ///
+    /// ```
+    /// # let mut image = scx_vsock::qemu::image::Image::new()?;
+    /// image.program("init", b"#!/bin/sh\nexec sh\n")?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// If the file is larger than the format has room for.
@@ -63,6 +93,16 @@ impl Image {
     }
 
     /// Adds a file with these bytes. The first file of a name stays.
+    ///
+    /// ```
+    /// # let mut image = scx_vsock::qemu::image::Image::new()?;
+    /// image.file("etc/hostname", b"guest\n")?;
+    /// image.file("etc/hostname", b"other\n")?; // changes nothing
+    /// let bytes = image.finish()?;
+    /// assert!(bytes.windows(6).any(|bytes| bytes == b"guest\n"));
+    /// assert!(!bytes.windows(6).any(|bytes| bytes == b"other\n"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -73,6 +113,13 @@ impl Image {
 
     /// Adds a symbolic link.
     ///
+    /// ```
+    /// # let mut image = scx_vsock::qemu::image::Image::new()?;
+    /// image.link("var/run", "/run")?;
+    /// assert!(image.names().any(|name| name == "var/run"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`program`](Self::program).
@@ -81,6 +128,14 @@ impl Image {
     }
 
     /// Adds a file of the host as a program.
+    ///
+    /// ```
+    /// # let mut image = scx_vsock::qemu::image::Image::new()?;
+    /// image.copy_program("the shell", "/bin/sh".as_ref(), "/bin/sh")?;
+    /// let error = image.copy_program("the tool", "/no/such/tool".as_ref(), "/bin/tool").unwrap_err();
+    /// assert!(error.to_string().starts_with("cannot read the tool /no/such/tool"));
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -109,11 +164,25 @@ impl Image {
     }
 
     /// The names of all entries, in order.
+    ///
+    /// ```
+    /// # let mut image = scx_vsock::qemu::image::Image::new()?;
+    /// image.file("etc/hostname", b"guest\n")?;
+    /// assert!(image.names().eq(["dev", "dev/console", "etc", "etc/hostname"]));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.entries.iter().map(String::as_str)
     }
 
     /// The image's bytes.
+    ///
+    /// ```
+    /// # let image = scx_vsock::qemu::image::Image::new()?;
+    /// let initrd = image.finish()?;
+    /// assert!(initrd.starts_with(b"070701"), "newc");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -15,6 +15,16 @@ pub const FOLDER: &str = "usr/lib/host";
 /// Adds a program of the host at `to`. Its interpreter comes to the path that the program names, its libraries into
 /// [`FOLDER`]. A script comes alone.
 ///
+/// ```
+/// use scx_vsock::qemu::image::Image;
+/// use scx_vsock::qemu::libraries::{FOLDER, add_program};
+///
+/// let mut image = Image::new()?;
+/// add_program(&mut image, "this program", &std::env::current_exe()?, "bin/tool")?;
+/// assert!(image.names().any(|name| name.starts_with(FOLDER) && name.contains("libc.so")));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// [`Error::File`], [`Error::Program`], [`Error::NoLibrary`].

@@ -10,6 +10,18 @@ use super::error::Error;
 pub const VSOCK: &[&str] = &["virtio_pci", "vmw_vsock_virtio_transport"];
 
 /// A folder with one kernel's modules, such as `/lib/modules/6.1.0`.
+///
+/// ```no_run
+/// use scx_vsock::qemu::image::Image;
+/// use scx_vsock::qemu::modules::{Modules, VSOCK};
+///
+/// let mut image = Image::new()?;
+/// let modules = Modules::read("/lib/modules/7.2.0".as_ref())?;
+/// for path in modules.in_load_order(VSOCK)? {
+///     image.file(path.trim_end_matches(".xz"), &modules.load(path)?)?;
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Modules {
     folder: PathBuf,
@@ -19,6 +31,13 @@ pub struct Modules {
 
 impl Modules {
     /// Reads the folder's indices, `modules.dep` and `modules.builtin`.
+    ///
+    /// ```
+    /// use scx_vsock::qemu::modules::Modules;
+    ///
+    /// let error = Modules::read("/no/such/folder".as_ref()).unwrap_err();
+    /// assert!(error.to_string().starts_with("cannot read the index of kernel modules /no/such/folder/modules.dep"));
+    /// ```
     ///
     /// # Errors
     ///
@@ -37,6 +56,15 @@ impl Modules {
 
     /// Paths, below the folder, of the modules `names` and all that they need, in the order in which they load.
     /// Those that are built in are left out.
+    ///
+    /// ```
+    /// # use scx_vsock::qemu::modules::Modules;
+    /// # let folder = tempfile::tempdir()?;
+    /// std::fs::write(folder.path().join("modules.dep"), "net/vsock.ko:\nnet/transport.ko: net/vsock.ko\n")?;
+    /// let modules = Modules::read(folder.path())?;
+    /// assert_eq!(modules.in_load_order(&["transport"])?, ["net/vsock.ko", "net/transport.ko"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -65,6 +93,14 @@ impl Modules {
     }
 
     /// The bytes of a module, decompressed.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::qemu::modules::Modules;
+    /// let modules = Modules::read("/lib/modules/7.2.0".as_ref())?;
+    /// let module = modules.load("kernel/net/vmw_vsock/vsock.ko.xz")?;
+    /// assert!(module.starts_with(b"\x7fELF"));
+    /// # Ok::<(), scx_vsock::qemu::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
