@@ -20,6 +20,16 @@ pub const HELLO_PREFIX: &[u8] = br#"{"hello":"#;
 pub const STATS_SUFFIX: &[u8] = b"}";
 
 /// The serde form of a scheduler's answer, for programs that read or write it as a value.
+///
+/// ```
+/// use scx_vsock_wire::{STATS_PREFIX, STATS_SUFFIX, Stats};
+///
+/// let line = [STATS_PREFIX, br#"{"errno":0,"args":{}}"#, STATS_SUFFIX].concat();
+/// # #[cfg(feature = "serde")] {
+/// let answer: Stats<serde_json::Value> = serde_json::from_slice(&line).unwrap();
+/// assert_eq!(answer.stats["errno"], 0);
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Stats<T> {
@@ -29,6 +39,17 @@ pub struct Stats<T> {
 
 /// An envelope in the agent's own name. `S` is the type of its texts: [`Text`] where the agent writes, any string
 /// where a host reads.
+///
+/// ```
+/// use scx_vsock_wire::Envelope;
+///
+/// let line = br#"{"relay_error":{"busy":{"sessions":8}}}"#;
+/// assert_eq!(Envelope::busy(8).emit().trim_ascii_end(), line);
+/// # #[cfg(feature = "serde")] {
+/// let read: Envelope<String> = serde_json::from_slice(line).unwrap();
+/// assert!(matches!(read, Envelope::RelayError(_)));
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Envelope<S> {
@@ -41,6 +62,14 @@ pub enum Envelope<S> {
 }
 
 /// Who is there and what it accepts.
+///
+/// ```
+/// use scx_vsock_wire::{Envelope, Hello};
+///
+/// let Envelope::Hello(Hello { protocol, min_protocol, agent, .. }) = Envelope::hello("0.1.0") else { unreachable!() };
+/// assert!((min_protocol..=protocol).contains(&1));
+/// assert_eq!(agent.as_str(), "0.1.0");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Hello<S> {
@@ -57,6 +86,13 @@ pub struct Hello<S> {
 }
 
 /// The answer to a line that was for the agent.
+///
+/// ```
+/// use scx_vsock_wire::{AgentEvent, Envelope};
+///
+/// let ready = Envelope::Agent(AgentEvent::SchedulerReady);
+/// assert_eq!(ready.emit(), b"{\"agent\":\"scheduler_ready\"}\n");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum AgentEvent {
@@ -65,6 +101,16 @@ pub enum AgentEvent {
 }
 
 /// Why a request has no answer from the scheduler, or why the session ends.
+///
+/// ```
+/// use scx_vsock_wire::{Envelope, RelayError, Text};
+///
+/// let error = RelayError::NoScheduler { errno: 2, sched_ext: Text::first_line(b"disabled\n"), ops: Text::default() };
+/// assert_eq!(
+///     Envelope::RelayError(error).emit(),
+///     b"{\"relay_error\":{\"no_scheduler\":{\"errno\":2,\"sched_ext\":\"disabled\",\"ops\":\"\"}}}\n",
+/// );
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum RelayError<S> {
@@ -109,6 +155,13 @@ pub enum RelayError<S> {
 
 impl<S> RelayError<S> {
     /// Whether the agent closes the session behind this envelope.
+    ///
+    /// ```
+    /// use scx_vsock_wire::{RelayError, Text};
+    ///
+    /// assert!(RelayError::<Text>::SchedulerGone { errno: 0 }.ends_session());
+    /// assert!(!RelayError::<Text>::UnknownVerb {}.ends_session());
+    /// ```
     #[must_use]
     pub fn ends_session(&self) -> bool {
         match self {
@@ -122,6 +175,13 @@ impl<S> RelayError<S> {
 }
 
 /// A short text that is safe inside a JSON string as it is.
+///
+/// ```
+/// use scx_vsock_wire::Text;
+///
+/// assert_eq!(Text::first_line(b"bpfland_1.1.4\n").as_str(), "bpfland_1.1.4");
+/// assert_eq!(Text::default().as_str(), "");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Text(String<MAX_TEXT_BYTES>);
@@ -129,6 +189,12 @@ pub struct Text(String<MAX_TEXT_BYTES>);
 impl Text {
     /// The first line of `bytes`, cut at [`MAX_TEXT_BYTES`]; what JSON would have to escape, and what is not
     /// printable ASCII, becomes `?`.
+    ///
+    /// ```
+    /// use scx_vsock_wire::Text;
+    ///
+    /// assert_eq!(Text::first_line(b"say \"hi\"\nand more").as_str(), "say ?hi?");
+    /// ```
     #[must_use]
     pub fn first_line(bytes: &[u8]) -> Self {
         let mut text = String::new();
@@ -142,6 +208,11 @@ impl Text {
     }
 
     /// The text.
+    ///
+    /// ```
+    /// let state = scx_vsock_wire::Text::first_line(b"enabled\n");
+    /// assert_eq!(state.as_str(), "enabled");
+    /// ```
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -149,10 +220,24 @@ impl Text {
 }
 
 /// One envelope but `stats`, as the bytes of its line.
+///
+/// ```
+/// use scx_vsock_wire::Envelope;
+/// use scx_vsock_wire::envelope::Notice;
+///
+/// let line: Notice = Envelope::busy(8).emit();
+/// assert!(line.ends_with(b"\n"));
+/// ```
 pub type Notice = Vec<u8, MAX_NOTICE_BYTES>;
 
 impl Envelope<Text> {
     /// The hello of an agent of this protocol, with its own version.
+    ///
+    /// ```
+    /// use scx_vsock_wire::{Envelope, HELLO_PREFIX};
+    ///
+    /// assert!(Envelope::hello("0.1.0").emit().starts_with(HELLO_PREFIX));
+    /// ```
     #[must_use]
     pub fn hello(agent: &str) -> Self {
         Self::Hello(Hello {
@@ -165,12 +250,25 @@ impl Envelope<Text> {
     }
 
     /// What a connection is told that finds every one of `sessions` taken.
+    ///
+    /// ```
+    /// use scx_vsock_wire::{Envelope, RelayError};
+    ///
+    /// assert_eq!(Envelope::busy(8), Envelope::RelayError(RelayError::Busy { sessions: 8 }));
+    /// ```
     #[must_use]
     pub fn busy(sessions: usize) -> Self {
         Self::RelayError(RelayError::Busy { sessions: saturate(sessions) })
     }
 
     /// The envelope's line with its LF.
+    ///
+    /// ```
+    /// use scx_vsock_wire::{Envelope, RelayError};
+    ///
+    /// let line = Envelope::RelayError(RelayError::SchedulerGone { errno: 104 }).emit();
+    /// assert_eq!(line, b"{\"relay_error\":{\"scheduler_gone\":{\"errno\":104}}}\n");
+    /// ```
     #[must_use]
     pub fn emit(&self) -> Notice {
         let mut notice = Notice::new();
@@ -181,6 +279,14 @@ impl Envelope<Text> {
     /// Replaces what is in `notice` by the envelope's line with its LF.
     ///
     /// Every envelope fits, since every text is cut at [`MAX_TEXT_BYTES`]; a test holds this for the largest.
+    ///
+    /// ```
+    /// use scx_vsock_wire::{AgentEvent, Envelope};
+    ///
+    /// let mut line = Envelope::hello("0.1.0").emit();
+    /// Envelope::Agent(AgentEvent::SchedulerReady).emit_into(&mut line);
+    /// assert_eq!(line, b"{\"agent\":\"scheduler_ready\"}\n");
+    /// ```
     pub fn emit_into(&self, notice: &mut Notice) {
         notice.clear();
         let mut line = Line(notice);
@@ -270,6 +376,13 @@ impl Line<'_> {
 }
 
 /// `size` as the wire's number, saturating.
+///
+/// ```
+/// use scx_vsock_wire::envelope::saturate;
+///
+/// assert_eq!(saturate(262_145), 262_145);
+/// assert_eq!(saturate(usize::MAX), u32::MAX);
+/// ```
 #[must_use]
 pub fn saturate(size: usize) -> u32 {
     u32::try_from(size).unwrap_or(u32::MAX)
