@@ -24,6 +24,14 @@ pub struct LineBuffer<const CAP: usize> {
 }
 
 /// What a [`LineBuffer`] holds after bytes were added.
+///
+/// ```
+/// use scx_vsock_wire::{Fill, LineBuffer};
+///
+/// let mut buffer = LineBuffer::<4>::new();
+/// assert_eq!(buffer.take_line(b"ab"), (2, Fill::Partial));
+/// assert_eq!(buffer.take_line(b"cde\n"), (2, Fill::Over));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
     /// No LF yet, and room for more.
@@ -48,18 +56,46 @@ impl<const CAP: usize> LineBuffer<CAP> {
     const FULL: usize = if cfg!(planted_off_by_one) { CAP - 1 } else { CAP };
 
     /// An empty buffer. All its bytes are zero, so that a static one costs no space in a program file.
+    ///
+    /// ```
+    /// use scx_vsock_wire::{LineBuffer, MAX_REQUEST_BYTES};
+    ///
+    /// static BUFFER: LineBuffer<MAX_REQUEST_BYTES> = LineBuffer::new();
+    /// assert!(BUFFER.is_empty());
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Self { bytes: [0; CAP], filled: 0, line: 0 }
     }
 
     /// The room that is left, to read into.
+    ///
+    /// ```
+    /// use std::io::Read;
+    /// use scx_vsock_wire::{Fill, LineBuffer};
+    ///
+    /// let mut buffer = LineBuffer::<8>::new();
+    /// let count = (&b"abc\n"[..]).read(buffer.spare())?;
+    /// assert_eq!(buffer.fill(count), Fill::Line { behind: 0 });
+    /// assert_eq!(buffer.spare().len(), 4);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn spare(&mut self) -> &mut [u8] {
         self.bytes.get_mut(self.filled..).unwrap_or(&mut [])
     }
 
     /// Accounts for `count` bytes that were written to the front of [`spare`](Self::spare); a larger count than
     /// there is room is taken as all of the room.
+    ///
+    /// ```
+    /// use scx_vsock_wire::{Fill, LineBuffer};
+    ///
+    /// let mut buffer = LineBuffer::<8>::new();
+    /// buffer.spare()[..2].copy_from_slice(b"ab");
+    /// assert_eq!(buffer.fill(2), Fill::Partial);
+    /// buffer.spare()[..2].copy_from_slice(b"\nc");
+    /// assert_eq!(buffer.fill(2), Fill::Line { behind: 1 });
+    /// ```
     pub fn fill(&mut self, count: usize) -> Fill {
         let before = self.filled;
         self.filled = before.saturating_add(count).min(CAP);
@@ -74,6 +110,14 @@ impl<const CAP: usize> LineBuffer<CAP> {
 
     /// Appends the front of `bytes`, up to and with the first LF or until the buffer is full; returns how many
     /// bytes were taken.
+    ///
+    /// ```
+    /// use scx_vsock_wire::{Fill, LineBuffer};
+    ///
+    /// let mut buffer = LineBuffer::<8>::new();
+    /// assert_eq!(buffer.take_line(b"abc\nde\n"), (4, Fill::Line { behind: 0 }));
+    /// assert_eq!(buffer.line(), b"abc\n");
+    /// ```
     pub fn take_line(&mut self, bytes: &[u8]) -> (usize, Fill) {
         let end = bytes.iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |at| at + 1);
         let count = copy_front(self.spare(), bytes.get(..end).unwrap_or(&[]));
@@ -91,36 +135,77 @@ impl<const CAP: usize> LineBuffer<CAP> {
     }
 
     /// The complete line at the front, its LF included; empty while there is none.
+    ///
+    /// ```
+    /// # let mut buffer = scx_vsock_wire::LineBuffer::<8>::new();
+    /// buffer.take_line(b"abc");
+    /// assert_eq!(buffer.line(), b"");
+    /// buffer.take_line(b"\n");
+    /// assert_eq!(buffer.line(), b"abc\n");
+    /// ```
     #[must_use]
     pub fn line(&self) -> &[u8] {
         self.bytes.get(..self.line).unwrap_or(&[])
     }
 
     /// The complete line without its LF; empty while there is none.
+    ///
+    /// ```
+    /// # let mut buffer = scx_vsock_wire::LineBuffer::<8>::new();
+    /// buffer.take_line(b"abc\n");
+    /// assert_eq!(buffer.content(), b"abc");
+    /// ```
     #[must_use]
     pub fn content(&self) -> &[u8] {
         self.bytes.get(..self.line.saturating_sub(1)).unwrap_or(&[])
     }
 
     /// The bytes behind the complete line; empty while there is none.
+    ///
+    /// ```
+    /// # let mut buffer = scx_vsock_wire::LineBuffer::<8>::new();
+    /// buffer.spare()[..6].copy_from_slice(b"abc\nde");
+    /// buffer.fill(6);
+    /// assert_eq!(buffer.behind(), b"de");
+    /// ```
     #[must_use]
     pub fn behind(&self) -> &[u8] {
         if self.line == 0 { &[] } else { self.bytes.get(self.line..self.filled).unwrap_or(&[]) }
     }
 
     /// How many bytes the buffer holds.
+    ///
+    /// ```
+    /// # let mut buffer = scx_vsock_wire::LineBuffer::<8>::new();
+    /// buffer.take_line(b"abc");
+    /// assert_eq!(buffer.len(), 3);
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.filled
     }
 
     /// Whether the buffer holds nothing.
+    ///
+    /// ```
+    /// # let mut buffer = scx_vsock_wire::LineBuffer::<8>::new();
+    /// assert!(buffer.is_empty());
+    /// buffer.take_line(b"abc");
+    /// assert!(!buffer.is_empty());
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
     /// Forgets everything.
+    ///
+    /// ```
+    /// # let mut buffer = scx_vsock_wire::LineBuffer::<8>::new();
+    /// buffer.take_line(b"abc\n");
+    /// buffer.clear();
+    /// assert!(buffer.is_empty() && buffer.line().is_empty());
+    /// ```
     pub fn clear(&mut self) {
         self.filled = 0;
         self.line = 0;
@@ -129,6 +214,12 @@ impl<const CAP: usize> LineBuffer<CAP> {
 
 /// Copies as much of `from` as `to` has room for, and gives how much that is. Unlike `copy_from_slice` it has no
 /// panic path.
+///
+/// ```
+/// let mut room = [0; 2];
+/// assert_eq!(scx_vsock_wire::line::copy_front(&mut room, b"abc"), 2);
+/// assert_eq!(&room, b"ab");
+/// ```
 pub fn copy_front(to: &mut [u8], from: &[u8]) -> usize {
     for (to, from) in to.iter_mut().zip(from) {
         *to = *from;
