@@ -25,6 +25,15 @@ pub const READ_AHEAD: usize = 4096;
 
 /// The memory of one session. All zero when new, so that a static one costs no space in a program file, and pages
 /// that no line has reached cost no memory.
+///
+/// ```
+/// use scx_vsock_agent::session::{Buffers, Session};
+///
+/// let mut buffers = Buffers::<4096>::new(); // for lines of up to 4 KiB
+/// let mut session = Session::new(&mut buffers);
+/// session.open("0.1.0");
+/// assert!(!session.is_closed());
+/// ```
 #[derive(Debug)]
 pub struct Buffers<const MAX: usize> {
     line: LineBuffer<MAX>,
@@ -33,6 +42,12 @@ pub struct Buffers<const MAX: usize> {
 
 impl<const MAX: usize> Buffers<MAX> {
     /// Empty buffers.
+    ///
+    /// ```
+    /// use scx_vsock_agent::session::Buffers;
+    ///
+    /// static BUFFERS: [Buffers<4096>; 2] = [const { Buffers::new() }; 2];
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Self { line: LineBuffer::new(), ahead: ReadAhead::new() }
@@ -79,6 +94,29 @@ impl ReadAhead {
 }
 
 /// What is to be done next.
+///
+/// ```
+/// use scx_vsock_agent::session::{Action, Session};
+///
+/// fn drive<const MAX: usize>(session: &mut Session<'_, MAX>, host: &mut Vec<u8>) {
+///     match session.action() {
+///         Action::WriteHost(pieces) => {
+///             let bytes = pieces.concat();
+///             host.extend(&bytes);
+///             session.host_wrote(bytes.len());
+///         }
+///         Action::ReadHost(_buffer) => { /* ... read, and `session.host_read(count)` */ }
+///         // ... and so on
+///         _ => {}
+///     }
+/// }
+/// # let mut buffers = scx_vsock_agent::session::Buffers::<64>::new();
+/// # let mut session = Session::new(&mut buffers);
+/// # session.open("0.1.0");
+/// # let mut host = Vec::new();
+/// # drive(&mut session, &mut host);
+/// # assert!(host.ends_with(b"}}\n"));
+/// ```
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<'s> {
     /// Read from the host into this buffer; report with [`Session::host_read`].
@@ -140,6 +178,21 @@ enum Then {
 }
 
 /// One session.
+///
+/// ```
+/// use scx_vsock_agent::session::{Action, Buffers, Session};
+///
+/// let mut buffers = Buffers::<4096>::new();
+/// let mut session = Session::new(&mut buffers);
+/// session.open("0.1.0");
+/// let Action::WriteHost(hello) = session.action() else { unreachable!() };
+/// let count = hello.concat().len(); // ... are written
+/// session.host_wrote(count);
+/// let Action::ReadHost(buffer) = session.action() else { unreachable!() };
+/// buffer[..16].copy_from_slice(b"{\"req\":\"stats\"}\n");
+/// session.host_read(16);
+/// assert_eq!(session.action(), Action::ConnectScheduler);
+/// ```
 #[derive(Debug)]
 pub struct Session<'a, const MAX: usize> {
     line: &'a mut LineBuffer<MAX>,
@@ -150,12 +203,28 @@ pub struct Session<'a, const MAX: usize> {
 
 impl<'a, const MAX: usize> Session<'a, MAX> {
     /// A closed session on `buffers`.
+    ///
+    /// ```
+    /// use scx_vsock_agent::session::{Buffers, Session};
+    ///
+    /// let mut buffers = Buffers::<4096>::new();
+    /// assert!(Session::new(&mut buffers).is_closed());
+    /// ```
     #[must_use]
     pub fn new(buffers: &'a mut Buffers<MAX>) -> Self {
         Self { line: &mut buffers.line, ahead: &mut buffers.ahead, notice: Notice::new(), state: State::Closed }
     }
 
     /// A host has connected: begins with hello. `version` is the agent's.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// session.open("0.1.0");
+    /// let Action::WriteHost([hello, ..]) = session.action() else { unreachable!() };
+    /// assert!(hello.starts_with(br#"{"hello":{"protocol":1,"#));
+    /// ```
     pub fn open(&mut self, version: &str) {
         self.line.clear();
         self.ahead.clear();
@@ -163,6 +232,16 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     /// Whether the session is over.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// session.open("0.1.0");
+    /// assert!(!session.is_closed());
+    /// session.host_ended();
+    /// assert!(session.is_closed());
+    /// ```
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self.state, State::Closed)
@@ -170,6 +249,15 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
 
     /// Whether bytes of the scheduler would be unasked now. The driver then looks at the scheduler's connection
     /// before it does anything else.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// # session.host_wrote(usize::MAX); // the hello
+    /// assert!(matches!(session.action(), Action::ReadHost(_)) && session.awaits_no_answer());
+    /// ```
     #[must_use]
     pub fn awaits_no_answer(&self) -> bool {
         match self.state {
@@ -181,12 +269,35 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     /// Whether the host asked to be told when the scheduler accepts a connection, and was not told yet.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// # session.host_wrote(usize::MAX); // the hello
+    /// let line = b"{\"agent\":\"wait_scheduler\"}\n";
+    /// let Action::ReadHost(buffer) = session.action() else { unreachable!() };
+    /// buffer[..line.len()].copy_from_slice(line);
+    /// session.host_read(line.len());
+    /// assert!(session.awaits_scheduler());
+    /// ```
     #[must_use]
     pub fn awaits_scheduler(&self) -> bool {
         matches!(self.state, State::Waiting)
     }
 
     /// What is to be done next.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// assert_eq!(session.action(), Action::Close, "it is not open yet");
+    /// session.open("0.1.0");
+    /// assert!(matches!(session.action(), Action::WriteHost(_)));
+    /// assert!(matches!(session.action(), Action::WriteHost(_)), "nothing was reported in between");
+    /// ```
     pub fn action(&mut self) -> Action<'_> {
         self.take_read_ahead();
         match &self.state {
@@ -206,6 +317,18 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     /// The host's stream gave `count` bytes; none means that it ended.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// # session.host_wrote(usize::MAX); // the hello
+    /// let Action::ReadHost(buffer) = session.action() else { unreachable!() };
+    /// buffer[..4].copy_from_slice(b"{}\n{");
+    /// session.host_read(4);
+    /// assert_eq!(session.action(), Action::ConnectScheduler, "a whole line is there");
+    /// ```
     pub fn host_read(&mut self, count: usize) {
         if count == 0 {
             return self.host_ended();
@@ -218,11 +341,30 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     /// The host's stream ended, wholly or for sending, or failed: so does the session.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// session.open("0.1.0");
+    /// session.host_ended();
+    /// assert_eq!(session.action(), Action::Close);
+    /// ```
     pub fn host_ended(&mut self) {
         self.state = State::Closed;
     }
 
     /// The host's stream took `count` bytes.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// session.host_wrote(10); // the rest of the hello had no room
+    /// let Action::WriteHost([rest, ..]) = session.action() else { unreachable!() };
+    /// assert!(rest.starts_with(br#""protocol":1"#));
+    /// ```
     pub fn host_wrote(&mut self, count: usize) {
         match &mut self.state {
             State::Notice { sent, then } => {
@@ -244,6 +386,20 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     /// The scheduler is connected.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// # session.host_wrote(usize::MAX); // the hello
+    /// # let Action::ReadHost(buffer) = session.action() else { unreachable!() };
+    /// # buffer[..3].copy_from_slice(b"{}\n");
+    /// # session.host_read(3);
+    /// assert_eq!(session.action(), Action::ConnectScheduler);
+    /// session.scheduler_connected();
+    /// assert_eq!(session.action(), Action::WriteScheduler(b"{}\n"));
+    /// ```
     pub fn scheduler_connected(&mut self) {
         match self.state {
             State::Connecting => self.state = State::Forwarding { sent: 0 },
@@ -253,6 +409,21 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     /// The scheduler could not be connected; `sched_ext` and `ops` are what the guest's kernel says of sched_ext.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # use scx_vsock_wire::Text;
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// # session.host_wrote(usize::MAX); // the hello
+    /// # let Action::ReadHost(buffer) = session.action() else { unreachable!() };
+    /// # buffer[..3].copy_from_slice(b"{}\n");
+    /// # session.host_read(3);
+    /// session.scheduler_refused(2, Text::first_line(b"disabled\n"), Text::default());
+    /// let Action::WriteHost([error, ..]) = session.action() else { unreachable!() };
+    /// assert!(error.starts_with(br#"{"relay_error":{"no_scheduler":{"errno":2,"sched_ext":"disabled""#));
+    /// ```
     pub fn scheduler_refused(&mut self, errno: i32, sched_ext: Text, ops: Text) {
         if let State::Connecting = self.state {
             self.relay_error(RelayError::NoScheduler { errno, sched_ext, ops });
@@ -260,6 +431,22 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     /// The scheduler's stream took `count` bytes.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// # session.host_wrote(usize::MAX); // the hello
+    /// # let Action::ReadHost(buffer) = session.action() else { unreachable!() };
+    /// # buffer[..3].copy_from_slice(b"{}\n");
+    /// # session.host_read(3);
+    /// # session.scheduler_connected();
+    /// session.scheduler_wrote(2);
+    /// assert_eq!(session.action(), Action::WriteScheduler(b"\n"));
+    /// session.scheduler_wrote(1);
+    /// assert!(matches!(session.action(), Action::ReadScheduler(_)));
+    /// ```
     pub fn scheduler_wrote(&mut self, count: usize) {
         if let State::Forwarding { sent } = &mut self.state {
             *sent = sent.saturating_add(count);
@@ -272,6 +459,24 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
 
     /// The scheduler's stream gave `count` bytes into the buffer of [`Action::ReadScheduler`]; none means that it
     /// ended.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// # session.host_wrote(usize::MAX); // the hello
+    /// # let Action::ReadHost(buffer) = session.action() else { unreachable!() };
+    /// # buffer[..3].copy_from_slice(b"{}\n");
+    /// # session.host_read(3);
+    /// # session.scheduler_connected();
+    /// # session.scheduler_wrote(3);
+    /// let Action::ReadScheduler(buffer) = session.action() else { unreachable!() };
+    /// buffer[..12].copy_from_slice(b"{\"errno\":0}\n");
+    /// session.scheduler_read(12);
+    /// let Action::WriteHost(pieces) = session.action() else { unreachable!() };
+    /// assert_eq!(pieces.concat(), b"{\"stats\":{\"errno\":0}}\n");
+    /// ```
     pub fn scheduler_read(&mut self, count: usize) {
         if count == 0 {
             return self.scheduler_ended(0);
@@ -290,6 +495,20 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     /// The scheduler's stream ended (errno 0) or failed.
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// # session.host_wrote(usize::MAX); // the hello
+    /// session.scheduler_ended(0);
+    /// let Action::WriteHost([error, ..]) = session.action() else { unreachable!() };
+    /// assert_eq!(error, b"{\"relay_error\":{\"scheduler_gone\":{\"errno\":0}}}\n");
+    /// let count = error.len();
+    /// session.host_wrote(count);
+    /// assert_eq!(session.action(), Action::Close);
+    /// ```
     pub fn scheduler_ended(&mut self, errno: i32) {
         if !self.is_closed() {
             self.relay_error(RelayError::SchedulerGone { errno });
@@ -297,6 +516,17 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     /// Bytes came from the scheduler although [`awaits_no_answer`](Self::awaits_no_answer).
+    ///
+    /// ```
+    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
+    /// # let mut buffers = Buffers::<64>::new();
+    /// # let mut session = Session::new(&mut buffers);
+    /// # session.open("0.1.0");
+    /// # session.host_wrote(usize::MAX); // the hello
+    /// session.scheduler_unasked();
+    /// let Action::WriteHost([error, ..]) = session.action() else { unreachable!() };
+    /// assert_eq!(error, b"{\"relay_error\":{\"scheduler_unasked\":{}}}\n");
+    /// ```
     pub fn scheduler_unasked(&mut self) {
         if !self.is_closed() {
             self.relay_error(RelayError::SchedulerUnasked {});
