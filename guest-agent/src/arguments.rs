@@ -14,6 +14,14 @@ pub const DEFAULT_SOCKET: &[u8] = SCHEDULER_SOCKET.as_bytes();
 pub const FIRST_ACTIVATED: i32 = 3;
 
 /// A vsock port and the scheduler's Unix socket that it leads to.
+///
+/// ```
+/// use scx_vsock_agent::Map;
+/// use scx_vsock_agent::arguments::DEFAULT_SOCKET;
+///
+/// let usual = Map { port: scx_vsock_wire::AGENT_PORT, socket: DEFAULT_SOCKET };
+/// assert_eq!(scx_vsock_agent::Config::default().maps, [usual]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Map<'a> {
     /// The vsock port that is listened on.
@@ -23,6 +31,14 @@ pub struct Map<'a> {
 }
 
 /// What an agent serves.
+///
+/// ```
+/// use scx_vsock_agent::{Config, Map};
+///
+/// let mut config = Config::default();
+/// assert_eq!(config.maps[0].port, 729);
+/// config.maps.push(Map { port: 730, socket: b"/run/second/stats" }).unwrap();
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config<'a> {
     /// Ports and where they lead; at least one.
@@ -42,6 +58,17 @@ impl Default for Config<'_> {
 }
 
 /// What the command line asks for.
+///
+/// ```
+/// use scx_vsock_agent::arguments::{Command, HELP, parse};
+///
+/// match parse([&b"--help"[..]].into_iter(), 0) {
+///     Ok(Command::Run(config)) => println!("{} ports are served", config.maps.len()),
+///     Ok(Command::Help) => print!("{HELP}"),
+///     Ok(Command::Version) => println!("{}", env!("CARGO_PKG_VERSION")),
+///     Err(error) => panic!("{}", error.problem),
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
     /// Serve.
@@ -53,6 +80,14 @@ pub enum Command<'a> {
 }
 
 /// What is wrong with the command line: the text is the whole message, the argument what it is about.
+///
+/// ```
+/// use scx_vsock_agent::arguments::{UsageError, parse};
+///
+/// let UsageError { problem, argument } = parse([&b"--port"[..], b"many"].into_iter(), 0).unwrap_err();
+/// assert_eq!(argument, b"many");
+/// assert_eq!(problem, "the port must be a decimal number from 0 to 4294967294");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsageError<'a> {
     /// What is wrong and how it is right.
@@ -80,6 +115,15 @@ Sockets passed by systemd (LISTEN_FDS) are served in the same way as --listen-fd
 ";
 
 /// Reads the arguments behind the program's name. `activated` is how many descriptors socket activation passed.
+///
+/// ```
+/// use scx_vsock_agent::Config;
+/// use scx_vsock_agent::arguments::{Command, parse};
+///
+/// assert_eq!(parse([].into_iter(), 0), Ok(Command::Run(Config::default())));
+/// let served = parse([&b"--allow-cid"[..], b"1"].into_iter(), 0);
+/// assert_eq!(served, Ok(Command::Run(Config { allow_cid: Some(1), ..Config::default() })));
+/// ```
 ///
 /// # Errors
 ///
@@ -209,6 +253,13 @@ fn path(value: &[u8]) -> Result<&[u8], UsageError<'_>> {
 }
 
 /// A decimal number without sign.
+///
+/// ```
+/// use scx_vsock_agent::arguments::number;
+///
+/// assert_eq!(number(b"729"), Some(729));
+/// assert_eq!(number(b"-1"), None);
+/// ```
 #[must_use]
 pub fn number(digits: &[u8]) -> Option<u32> {
     if digits.is_empty() {
