@@ -13,8 +13,10 @@ use crate::listener::Listener;
 use crate::ready::Ready;
 use crate::session::Buffers;
 use crate::slot::{self, Slot, Step};
-use crate::sys::{EPOLLET, EPOLLIN, Epoll, Errno, Event, Fd, NO_EVENT, Peer, Timer, VMADDR_CID_HOST};
+use crate::sys::{EPOLLET, EPOLLIN, Epoll, Event, Fd, NO_EVENT, Peer, Timer, VMADDR_CID_HOST};
 use crate::token::Token;
+
+pub use crate::sys::Errno;
 
 /// How long what gives no event waits until it is tried again.
 const RETRY_MS: u32 = 20;
@@ -26,6 +28,13 @@ const ACCEPTS_A_TURN: usize = 16;
 const EVENTS_A_TURN: usize = 32;
 
 /// The memory of an agent's sessions, of which only touched pages count. `MAX` is the byte cap of a line.
+///
+/// ```
+/// use scx_vsock_agent::Storage;
+/// use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS};
+///
+/// static STORAGE: Storage<SESSIONS, MAX_RESPONSE_BYTES> = Storage::new();
+/// ```
 #[derive(Debug)]
 pub struct Storage<const SESSIONS: usize, const MAX: usize> {
     slots: [Buffers<MAX>; SESSIONS],
@@ -33,6 +42,10 @@ pub struct Storage<const SESSIONS: usize, const MAX: usize> {
 
 impl<const SESSIONS: usize, const MAX: usize> Storage<SESSIONS, MAX> {
     /// Empty storage, all zero.
+    ///
+    /// ```
+    /// let storage = Box::new(scx_vsock_agent::Storage::<2, 4096>::new()); // two sessions, with lines of up to 4 KiB
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Self { slots: [const { Buffers::new() }; SESSIONS] }
@@ -46,6 +59,16 @@ impl<const SESSIONS: usize, const MAX: usize> Default for Storage<SESSIONS, MAX>
 }
 
 /// Why an agent cannot serve.
+///
+/// ```
+/// use scx_vsock_agent::agent::Errno;
+/// use scx_vsock_agent::{Agent, Config, Error, Storage};
+///
+/// let mut config = Config::default();
+/// config.listeners.push(1000).unwrap(); // which nobody opened
+/// let error = Agent::new(&mut Storage::<1, 64>::new(), &config).unwrap_err();
+/// assert_eq!(error, Error::Descriptor { number: 1000, errno: Errno::EBADF });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// The kernel has no epoll instance or timer for it.
@@ -67,6 +90,16 @@ pub enum Error {
 }
 
 /// Whether an agent has more to do.
+///
+/// ```
+/// # use scx_vsock_agent::{Agent, Error, Turn};
+/// fn on_event<const SESSIONS: usize, const MAX: usize>(agent: &mut Agent<'_, SESSIONS, MAX>) -> Result<(), Error> {
+///     while agent.turn()? == Turn::More {
+///         // ... whatever else of an init waits gets its turn in between
+///     }
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Turn {
@@ -88,6 +121,27 @@ enum Retries {
 }
 
 /// An agent that serves at most `SESSIONS` sessions with lines of at most `MAX` bytes.
+///
+/// ```
+/// use std::io::Read;
+/// use std::os::fd::IntoRawFd;
+/// use std::os::unix::net::{UnixListener, UnixStream};
+/// use scx_vsock_agent::{Agent, Config, Storage, Turn};
+///
+/// # let path = std::env::temp_dir().join(format!("scx-vsock-agent-doc-{}", std::process::id()));
+/// let listener = UnixListener::bind(&path)?; // in a guest the agent listens on vsock by itself
+/// let mut host = UnixStream::connect(&path)?;
+/// let mut config = Config::default();
+/// config.listeners.push(listener.into_raw_fd()).unwrap();
+/// let mut storage = Box::new(Storage::<2, 4096>::new());
+/// let mut agent = Agent::new(&mut storage, &config).unwrap();
+/// while agent.turn().unwrap() == Turn::More {}
+/// let mut hello = [0; 9];
+/// host.read_exact(&mut hello)?;
+/// assert_eq!(&hello, br#"{"hello":"#);
+/// # std::fs::remove_file(&path)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Agent<'a, const SESSIONS: usize, const MAX: usize> {
     epoll: Epoll,
@@ -101,6 +155,18 @@ pub struct Agent<'a, const SESSIONS: usize, const MAX: usize> {
 
 impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
     /// An agent that listens as `config` says, as soon as that is possible. Takes over the inherited descriptors.
+    ///
+    /// ```no_run
+    /// use scx_vsock_agent::{Agent, Config, Map, Storage};
+    ///
+    /// # fn main() -> Result<(), scx_vsock_agent::Error> {
+    /// let mut config = Config::default();
+    /// config.maps.push(Map { port: 730, socket: b"/run/second/stats" }).unwrap(); // beside 729
+    /// let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
+    /// let mut agent = Agent::new(&mut storage, &config)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -122,12 +188,39 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
     }
 
     /// The descriptor that is readable while there is something to do in a [`turn`](Self::turn).
+    ///
+    /// ```no_run
+    /// use scx_vsock_agent::{Agent, Config, Storage, Turn};
+    ///
+    /// # fn wait_for(fd: i32) {}
+    /// # fn main() -> Result<(), scx_vsock_agent::Error> {
+    /// # let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
+    /// let mut agent = Agent::new(&mut storage, &Config::default())?;
+    /// loop {
+    ///     while agent.turn()? == Turn::More {}
+    ///     wait_for(agent.fd()); // ... and for whatever else an init waits for
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub fn fd(&self) -> i32 {
         self.epoll.fd().raw()
     }
 
     /// Does what there is to do, without waiting.
+    ///
+    /// ```no_run
+    /// # use scx_vsock_agent::{Agent, Config, Storage, Turn};
+    /// # fn main() -> Result<(), scx_vsock_agent::Error> {
+    /// # let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
+    /// # let mut agent = Agent::new(&mut storage, &Config::default())?;
+    /// match agent.turn()? {
+    ///     Turn::More => {} // ... again, after others
+    ///     Turn::Idle => {} // ... again when `agent.fd()` is readable
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -138,6 +231,13 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
     }
 
     /// Serves without end.
+    ///
+    /// ```no_run
+    /// # use scx_vsock_agent::{Agent, Config, Storage};
+    /// # let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
+    /// let ended = Agent::new(&mut storage, &Config::default()).and_then(|mut agent| agent.run());
+    /// eprintln!("the agent cannot serve: {ended:?}");
+    /// ```
     ///
     /// # Errors
     ///

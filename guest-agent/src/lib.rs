@@ -2,7 +2,7 @@
 //!
 //! One sample's way through this crate: [`agent`] accepts a host's connection on a `listener` and gives it a slot;
 //! the slot's [`session`] machine, which does no I/O, says what to do next; the slot does it with the calls of
-//! [`sys`]; the request goes to the scheduler when its whole line is there, and the scheduler's line comes back
+//! `sys`; the request goes to the scheduler when its whole line is there, and the scheduler's line comes back
 //! inside `{"stats":...}`.
 //!
 //! Use it as the static program of the same name (`ci/build-agent`), or link it into an init of your own:
@@ -33,7 +33,9 @@ mod ready;
 pub mod session;
 #[cfg(target_os = "linux")]
 mod slot;
+// Open for the program of the same name and for tests; nothing else should build on it.
 #[cfg(target_os = "linux")]
+#[doc(hidden)]
 pub mod sys;
 #[cfg(target_os = "linux")]
 mod token;
