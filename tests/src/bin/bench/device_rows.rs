@@ -189,7 +189,7 @@ fn driver() -> Driver {
 fn device(driver: Driver) -> (Guest<Registers>, Connection) {
     let memory = Arc::new(driver.memory().clone());
     let device = Device::new(CID).unwrap();
-    let registers = Registers::of(|line| Mmio::new(device, memory, line).unwrap());
+    let registers = Registers::of(|line| Mmio::new(device, memory, line)).unwrap();
     registers.initialise(&driver.addresses());
     let mut guest = Guest::attached(registers, driver);
     let connection = guest.connect_from_host(PORT);
