@@ -261,6 +261,7 @@ fn a_driver_that_is_still_choosing_its_features_loses_nothing_that_waits_for_it(
 fn saved() -> (Guest<Registers>, Connection, Value) {
     let mut guest = Guest::behind_registers();
     let connection = guest.connect_from_host(PORT);
+    let _reasons = guest.device.take_interrupt();
     guest.device.mmio.pause();
     let state = serde_json::to_value(guest.device.mmio.snapshot().unwrap()).unwrap();
     (guest, connection, state)
@@ -284,33 +285,39 @@ fn serves_all_the_same(mut guest: Guest<Registers>, mut connection: Connection) 
 
 /// What no driver could have brought a device into: where it stands in the state, its value, and what is said of it.
 fn impossible_fields() -> Vec<(String, Value, String)> {
-    let damaged = "the state is damaged";
+    let (damaged, mend) = ("the state is damaged", "start without it");
+    let guest = "the saved vsock device's guest had the CID";
     let version = |version: u32| {
         format!("the saved vsock device has version {version}, and this library restores version 1 only")
     };
     let register =
-        |name: &str, value: u64| format!("the saved vsock device's {name} is {value:#x}, which it never is: {damaged}");
+        |name: &str, value: u64| format!("the saved vsock device's {name} is {value:#x}, which cannot be: {damaged}");
     let queue = |index: usize| format!("the saved vsock device's queue {index} cannot be: {damaged}");
-    let port = |port: u32| {
-        format!("the saved vsock device's next port is {port}, which no device uses: {damaged}, start without it")
-    };
+    let port =
+        |port: u32| format!("the saved vsock device's next port is {port}, which no device uses: {damaged}, {mend}");
     let mut fields = Vec::new();
     let mut refuse = |pointer: String, value: u64, expected: String| fields.push((pointer, json!(value), expected));
     for number in [0, 2, u32::MAX] {
         refuse("/version".to_owned(), number.into(), version(number));
     }
-    for status in [2, 8, 13, 0x10f, u64::from(u32::MAX)] {
+    for status in [2, 8, 13, 11 | 64, 0x10f, u64::from(u32::MAX)] {
         refuse("/status".to_owned(), status, register("status", status));
     }
-    for too_early in [0, 1, 3, 11] {
-        // The receive queue is ready, or has gone on, before its time.
-        refuse("/status".to_owned(), too_early, queue(0));
+    for before_the_choice in [0, 1] {
+        refuse("/status".to_owned(), before_the_choice, register("choice of features", Device::FEATURES));
+    }
+    for before_running in [3, 11] {
+        // The receive queue is ready, or has gone on.
+        refuse("/status".to_owned(), before_running, queue(0));
     }
     for features in [0, 1, 1 << 32 | 2, 1 << 63 | 1 << 32, u64::MAX] {
         refuse("/features".to_owned(), features, register("choice of features", features));
     }
     for reasons in [4, 0x8000_0000, u64::from(u32::MAX)] {
         refuse("/interrupt_status".to_owned(), reasons, register("interrupt status", reasons));
+    }
+    for cid in [0, 1, 2, u64::from(u32::MAX), 1 << 32, u64::MAX] {
+        refuse("/device/guest_cid".to_owned(), cid, format!("{guest} {cid}, which no guest has: {damaged}, {mend}"));
     }
     for next in [0, 729, (1 << 30) - 1, 1 << 31, u32::MAX] {
         refuse("/device/next_port".to_owned(), next.into(), port(next));

@@ -159,6 +159,11 @@ impl Interrupts {
     }
 }
 
+/// Whether a guest may have this CID.
+fn is_guests(cid: u64) -> bool {
+    cid <= u64::from(u32::MAX) && !RESERVED_CIDS.contains(&cid)
+}
+
 /// A virtio-vsock device.
 ///
 /// ```
@@ -201,7 +206,7 @@ impl Device {
     ///
     /// [`DeviceError::ReservedCid`], [`DeviceError::Host`].
     pub fn new(guest_cid: u64) -> Result<Self, DeviceError> {
-        if RESERVED_CIDS.contains(&guest_cid) || guest_cid > u64::from(u32::MAX) {
+        if !is_guests(guest_cid) {
             return Err(DeviceError::ReservedCid(guest_cid));
         }
         let shared = Arc::new(Shared::new()?);
@@ -356,8 +361,11 @@ impl Device {
     ///
     /// [`DamagedDevice`].
     pub fn restore(&mut self, state: &DeviceState) -> Result<(), DamagedDevice> {
+        if !is_guests(state.guest_cid) {
+            return Err(DamagedDevice::GuestCid(state.guest_cid));
+        }
         let known = self.muxer.set_next_port(state.next_port);
-        if known { Ok(()) } else { Err(DamagedDevice { next_port: state.next_port }) }
+        if known { Ok(()) } else { Err(DamagedDevice::NextPort(state.next_port)) }
     }
 
     /// The guest is gone for good: every stream reads its end, and handles and listeners fail from now on.

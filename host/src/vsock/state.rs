@@ -22,20 +22,24 @@ pub struct DeviceState {
     pub next_port: u32,
 }
 
-/// A saved state that no device had.
+/// What no device had of which it is saved.
 ///
 /// ```
 /// use scx_vsock::vsock::{DamagedDevice, Device, DeviceState};
 ///
 /// let damaged = DeviceState { guest_cid: 3, next_port: 729 };
-/// assert_eq!(Device::new(3)?.restore(&damaged), Err(DamagedDevice { next_port: 729 }));
+/// assert_eq!(Device::new(3)?.restore(&damaged), Err(DamagedDevice::NextPort(729)));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
-#[error(
-    "the saved vsock device's next port is {next_port}, which no device uses: the state is damaged, start without it"
-)]
-pub struct DamagedDevice {
-    /// What is saved.
-    pub next_port: u32,
+#[non_exhaustive]
+pub enum DamagedDevice {
+    /// This CID.
+    #[error(
+        "the saved vsock device's guest had the CID {0}, which no guest has: the state is damaged, start without it"
+    )]
+    GuestCid(u64),
+    /// This next port.
+    #[error("the saved vsock device's next port is {0}, which no device uses: the state is damaged, start without it")]
+    NextPort(u32),
 }

@@ -202,9 +202,7 @@ impl World {
         };
         assert!(!saved.is_malformed, "{}", saved.text);
         let restored = self.guest.restore(&state);
-        let expected =
-            is_port_of_device(state.next_port).then_some(()).ok_or(DamagedDevice { next_port: state.next_port });
-        assert_eq!(restored, expected, "{}", saved.text);
+        assert_eq!(restored, is_of_device(&state), "{}", saved.text);
         if restored.is_ok() {
             all_have_ended(&before, std::mem::take(&mut self.listeners), std::mem::take(&mut self.streams));
             self.begin_restored(&state);
@@ -259,6 +257,15 @@ impl World {
             6 => drop(stream.shutdown(script.choose(&[std::net::Shutdown::Write, std::net::Shutdown::Read]))),
             _ => drop(self.streams.swap_remove(index)),
         }
+    }
+}
+
+/// Whether a device may have been in this state.
+fn is_of_device(state: &DeviceState) -> Result<(), DamagedDevice> {
+    match *state {
+        DeviceState { guest_cid: guest_cid @ (..=2 | 0xffff_ffff..), .. } => Err(DamagedDevice::GuestCid(guest_cid)),
+        DeviceState { next_port, .. } if !is_port_of_device(next_port) => Err(DamagedDevice::NextPort(next_port)),
+        _ => Ok(()),
     }
 }
 

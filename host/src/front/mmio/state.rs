@@ -80,7 +80,7 @@ pub enum StateError {
     #[error("the saved vsock device has version {0}, and this library restores version {VERSION} only")]
     Version(u32),
     /// No device had these registers.
-    #[error("the saved vsock device's {register} is {value:#x}, which it never is: the state is damaged")]
+    #[error("the saved vsock device's {register} is {value:#x}, which cannot be: the state is damaged")]
     Register {
         /// The register.
         register: &'static str,
@@ -121,10 +121,16 @@ impl State {
             return Err(StateError::Version(self.version));
         }
         let status = Status::parse(self.status).ok_or(damaged("status", self.status.into()))?;
-        if status.step() >= Step::Negotiated && !features::accepts(self.features) {
+        let (may_be_chosen, reasons) = match status.step() {
+            Step::Reset | Step::Acknowledged => (self.features == 0, 0),
+            Step::Driven => (true, 0),
+            Step::Negotiated => (features::accepts(self.features), 0),
+            Step::Running => (features::accepts(self.features), USED_BUFFER | CONFIG_CHANGE),
+        };
+        if !may_be_chosen {
             return Err(damaged("choice of features", self.features));
         }
-        if self.interrupt_status & !(USED_BUFFER | CONFIG_CHANGE) != 0 {
+        if self.interrupt_status & !reasons != 0 {
             return Err(damaged("interrupt status", self.interrupt_status.into()));
         }
         let [rx, tx, event] = &self.queues;
@@ -200,7 +206,7 @@ mod tests {
     }
 
     fn state(status: u32) -> State {
-        State::of(&transport(status), DeviceState { guest_cid: 3, next_port: 1 << 30 }, 1)
+        State::of(&transport(status), DeviceState { guest_cid: 3, next_port: 1 << 30 }, u32::from(status == 15))
     }
 
     /// What comes of the running device's state with one value of it changed.
@@ -271,6 +277,25 @@ mod tests {
         assert!(matches!(early.transport(), Err(StateError::Queue { index: 1, source: None })));
     }
 
+    #[test]
+    fn what_only_a_driver_brings_about_is_refused_before_there_is_one() {
+        for status in [0, 1] {
+            let early = State { features: 1, ..state(status) };
+            assert!(matches!(
+                early.transport(),
+                Err(StateError::Register { register: "choice of features", value: 1 })
+            ));
+        }
+        for status in [0, 1, 3, 11] {
+            let early = State { interrupt_status: 1, ..state(status) };
+            assert!(matches!(early.transport(), Err(StateError::Register { register: "interrupt status", value: 1 })));
+            let stopped = State { status: status | 64, ..state(status) };
+            assert!(matches!(stopped.transport(), Err(StateError::Register { register: "status", .. })));
+        }
+        let stopped = State { status: 15 | 64, ..state(15) };
+        assert!(!stopped.transport().unwrap().status().runs());
+    }
+
     proptest! {
         #[test]
         fn whatever_is_restored_is_a_state_that_a_device_can_be_saved_in(
@@ -284,7 +309,8 @@ mod tests {
         ) {
             let mut state = state(15);
             state.status = status;
-            state.features = if features % 2 == 0 { 1 << 32 } else { features };
+            state.features = [0, 1 << 32, features][(features % 3) as usize];
+            state.interrupt_status = u32::from(status & 15 == 15);
             for index in 0..QUEUES {
                 let address = addresses[index] & if aligned { !0xf } else { u64::MAX };
                 state.queues[index] = QueueState {

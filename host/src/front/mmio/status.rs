@@ -78,7 +78,10 @@ impl Status {
     pub fn parse(bits: u32) -> Option<Self> {
         let steps = [Step::Reset, Step::Acknowledged, Step::Driven, Step::Negotiated, Step::Running];
         let step = steps.into_iter().find(|step| step.bits() == bits & !(FAILED | DEVICE_NEEDS_RESET))?;
-        Some(Self { step, failed: bits & FAILED != 0, needs_reset: bits & DEVICE_NEEDS_RESET != 0 })
+        let needs_reset = bits & DEVICE_NEEDS_RESET != 0;
+        // What did not run cannot have stopped.
+        let possible = step == Step::Running || !needs_reset;
+        possible.then_some(Self { step, failed: bits & FAILED != 0, needs_reset })
     }
 
     /// The status as the register has it.
@@ -196,7 +199,7 @@ mod tests {
                 assert_eq!(status.bits(), bits);
             }
         }
-        assert_eq!((0..=u32::from(u16::MAX)).filter(|&bits| Status::parse(bits).is_some()).count(), 5 * 4);
+        assert_eq!((0..=u32::from(u16::MAX)).filter(|&bits| Status::parse(bits).is_some()).count(), 5 * 2 + 2);
     }
 
     proptest! {
