@@ -21,6 +21,12 @@ use super::transfer;
 /// it may go beyond by half of it.
 pub const SEND_BUFFER_BYTES: usize = 208 * 1024;
 
+/// Neither waits for room nor raises SIGPIPE.
+const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+
+/// Neither waits for bytes nor takes them.
+const PEEK: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::PEEK);
+
 /// The host's and the device's end of a new connection, neither of which blocks.
 ///
 /// # Errors
@@ -99,10 +105,18 @@ impl Stream {
     /// Whether the host will send no more, all of which was read. Looks for that without reading anything.
     #[must_use]
     pub fn finds_end(&mut self) -> bool {
-        if !self.host_sent_all && recv(&self.socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) == Ok((0, 0)) {
+        if !self.host_sent_all && self.is_at_end() {
             self.end();
         }
         self.host_sent_all
+    }
+
+    /// An error is at the end, too: a host that closed without reading all leaves one behind its last byte.
+    fn is_at_end(&self) -> bool {
+        match recv(&self.socket, &mut [0], PEEK) {
+            Ok((_, count)) => count == 0,
+            Err(errno) => !is_transient(&errno.into()),
+        }
     }
 
     /// Whether the host takes no more bytes.
@@ -151,7 +165,7 @@ impl Stream {
 
     /// Sends the host a few bytes that are not the guest's. False if they did not enter the socket as a whole.
     pub fn say(&self, bytes: &[u8]) -> bool {
-        send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok_and(|sent| sent == bytes.len())
+        send(&self.socket, bytes, SEND).is_ok_and(|sent| sent == bytes.len())
     }
 
     fn spill_slice<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'_, B>) {
@@ -169,7 +183,7 @@ impl Stream {
     pub fn flush(&mut self) -> usize {
         let before = self.spill.len();
         while let (true, (front, _)) = (self.is_spilling(), self.spill.as_slices()) {
-            match send(&self.socket, front, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match send(&self.socket, front, SEND) {
                 Ok(sent) => drop(self.spill.drain(..sent)),
                 Err(error) if is_transient(&error.into()) => break,
                 Err(_) => {
