@@ -363,7 +363,7 @@ impl Muxer {
             entry.watching_room = spilling;
         }
         match entry.connection.state() {
-            State::Draining { owes_reset } if !spilling => self.close(key, owes_reset),
+            State::Draining { owes_reset } => self.close(key, owes_reset),
             _ => {
                 self.finish_sending(key);
                 self.enqueue(key);
@@ -395,7 +395,7 @@ impl Muxer {
         }
     }
 
-    /// The guest closed the connection. Nothing that it sent before is lost: what waits is flushed first.
+    /// The guest closed the connection. Nothing that it sent before is lost: while something waits, so does the close.
     fn close(&mut self, key: Key, owes_reset: bool) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         if entry.stream.is_spilling() {
