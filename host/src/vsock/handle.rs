@@ -298,3 +298,74 @@ impl fmt::Display for Port {
         write!(formatter, "port {} of the guest with CID {}", self.port, self.handle.guest_cid)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vsock::allow_all_descriptors;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::io::Read;
+
+    const PORT: u32 = 7290;
+
+    fn handle() -> Handle {
+        Handle::new(Arc::new(Shared::new().unwrap()), 3)
+    }
+
+    fn is_woken(handle: &Handle) -> bool {
+        poll(&mut [PollFd::new(&handle.wake_fd(), PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1
+    }
+
+    #[test]
+    fn the_device_is_woken_for_what_is_wanted_until_it_takes_that() {
+        let handle = handle();
+        assert!(!is_woken(&handle));
+        let (_program, device) = UnixStream::pair().unwrap();
+        let _stream = handle.connect(PORT).unwrap();
+        assert!(is_woken(&handle));
+        handle.join(PORT + 1, device).unwrap();
+        let wanted = handle.shared.take_wanted();
+        let wanted: Vec<_> = wanted.iter().map(|wanted| (wanted.guest_port, wanted.wants_ok)).collect();
+        assert_eq!(wanted, [(PORT, false), (PORT + 1, true)]);
+        assert!(!is_woken(&handle) && handle.shared.take_wanted().is_empty());
+        handle.wake();
+        assert!(is_woken(&handle));
+    }
+
+    #[test]
+    fn no_more_connections_wait_for_the_device_than_it_can_have() {
+        allow_all_descriptors();
+        let handle = handle();
+        let _streams: Vec<_> = (0..MAX_CONNECTIONS).map(|_| handle.connect(PORT).unwrap()).collect();
+        assert_eq!(handle.connect(PORT).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(handle.shared.take_wanted().len(), MAX_CONNECTIONS);
+        handle.connect(PORT).unwrap();
+    }
+
+    #[test]
+    fn what_waits_for_a_device_that_goes_ends_and_nothing_waits_for_it_any_more() {
+        let handle = handle();
+        let mut stream = handle.connect(PORT).unwrap();
+        handle.shared.close();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        let (_program, device) = UnixStream::pair().unwrap();
+        let errors = [
+            handle.connect(PORT).unwrap_err(),
+            handle.join(PORT, device).unwrap_err(),
+            handle.listen(PORT).unwrap_err(),
+        ];
+        assert_eq!(errors.map(|error| error.kind()), [ErrorKind::NotConnected; 3]);
+        assert!(handle.shared.take_wanted().is_empty());
+    }
+
+    #[test]
+    fn a_port_of_a_guest_names_it_and_leads_there() {
+        let handle = handle();
+        for (port, number) in [(handle.agent(), AGENT_PORT), (handle.port(PORT), PORT)] {
+            assert_eq!(port.to_string(), format!("port {number} of the guest with CID {}", handle.guest_cid()));
+            let _stream = Connect::connect(&port).unwrap();
+            assert_eq!(handle.shared.take_wanted().pop().unwrap().guest_port, number);
+        }
+        assert_eq!(handle.guest_cid(), 3);
+    }
+}

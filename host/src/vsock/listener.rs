@@ -21,6 +21,9 @@ pub const MAX_LISTENERS: usize = 1024;
 /// The port that means any. Nobody is there.
 pub(super) const ANY_PORT: u32 = u32::MAX;
 
+/// Each read counts one connection down, and never waits.
+const COUNTER: EventfdFlags = EventfdFlags::SEMAPHORE.union(EventfdFlags::NONBLOCK).union(EventfdFlags::CLOEXEC);
+
 /// The ports that are listened on.
 #[derive(Debug, Default)]
 pub struct Listeners {
@@ -64,7 +67,7 @@ impl Listeners {
         if ports.len() >= MAX_LISTENERS {
             return Err(io::Error::new(ErrorKind::AddrInUse, format!("{MAX_LISTENERS} ports are listened on already")));
         }
-        let event = eventfd(0, EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let event = eventfd(0, COUNTER)?;
         let backlog = Arc::new(Backlog { waiting: Mutex::default(), event });
         ports.insert(port, Arc::clone(&backlog));
         Ok(Listener { port, backlog, listeners: Arc::clone(self) })
@@ -211,11 +214,113 @@ impl Drop for Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vsock::allow_all_descriptors;
+    use std::thread;
+
+    const PORT: u32 = 729;
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn listen() -> (Arc<Listeners>, Listener) {
+        let listeners = Arc::<Listeners>::default();
+        let listener = listeners.listen(PORT).unwrap();
+        (listeners, listener)
+    }
+
+    fn push(listeners: &Listeners) {
+        listeners.with_room(PORT).unwrap().push(UnixStream::pair().unwrap().0);
+    }
+
+    fn is_readable(listener: &Listener) -> bool {
+        poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1
+    }
+
+    #[test]
+    fn a_listener_is_readable_as_long_as_a_connection_waits() {
+        let (listeners, listener) = listen();
+        assert!(!is_readable(&listener));
+        push(&listeners);
+        push(&listeners);
+        for _ in 0..2 {
+            assert!(is_readable(&listener));
+            listener.accept().unwrap();
+        }
+        assert!(!is_readable(&listener));
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_connection_that_comes_in_time_is_accepted() {
+        let (listeners, listener) = listen();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| listener.accept_within(LONG));
+            push(&listeners);
+            waits.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn who_waits_for_a_connection_in_vain_waits_as_long_as_was_said() {
+        let (_listeners, listener) = listen();
+        let within = Duration::from_millis(50);
+        let began = Instant::now();
+        assert_eq!(listener.accept_within(within).unwrap_err().kind(), ErrorKind::TimedOut);
+        assert!((within..LONG).contains(&began.elapsed()));
+    }
+
+    #[test]
+    fn a_device_that_goes_leaves_what_waits_and_tells_who_waits_for_more() {
+        let (listeners, listener) = listen();
+        push(&listeners);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| (listener.accept_within(LONG), listener.accept_within(LONG)));
+            listeners.close();
+            let (first, second) = waits.join().unwrap();
+            first.unwrap();
+            assert_eq!(second.unwrap_err().kind(), ErrorKind::NotConnected);
+        });
+        assert!(listeners.with_room(PORT).is_none());
+    }
+
+    #[test]
+    fn a_port_is_listened_on_once_until_its_own_listener_is_dropped() {
+        let (listeners, listener) = listen();
+        assert_eq!(listeners.listen(PORT).unwrap_err().kind(), ErrorKind::AddrInUse);
+        listeners.close();
+        let next = listeners.listen(PORT).unwrap();
+        drop(listener);
+        assert_eq!(listeners.listen(PORT).unwrap_err().kind(), ErrorKind::AddrInUse);
+        drop(next);
+        listeners.listen(PORT).unwrap();
+    }
+
+    #[test]
+    fn the_port_that_means_any_is_not_listened_on() {
+        let (listeners, _listener) = listen();
+        assert_eq!(listeners.listen(u32::MAX).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn there_are_so_many_listeners_and_no_more() {
+        allow_all_descriptors();
+        let listeners = Arc::<Listeners>::default();
+        let mut all: Vec<_> = (0u32..).take(MAX_LISTENERS).map(|port| listeners.listen(port).unwrap()).collect();
+        assert_eq!(listeners.listen(u32::MAX - 1).unwrap_err().kind(), ErrorKind::AddrInUse);
+        all.pop();
+        listeners.listen(u32::MAX - 1).unwrap();
+    }
+
+    #[test]
+    fn a_backlog_has_room_for_so_many_connections_and_no_more() {
+        let (listeners, listener) = listen();
+        (0..MAX_BACKLOG).for_each(|_| push(&listeners));
+        assert!(listeners.with_room(PORT).is_none());
+        listener.accept().unwrap();
+        push(&listeners);
+    }
 
     #[test]
     fn who_waits_as_long_as_can_be_said_is_told_at_once_that_the_device_is_gone() {
-        let listeners = Arc::<Listeners>::default();
-        let listener = listeners.listen(5000).unwrap();
+        let (listeners, listener) = listen();
         listeners.close();
         assert_eq!(listener.accept_within(Duration::MAX).unwrap_err().kind(), ErrorKind::NotConnected);
     }

@@ -558,3 +558,11 @@ impl Drop for Device {
         self.shared.close();
     }
 }
+
+/// A device has more descriptors than a process may have where nobody asked for more.
+#[cfg(test)]
+fn allow_all_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+}

@@ -5,7 +5,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -13,10 +12,10 @@ use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::vsock::BUFFER_BYTES;
 use crate::vsock::chain::{Direction, gather};
 use crate::vsock::handle::Handle;
 use crate::vsock::listener::{Listener, MAX_BACKLOG};
+use crate::vsock::{BUFFER_BYTES, allow_all_descriptors};
 
 const CID: u64 = 3;
 /// The guest's port where the host connects, and its buffer.
@@ -172,8 +171,7 @@ impl Bench {
 
     /// A device without a place for one more connection, and the host's ends.
     fn full() -> (Self, Vec<UnixStream>) {
-        let limit = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+        allow_all_descriptors();
         let mut bench = Self::new();
         let listener = bench.listen();
         let places = u32::try_from(MAX_CONNECTIONS).unwrap();
