@@ -28,6 +28,10 @@ pub mod agent;
 pub mod arguments;
 #[cfg(target_os = "linux")]
 mod listener;
+// Open for the program of the same name and its counterpart with std in tests.
+#[cfg(target_os = "linux")]
+#[doc(hidden)]
+pub mod program;
 #[cfg(target_os = "linux")]
 mod ready;
 pub mod session;

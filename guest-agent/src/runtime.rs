@@ -23,8 +23,13 @@ impl Process {
 
     /// The value of a variable of the environment.
     pub fn variable(&self, name: &[u8]) -> Option<&'static [u8]> {
-        strings(self.environment).find_map(|variable| super::value_of(variable, name))
+        strings(self.environment).find_map(|variable| value_of(variable, name))
     }
+}
+
+/// Whether `variable`, a `NAME=VALUE` of the environment, has this name; gives the value.
+fn value_of<'a>(variable: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    variable.strip_prefix(name)?.strip_prefix(b"=")
 }
 
 /// The C strings of a null-terminated list on the initial stack.

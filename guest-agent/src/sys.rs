@@ -330,3 +330,17 @@ pub fn exit(status: i32) -> ! {
         let _never = unsafe { syscall!(Sysno::exit_group, status as usize) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_front_of_a_file_is_read_and_a_missing_one_named() {
+        let mut buffer = [0; 16];
+        assert_eq!(read_file(c"/proc/sys/kernel/ostype", &mut buffer), Ok(&b"Linux\n"[..]));
+        assert_eq!(read_file(c"/proc/sys/kernel/ostype", &mut buffer[..3]), Ok(&b"Lin"[..]));
+        assert_eq!(read_file(c"/proc/nowhere", &mut buffer), Err(Errno::ENOENT));
+        assert_eq!(read_file(c"/proc", &mut buffer), Err(Errno::EISDIR));
+    }
+}

@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use scx_vsock_tests::agent::{self, Agent, HELLO};
 use scx_vsock_tests::peer::Peer;
 use scx_vsock_wire::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SESSIONS};
@@ -383,6 +385,32 @@ fn a_descriptor_that_does_not_listen_is_named() {
     });
     assert_eq!(status.code(), Some(1));
     assert_eq!(errors, "scx-vsock-agent: not a listening socket: descriptor 0: errno 88\n");
+}
+
+#[test]
+fn sockets_that_were_passed_to_another_process_are_not_taken() {
+    // There are more than it has use for, which it only says of its own.
+    let passed_to = |process: &str| {
+        let script = format!("LISTEN_FDS=5 LISTEN_PID={process} exec \"$0\" --listen-fd 0 </dev/null");
+        let output = Command::new("sh").args(["-c", &script]).arg(agent::file()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (status, errors) = passed_to("$$");
+    assert_eq!(status, Some(2));
+    assert!(errors.contains("as many listening descriptors as maps are needed"), "{errors}");
+    let (status, errors) = passed_to("1");
+    assert_eq!(status, Some(1));
+    assert!(errors.contains("not a listening socket: descriptor 0"), "{errors}");
+}
+
+#[test]
+fn an_agent_that_was_stopped_serves_as_soon_as_it_goes_on() {
+    let (agent, _listener, mut host, mut scheduler) = connected();
+    let process = Pid::from_raw(i32::try_from(agent.id()).unwrap()).unwrap();
+    kill_process(process, Signal::STOP).unwrap();
+    waitid(WaitId::Pid(process), WaitIdOptions::STOPPED).unwrap();
+    kill_process(process, Signal::CONT).unwrap();
+    round_trip(&mut host, &mut scheduler);
 }
 
 #[test]

@@ -23,6 +23,7 @@ const EMFILE: i32 = 24;
 const ENAMETOOLONG: i32 = 36;
 const ENOMEM: i32 = 12;
 const ENOSPC: i32 = 28;
+const EPERM: i32 = 1;
 
 /// An agent for which these calls fail.
 fn limited(calls: &str) -> Agent {
@@ -194,14 +195,22 @@ fn in_none_of_these_states_does_the_agent_spin() {
     }
 }
 
+/// What the agent says before it ends by itself, where these calls fail.
+fn last_words(calls: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_limited")).arg(calls).arg(agent::file()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
+}
+
 #[test]
 fn an_agent_that_can_watch_nothing_says_so_and_ends() {
-    let output = Command::new(env!("CARGO_BIN_EXE_limited"))
-        .arg(format!("epoll_ctl={ENOSPC}"))
-        .arg(agent::file())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
     let expected = format!("scx-vsock-agent: no epoll instance or timer from the kernel: errno {ENOSPC}\n");
-    assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
+    assert_eq!(last_words(&format!("epoll_ctl={ENOSPC}")), expected);
+}
+
+#[test]
+fn an_agent_that_may_not_use_vsock_says_so_and_ends() {
+    let expected =
+        format!("scx-vsock-agent: cannot listen on vsock port 729: errno {EPERM}; ports below 1024 want root\n");
+    assert_eq!(last_words(&format!("socket:40={EPERM}")), expected);
 }
