@@ -13,6 +13,8 @@ pub mod agent;
 pub mod back_end;
 #[cfg(feature = "guests")]
 pub mod bridge;
+#[cfg(feature = "guests")]
+pub mod counted;
 pub mod crossing;
 pub mod described;
 pub mod device_thread;

@@ -4,10 +4,9 @@
 use std::fs;
 
 use scx_vsock::qemu::Guest;
-use scx_vsock::{MissingStatsReason, READY_PORT, StatsRequest};
+use scx_vsock::{MissingStatsReason, StatsRequest};
 use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::{Kernel, builder, exchange_traffic, output, wait_for_scheduler};
-use scx_vsock_tests::peer::DEADLINE;
 use scx_vsock_tests::traffic::LANES;
 use serde_json::Value;
 
@@ -94,67 +93,4 @@ fn a_guest_without_a_scheduler_gives_the_reason() {
         panic!("{error}");
     };
     assert!(!reason.is_empty());
-}
-
-#[test]
-#[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn the_agent_serves_across_unloading_and_loading_of_the_transport() {
-    let guest = with_procsched();
-    guest.client().stats(&[]).unwrap();
-    for _ in 0..3 {
-        // A connection that still closes keeps the module in use, and the kernel gives no event for its end.
-        output(&guest, &["sh", "-c", "until rmmod vmw_vsock_virtio_transport; do usleep 20000; done"]);
-        output(&guest, &["insmod", "/lib/modules/vmw_vsock_virtio_transport.ko"]);
-        guest.client().stats(&[]).unwrap();
-    }
-}
-
-#[test]
-#[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn an_agent_that_starts_before_module_and_transport_says_ready_when_they_come() {
-    let guest = with_procsched();
-    let unload = "for module in vmw_vsock_virtio_transport vmw_vsock_virtio_transport_common vsock; do \
-                  until rmmod $module; do usleep 20000; done; done";
-    output(&guest, &["sh", "-c", "kill $(pidof scx-vsock-agent)"]);
-    output(&guest, &["sh", "-c", unload]);
-    output(&guest, &["sh", "-c", "/bin/scx-vsock-agent </dev/null >/dev/console 2>&1 &"]);
-    let ready = guest.handle().listen(READY_PORT).unwrap();
-    for module in ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"] {
-        assert!(!output(&guest, &["pidof", "scx-vsock-agent"]).is_empty());
-        output(&guest, &["insmod", &format!("/lib/modules/{module}.ko")]);
-    }
-    drop(ready.accept_within(DEADLINE).unwrap());
-    guest.client().stats(&[]).unwrap();
-}
-
-#[test]
-#[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn a_second_agent_on_the_port_says_so_and_ends() {
-    let guest = builder().boot().unwrap();
-    let second = guest.run(&["/bin/scx-vsock-agent"]).unwrap();
-    let complaint = "scx-vsock-agent: cannot listen on vsock port 729: errno 98; does another agent run?\n";
-    assert_eq!((second.status, String::from_utf8_lossy(&second.stderr).as_ref()), (1, complaint));
-}
-
-#[test]
-#[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn an_agent_serves_a_vsock_listener_that_socket_activation_passes() {
-    let guest = with_procsched();
-    output(&guest, &["sh", "-c", "kill $(pidof scx-vsock-agent)"]);
-    // The listener is there when its first line is.
-    let activated = "mkfifo /tmp/listens; guest_peer activate 729 /bin/scx-vsock-agent </dev/null >/tmp/listens 2>&1 & \
-                     read -r line </tmp/listens";
-    output(&guest, &["sh", "-c", activated]);
-    guest.client().stats(&[]).unwrap();
-}
-
-#[test]
-#[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn only_the_host_is_served_unless_another_cid_is_allowed() {
-    const LOOPBACK: &str = "1";
-    let with_loopback = || builder().module("vsock_loopback").program(GUEST_PEER, "/bin/guest_peer");
-    let guest = with_loopback().boot().unwrap();
-    assert_eq!(output(&guest, &["guest_peer", "hello", LOOPBACK, "729"]), b"");
-    let open = with_loopback().agent_argument("--allow-cid").agent_argument(LOOPBACK).boot().unwrap();
-    assert_eq!(output(&open, &["guest_peer", "hello", LOOPBACK, "729"]), format!("{}\n", agent::HELLO).into_bytes());
 }

@@ -1,0 +1,96 @@
+//! The agent in a QEMU guest: how it listens on the kernel's vsock, tells the host that it is ready and knows its peers.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use scx_vsock::READY_PORT;
+use scx_vsock::qemu::Guest;
+use scx_vsock_tests::agent;
+use scx_vsock_tests::counted::{self, CountedGuest};
+use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};
+use scx_vsock_tests::peer::DEADLINE;
+
+const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
+const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
+
+/// The CID under which a guest reaches itself.
+const LOOPBACK: &str = "1";
+
+fn with_procsched() -> CountedGuest {
+    let guest = counted::boot(builder().scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer"));
+    wait_for_scheduler(&guest);
+    guest
+}
+
+fn end_agent(guest: &Guest) {
+    output(guest, &["sh", "-c", "guest_peer kill $(pidof scx-vsock-agent)"]);
+}
+
+/// Starts an agent and waits until it sleeps: then it has tried to listen and to dial the host.
+fn start_agent(guest: &Guest, arguments: &str) {
+    let start = format!(
+        "/bin/scx-vsock-agent {arguments} </dev/null >/dev/console 2>&1 & \
+         until grep -q '^State:.S' /proc/$(pidof scx-vsock-agent)/status; do usleep 20000; done"
+    );
+    output(guest, &["sh", "-c", &start]);
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn the_agent_serves_across_unloading_and_loading_of_the_transport() {
+    let guest = with_procsched();
+    guest.client().stats(&[]).unwrap();
+    for _ in 0..3 {
+        // A connection that still closes keeps the module in use, and the kernel gives no event for its end.
+        output(&guest, &["sh", "-c", "until rmmod vmw_vsock_virtio_transport; do usleep 20000; done"]);
+        output(&guest, &["insmod", "/lib/modules/vmw_vsock_virtio_transport.ko"]);
+        guest.client().stats(&[]).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn an_agent_that_starts_before_module_and_transport_says_ready_when_they_come() {
+    let guest = with_procsched();
+    let unload = "for module in vmw_vsock_virtio_transport vmw_vsock_virtio_transport_common vsock; do \
+                  until rmmod $module; do usleep 20000; done; done";
+    end_agent(&guest);
+    output(&guest, &["sh", "-c", unload]);
+    start_agent(&guest, "");
+    let ready = guest.handle().listen(READY_PORT).unwrap();
+    for module in ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"] {
+        assert!(!output(&guest, &["pidof", "scx-vsock-agent"]).is_empty());
+        output(&guest, &["insmod", &format!("/lib/modules/{module}.ko")]);
+    }
+    drop(ready.accept_within(DEADLINE).unwrap());
+    guest.client().stats(&[]).unwrap();
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_second_agent_on_the_port_says_so_and_ends() {
+    let guest = counted::boot(builder());
+    let second = guest.run(&["/bin/scx-vsock-agent"]).unwrap();
+    let complaint = "scx-vsock-agent: cannot listen on vsock port 729: errno 98; does another agent run?\n";
+    assert_eq!((second.status, String::from_utf8_lossy(&second.stderr).as_ref()), (1, complaint));
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn an_agent_serves_a_vsock_listener_that_socket_activation_passes() {
+    let guest = with_procsched();
+    end_agent(&guest);
+    // The listener is there when its first line is.
+    let activated = "mkfifo /tmp/listens; guest_peer activate 729 /bin/scx-vsock-agent </dev/null >/tmp/listens 2>&1 & \
+                     read -r line </tmp/listens";
+    output(&guest, &["sh", "-c", activated]);
+    guest.client().stats(&[]).unwrap();
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn only_the_host_is_served_unless_another_cid_is_allowed() {
+    let guest = counted::boot(builder().module("vsock_loopback").program(GUEST_PEER, "/bin/guest_peer"));
+    assert_eq!(output(&guest, &["guest_peer", "hello", LOOPBACK, "729"]), b"");
+    end_agent(&guest);
+    start_agent(&guest, &format!("--allow-cid {LOOPBACK}"));
+    assert_eq!(output(&guest, &["guest_peer", "hello", LOOPBACK, "729"]), format!("{}\n", agent::HELLO).into_bytes());
+}
