@@ -46,7 +46,7 @@ impl Foreign {
 }
 
 #[test]
-#[ignore = "boots a QEMU guest behind vhost-device-vsock; run ci/test qemu"]
+#[ignore = "boots a QEMU guest behind vhost-device-vsock; run ci/test peers"]
 fn our_agent_and_client_understand_each_other_through_vhost_device_vsock() {
     let guest = Foreign::boot();
     let (code, stats, said) = guest.ask(&["stats", "--wait", "120", "--json"]);
@@ -83,7 +83,7 @@ fn our_agent_and_client_understand_each_other_through_vhost_device_vsock() {
 }
 
 #[test]
-#[ignore = "boots a QEMU guest; run ci/test qemu"]
+#[ignore = "boots a QEMU guest; run ci/test peers"]
 fn the_kernels_af_vsock_leads_to_an_agent() {
     let guest = builder()
         .scheduler(program::built("procsched"), &[])

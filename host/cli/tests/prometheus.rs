@@ -105,7 +105,7 @@ fn is(value: &'static str) -> impl Fn(&[Value]) -> bool {
 }
 
 #[test]
-#[ignore = "needs prometheus; run ci/test prometheus"]
+#[ignore = "needs prometheus; run ci/test peers"]
 fn promtool_finds_nothing_to_complain_about() {
     let layered = scheduler(&meta(), &stats());
     let agent = agent_of(&layered);
@@ -126,7 +126,7 @@ fn promtool_finds_nothing_to_complain_about() {
 }
 
 #[test]
-#[ignore = "needs prometheus; run ci/test prometheus"]
+#[ignore = "needs prometheus; run ci/test peers"]
 fn prometheus_has_the_guests_numbers_and_why_others_are_missing() {
     let layered = scheduler(&meta(), &stats());
     let agent = agent_of(&layered);

@@ -42,7 +42,7 @@ fn script(kernel: &Kernel) -> String {
 }
 
 #[test]
-#[ignore = "boots a guest by virtme-ng; run ci/test virtme"]
+#[ignore = "boots a guest by virtme-ng; run ci/test peers"]
 fn a_guest_of_virtme_ng_gives_numbers_in_three_commands() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
