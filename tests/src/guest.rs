@@ -94,7 +94,7 @@ impl TypedQemu {
         fs::write(&image, guest.initramfs().expect("an initramfs")).expect("a file");
         let line = format!(
             "exec qemu-system-x86_64 -nodefaults -display none -no-reboot -accel tcg -cpu max -kernel {} -initrd {} \
-             -append 'console=ttyS0 quiet panic=-1 rdinit=/init' -serial file:{} -serial null {device}",
+             -append 'console=ttyS0 quiet panic=-1 no_timer_check rdinit=/init' -serial file:{} -serial null {device}",
             Kernel::of_this_run().image.display(),
             image.display(),
             console.display(),
