@@ -9,20 +9,17 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+use rustix::net::{RecvFlags, recv, send, sockopt};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, VolatileSlice};
 
 use super::chain::Chain;
 use super::connection::BUFFER_BYTES;
-use super::transfer;
+use super::transfer::{self, SEND};
 
 /// Kernel memory at which one end of a pair takes no more, whatever the system's default is. A write that begins below
 /// it may go beyond by half of it.
 pub const SEND_BUFFER_BYTES: usize = 208 * 1024;
-
-/// Neither waits for room nor raises SIGPIPE.
-const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
 /// Neither waits for bytes nor takes them.
 const PEEK: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::PEEK);

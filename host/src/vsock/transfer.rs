@@ -8,12 +8,16 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
+use rustix::net::SendFlags;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::volatile_memory::{PtrGuard, PtrGuardMut};
 
 /// Slices that one call takes; the kernel refuses more.
 const MAX_SLICES: usize = libc::UIO_MAXIOV as usize;
+
+/// Neither waits for room nor raises SIGPIPE.
+pub const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
 /// Writes guest memory to a socket, as much as there is room for, without raising SIGPIPE.
 ///
@@ -32,8 +36,7 @@ pub fn send<'m, B: BitmapSlice>(
     let message = message(&mut vectors);
     // SAFETY: the guards keep the guest memory that the vectors name mapped through the call, which only reads it; the
     // kernel copes with memory that changes meanwhile.
-    let sent =
-        unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, SEND.bits().cast_signed()) };
     count(sent)
 }
 
@@ -83,4 +86,32 @@ fn message(vectors: &mut [libc::iovec]) -> libc::msghdr {
 
 fn count(returned: isize) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use vm_memory::bitmap::AtomicBitmap;
+    use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, MmapRegion};
+
+    const MEMORY: usize = 1 << 20;
+
+    #[test]
+    fn the_pages_that_were_written_are_marked_and_no_others() {
+        let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let region: &MmapRegion<AtomicBitmap> = memory.find_region(GuestAddress(0)).unwrap();
+        let bitmap = region.bitmap();
+        let page = u64::try_from(MEMORY / bitmap.len()).unwrap();
+        // From page 1 into page 2, from page 4 into page 5, and page 8, for which nothing is left.
+        let slices = [(2 * page - 1, 2), (5 * page - 1, 100), (8 * page, 100)]
+            .map(|(address, length)| memory.get_slice(GuestAddress(address), length).unwrap());
+        let (mut host, device) = UnixStream::pair().unwrap();
+        host.write_all(&[7; 2 + 50]).unwrap();
+        assert_eq!(receive(device.as_fd(), slices.into_iter()).unwrap(), 2 + 50);
+        let marked: Vec<usize> = (0..bitmap.len()).filter(|&page| bitmap.is_bit_set(page)).collect();
+        assert_eq!(marked, [1, 2, 4, 5]);
+    }
 }
