@@ -148,10 +148,11 @@ impl Bench {
         listener.accept().unwrap()
     }
 
-    /// A connection whose guest has sent all that it may, more than the host's socket has room for.
+    /// A connection whose guest has sent all that it may, more than the host's socket has room for, in a chain that is
+    /// longer still.
     fn spill(&mut self) -> (UnixStream, Key) {
         let (stream, key) = self.connect(PORT);
-        self.send_payload(key, &pattern());
+        self.send(&payload_packet(key, pattern().len()), &[pattern(), vec![0xff; 100]].concat());
         assert_eq!(self.muxer.held_bytes() - self.muxer.turns.len() * size_of::<Key>(), pattern().len());
         assert_eq!(self.told(), [(Operation::CreditUpdate, key)]);
         (stream, key)
@@ -762,7 +763,11 @@ fn a_guest_is_told_when_the_host_reads_no_more() {
 fn what_the_hosts_socket_has_no_room_for_enters_it_when_there_is_some() {
     let mut bench = Bench::new();
     let (stream, key) = bench.spill();
+    write(&stream, b"while there is none");
+    bench.look();
+    let (packet, _) = bench.only();
     let (mut bytes, _) = read(&stream);
+    assert_eq!(usize::try_from(packet.fwd_cnt).unwrap(), bytes.len());
     assert!(bytes.len() < pattern().len());
     bench.look();
     bytes.extend(read(&stream).0);
@@ -774,6 +779,52 @@ fn what_the_hosts_socket_has_no_room_for_enters_it_when_there_is_some() {
     assert_eq!((operation(&update), update.fwd_cnt), (Operation::CreditUpdate, BUFFER_BYTES));
     bench.send_payload(key, &pattern());
     assert_eq!(bench.told(), [(Operation::CreditUpdate, key)]);
+}
+
+#[test]
+fn a_packet_that_finds_no_room_at_all_waits_as_one_that_finds_some() {
+    let mut bench = Bench::new();
+    let (stream, key) = bench.connect(PORT);
+    for packet in pattern().chunks(1024) {
+        bench.send_payload(key, packet);
+    }
+    let (mut bytes, _) = read(&stream);
+    assert!(bytes.len() < pattern().len());
+    while bytes.len() < pattern().len() {
+        bench.look();
+        let (more, _) = read(&stream);
+        assert!(!more.is_empty());
+        bytes.extend(more);
+    }
+    assert!(bytes == pattern());
+}
+
+#[test]
+fn what_waits_for_a_host_that_reads_no_more_is_let_go() {
+    let mut bench = Bench::new();
+    let (stream, _) = bench.spill();
+    stream.shutdown(Shutdown::Read).unwrap();
+    write(&stream, b"x");
+    bench.look();
+    let received = bench.received();
+    let [(shutdown, _), (payload, _)] = &*received else { panic!("{received:?}") };
+    assert_eq!((operation(shutdown), shutdown.flags), (Operation::Shutdown, SHUTDOWN_RECEIVE));
+    assert_eq!((operation(payload), payload.fwd_cnt), (Operation::ReadWrite, BUFFER_BYTES));
+    assert_eq!(bench.muxer.held_bytes(), 0);
+}
+
+#[test]
+fn a_turn_that_comes_before_the_look_finds_the_end_of_a_host_that_has_not_read_all() {
+    let mut bench = Bench::new();
+    let (stream, key) = bench.request(PORT);
+    bench.say(key, Operation::Response);
+    bench.send_payload(key, b"unread");
+    drop(stream);
+    for flags in [SHUTDOWN_SEND, SHUTDOWN_BOTH] {
+        let (shutdown, _) = bench.only();
+        assert_eq!((operation(&shutdown), shutdown.flags), (Operation::Shutdown, flags));
+        bench.look();
+    }
 }
 
 #[test]
