@@ -50,7 +50,8 @@ pub enum Error {
 ///
 /// ```no_run
 /// # use scx_vsock::{front::{kvm::{Irq, watch_kicks}, mmio::Mmio}, vsock::Device};
-/// # let memory = std::sync::Arc::new(vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(vm_memory::GuestAddress(0), 1 << 20)])?);
+/// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
 /// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
 /// vm.create_irq_chip()?;
 /// let device = Mmio::new(Device::new(3)?, memory, Irq::connect(&vm, 5)?)?;
@@ -127,7 +128,8 @@ impl Irq {
     ///
     /// ```no_run
     /// # use scx_vsock::{front::{kvm::Irq, mmio::Mmio}, vsock::Device};
-    /// # let memory = std::sync::Arc::new(vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(vm_memory::GuestAddress(0), 1 << 20)])?);
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
     /// # let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
     /// # vm.create_irq_chip()?;
     /// let device = Mmio::new(Device::new(3)?, memory, Irq::connect(&vm, 5)?)?;

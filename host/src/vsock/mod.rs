@@ -126,7 +126,8 @@ pub enum DeviceError {
 ///
 /// ```no_run
 /// # use scx_vsock::vsock::{Device, Interrupts};
-/// # fn serve<M: vm_memory::GuestMemory>(device: &mut Device, memory: &M, rx: &mut virtio_queue::Queue, tx: &mut virtio_queue::Queue) {
+/// # use virtio_queue::Queue;
+/// # fn serve<M: vm_memory::GuestMemory>(device: &mut Device, memory: &M, rx: &mut Queue, tx: &mut Queue) {
 /// # fn interrupt(queue: usize) {}
 /// if let Ok(Interrupts { rx, tx, .. }) = device.service(memory, rx, tx, None) {
 ///     rx.then(|| interrupt(0));
