@@ -248,6 +248,30 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_chain_is_the_same_bytes_whatever_its_split() {
+        let memory = memory();
+        let bytes: Vec<u8> = (0..12).collect();
+        memory.write_slice(&bytes, GuestAddress(0x1000)).unwrap();
+        let split = [(0x1000, 3, NEXT), (0x1003, 0, NEXT), (0x1003, 5, NEXT), (0x1008, 4, 0)];
+        gathered(&memory, &split, Direction::Readable, |chain| {
+            let chain = chain.unwrap();
+            assert!(!chain.is_empty());
+            for offset in 0..=bytes.len() {
+                for count in 0..=bytes.len() + 1 {
+                    let mut part = Vec::new();
+                    for slice in chain.slices_of(offset, count) {
+                        let mut copy = vec![0; slice.len()];
+                        slice.copy_to(&mut copy);
+                        part.extend(copy);
+                    }
+                    let end = bytes.len().min(offset + count);
+                    assert_eq!(part, bytes[offset..end], "{count} bytes from {offset} on");
+                }
+            }
+        });
+    }
+
+    #[test]
     fn a_buffer_may_cross_from_one_memory_region_into_the_next() {
         let memory = memory();
         gathered(&memory, &[(0xfff0, 0x40, WRITE)], Direction::Writable, |chain| {
