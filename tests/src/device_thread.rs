@@ -1,4 +1,4 @@
-//! The thread that serves the devices of simulated guests, as a monitor has one.
+//! The thread that serves the devices of guests, as a monitor has one.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd};
@@ -12,10 +12,12 @@ use std::time::Duration;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::thread::{Pid, gettid};
 use scx_vsock::front::event_loop::{Error, Subscriber};
+use scx_vsock::front::mmio::{Interrupt, Mmio};
+use vm_memory::GuestMemoryMmap;
 
 use crate::agent::time_of;
 use crate::guest_driver::Guest;
-use crate::mmio_driver::{Front, Registers};
+use crate::mmio_driver::Registers;
 
 /// A thread that runs an event manager until this is dropped.
 #[derive(Debug)]
@@ -28,13 +30,17 @@ pub struct DeviceThread {
 }
 
 impl DeviceThread {
-    /// Serves the devices of these guests.
+    /// Serves the devices of these simulated guests.
     pub fn serving(guests: &mut [Guest<Registers>]) -> Self {
         let devices = guests.iter_mut().map(|guest| {
             guest.device.served_elsewhere = true;
             Arc::clone(&guest.device.mmio)
         });
-        let devices: Vec<Arc<Front>> = devices.collect();
+        Self::serving_fronts(devices.collect())
+    }
+
+    /// Serves these devices.
+    pub fn serving_fronts<I: Interrupt + Send + Sync + 'static>(devices: Vec<Arc<Front<I>>>) -> Self {
         let (stop, stopped) = UnixStream::pair().expect("it works");
         let (sender, errors) = channel();
         let (say, said) = channel();
@@ -61,7 +67,14 @@ impl Drop for DeviceThread {
     }
 }
 
-fn run(devices: Vec<Arc<Front>>, stopped: UnixStream, errors: &Sender<(usize, Error)>) {
+/// A device in this process' memory.
+type Front<I> = Mmio<Arc<GuestMemoryMmap>, I>;
+
+fn run<I: Interrupt + Send + Sync + 'static>(
+    devices: Vec<Arc<Front<I>>>,
+    stopped: UnixStream,
+    errors: &Sender<(usize, Error)>,
+) {
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().expect("it works");
     for (index, device) in devices.into_iter().enumerate() {
         let errors = errors.clone();

@@ -1,17 +1,18 @@
 //! Guests for tests, on the kernel that `ci/test` names.
 
 use std::env;
+use std::fmt::Debug;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use scx_vsock::Connect;
-use scx_vsock::qemu::{Guest, GuestBuilder};
+use scx_vsock::qemu::{Guest, GuestBuilder, Output};
 use scx_vsock::vsock::Handle;
 
 use crate::agent;
@@ -161,18 +162,40 @@ impl Side for Host {
 /// When anything of it goes wrong, with what both sides say.
 #[must_use]
 pub fn exchange_traffic(guest: &Guest, bytes: u64) -> [usize; 2] {
-    let [transfers, passing] = [TRANSFERS, PASSING].map(|port| guest.handle().listen(port).expect("a free port"));
-    let host = Host(guest.handle());
-    let outside = thread::spawn(move || {
-        let control = traffic::wait_and_accept(&transfers)?;
-        traffic::run(&host, &control, &transfers, &passing, bytes)
-    });
-    let inside = guest.run_within(&["guest_peer", "traffic", &bytes.to_string()], TRAFFIC_ENDS);
+    exchange_traffic_with(guest.handle(), bytes, |command| guest.run_within(command, TRAFFIC_ENDS))
+}
+
+/// The same for a guest with this device, in which `run` runs commands.
+///
+/// # Panics
+///
+/// As [`exchange_traffic`].
+pub fn exchange_traffic_with<E: Debug>(
+    handle: Handle,
+    bytes: u64,
+    run: impl FnOnce(&[&str]) -> Result<Output, E>,
+) -> [usize; 2] {
+    let outside = begin_traffic(handle, bytes);
+    let inside = run(&["guest_peer", "traffic", &bytes.to_string()]);
     let outside = outside.join().expect("no panic");
     let (Ok(inside), Ok(outside)) = (&inside, &outside) else { panic!("guest: {inside:?}, host: {outside:?}") };
     let [said, complaints] = [&inside.stdout, &inside.stderr].map(|text| String::from_utf8_lossy(text));
     assert_eq!((inside.status, complaints.as_ref()), (0, ""));
     [*outside, said.trim().parse().expect("a number")]
+}
+
+/// The host's side of [`traffic`], which waits for the guest's to begin.
+///
+/// # Panics
+///
+/// When somebody listens on its ports.
+#[must_use]
+pub fn begin_traffic(handle: Handle, bytes: u64) -> JoinHandle<io::Result<usize>> {
+    let [transfers, passing] = [TRANSFERS, PASSING].map(|port| handle.listen(port).expect("a free port"));
+    thread::spawn(move || {
+        let control = traffic::wait_and_accept(&transfers)?;
+        traffic::run(&Host(handle), &control, &transfers, &passing, bytes)
+    })
 }
 
 fn processes(guest: &Guest) -> String {

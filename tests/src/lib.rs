@@ -25,10 +25,13 @@ pub mod front_end;
 pub mod guest;
 pub mod guest_driver;
 pub mod memory_group;
+#[cfg(feature = "guests")]
+pub mod microvm;
 pub mod mmio_driver;
 pub mod model;
 pub mod pattern;
 pub mod peer;
 pub mod program;
 pub mod scripted_scheduler;
+pub mod told;
 pub mod traffic;

@@ -2,17 +2,16 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
 use scx_vsock::qemu::Guest;
-use scx_vsock::vsock::Port;
-use scx_vsock::{Connect, RunControl, SchedStatsClient, SchedStatsError};
+use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::guest::{builder, exchange_traffic, output, wait_for_scheduler};
+use scx_vsock_tests::told::Told;
 
 const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
 const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
@@ -132,8 +131,7 @@ fn a_call_to_a_paused_guest_ends_by_its_deadline_by_a_freeze_or_when_the_guest_g
     let error = client.with_deadline(Duration::from_millis(100)).stats(&[]).unwrap_err();
     assert_eq!(error, SchedStatsError::TimedOut { after_ms: 100 });
     thread::scope(|scope| {
-        let (connects, connected) = channel();
-        let told = Told { port: guest.handle().agent(), connects };
+        let (told, connected) = Told::new(guest.handle().agent());
         let in_flight = SchedStatsClient::builder(told).control(&run).deadline(DEADLINE).build();
         let call = scope.spawn(move || in_flight.stats(&[]));
         connected.recv_timeout(DEADLINE).unwrap();
@@ -141,8 +139,7 @@ fn a_call_to_a_paused_guest_ends_by_its_deadline_by_a_freeze_or_when_the_guest_g
         assert_eq!(call.join().unwrap(), Err(SchedStatsError::DuringFreeze));
         assert_eq!(client.stats(&[]), Err(SchedStatsError::DuringFreeze));
         drop(frozen);
-        let (connects, connected) = channel();
-        let told = Told { port: guest.handle().agent(), connects };
+        let (told, connected) = Told::new(guest.handle().agent());
         let waits = SchedStatsClient::builder(told).deadline(DEADLINE).build();
         let call = scope.spawn(move || waits.stats(&[]));
         connected.recv_timeout(DEADLINE).unwrap();
@@ -161,8 +158,7 @@ fn a_client_outlives_reboots_of_its_guest() {
         client.stats(&[]).unwrap();
         let session = client.session();
         output(&guest, &["sh", "-c", "kill -STOP $(pidof procsched)"]);
-        let (connects, connected) = channel();
-        let told = Told { port: guest.handle().agent(), connects };
+        let (told, connected) = Told::new(guest.handle().agent());
         let in_flight = SchedStatsClient::builder(told).deadline(DEADLINE).build();
         let call = thread::spawn(move || in_flight.stats(&[]));
         connected.recv_timeout(DEADLINE).unwrap();
@@ -194,26 +190,5 @@ fn assert_ends(stream: &mut UnixStream) {
     match stream.read_to_end(&mut Vec::new()) {
         Ok(_) => {}
         Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
-    }
-}
-
-/// A port of the guest that tells when a client connects.
-#[derive(Debug)]
-struct Told {
-    port: Port,
-    connects: Sender<()>,
-}
-
-impl Connect for Told {
-    fn connect(&self) -> io::Result<OwnedFd> {
-        let stream = self.port.connect()?;
-        let _nobody_waits = self.connects.send(());
-        Ok(stream)
-    }
-}
-
-impl std::fmt::Display for Told {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.port.fmt(formatter)
     }
 }

@@ -62,6 +62,7 @@ pub struct GuestBuilder {
     agent_arguments: Vec<String>,
     scheduler: Option<Program>,
     programs: Vec<(PathBuf, String)>,
+    files: Vec<(PathBuf, String)>,
     more_modules: Vec<String>,
     kernel_arguments: Vec<String>,
     memory_mib: u32,
@@ -80,6 +81,7 @@ impl Default for GuestBuilder {
             agent_arguments: Vec::new(),
             scheduler: None,
             programs: Vec::new(),
+            files: Vec::new(),
             more_modules: Vec::new(),
             kernel_arguments: Vec::new(),
             memory_mib: 1024,
@@ -181,6 +183,12 @@ impl GuestBuilder {
     /// ```
     pub fn program(mut self, program: impl Into<PathBuf>, guest_path: impl Into<String>) -> Self {
         self.programs.push((program.into(), guest_path.into()));
+        self
+    }
+
+    /// A file of this host that is to be in the guest at this path, as it is.
+    pub fn file(mut self, file: impl Into<PathBuf>, guest_path: impl Into<String>) -> Self {
+        self.files.push((file.into(), guest_path.into()));
         self
     }
 
@@ -362,6 +370,9 @@ impl GuestBuilder {
         self.add_scheduler(&mut image)?;
         for (program, guest_path) in &self.programs {
             add_program(&mut image, "the program", program, guest_path)?;
+        }
+        for (file, guest_path) in &self.files {
+            image.copy_program("the file", file, guest_path)?;
         }
         Ok(image)
     }

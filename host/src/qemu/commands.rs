@@ -42,7 +42,10 @@ pub struct Commands {
 }
 
 impl Commands {
-    pub(super) fn new(stream: UnixStream) -> Self {
+    /// Commands for the guest whose second serial port this is, and whose initramfs is that of
+    /// [`GuestBuilder::initramfs`](super::GuestBuilder::initramfs).
+    #[must_use]
+    pub fn new(stream: UnixStream) -> Self {
         Self { stream, broken: None }
     }
 

@@ -1,7 +1,7 @@
 //! What a guest prints.
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of a console that are kept: the last ones.
@@ -29,15 +29,8 @@ pub struct Console {
 impl Console {
     /// Keeps what comes from `source` until its end.
     pub(super) fn capture(&self, mut source: impl Read) {
-        let mut chunk = [0; 4096];
-        loop {
-            match source.read(&mut chunk) {
-                Ok(0) => return,
-                Ok(count) => self.keep(chunk.get(..count).unwrap_or(&[])),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
-        }
+        // An error is an end, too.
+        let _kept = io::copy(&mut source, &mut self.clone());
     }
 
     fn keep(&self, bytes: &[u8]) {
@@ -79,6 +72,18 @@ impl Console {
         let last = lines.get(end.saturating_sub(LAST_LINES)..end).unwrap_or(&[]).join(" | ");
         let clean: String = last.chars().filter(|character| !character.is_control()).collect();
         if clean.is_empty() { "(it printed nothing)".into() } else { clean }
+    }
+}
+
+/// Keeps what a guest prints, for a monitor that is told of it.
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.keep(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -32,7 +32,7 @@ mod process;
 
 pub use accelerator::{Accelerator, kvm_runs};
 pub use builder::{GuestBuilder, find_agent, qemu_program};
-pub use commands::Output;
+pub use commands::{Commands, Output};
 pub use console::Console;
 pub use error::Error;
 pub use guest::Guest;

@@ -7,6 +7,7 @@
 //! guest_peer interrupt PID               sends SIGINT to a process and waits for its end
 //! guest_peer kill PID                    the same with SIGKILL
 //! guest_peer hello CID PORT              dials a port over vsock and prints the first line that comes
+//! guest_peer hold CID PORT               dials a port over vsock, sends a line, and prints how the connection ends
 //! guest_peer activate PORT PROGRAM       says so when it listens, and runs a program with the listener, as
 //!                                        socket activation does
 //! guest_peer crossing PROGRAM            the guest's side of what it costs to cross into it, while the program, which is
@@ -16,7 +17,7 @@
 #![allow(unsafe_code, reason = "a descriptor changes its owner, and an option that no crate has")]
 
 use std::error::Error;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         ["interrupt", process] => end(process, Signal::INT),
         ["kill", process] => end(process, Signal::KILL),
         ["hello", cid, port] => hello(cid, port),
+        ["hold", cid, port] => hold(cid, port),
         ["crossing", program] => crossing(program),
         ["activate", port, program] => activate(port, program),
         _ => Err("wrong arguments: see the top of this program's source".into()),
@@ -120,6 +122,18 @@ fn hello(cid: &str, port: &str) -> Result<(), Box<dyn Error>> {
     let mut line = String::new();
     BufReader::new(dial(cid.parse()?, port.parse()?)?).read_line(&mut line)?;
     print!("{line}");
+    Ok(())
+}
+
+fn hold(cid: &str, port: &str) -> Result<(), Box<dyn Error>> {
+    let mut stream = dial(cid.parse()?, port.parse()?)?;
+    stream.write_all(b"held\n")?;
+    match stream.read_to_end(&mut Vec::new()) {
+        Ok(_) => println!("closed"),
+        // A read that begins after the reset is told that there is no connection.
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::NotConnected) => println!("reset"),
+        Err(error) => return Err(error.into()),
+    }
     Ok(())
 }
 

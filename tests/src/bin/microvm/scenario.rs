@@ -1,0 +1,188 @@
+//! What the guest goes through.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use scx_vsock::vsock::spec::{F_EVENT_IDX, F_VERSION_1};
+use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
+use scx_vsock_tests::guest::{begin_traffic, exchange_traffic_with};
+use scx_vsock_tests::microvm::processor::End;
+use scx_vsock_tests::microvm::{Guest, Paused};
+use scx_vsock_tests::peer::Peer;
+use scx_vsock_tests::told::Told;
+use serde_json::{Value, json};
+
+/// How long what must happen may take, in a guest that is emulated twice on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Restores one after another: more than the agent has sessions, so that each of them must end in the guest, too.
+const RESTORES: usize = 10;
+/// Stops at random moments of a transfer.
+const STOPS: usize = 10;
+/// Bytes each way on each connection of a transfer.
+const BYTES: u64 = 64 << 10;
+/// Bytes of one that does not come to its end.
+const ENDLESS: u64 = 1 << 30;
+/// Where the host waits for a connection of the guest.
+const HELD: u32 = 5000;
+
+/// What a guest is and how it is asked.
+pub struct Scenario {
+    guest: Guest,
+    run: RunControl,
+}
+
+impl Scenario {
+    /// For a guest whose agent is ready.
+    pub fn new(guest: Guest) -> Self {
+        Self { guest, run: RunControl::new() }
+    }
+
+    /// A client of the guest, on a session of its own.
+    fn client(&self) -> SchedStatsClient {
+        let agent = self.guest.handle().agent();
+        SchedStatsClient::builder(agent).control(&self.run).deadline(DEADLINE).build()
+    }
+
+    fn output(&self, command: &[&str]) -> Result<String> {
+        self.guest.shell().output(command, DEADLINE)
+    }
+
+    /// Does something while the guest is paused.
+    fn while_paused(self, change: impl FnOnce(Paused) -> Result<Paused>) -> Result<Self> {
+        let frozen = self.run.freeze();
+        let guest = change(self.guest.pause()?)?.resume()?;
+        drop(frozen);
+        Ok(Self { guest, run: self.run })
+    }
+
+    fn restored(self) -> Result<Self> {
+        self.while_paused(Paused::restored)
+    }
+
+    /// The driver is through with its initialisation, as far as the device knows.
+    pub fn negotiates(self) -> Result<Self> {
+        self.while_paused(|paused| {
+            let saved: Value = serde_json::from_str(&paused.saved()?)?;
+            let is = |pointer: &str, value: Value| saved.pointer(pointer) == Some(&value);
+            let ready = (0..3).all(|queue| is(&format!("/queues/{queue}/ready"), json!(true)));
+            let chosen = is("/features", json!(F_VERSION_1 | F_EVENT_IDX));
+            ensure!(is("/status", json!(15)) && chosen && ready, "the driver has not got through: {saved}");
+            Ok(paused)
+        })
+    }
+
+    /// What comes of the scheduler on the host is what comes of it in the guest.
+    pub fn answers(self) -> Result<Self> {
+        let client = self.client();
+        client.wait_for_scheduler(DEADLINE)?;
+        let meta = r#"{"req":"stats_meta","args":{}}"#;
+        let inside = self.output(&["guest_peer", "ask", "/var/run/scx/root/stats", meta])?;
+        let outside = String::from_utf8(client.request_raw(meta)?)?;
+        ensure!(
+            inside.trim_end() == outside && outside.len() > 500,
+            "{outside:?} on the host, {inside:?} in the guest"
+        );
+        let totals = |stats: &Value| stats.pointer("/totals/ctxt").and_then(Value::as_u64);
+        let (first, second) = (totals(&client.stats(&[])?), totals(&client.stats(&[])?));
+        ensure!(first.is_some() && first < second, "context switches go from {first:?} to {second:?}");
+        Ok(self)
+    }
+
+    /// Transfers go on rightly over stops at random moments.
+    pub fn stops_during_transfers(mut self) -> Result<Self> {
+        let (handle, shell) = (self.guest.handle(), self.guest.shell());
+        let transfer =
+            thread::spawn(move || exchange_traffic_with(handle, BYTES, |command| shell.run(command, DEADLINE)));
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..STOPS {
+            thread::sleep(Duration::from_millis(random.u64(0..200)));
+            self = self.while_paused(|paused| {
+                thread::sleep(Duration::from_millis(random.u64(0..50)));
+                Ok(paused)
+            })?;
+        }
+        let [outside, inside] = transfer.join().map_err(|_| anyhow::anyhow!("the transfer failed"))?;
+        println!("{outside} connections of the host and {inside} of the guest came and went");
+        Ok(self)
+    }
+
+    /// After each restore the sessions before have ended, on the host by the reason that it must be and in the guest by
+    /// the reset, and the same agent is reached.
+    pub fn restores(mut self) -> Result<Self> {
+        let agent = self.output(&["pidof", "scx-vsock-agent"])?;
+        for restore in 0..RESTORES {
+            self = self.restores_once().with_context(|| format!("restore {restore}"))?;
+        }
+        ensure!(agent == self.output(&["pidof", "scx-vsock-agent"])?, "the agent started again");
+        Ok(self)
+    }
+
+    fn restores_once(mut self) -> Result<Self> {
+        let listener = self.guest.handle().listen(HELD)?;
+        let shell = self.guest.shell();
+        self.output(&["sh", "-c", "kill -STOP $(pidof procsched)"])?;
+        let held = thread::spawn(move || shell.output(&["guest_peer", "hold", "2", &HELD.to_string()], DEADLINE));
+        let stream = listener.accept_within(DEADLINE)?;
+        stream.set_nonblocking(false)?;
+        let mut connection = Peer::new(stream);
+        ensure!(connection.line() == b"held\n");
+        let in_flight = |client: SchedStatsClient| thread::spawn(move || client.stats(&[]));
+        let (told, connected) = Told::new(self.guest.handle().agent());
+        let interrupted = in_flight(SchedStatsClient::builder(told).deadline(DEADLINE).build());
+        let (told, controlled_connected) = Told::new(self.guest.handle().agent());
+        let controlled = in_flight(SchedStatsClient::builder(told).control(&self.run).deadline(DEADLINE).build());
+        for connected in [connected, controlled_connected] {
+            connected.recv_timeout(DEADLINE)?;
+        }
+        self = self.restored()?;
+        let ends = [interrupted, controlled].map(|call| call.join().expect("no panic"));
+        let right = matches!(ends, [Err(SchedStatsError::AgentUnreachable { .. }), Err(SchedStatsError::DuringFreeze)]);
+        ensure!(right, "{ends:?}");
+        connection.expect_end();
+        ensure!(held.join().expect("no panic")? == "reset\n", "the guest's own connection was not reset");
+        self.output(&["sh", "-c", "kill -CONT $(pidof procsched)"])?;
+        self.client().stats(&[])?;
+        Ok(self)
+    }
+
+    /// A restore in the middle of transfers ends these, and the next ones get through.
+    pub fn restores_during_transfers(mut self) -> Result<Self> {
+        for restore in 0..3 {
+            let transfer = begin_traffic(self.guest.handle(), ENDLESS);
+            self.output(&["sh", "-c", &format!("guest_peer traffic {ENDLESS} </dev/null >/dev/null 2>&1 &")])?;
+            thread::sleep(Duration::from_millis(500 + 300 * restore));
+            self = self.restored()?;
+            ensure!(transfer.join().expect("no panic").is_err(), "an endless transfer ended");
+            self.output(&["sh", "-c", "killall -9 guest_peer; until ! pidof guest_peer; do usleep 20000; done"])?;
+            self.client().stats(&[])?;
+        }
+        let shell = self.guest.shell();
+        exchange_traffic_with(self.guest.handle(), BYTES, |command| shell.run(command, DEADLINE));
+        Ok(self)
+    }
+
+    /// The device is reset with its driver, and found again.
+    pub fn modules_come_and_go(self) -> Result<Self> {
+        for module in ["vmw_vsock_virtio_transport", "virtio_mmio"] {
+            self.client().stats(&[])?;
+            // A connection that still closes keeps the module in use, and the kernel gives no event for its end.
+            self.output(&["sh", "-c", &format!("until rmmod {module}; do usleep 20000; done")])?;
+            self.output(&["insmod", &format!("/lib/modules/{module}.ko")])?;
+            self.client().stats(&[])?;
+        }
+        Ok(self)
+    }
+
+    /// The guest turns itself off.
+    pub fn ends(self) -> Result<()> {
+        let shell = self.guest.shell();
+        let kicks = self.guest.pause()?;
+        ensure!(kicks.kick_exits() == 0, "{} kicks came as exits", kicks.kick_exits());
+        let guest = kicks.resume()?;
+        ensure!(shell.run(&["poweroff", "-f"], DEADLINE).is_err(), "the guest goes on");
+        ensure!(guest.wait_for_end(DEADLINE)? == End::PoweredOff);
+        Ok(())
+    }
+}

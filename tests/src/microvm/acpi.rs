@@ -1,0 +1,132 @@
+//! What the guest's kernel is told of its machine: the least of ACPI that describes one ("hardware-reduced", ACPI 6.5,
+//! 4.1), with two serial ports and a virtio-mmio device, since packaged kernels take none from their command line.
+
+use acpi_tables::aml::{self, Name, Path, ResourceTemplate};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use anyhow::Result;
+use scx_vsock::front::mmio::BYTES;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::memory_map::{ACPI, IO_APIC, LOCAL_APIC, REGISTERS, VSOCK_IRQ};
+use super::power;
+use super::serial::{COMMANDS, CONSOLE, Place};
+
+const OEM: [u8; 6] = *b"SCXVSK";
+const TABLE: [u8; 8] = *b"MICROVM ";
+const REVISION: u32 = 1;
+
+/// There is nothing of a PC's that a kernel would try and wait for: no graphics, no battery-backed clock.
+const NO_VGA: u16 = 1 << 2;
+const NO_CLOCK: u16 = 1 << 5;
+
+/// Tables begin at multiples of this.
+const ALIGNMENT: u64 = 64;
+
+/// Writes the tables; the root is at [`ACPI`].
+pub fn write(memory: &GuestMemoryMmap) -> Result<()> {
+    let mut tables = Tables { memory, next: ACPI.unchecked_add(ALIGNMENT) };
+    let devices = tables.add(&Definition(devices()))?;
+    let description = tables.add(&description(devices))?;
+    let interrupts = tables.add(&interrupts())?;
+    let mut list = XSDT::new(OEM, TABLE, REVISION);
+    list.add_entry(description.raw_value());
+    list.add_entry(interrupts.raw_value());
+    let list = tables.add(&list)?;
+    Ok(memory.write_slice(&bytes(&Rsdp::new(OEM, list.raw_value())), ACPI)?)
+}
+
+struct Tables<'a> {
+    memory: &'a GuestMemoryMmap,
+    next: GuestAddress,
+}
+
+impl Tables<'_> {
+    /// Writes a table behind those before it; gives where.
+    fn add(&mut self, table: &dyn Aml) -> Result<GuestAddress> {
+        let (address, bytes) = (self.next, bytes(table));
+        self.memory.write_slice(&bytes, address)?;
+        self.next = address.unchecked_add((bytes.len() as u64).next_multiple_of(ALIGNMENT));
+        Ok(address)
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// The fixed description: how the guest turns itself off, and that there is little else.
+fn description(devices: GuestAddress) -> impl Aml {
+    let mut table = FADTBuilder::new(OEM, TABLE, REVISION)
+        .dsdt_64(devices.raw_value())
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    table.iapc_boot_arch = (NO_VGA | NO_CLOCK).into();
+    table.sleep_control_reg = port(power::SLEEP_CONTROL);
+    table.sleep_status_reg = port(power::SLEEP_STATUS);
+    table.reset_reg = port(power::RESET);
+    table.reset_value = power::RESET_VALUE;
+    table.finalize()
+}
+
+fn port(number: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, number.into())
+}
+
+/// One processor and one interrupt controller.
+fn interrupts() -> impl Aml {
+    let mut table = MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(LOCAL_APIC));
+    table.add_structure(ProcessorLocalApic::new(0, 0, EnabledStatus::Enabled));
+    table.add_structure(IoApic::new(0, IO_APIC, 0));
+    table
+}
+
+/// A table of definitions.
+struct Definition(Vec<u8>);
+
+impl Aml for Definition {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
+        table.append_slice(&self.0);
+        sink.vec(table.as_slice());
+    }
+}
+
+fn devices() -> Vec<u8> {
+    let zero = 0u8;
+    let off = aml::Package::new(vec![&power::OFF, &zero, &zero, &zero]);
+    let off = Name::new(Path::new("_S5_"), &off);
+    [bytes(&off), serial("COM1", 1, CONSOLE), serial("COM2", 2, COMMANDS), vsock()].concat()
+}
+
+fn serial(name: &str, number: u8, place: Place) -> Vec<u8> {
+    let ports = aml::IO::new(place.port, place.port, 1, Place::PORTS);
+    device(name, &aml::EISAName::new("PNP0501"), number, &ports, place.irq)
+}
+
+/// "LNRO0005" is the identity of any virtio-mmio device; which one it is its registers tell.
+fn vsock() -> Vec<u8> {
+    let length = u32::try_from(BYTES).expect("few registers");
+    let registers = u32::try_from(REGISTERS).expect("below 4 GiB");
+    let registers = aml::Memory32Fixed::new(true, registers, length);
+    device("VSCK", &"LNRO0005", 0, &registers, VSOCK_IRQ)
+}
+
+/// A device with one range of addresses and one interrupt, which is an edge.
+fn device(name: &str, identity: &dyn Aml, number: u8, range: &dyn Aml, irq: u32) -> Vec<u8> {
+    let interrupt = aml::Interrupt::new(true, true, false, false, irq);
+    let identity = Name::new(Path::new("_HID"), identity);
+    let number = Name::new(Path::new("_UID"), &number);
+    let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![range, &interrupt]));
+    let path = Path::new(&format!("_SB_.{name}"));
+    bytes(&aml::Device::new(path, vec![&identity, &number, &resources]))
+}

@@ -1,0 +1,78 @@
+//! What the guest's accesses to ports and to addresses without memory reach.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use anyhow::Result;
+use scx_vsock::front::kvm::Irq;
+use scx_vsock::front::mmio::{BYTES, Mmio, QUEUE_NOTIFY};
+use scx_vsock::qemu::Console;
+use vm_memory::GuestMemoryMmap;
+
+use super::memory_map::REGISTERS;
+use super::power;
+use super::processor::End;
+use super::serial::{COMMANDS, CONSOLE, SerialPort};
+
+/// The vsock device of a guest on KVM.
+pub type Front = Mmio<Arc<GuestMemoryMmap>, Irq>;
+
+/// The guest's devices.
+#[derive(Debug)]
+pub struct Bus {
+    /// What the guest prints.
+    pub console: SerialPort<Console>,
+    /// What it is told to do.
+    pub commands: Arc<SerialPort<UnixStream>>,
+    /// The device under test.
+    pub vsock: Arc<Front>,
+    /// Kicks that came as exits, past KVM.
+    pub kick_exits: usize,
+}
+
+impl Bus {
+    /// The guest reads from a port. Where there is none, all bits are set.
+    pub fn read_port(&self, port: u16, data: &mut [u8]) -> Result<()> {
+        data.fill(0xff);
+        if let [byte] = data {
+            if let Some(register) = CONSOLE.register(port) {
+                *byte = self.console.read(register)?;
+            } else if let Some(register) = COMMANDS.register(port) {
+                *byte = self.commands.read(register)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest writes to a port; gives its end if that is what it wants.
+    pub fn write_port(&self, port: u16, data: &[u8]) -> Result<Option<End>> {
+        let &[byte] = data else { return Ok(None) };
+        if let Some(register) = CONSOLE.register(port) {
+            self.console.write(register, byte)?;
+        } else if let Some(register) = COMMANDS.register(port) {
+            self.commands.write(register, byte)?;
+        }
+        Ok(power::written(port, byte))
+    }
+
+    /// The guest reads where there is no memory.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        match offset(address) {
+            Some(offset) => self.vsock.read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// The guest writes where there is no memory.
+    pub fn write(&mut self, address: u64, data: &[u8]) {
+        if let Some(offset) = offset(address) {
+            self.kick_exits += usize::from(offset == QUEUE_NOTIFY);
+            self.vsock.write(offset, data);
+        }
+    }
+}
+
+/// The offset of a register of the vsock device.
+fn offset(address: u64) -> Option<u64> {
+    address.checked_sub(REGISTERS).filter(|&offset| offset < BYTES)
+}

@@ -1,0 +1,62 @@
+//! The processor as the guest sees it: what every processor of the last decade has, and no more.
+//!
+//! KVM says what it can do, and much of that depends on registers that a monitor would have to set first. A guest that
+//! is told of all of it may use what is not there: kernels panic at their beginning then. Nor has it the timer's
+//! deadline, which nested KVM under emulation does not keep.
+
+use anyhow::Result;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::Kvm;
+
+/// Leaves that are kept: identity and features, KVM's own, and the same of AMD.
+const LEAVES: [(u32, u32); 3] = [(0, 1), (0x4000_0000, 0x4000_0001), (0x8000_0000, 0x8000_0008)];
+
+/// Leaf 1, EDX: everything that x86-64 began with, floating point and SSE2 included.
+const FEATURES_EDX: u32 = 0x0789_fbff;
+/// Leaf 1, ECX: SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, the APIC by registers of the processor, POPCNT, and that there
+/// is a hypervisor.
+const FEATURES_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 21 | 1 << 23 | 1 << 31;
+/// Leaf 0x40000001, EAX: KVM's clock in both forms, and that it is stable.
+///
+/// A guest that ends interrupts without an exit is not for an emulator: QEMU's of SVM (7.2) keeps the interrupt that KVM
+/// injected until the next exit, and if another of its threads kicks the processor meanwhile, the guest gets it again,
+/// whether it takes interrupts or not; it then waits for a lock of its own.
+const KVM_CLOCK: u32 = 1 | 1 << 3 | 1 << 24;
+/// Leaf 0x80000001, EDX: those of leaf 1 again, SYSCALL, NX and long mode.
+const EXTENDED_EDX: u32 = 0x0183_f3ff | 1 << 11 | 1 << 20 | 1 << 29;
+/// Leaf 0x80000001, ECX: LAHF in long mode.
+const EXTENDED_ECX: u32 = 1;
+
+/// What the guest's one processor is.
+pub fn plain(kvm: &Kvm) -> Result<CpuId> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    let kept = supported.as_slice().iter().filter(|entry| is_kept(entry.function));
+    let entries: Vec<_> = kept.map(|entry| reduced(*entry)).collect();
+    CpuId::from_entries(&entries).map_err(|error| anyhow::anyhow!("the processor's features: {error:?}"))
+}
+
+fn is_kept(leaf: u32) -> bool {
+    LEAVES.iter().any(|&(first, last)| (first..=last).contains(&leaf))
+}
+
+fn reduced(mut entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
+    match entry.function {
+        // The last leaf of each kind.
+        0 => entry.eax = LEAVES[0].1,
+        0x8000_0000 => entry.eax = LEAVES[2].1,
+        1 => {
+            entry.ecx &= FEATURES_ECX;
+            entry.edx &= FEATURES_EDX;
+            // One processor, whose number is 0.
+            entry.ebx = entry.ebx & 0xff00 | 1 << 16;
+        }
+        0x4000_0001 => entry.eax &= KVM_CLOCK,
+        0x8000_0001 => {
+            entry.ecx &= EXTENDED_ECX;
+            entry.edx &= EXTENDED_EDX;
+        }
+        0x8000_0007 | 0x8000_0008 => (entry.ebx, entry.ecx) = (0, 0),
+        _ => {}
+    }
+    entry
+}

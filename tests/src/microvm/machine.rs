@@ -1,0 +1,82 @@
+//! A machine on KVM, without a processor: memory, an interrupt controller, and the vsock device.
+#![allow(unsafe_code, reason = "KVM is given the memory's address")]
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VmFd};
+use scx_vsock::front::kvm::{Irq, unwatch_kicks, watch_kicks};
+use scx_vsock::front::mmio::{Mmio, State};
+use scx_vsock::vsock::Device;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::bus::Front;
+use super::memory_map::{REGISTERS, VSOCK_IRQ};
+use crate::device_thread::DeviceThread;
+
+/// Three pages below 4 GiB that some processors need.
+const TSS: usize = 0xfffb_d000;
+
+/// The guest's CID.
+const CID: u64 = 3;
+
+/// A machine.
+#[derive(Debug)]
+pub struct Machine {
+    /// KVM's part of it.
+    pub vm: VmFd,
+    /// Its memory, which begins at 0.
+    pub memory: Arc<GuestMemoryMmap>,
+}
+
+impl Machine {
+    /// A machine with this many bytes of memory.
+    pub fn new(kvm: &Kvm, bytes: usize) -> Result<Self> {
+        let vm = kvm.create_vm()?;
+        vm.set_tss_address(TSS)?;
+        vm.create_irq_chip()?;
+        vm.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() })?;
+        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)])?);
+        let region = memory.find_region(GuestAddress(0)).context("no memory at 0")?;
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: region.len(),
+            userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
+        };
+        // SAFETY: only a processor reaches the memory, and each holds on to it.
+        unsafe { vm.set_user_memory_region(region)? };
+        Ok(Self { vm, memory })
+    }
+
+    /// A vsock device, as it was when its state was saved if there is one; it is paused then.
+    pub fn vsock(&self, saved: Option<&str>) -> Result<Arc<Front>> {
+        let (device, interrupt) = (Device::new(CID)?, Irq::connect(&self.vm, VSOCK_IRQ)?);
+        let memory = Arc::clone(&self.memory);
+        let front = match saved {
+            None => Mmio::new(device, memory, interrupt)?,
+            Some(saved) => Mmio::restore(device, memory, interrupt, &serde_json::from_str::<State>(saved)?)?,
+        };
+        watch_kicks(&self.vm, REGISTERS, &front)?;
+        Ok(Arc::new(front))
+    }
+
+    /// Serves the device on a thread with an event manager.
+    #[must_use]
+    pub fn serve(front: &Arc<Front>) -> DeviceThread {
+        DeviceThread::serving_fronts(vec![Arc::clone(front)])
+    }
+
+    /// Ends a device whose guest goes on.
+    pub fn end_vsock(&self, front: Arc<Front>, served: DeviceThread) -> Result<()> {
+        unwatch_kicks(&self.vm, REGISTERS, &front)?;
+        if let Ok((_, error)) = served.errors.try_recv() {
+            return Err(error.into());
+        }
+        drop(served);
+        Arc::into_inner(front).context("the device is still in use")?;
+        Ok(())
+    }
+}
