@@ -12,7 +12,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scx_vsock::READY_PORT;
 use scx_vsock::front::kvm::Irq;
 use scx_vsock::qemu::{Commands, Console, Output};
-use scx_vsock::vsock::ready::says_hello;
 use scx_vsock::vsock::{Handle, Listener};
 
 use super::bus::Bus;
@@ -20,6 +19,7 @@ use super::machine::Machine;
 use super::processor::{End, Processor, Running};
 use super::serial::{COMMANDS, CONSOLE, SerialPort};
 use super::{acpi, kernel};
+use crate::agent::HELLO;
 use crate::device_thread::DeviceThread;
 
 /// What of a guest outlives its pauses.
@@ -36,12 +36,20 @@ pub struct Shell(Arc<Mutex<Commands>>);
 
 impl Shell {
     /// Runs a command to its end or at most this long.
+    ///
+    /// # Errors
+    ///
+    /// As [`Commands::run`].
     pub fn run(&self, arguments: &[&str], within: Duration) -> Result<Output> {
         let mut commands = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         commands.run(arguments, within).with_context(|| format!("{arguments:?} in the guest"))
     }
 
     /// What a command prints, which must succeed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Commands::run`], and if it fails, with what it printed.
     pub fn output(&self, arguments: &[&str], within: Duration) -> Result<String> {
         let output = self.run(arguments, within)?;
         let [said, complaints] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
@@ -70,6 +78,10 @@ pub struct Paused {
 impl Guest {
     /// Boots an image whose first process takes commands on the second serial port, on a machine with this many bytes
     /// of memory, and waits until its agent is ready. What it prints goes to `console`.
+    ///
+    /// # Errors
+    ///
+    /// What KVM refuses, or why the agent is not ready `within` this time.
     pub fn boot(
         kvm: &Kvm,
         bytes: usize,
@@ -105,7 +117,7 @@ impl Guest {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match ready.accept() {
-                Ok(stream) if says_hello(&stream, left) => return Ok(()),
+                Ok(stream) => return says_hello(stream, left),
                 Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error.into()),
                 _ => {}
             }
@@ -132,6 +144,10 @@ impl Guest {
     }
 
     /// How the guest ends, which it must within this time.
+    ///
+    /// # Errors
+    ///
+    /// If it does not end, or its processor could not go on.
     pub fn wait_for_end(self, within: Duration) -> Result<End> {
         let timeout = Timespec::try_from(within)?;
         ensure!(poll(&mut [PollFd::new(&self.running, PollFlags::IN)], Some(&timeout))? > 0, "the guest does not end");
@@ -139,6 +155,10 @@ impl Guest {
     }
 
     /// Stops the processor, then the device.
+    ///
+    /// # Errors
+    ///
+    /// If the guest has ended by itself.
     pub fn pause(self) -> Result<Paused> {
         let (processor, bus) = self.running.stop()?;
         bus.vsock.pause();
@@ -153,17 +173,29 @@ impl Paused {
     }
 
     /// Goes on: the device, then the processor.
+    ///
+    /// # Errors
+    ///
+    /// What the interrupt or the host's kernel refuses.
     pub fn resume(self) -> Result<Guest> {
         self.bus.vsock.resume()?;
         self.start()
     }
 
     /// What is saved of the device.
+    ///
+    /// # Errors
+    ///
+    /// As `Mmio::snapshot`.
     pub fn saved(&self) -> Result<String> {
         Ok(serde_json::to_string(&self.bus.vsock.snapshot()?)?)
     }
 
     /// Saves the device, ends it, and restores another one from that.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong with the device before, or why there is no other one.
     pub fn restored(self) -> Result<Self> {
         let saved = self.saved()?;
         let Self { processor, bus, kept: Kept { machine, served, shell } } = self;
@@ -184,6 +216,16 @@ impl Paused {
     pub fn kick_exits(&self) -> usize {
         self.bus.kick_exits
     }
+}
+
+/// The agent's Ready begins as its sessions do.
+fn says_hello(mut stream: UnixStream, within: Duration) -> Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
+    let mut hello = [0; HELLO.len()];
+    stream.read_exact(&mut hello).context("the agent's hello")?;
+    ensure!(hello == HELLO.as_bytes(), "{:?} is not the agent's hello", String::from_utf8_lossy(&hello));
+    Ok(())
 }
 
 /// Types what comes at a serial port, until its end.

@@ -5,16 +5,17 @@
 //! thread of its own, whose exits reach the devices on the [`bus`]. A [`Guest`] is stopped by [`Guest::pause`], and a
 //! [`Paused`] one goes on, with the device that it had or with one that was restored from what was saved of that.
 
-pub mod acpi;
-pub mod bus;
-pub mod cpuid;
-pub mod guest;
-pub mod kernel;
-pub mod machine;
-pub mod memory_map;
-pub mod power;
-pub mod processor;
-pub mod serial;
+mod acpi;
+mod bus;
+mod cpuid;
+mod guest;
+mod kernel;
+mod machine;
+mod memory_map;
+mod power;
+mod processor;
+mod serial;
 
-pub use guest::{Guest, Paused};
+pub use guest::{Guest, Paused, Shell};
 pub use kernel::Image;
+pub use processor::End;
