@@ -5,10 +5,17 @@ use std::fs;
 use std::time::Duration;
 
 use scx_vsock_tests::guest::{Kernel, builder};
+use scx_vsock_tests::microvm::STUCK;
 
 const MICROVM: &str = env!("CARGO_BIN_EXE_microvm");
 const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
 const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
+
+/// How long the program may take. It has limits of its own.
+const ENDS: Duration = Duration::from_secs(270);
+
+/// How often a guest is booted that its emulated processor lets down.
+const ATTEMPTS: usize = 3;
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
@@ -26,9 +33,14 @@ fn a_linux_driver_gets_through_with_the_registers() {
         .file(&initramfs, "/microvm/initramfs")
         .boot()
         .unwrap();
-    let arguments = ["microvm", "/microvm/vmlinuz", "/microvm/initramfs"];
-    let output = guest.run_within(&arguments, Duration::from_secs(330)).unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status, 0, "{said}{}\n{}", String::from_utf8_lossy(&output.stderr), guest.console().text());
-    println!("{said}");
+    for attempt in 1.. {
+        let output = guest.run_within(&["microvm", "/microvm/vmlinuz", "/microvm/initramfs"], ENDS).unwrap();
+        let [said, complaints] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        println!("{said}{complaints}");
+        // The emulator's fault, of which no device can be the reason.
+        if output.status == 0 || attempt == ATTEMPTS || !complaints.contains(STUCK) {
+            assert_eq!(output.status, 0, "{}", guest.console().text());
+            break;
+        }
+    }
 }

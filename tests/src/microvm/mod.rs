@@ -18,4 +18,4 @@ mod serial;
 
 pub use guest::{Guest, Paused, Shell};
 pub use kernel::Image;
-pub use processor::End;
+pub use processor::{End, STUCK};

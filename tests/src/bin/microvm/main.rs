@@ -22,10 +22,10 @@ use scx_vsock_tests::microvm::{Guest, Image};
 use scenario::Scenario;
 
 /// How long the guest may take until its agent is ready, where it is emulated twice.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(60);
 
 /// How long all of it may take.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// The guest's memory.
 const MEMORY: usize = 256 << 20;

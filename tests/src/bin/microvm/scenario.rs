@@ -13,7 +13,7 @@ use scx_vsock_tests::told::Told;
 use serde_json::{Value, json};
 
 /// How long what must happen may take, in a guest that is emulated twice on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Restores one after another: more than the agent has sessions, so that each of them must end in the guest, too.
 const RESTORES: usize = 10;
