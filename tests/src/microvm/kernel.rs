@@ -94,8 +94,8 @@ pub fn enter_long_mode(memory: &GuestMemoryMmap, special: &mut kvm_sregs) -> Res
     }
     (special.gdt.base, special.gdt.limit) = (GDT.raw_value(), 4 * 8 - 1);
     special.idt.limit = 0;
-    special.cs = segment(2, 0xb);
-    let data = segment(3, 0x3);
+    special.cs = flat_segment(2, 0xb, true);
+    let data = flat_segment(3, 0x3, false);
     (special.ds, special.es, special.fs, special.gs, special.ss) = (data, data, data, data, data);
     special.cr0 |= PROTECTED | PAGING;
     special.cr3 = PAGE_TABLES.raw_value();
@@ -117,9 +117,9 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<()> {
     Ok(())
 }
 
-/// All addresses, for 64-bit code or for data.
-fn segment(index: u16, kind: u8) -> kvm_segment {
-    let is_code = u8::from(kind & 8 != 0);
+/// All addresses, for code (which is 64-bit code if it is `long`) or for data.
+#[must_use]
+pub fn flat_segment(index: u16, kind: u8, long: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: u32::MAX,
@@ -127,9 +127,9 @@ fn segment(index: u16, kind: u8) -> kvm_segment {
         type_: kind,
         present: 1,
         dpl: 0,
-        db: 1 - is_code,
+        db: u8::from(!long),
         s: 1,
-        l: is_code,
+        l: u8::from(long),
         g: 1,
         ..kvm_segment::default()
     }

@@ -38,16 +38,7 @@ impl Machine {
         vm.create_irq_chip()?;
         vm.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() })?;
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)])?);
-        let region = memory.find_region(GuestAddress(0)).context("no memory at 0")?;
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: region.len(),
-            userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
-        };
-        // SAFETY: only a processor reaches the memory, and each holds on to it.
-        unsafe { vm.set_user_memory_region(region)? };
+        add_memory(&vm, &memory)?;
         Ok(Self { vm, memory })
     }
 
@@ -79,4 +70,23 @@ impl Machine {
         Arc::into_inner(front).context("the device is still in use")?;
         Ok(())
     }
+}
+
+/// Gives a machine its memory, which begins at address 0. Whoever runs its processor holds on to the memory meanwhile.
+///
+/// # Errors
+///
+/// What KVM refuses.
+pub fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
+    let region = memory.find_region(GuestAddress(0)).context("no memory at 0")?;
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: region.len(),
+        userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
+    };
+    // SAFETY: only a processor reaches the memory, and that is held on to as long as one can run.
+    unsafe { vm.set_user_memory_region(region)? };
+    Ok(())
 }

@@ -17,5 +17,6 @@ mod processor;
 mod serial;
 
 pub use guest::{Guest, Paused, Shell};
-pub use kernel::Image;
+pub use kernel::{Image, flat_segment};
+pub use machine::add_memory;
 pub use processor::{End, STUCK};
