@@ -187,6 +187,14 @@ impl GuestBuilder {
     }
 
     /// A file of this host that is to be in the guest at this path, as it is.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), scx_vsock::qemu::Error> {
+    /// let builder = scx_vsock::qemu::Guest::builder().kernel("/boot/vmlinuz").file("work.json", "/etc/work.json");
+    /// builder.boot()?.run(&["cat", "/etc/work.json"])?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn file(mut self, file: impl Into<PathBuf>, guest_path: impl Into<String>) -> Self {
         self.files.push((file.into(), guest_path.into()));
         self

@@ -34,6 +34,18 @@ pub struct Output {
 }
 
 /// The line of commands into a guest.
+///
+/// ```no_run
+/// use std::os::unix::net::UnixStream;
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // -chardev socket,id=commands,path=/run/guest1.commands,server=on -serial chardev:commands
+/// let mut commands = scx_vsock::qemu::Commands::new(UnixStream::connect("/run/guest1.commands")?);
+/// println!("{:?}", commands.run(&["uptime"], Duration::from_secs(10))?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Commands {
     stream: UnixStream,
@@ -44,12 +56,32 @@ pub struct Commands {
 impl Commands {
     /// Commands for the guest whose second serial port this is, and whose initramfs is that of
     /// [`GuestBuilder::initramfs`](super::GuestBuilder::initramfs).
+    ///
+    /// ```
+    /// let (host, guest) = std::os::unix::net::UnixStream::pair()?;
+    /// let commands = scx_vsock::qemu::Commands::new(host);
+    /// # drop((commands, guest));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
         Self { stream, broken: None }
     }
 
     /// Runs a command to its end.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (host, mut guest) = std::os::unix::net::UnixStream::pair()?;
+    /// guest.write_all(b"0 3 0\nup\n")?; // a status and two sizes, then both outputs
+    /// let output = scx_vsock::qemu::Commands::new(host).run(&["uptime"], Duration::from_secs(10))?;
+    /// assert_eq!((output.status, output.stdout), (0, b"up\n".to_vec()));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
