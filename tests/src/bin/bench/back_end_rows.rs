@@ -45,19 +45,21 @@ impl Connected {
     }
 }
 
-fn round_trip(programs: &Programs) -> Row {
-    const ROUNDS: usize = 20;
-    const TIMES: usize = 500;
+/// Measures both in turn, so often.
+fn compare(programs: &Programs, name: &'static str, rounds: usize, measure: fn(&mut Connected) -> Vec<f64>) -> Row {
     let mut both = Connected::both(programs);
     let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for (connected, times) in both.iter_mut().zip(&mut times) {
-            times.extend(echoed(connected, TIMES));
+            times.extend(measure(connected));
         }
     }
     let [mut ours, mut theirs] = times;
-    let name = "back end, round trip of 4 KiB / vhost-device-vsock, us";
     Row::of(name, &mut ours, &mut theirs, Goal::Ratio(0.5))
+}
+
+fn round_trip(programs: &Programs) -> Row {
+    compare(programs, "back end, round trip of 4 KiB / vhost-device-vsock, us", 20, |connected| echoed(connected, 500))
 }
 
 /// Microseconds of each of so many round trips through the guest.
@@ -87,18 +89,8 @@ fn echoed(connected: &mut Connected, times: usize) -> Vec<f64> {
 const PACKET: u32 = 64 * 1024;
 
 fn throughput(programs: &Programs) -> Row {
-    const ROUNDS: usize = 7;
-    const PACKETS: usize = 4096;
-    let mut both = Connected::both(programs);
-    let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..ROUNDS {
-        for (connected, times) in both.iter_mut().zip(&mut times) {
-            times.push(sent(connected, PACKETS));
-        }
-    }
-    let [mut ours, mut theirs] = times;
     let name = "back end, 256 MiB in packets of 64 KiB / vhost-device-vsock, us";
-    Row::of(name, &mut ours, &mut theirs, Goal::Ratio(0.5))
+    compare(programs, name, 7, |connected| vec![sent(connected, 4096)])
 }
 
 /// Microseconds until the host has read so many packets, which the guest sends as credit allows.
