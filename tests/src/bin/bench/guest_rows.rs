@@ -11,6 +11,7 @@ use scx_vsock::qemu::{Guest, GuestBuilder};
 use scx_vsock_tests::back_end::BackEnd;
 use scx_vsock_tests::crossing::{ECHO, INSIDE, REQUEST, SOCAT, median, requests};
 use scx_vsock_tests::guest::{TypedQemu, builder};
+use scx_vsock_tests::peer::Peer;
 
 use crate::row::{Goal, Row};
 use crate::{Measure, Programs};
@@ -105,12 +106,11 @@ fn wait_for(command: &Path, hybrid: &Path) {
 }
 
 fn hybrid(back_end: &BackEnd, port: u32) -> UnixStream {
-    let mut stream = UnixStream::connect(back_end.hybrid()).unwrap();
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).unwrap();
-    let mut answer = String::new();
-    BufReader::new(&stream).read_line(&mut answer).unwrap();
-    assert!(answer.starts_with("OK "), "port {port}: {answer:?}");
-    stream
+    let mut program = Peer::connect(&back_end.hybrid());
+    program.send(format!("CONNECT {port}\n"));
+    let answer = program.line();
+    assert!(answer.starts_with(b"OK "), "port {port}: {}", String::from_utf8_lossy(&answer));
+    program.stream().try_clone().unwrap()
 }
 
 fn crossing(programs: &Programs) -> Row {
