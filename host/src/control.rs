@@ -1,11 +1,11 @@
 //! Run-wide stops: freezes, cancel, watchdog.
 //!
 //! [`RunControl`] is what a monitor's own code holds; a client that was built with one ends its calls when it says so.
-//! Its state is a few atomic numbers, and who waits is woken through a descriptor of its own, so that
-//! stopping takes no lock.
+//! Its state is a few atomic numbers, and all who wait are woken through one descriptor, so that stopping takes no
+//! lock and hardly depends on how many they are.
 
+mod alarms;
 mod stops;
-mod wakers;
 mod watchdog;
 
 use std::fmt;

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use shuttle::sync::atomic::{AtomicBool, AtomicUsize};
+use shuttle::sync::atomic::AtomicUsize;
 use shuttle::sync::{Condvar, Mutex};
 use shuttle::{check_dfs, check_pct, check_random, thread};
 
@@ -17,108 +17,130 @@ use crate::control::{Entry, Stops};
 use crate::error::SchedStatsError;
 use crate::wake::Notify;
 
-/// A waiter can block on it.
+/// A waiter can block on several, as on the kernel's poll, until one of them is there: the first of those.
 trait Ring: Notify + Send + Sync + 'static {
-    fn wait(&self);
+    fn wait_for_any(bells: &[&Self]) -> Option<usize>;
 }
 
-#[derive(Debug)]
-struct Bell {
-    rung: Mutex<bool>,
-    changed: Condvar,
+shuttle::lazy_static! {
+    /// Told of each bell that is rung. All bells of a run of the checker's have it.
+    static ref RUNG: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 }
+
+/// Changes and is looked at under the lock of [`RUNG`], where the checker switches threads.
+#[derive(Debug)]
+struct Bell(std::sync::atomic::AtomicBool);
 
 impl Notify for Bell {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { rung: Mutex::new(false), changed: Condvar::new() })
+        Ok(Self(false.into()))
     }
 
     fn notify(&self) {
-        *self.rung.lock().unwrap() = true;
-        self.changed.notify_all();
+        let _lock = RUNG.0.lock().unwrap();
+        self.0.store(true, Ordering::SeqCst);
+        RUNG.1.notify_all();
     }
 
     fn clear(&self) {
-        *self.rung.lock().unwrap() = false;
+        let _lock = RUNG.0.lock().unwrap();
+        self.0.store(false, Ordering::SeqCst);
     }
 }
 
 impl Ring for Bell {
-    fn wait(&self) {
-        let mut rung = self.rung.lock().unwrap();
-        while !*rung {
-            rung = self.changed.wait(rung).unwrap();
+    fn wait_for_any(bells: &[&Self]) -> Option<usize> {
+        let mut lock = RUNG.0.lock().unwrap();
+        loop {
+            let rung = bells.iter().position(|bell| bell.0.load(Ordering::SeqCst));
+            if rung.is_some() {
+                return rung;
+            }
+            lock = RUNG.1.wait(lock).unwrap();
         }
-        *rung = false;
     }
 }
 
 /// A bell that only wakes who waits already.
-struct Forgetful(Bell);
+struct Forgetful;
 
 impl Notify for Forgetful {
     fn new() -> std::io::Result<Self> {
-        Bell::new().map(Self)
+        Ok(Self)
     }
 
     fn notify(&self) {
-        self.0.changed.notify_all();
+        RUNG.1.notify_all();
     }
 
     fn clear(&self) {}
 }
 
 impl Ring for Forgetful {
-    fn wait(&self) {
-        let _woken = self.0.changed.wait(self.0.rung.lock().unwrap()).unwrap();
+    fn wait_for_any(_: &[&Self]) -> Option<usize> {
+        let _woken = RUNG.1.wait(RUNG.0.lock().unwrap()).unwrap();
+        None
     }
 }
 
 /// One call of a client.
-struct Call<N> {
+struct Call<N: Notify> {
     entry: Entry<N>,
-    /// Its deadline has passed: set by a thread that then wakes it, as the kernel does.
-    late: Arc<AtomicBool>,
+    clock: Arc<Clock<N>>,
+    /// How often it was; no step of the checker's.
+    woken: std::sync::atomic::AtomicUsize,
+}
+
+/// The deadline of a call, which passes at a moment of the checker's choice.
+struct Clock<N> {
+    /// No step of the checker's: the kernel looks at its clock as it signals.
+    late: std::sync::atomic::AtomicBool,
+    bell: N,
+}
+
+impl<N: Notify> Clock<N> {
+    fn pass(&self) {
+        self.late.store(true, Ordering::SeqCst);
+        self.bell.notify();
+    }
 }
 
 impl<N: Ring> Call<N> {
     fn begin(stops: &Arc<Stops<N>>) -> Result<Self, SchedStatsError> {
-        Ok(Self { entry: stops.enter()?, late: Arc::default() })
-    }
-
-    /// A clock that ends this call at a moment of the checker's choice.
-    fn deadline(&self) -> thread::JoinHandle<()> {
-        let (late, wake) = (Arc::clone(&self.late), Arc::clone(self.entry.wake()));
-        thread::spawn(move || {
-            late.store(true, Ordering::SeqCst);
-            wake.notify();
-        })
+        let clock = Clock { late: false.into(), bell: N::new().unwrap() };
+        Ok(Self { entry: stops.enter()?, clock: Arc::new(clock), woken: 0.into() })
     }
 
     /// Waits for an answer that never comes, as a request in flight does.
     fn wait_for_ever(&self) -> SchedStatsError {
         loop {
             match self.interrupted() {
-                Ok(()) => self.entry.wake().wait(),
+                Ok(()) => self.wait_or(None),
                 Err(error) => return error,
             }
+        }
+    }
+
+    fn wait_or(&self, turn: Option<&N>) {
+        let bells: Vec<_> = [self.entry.wake(), &self.clock.bell].into_iter().chain(turn).collect();
+        let rung = N::wait_for_any(&bells);
+        self.woken.fetch_add(1, Ordering::SeqCst);
+        if rung == Some(0) {
+            self.entry.woken();
         }
     }
 }
 
 impl<N: Ring> Waiting<N> for Call<N> {
-    fn wake(&self) -> &Arc<N> {
-        self.entry.wake()
-    }
-
-    fn sleep(&self) -> Result<(), SchedStatsError> {
-        self.entry.wake().wait();
+    fn sleep(&self, turn: &N) -> Result<(), SchedStatsError> {
+        self.wait_or(Some(turn));
+        turn.clear();
         Ok(())
     }
 
     fn interrupted(&self) -> Result<(), SchedStatsError> {
         self.entry.stopped()?;
-        if self.late.load(Ordering::SeqCst) { Err(SchedStatsError::TimedOut { after_ms: 1 }) } else { Ok(()) }
+        if self.clock.late.load(Ordering::SeqCst) { Err(SchedStatsError::TimedOut { after_ms: 1 }) } else { Ok(()) }
     }
 }
 
@@ -190,11 +212,9 @@ fn give_up() {
     let client = Client::<Bell>::new();
     let (first, second) = (Call::begin(&client.stops).unwrap(), Call::begin(&client.stops).unwrap());
     let turn = client.turns.take(&first).unwrap();
-    let late = Arc::clone(&second.late);
-    let wake = Arc::clone(second.wake());
+    let clock = Arc::clone(&second.clock);
     let comes = spawn(&client, move |client| client.turns.take(&second).map(drop));
-    late.store(true, Ordering::SeqCst);
-    wake.notify();
+    clock.pass();
     drop(turn);
     let outcome = comes.join().unwrap();
     assert!(matches!(outcome, Ok(()) | Err(SchedStatsError::TimedOut { .. })));
@@ -208,7 +228,8 @@ fn hurry(patient: usize, hurried: usize) {
     let hurried = (0..hurried).map(|_| {
         spawn(&client, |client| {
             let call = Call::begin(&client.stops).unwrap();
-            let clock = call.deadline();
+            let clock = Arc::clone(&call.clock);
+            let clock = thread::spawn(move || clock.pass());
             let outcome = client.count(&call);
             clock.join().unwrap();
             outcome
@@ -235,6 +256,57 @@ fn freeze_meets_a_call<N: Ring>() {
     client.stops.thaw();
     assert_eq!(waits.join().unwrap(), SchedStatsError::DuringFreeze);
     assert!(Call::begin(&client.stops).is_ok());
+}
+
+/// A call begins right behind a freeze that another one has yet to learn of.
+fn begin_behind_a_freeze() {
+    let client = Client::<Bell>::new();
+    let before = Call::begin(&client.stops).unwrap();
+    let before = thread::spawn(move || before.wait_for_ever());
+    client.stops.freeze();
+    client.stops.thaw();
+    let behind = Call::begin(&client.stops).unwrap();
+    let clock = Arc::clone(&behind.clock);
+    let behind = thread::spawn(move || behind.wait_for_ever());
+    assert_eq!(before.join().unwrap(), SchedStatsError::DuringFreeze);
+    clock.pass();
+    assert_eq!(behind.join().unwrap(), SchedStatsError::TimedOut { after_ms: 1 });
+}
+
+/// A freeze signals a call that it keeps from beginning, and the next calls have the same signal.
+fn begin_with_a_signal_that_is_there() {
+    let client = Client::<Bell>::new();
+    let freeze = spawn(&client, |client| {
+        client.stops.freeze();
+        client.stops.thaw();
+    });
+    drop(Call::begin(&client.stops));
+    freeze.join().unwrap();
+    let wait = |call: Call<Bell>| {
+        thread::spawn(move || {
+            assert_eq!(call.wait_for_ever(), SchedStatsError::DuringFreeze);
+            let woken = call.woken.load(Ordering::SeqCst);
+            assert!(woken <= 2, "woken {woken} times: once by the freeze before, once by its own");
+        })
+    };
+    let (first, second) = (Call::begin(&client.stops).unwrap(), Call::begin(&client.stops).unwrap());
+    let (first, second) = (wait(first), wait(second));
+    client.stops.freeze();
+    client.stops.thaw();
+    first.join().unwrap();
+    second.join().unwrap();
+}
+
+/// A freeze meets calls as one of them takes back the signal of the freeze before.
+fn freeze_meets_a_signal_that_is_there() {
+    let client = Client::<Bell>::new();
+    let calls = [Call::begin(&client.stops).unwrap(), Call::begin(&client.stops).unwrap()];
+    client.stops.signal_late();
+    let waiting = calls.map(|call| thread::spawn(move || call.wait_for_ever()));
+    client.stops.freeze();
+    for waits in waiting {
+        assert_eq!(waits.join().unwrap(), SchedStatsError::DuringFreeze);
+    }
 }
 
 /// Calls begin, stand in line and wait while the run is frozen, thawed and then cancelled.
@@ -282,6 +354,24 @@ fn a_turn_that_comes_as_its_call_gives_up_is_passed_on() {
 #[test]
 fn every_order_of_a_freeze_and_a_call_ends_the_call() {
     check_every_order(freeze_meets_a_call::<Bell>);
+}
+
+#[test]
+fn a_call_that_begins_behind_a_freeze_takes_no_signal_from_those_before() {
+    check_random(begin_behind_a_freeze, 20_000);
+    check_pct(begin_behind_a_freeze, 20_000, 4);
+}
+
+#[test]
+fn a_signal_for_a_call_that_could_not_begin_neither_keeps_the_next_ones_awake_nor_hides_their_own() {
+    check_random(begin_with_a_signal_that_is_there, 20_000);
+    check_pct(begin_with_a_signal_that_is_there, 20_000, 4);
+}
+
+#[test]
+fn who_takes_back_a_signal_that_was_for_nobody_leaves_the_next_one_to_all() {
+    check_random(freeze_meets_a_signal_that_is_there, 50_000);
+    check_pct(freeze_meets_a_signal_that_is_there, 50_000, 4);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What the modules that are model-checked take from the standard library: [`control::stops`](crate::control),
-//! its wakers, and the client's turns. Under `cfg(shuttle)` the types have the same names, and every step of theirs
+//! its alarms, and the client's turns. Under `cfg(shuttle)` the types have the same names, and every step of theirs
 //! is a choice of the model checker's.
 
 #[cfg(not(shuttle))]

@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::error::SchedStatsError;
+
 /// A signal that stays from [`notify`](Self::notify) to [`clear`](Self::clear), so that one that comes before its waiter
 /// waits is not lost. What waits for it is the waiter's own business.
 pub(crate) trait Notify: Sized {
@@ -18,6 +20,11 @@ pub(crate) trait Notify: Sized {
 
     /// Takes the signal back.
     fn clear(&self);
+}
+
+/// What a call returns that has no signal to wait for.
+pub(crate) fn no_descriptor(error: io::Error) -> SchedStatsError {
+    SchedStatsError::unreachable(format!("no descriptor to wait with: {error}"))
 }
 
 /// A descriptor that is readable while the signal stays.

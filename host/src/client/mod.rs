@@ -412,7 +412,7 @@ impl SchedStatsClient {
                 Poll::Pending => {}
             }
             let stream = conversation.fd().map(|fd| (fd, conversation.interest()));
-            if let Err(error) = wait.interrupted().and_then(|()| wait.sleep_beside(stream)) {
+            if let Err(error) = wait.until_ready(stream) {
                 conversation.abandon();
                 return Err(error);
             }

@@ -10,20 +10,17 @@ use std::sync::{Arc, PoisonError};
 
 use crate::error::SchedStatsError;
 use crate::sync::{Mutex, MutexGuard};
-use crate::wake::{Notify, Wake};
+use crate::wake::{Notify, Wake, no_descriptor};
 
 /// How a call waits.
 pub(crate) trait Waiting<N> {
-    /// What wakes this call.
-    fn wake(&self) -> &Arc<N>;
-
-    /// Waits until this call is woken or its time is over, and takes the signal back; which it was is for
+    /// Waits until `turn` is signalled, which it takes back, or something else ends this call, which is for
     /// [`interrupted`](Self::interrupted) to say.
     ///
     /// # Errors
     ///
     /// If waiting itself fails.
-    fn sleep(&self) -> Result<(), SchedStatsError>;
+    fn sleep(&self, turn: &N) -> Result<(), SchedStatsError>;
 
     /// Whether anything other than its turn ends this call.
     ///
@@ -62,7 +59,7 @@ impl<T, N: Notify> Turns<T, N> {
     }
 
     fn stand_in_line(&self, wait: &impl Waiting<N>) -> Result<(), SchedStatsError> {
-        let me = wait.wake();
+        let me = &Arc::new(N::new().map_err(no_descriptor)?);
         self.queue().waiting.push_back(Arc::clone(me));
         let mut end = Ok(());
         loop {
@@ -76,7 +73,7 @@ impl<T, N: Notify> Turns<T, N> {
             }
             drop(queue);
             // Whatever ends the wait, a turn that has come by then is taken and passed on in good order.
-            end = wait.sleep().and_then(|()| wait.interrupted());
+            end = wait.sleep(me).and_then(|()| wait.interrupted());
         }
     }
 
@@ -172,10 +169,13 @@ mod tests {
         wait(Duration::from_secs(20))
     }
 
+    fn turn() -> Arc<Wake> {
+        Arc::new(Wake::new().unwrap())
+    }
+
     #[test]
     fn the_turn_goes_to_who_came_first() {
-        let (first, second) = (long(), long());
-        let (first, second) = (first.wake(), second.wake());
+        let (first, second) = (&turn(), &turn());
         let mut queue = Queue { taken: true, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second)]) };
         assert!(!queue.take_if_first(first));
         queue.taken = false;
@@ -190,14 +190,13 @@ mod tests {
 
     #[test]
     fn who_leaves_passes_the_turn_on() {
-        let (first, second) = (long(), wait(Duration::from_secs(20)));
-        let (first, second_wake) = (first.wake(), second.wake());
-        let mut queue = Queue { taken: false, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second_wake)]) };
+        let (first, second) = (&turn(), &turn());
+        let mut queue = Queue { taken: false, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second)]) };
         queue.leave(first);
         let before = Instant::now();
-        Waiting::sleep(&second).unwrap();
+        long().sleep(second).unwrap();
         assert!(before.elapsed() < Duration::from_secs(10), "the second was not woken");
-        assert!(queue.take_if_first(second_wake));
+        assert!(queue.take_if_first(second));
     }
 
     #[test]

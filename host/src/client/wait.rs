@@ -1,10 +1,10 @@
-//! How a blocking call waits: for a stream or for its own wake descriptor, until its deadline.
+//! How a blocking call waits: for a stream or for its turn, until it is stopped or its deadline.
 
+use std::iter;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::conversation::Interest;
@@ -128,46 +128,44 @@ impl Wait {
         self.beside.as_ref().map_or(Ok(()), Entry::stopped)
     }
 
-    /// Waits until `stream` is ready, this call is woken, or the deadline has passed; what it was is for the caller to
-    /// find out.
-    pub(super) fn sleep_beside(&self, stream: Option<(BorrowedFd<'_>, Interest)>) -> Result<(), SchedStatsError> {
-        let wake = PollFd::new(self.wake(), PollFlags::IN);
-        let beside = self.beside.as_ref().map(|entry| PollFd::new(entry.wake(), PollFlags::IN));
+    /// Waits until `stream` is ready, which comes before anything that ends this call.
+    pub(super) fn until_ready(&self, stream: Option<(BorrowedFd<'_>, Interest)>) -> Result<(), SchedStatsError> {
         let stream = stream.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.flags()));
+        loop {
+            self.interrupted()?;
+            if self.sleep_beside(stream.clone())? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until `other` is ready, this call is stopped, or the deadline has passed; gives whether `other` is.
+    fn sleep_beside(&self, other: Option<PollFd<'_>>) -> Result<bool, SchedStatsError> {
+        let entries = || iter::once(&self.entry).chain(&self.beside);
+        let mut fds: heapless::Vec<_, 3> =
+            entries().map(|entry| PollFd::new(entry.wake(), PollFlags::IN)).chain(other).collect();
         let timeout = timespec(self.deadline.at.saturating_duration_since(Instant::now()));
-        let woken = match (stream, beside) {
-            (Some(stream), Some(beside)) => poll_first([wake, stream, beside], &timeout),
-            (Some(other), None) | (None, Some(other)) => poll_first([wake, other], &timeout),
-            (None, None) => poll_first([wake], &timeout),
-        };
-        match woken {
-            Ok(true) => self.wake().clear(),
-            Ok(false) | Err(Errno::INTR) => {}
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(SchedStatsError::unreachable(format!("waiting failed: {error}"))),
         }
-        Ok(())
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        entries().zip(&mut ready).filter(|&(_, woken)| woken).for_each(|(entry, _)| entry.woken());
+        Ok(ready.next().unwrap_or(false))
     }
 }
 
 impl Waiting<Wake> for Wait {
-    fn wake(&self) -> &Arc<Wake> {
-        self.entry.wake()
-    }
-
-    fn sleep(&self) -> Result<(), SchedStatsError> {
-        self.sleep_beside(None)
+    fn sleep(&self, turn: &Wake) -> Result<(), SchedStatsError> {
+        self.sleep_beside(Some(PollFd::new(turn, PollFlags::IN)))?;
+        turn.clear();
+        Ok(())
     }
 
     fn interrupted(&self) -> Result<(), SchedStatsError> {
         self.stopped()?;
         if self.deadline.has_passed(Instant::now()) { Err(self.deadline.timed_out()) } else { Ok(()) }
     }
-}
-
-/// Waits for any of these; gives whether the first is ready.
-fn poll_first<const N: usize>(mut fds: [PollFd<'_>; N], timeout: &Timespec) -> rustix::io::Result<bool> {
-    poll(&mut fds, Some(timeout))?;
-    Ok(fds.first().is_some_and(|first| !first.revents().is_empty()))
 }
 
 impl Interest {

@@ -1,16 +1,16 @@
-//! What stops calls, and how a call learns of it: a few atomic numbers, and a waker for each call that waits.
+//! What stops calls, and how a call learns of it: a few atomic numbers, and a signal for the calls that wait.
 //!
-//! A call first takes its waker and then looks at the numbers; a stop first changes the numbers and then wakes. So
+//! A call first takes its signal and then looks at the numbers; a stop first changes the numbers and then signals. So
 //! whichever of the two comes first, the call either sees the stop or is woken by it.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::wakers::{Waker, Wakers};
+use super::alarms::{Alarm, Alarms};
 use crate::error::SchedStatsError;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize};
-use crate::wake::{Notify, Wake};
+use crate::wake::{Notify, Wake, no_descriptor};
 
 /// The stops of one run.
 pub(crate) struct Stops<N = Wake> {
@@ -19,7 +19,7 @@ pub(crate) struct Stops<N = Wake> {
     /// Freezes so far, so that one that is over still ends what it met.
     epoch: AtomicU64,
     cancelled: AtomicBool,
-    wakers: Wakers<N>,
+    alarms: Alarms<N>,
 }
 
 impl<N: Notify> Stops<N> {
@@ -29,7 +29,7 @@ impl<N: Notify> Stops<N> {
             freezes: AtomicUsize::new(0),
             epoch: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
-            wakers: Wakers::new(),
+            alarms: Alarms::new(),
         }
     }
 
@@ -37,7 +37,7 @@ impl<N: Notify> Stops<N> {
     pub(crate) fn freeze(&self) {
         self.freezes.fetch_add(1, Ordering::SeqCst);
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        self.wakers.wake_all();
+        self.alarms.ring();
     }
 
     /// Takes one freeze back.
@@ -48,7 +48,13 @@ impl<N: Notify> Stops<N> {
     /// Ends what is in flight, and keeps everything from starting for good.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
-        self.wakers.wake_all();
+        self.alarms.ring();
+    }
+
+    /// What a freeze does that another thread overtakes between its stop and its signal.
+    #[cfg(test)]
+    pub(crate) fn signal_late(&self) {
+        self.alarms.ring();
     }
 
     pub(crate) fn is_frozen(&self) -> bool {
@@ -66,12 +72,8 @@ impl<N: Notify> Stops<N> {
     /// If none can start: [`SchedStatsError::Cancelled`], [`SchedStatsError::DuringFreeze`]; or there is no descriptor
     /// to wait with.
     pub(crate) fn enter(self: &Arc<Self>) -> Result<Entry<N>, SchedStatsError> {
-        let waker = self
-            .wakers
-            .take()
-            .map_err(|error| SchedStatsError::unreachable(format!("no descriptor to wait with: {error}")))?;
-        let epoch = self.epoch.load(Ordering::SeqCst);
-        let entry = Entry { stops: Arc::clone(self), epoch, waker };
+        let alarm = self.alarms.join(self.epoch.load(Ordering::SeqCst)).map_err(no_descriptor)?;
+        let entry = Entry { stops: Arc::clone(self), alarm };
         if self.is_frozen() && !self.is_cancelled() {
             return Err(SchedStatsError::DuringFreeze);
         }
@@ -80,15 +82,14 @@ impl<N: Notify> Stops<N> {
 }
 
 /// A call that the run can stop.
-pub(crate) struct Entry<N = Wake> {
+pub(crate) struct Entry<N: Notify = Wake> {
     stops: Arc<Stops<N>>,
-    epoch: u64,
-    waker: Waker<N>,
+    alarm: Alarm<N>,
 }
 
-impl<N> fmt::Debug for Entry<N> {
+impl<N: Notify> fmt::Debug for Entry<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Entry").field("epoch", &self.alarm.epoch()).finish_non_exhaustive()
     }
 }
 
@@ -97,21 +98,37 @@ impl<N: Notify> Entry<N> {
     pub(crate) fn stopped(&self) -> Result<(), SchedStatsError> {
         if self.stops.is_cancelled() {
             Err(SchedStatsError::Cancelled)
-        } else if self.stops.epoch.load(Ordering::SeqCst) != self.epoch {
+        } else if self.stops.epoch.load(Ordering::SeqCst) != self.alarm.epoch() {
             Err(SchedStatsError::DuringFreeze)
         } else {
             Ok(())
         }
     }
 
-    /// What wakes this call.
-    pub(crate) fn wake(&self) -> &Arc<N> {
-        self.waker.wake()
+    /// What wakes this call and others, and stays until all of them are over.
+    pub(crate) fn wake(&self) -> &N {
+        self.alarm.wake()
+    }
+
+    /// What a call does whose signal was there.
+    ///
+    /// A stop signals all calls that it finds, and one that is slow about it can so signal a call that began after
+    /// it. That signal is taken back, or the call could not wait any more.
+    pub(crate) fn woken(&self) {
+        if self.stopped().is_ok() {
+            self.wake().clear();
+            // A stop that came in between meant it, for all calls that have this signal.
+            if self.stopped().is_err() {
+                self.wake().notify();
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
 
     fn stops() -> Arc<Stops> {
@@ -137,6 +154,35 @@ mod tests {
         stops.thaw();
         assert_eq!(before.stopped(), Err(SchedStatsError::DuringFreeze));
         assert_eq!(stops.enter().unwrap().stopped(), Ok(()));
+    }
+
+    fn is_rung(entry: &Entry) -> bool {
+        poll(&mut [PollFd::new(entry.wake(), PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1
+    }
+
+    #[test]
+    fn the_signal_of_a_stop_stays_until_all_calls_that_it_ends_are_over() {
+        let stops = stops();
+        let (first, second) = (stops.enter().unwrap(), stops.enter().unwrap());
+        stops.freeze();
+        stops.thaw();
+        let later = stops.enter().unwrap();
+        first.woken();
+        drop(first);
+        assert!(is_rung(&second), "the first took the signal from the second");
+        assert!(!is_rung(&later), "the signal was not for one that began after it");
+    }
+
+    #[test]
+    fn a_signal_that_comes_late_from_a_stop_before_the_call_is_taken_back() {
+        let stops = stops();
+        stops.freeze();
+        stops.thaw();
+        let call = stops.enter().unwrap();
+        stops.signal_late();
+        assert!(is_rung(&call));
+        call.woken();
+        assert!(!is_rung(&call) && call.stopped().is_ok());
     }
 
     #[test]

@@ -310,7 +310,9 @@ fn sleep_until(then: Option<Instant>, stop: &Entry) -> bool {
             return true;
         }
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let _woken_or_due = poll(&mut [PollFd::new(stop.wake(), PollFlags::IN)], timeout.as_ref());
+        if poll(&mut [PollFd::new(stop.wake(), PollFlags::IN)], timeout.as_ref()).is_ok_and(|ready| ready > 0) {
+            stop.woken();
+        }
     }
 }
 

@@ -1,0 +1,199 @@
+//! Signals that end calls: one for all calls that began between the same two stops.
+//!
+//! So a stop wakes any number of calls with one signal, and a call that no stop meets costs none. The signals are
+//! in a list that only grows, as far as calls of different times ever waited at once; what walks it takes no lock and
+//! allocates nothing, so a stop may come under any lock of its caller's.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::sync::{AtomicU64, AtomicUsize, OnceLock};
+use crate::wake::Notify;
+
+/// All signals of one owner.
+pub(crate) struct Alarms<N> {
+    first: OnceLock<Arc<Node<N>>>,
+}
+
+/// A signal, and the calls that it ends.
+struct Node<N> {
+    wake: N,
+    /// How many calls have it, or [`CLAIMED`].
+    calls: AtomicUsize,
+    /// The stops that had been before those calls. Changes only while it is claimed.
+    epoch: AtomicU64,
+    next: OnceLock<Arc<Node<N>>>,
+}
+
+/// In place of a number of calls: the first one is making it ready.
+const CLAIMED: usize = usize::MAX;
+
+impl<N: Notify> Node<N> {
+    fn new() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            wake: N::new()?,
+            calls: AtomicUsize::new(0),
+            epoch: AtomicU64::new(0),
+            next: OnceLock::new(),
+        }))
+    }
+
+    /// Adds a call of this epoch; false if it belongs to others.
+    fn join(&self, epoch: u64) -> bool {
+        let more = |calls| match calls {
+            CLAIMED => None,
+            0 => Some(CLAIMED),
+            _ => Some(calls + 1),
+        };
+        match self.calls.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more) {
+            Err(_) => false,
+            Ok(0) => {
+                if self.epoch.load(Ordering::SeqCst) != epoch {
+                    // It was signalled for the calls that had it before.
+                    self.wake.clear();
+                    self.epoch.store(epoch, Ordering::SeqCst);
+                }
+                self.calls.store(1, Ordering::SeqCst);
+                true
+            }
+            Ok(_) => {
+                let same = self.epoch.load(Ordering::SeqCst) == epoch;
+                if !same {
+                    self.leave();
+                }
+                same
+            }
+        }
+    }
+
+    fn leave(&self) {
+        self.calls.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl<N: Notify> Alarms<N> {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        Self { first: OnceLock::new() }
+    }
+
+    /// The signal of the calls that begin in this epoch.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says if it has no more.
+    pub(crate) fn join(&self, epoch: u64) -> io::Result<Alarm<N>> {
+        let mut place = &self.first;
+        loop {
+            let node = match place.get() {
+                Some(node) => node,
+                None => {
+                    let new = Node::new()?;
+                    // Somebody else may have been faster; then that node is looked at, and this one is dropped.
+                    place.get_or_init(|| new)
+                }
+            };
+            if node.join(epoch) {
+                return Ok(Alarm { node: Arc::clone(node), epoch });
+            }
+            place = &node.next;
+        }
+    }
+
+    /// Signals all calls.
+    pub(crate) fn ring(&self) {
+        self.nodes().filter(|node| node.calls.load(Ordering::SeqCst) > 0).for_each(|node| node.wake.notify());
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &Node<N>> {
+        std::iter::successors(self.first.get(), |node| node.next.get()).map(|node| &**node)
+    }
+}
+
+/// A call's hold on its signal, given back on drop.
+pub(crate) struct Alarm<N: Notify> {
+    node: Arc<Node<N>>,
+    epoch: u64,
+}
+
+impl<N: Notify> Alarm<N> {
+    /// The signal, which other calls have too.
+    pub(crate) fn wake(&self) -> &N {
+        &self.node.wake
+    }
+
+    /// The stops that had been before this call.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+}
+
+impl<N: Notify> Drop for Alarm<N> {
+    fn drop(&mut self) {
+        self.node.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wake::Wake;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::thread;
+
+    fn is_rung(alarm: &Alarm<Wake>) -> bool {
+        poll(&mut [PollFd::new(alarm.wake(), PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+    }
+
+    fn are_one(a: &Alarm<Wake>, b: &Alarm<Wake>) -> bool {
+        Arc::ptr_eq(&a.node, &b.node)
+    }
+
+    #[test]
+    fn calls_of_one_epoch_have_one_signal_and_those_of_another_have_another() {
+        let alarms = Alarms::<Wake>::new();
+        let (first, second, later) = (alarms.join(0).unwrap(), alarms.join(0).unwrap(), alarms.join(1).unwrap());
+        assert!(are_one(&first, &second) && !are_one(&first, &later));
+        assert_eq!((first.epoch(), later.epoch()), (0, 1));
+        alarms.ring();
+        assert!(is_rung(&first) && is_rung(&second) && is_rung(&later));
+    }
+
+    #[test]
+    fn a_signal_is_used_again_for_another_epoch_once_all_its_calls_are_over() {
+        let alarms = Alarms::<Wake>::new();
+        let (first, second) = (alarms.join(0).unwrap(), alarms.join(0).unwrap());
+        alarms.ring();
+        drop(first);
+        let other = alarms.join(1).unwrap();
+        assert!(!are_one(&second, &other) && !is_rung(&other));
+        let node = Arc::clone(&second.node);
+        drop(second);
+        let third = alarms.join(1).unwrap();
+        assert!(Arc::ptr_eq(&third.node, &node));
+        assert!(!is_rung(&third), "the signal was for the calls before");
+        assert_eq!(alarms.nodes().count(), 2);
+    }
+
+    #[test]
+    fn no_signal_is_ever_shared_by_calls_of_two_epochs() {
+        let alarms = Alarms::<Wake>::new();
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                let alarms = &alarms;
+                scope.spawn(move || {
+                    for round in 0..2_000 {
+                        let epoch = round / (thread + 1);
+                        let alarm = alarms.join(epoch).unwrap();
+                        assert_eq!(alarm.node.epoch.load(Ordering::SeqCst), epoch);
+                        thread::yield_now();
+                        assert_eq!(alarm.node.epoch.load(Ordering::SeqCst), epoch);
+                    }
+                });
+            }
+        });
+        assert!(alarms.nodes().count() <= 8);
+        assert!(alarms.nodes().all(|node| node.calls.load(Ordering::SeqCst) == 0));
+    }
+}
