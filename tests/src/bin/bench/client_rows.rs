@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
-use std::sync::Barrier;
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Barrier, Condvar, Mutex};
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -65,19 +66,18 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
     let endpoint = Endpoint::Unix { path: folder.path().join("agent") };
     let listener = UnixListener::bind(folder.path().join("agent")).unwrap();
     let control = RunControl::new();
-    // No thread ends while others are still being woken.
-    let all_returned = Barrier::new(WAITING);
+    let finish = Finish::default();
     thread::scope(|scope| {
         let calls: Vec<_> = (0..WAITING)
             .map(|_| {
-                let all_returned = &all_returned;
+                let finish = &finish;
                 let builder = SchedStatsClient::builder(endpoint.clone()).control(&control);
                 let client = builder.deadline(Duration::from_secs(60)).build();
                 scope.spawn(move || {
                     let error = client.stats(&[]).unwrap_err();
                     let returned = Instant::now();
                     assert!(matches!(error, SchedStatsError::DuringFreeze | SchedStatsError::Cancelled), "{error}");
-                    all_returned.wait();
+                    finish.rest();
                     returned
                 })
             })
@@ -92,6 +92,7 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
             .collect();
         let stopped = Instant::now();
         stop(&control);
+        finish.wait_for(&calls);
         let times = calls.into_iter().map(|call| micros(call.join().unwrap().duration_since(stopped))).collect();
         drop(asked);
         times
@@ -101,17 +102,17 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
 /// The floor: threads that poll a descriptor each, which are written to one after the other.
 fn descriptors_wake() -> Vec<f64> {
     let descriptors: Vec<_> = (0..WAITING).map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap()).collect();
-    let (ready, all_woken) = (Barrier::new(WAITING + 1), Barrier::new(WAITING));
+    let (ready, finish) = (Barrier::new(WAITING + 1), Finish::default());
     thread::scope(|scope| {
         let threads: Vec<_> = descriptors
             .iter()
             .map(|descriptor| {
-                let (ready, all_woken) = (&ready, &all_woken);
+                let (ready, finish) = (&ready, &finish);
                 scope.spawn(move || {
                     ready.wait();
                     poll(&mut [PollFd::new(descriptor, PollFlags::IN)], None).unwrap();
                     let woken = Instant::now();
-                    all_woken.wait();
+                    finish.rest();
                     woken
                 })
             })
@@ -121,8 +122,36 @@ fn descriptors_wake() -> Vec<f64> {
         for descriptor in &descriptors {
             rustix::io::write(descriptor, &1u64.to_ne_bytes()).unwrap();
         }
+        finish.wait_for(&threads);
         threads.into_iter().map(|thread| micros(thread.join().unwrap().duration_since(started))).collect()
     })
+}
+
+/// Where threads rest that were woken: none ends, and none wakes another, while others are still being woken.
+#[derive(Default)]
+struct Finish {
+    resting: AtomicUsize,
+    over: AtomicBool,
+    all: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Finish {
+    fn rest(&self) {
+        if self.resting.fetch_add(1, Ordering::SeqCst) + 1 == WAITING {
+            *self.all.lock().unwrap() = true;
+            self.changed.notify_one();
+        }
+        while !self.over.load(Ordering::SeqCst) {
+            thread::park();
+        }
+    }
+
+    fn wait_for<T>(&self, threads: &[ScopedJoinHandle<'_, T>]) {
+        drop(self.changed.wait_while(self.all.lock().unwrap(), |all| !*all).unwrap());
+        self.over.store(true, Ordering::SeqCst);
+        threads.iter().for_each(|thread| thread.thread().unpark());
+    }
 }
 
 #[derive(Deserialize)]
