@@ -83,16 +83,16 @@ pub struct TypedQemu {
 }
 
 impl TypedQemu {
-    /// Runs QEMU from a shell, with this run's kernel, what the builder puts into a guest, and these arguments of a
-    /// vsock device, in which the shell may run commands.
+    /// Runs QEMU from a shell, with this run's kernel, an initramfs of these bytes, and these arguments of a vsock
+    /// device, in which the shell may run commands.
     ///
     /// # Panics
     ///
     /// When it cannot be started.
     #[must_use]
-    pub fn start(guest: &GuestBuilder, folder: &Path, device: &str) -> Self {
+    pub fn start(initramfs: &[u8], folder: &Path, device: &str) -> Self {
         let (image, console) = (folder.join("initrd"), folder.join("console"));
-        fs::write(&image, guest.initramfs().expect("an initramfs")).expect("a file");
+        fs::write(&image, initramfs).expect("a file");
         let line = format!(
             "exec qemu-system-x86_64 -nodefaults -display none -no-reboot -accel tcg -cpu max -kernel {} -initrd {} \
              -append 'console=ttyS0 quiet panic=-1 no_timer_check rdinit=/init' -serial file:{} -serial null {device}",

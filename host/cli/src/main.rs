@@ -12,6 +12,7 @@ mod doctor;
 mod duration;
 mod exit;
 mod export;
+mod image;
 mod man;
 mod meta;
 mod place;
@@ -46,6 +47,7 @@ enum Verb {
     Serve(serve::Serve),
     Doctor(doctor::Doctor),
     Boot(boot::Boot),
+    Image(image::Image),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -61,6 +63,7 @@ impl Verb {
             Self::Serve(verb) => verb.run(),
             Self::Doctor(verb) => verb.run(),
             Self::Boot(verb) => verb.run(),
+            Self::Image(verb) => verb.run(),
             Self::Completions(verb) => verb.run(),
             Self::Man(verb) => verb.run(),
         }

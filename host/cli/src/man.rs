@@ -33,13 +33,19 @@ impl Man {
             io::stdout().write_all(&page(&command)?)?;
             return Ok(ExitCode::SUCCESS);
         };
-        for of in [&command].into_iter().chain(command.get_subcommands().filter(|verb| verb.get_name() != "help")) {
+        for of in with_verbs(&command) {
             let path = folder.join(format!("{}.1", of.get_display_name().unwrap_or_else(|| of.get_name())));
             let write = fs::write(&path, page(of)?);
             write.with_context(|| format!("cannot write {} (name a folder that is there)", path.display()))?;
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A command, and those below it.
+fn with_verbs(command: &Command) -> Vec<&Command> {
+    let verbs = command.get_subcommands().filter(|verb| verb.get_name() != "help");
+    [command].into_iter().chain(verbs.flat_map(with_verbs)).collect()
 }
 
 /// A page, with what exit codes say at its end.

@@ -72,7 +72,8 @@ fn each_verb_has_a_man_page_and_all_say_what_exit_codes_mean() {
     assert_eq!(printed(&["man", "--folder", folder.path().to_str().unwrap()]), "");
     let page = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
     assert_eq!(page("scx-vsock.1"), printed(&["man"]));
-    for name in verbs().iter().map(|verb| format!("scx-vsock-{verb}.1")).chain(["scx-vsock.1".into()]) {
+    let others = ["scx-vsock.1", "scx-vsock-image-add.1"].map(str::to_owned);
+    for name in verbs().iter().map(|verb| format!("scx-vsock-{verb}.1")).chain(others) {
         let page = page(&name);
         assert!(page.contains(".SH \"EXIT STATUS\"\n.TP\n\\fB0 (success)\\fR"), "{name}");
         assert_eq!(page.matches("timed_out").count(), 1, "{name}");

@@ -23,7 +23,7 @@ struct Foreign {
 impl Foreign {
     fn boot() -> Self {
         let device = BackEnd::vhost_device_vsock();
-        let guest = builder().scheduler(program::built("procsched"), &[]);
+        let guest = builder().scheduler(program::built("procsched"), &[]).initramfs().unwrap();
         let printed = format!("$({COMMAND} serve --socket {} --print-qemu-args)", device.socket().display());
         let qemu = TypedQemu::start(&guest, device.folder(), &printed);
         Self { device, _qemu: qemu }

@@ -222,7 +222,7 @@ fn three_commands_give_numbers_of_a_guest_whose_qemu_is_typed_by_hand() {
     serving.wait_for("waiting for QEMU");
     let command = env!("CARGO_BIN_EXE_scx-vsock");
     let device = format!("$({command} serve --socket {socket} --print-qemu-args)");
-    let guest = builder().scheduler(program::built("procsched"), &[]);
+    let guest = builder().scheduler(program::built("procsched"), &[]).initramfs().unwrap();
     for _ in 0..2 {
         let qemu = TypedQemu::start(&guest, folder.path(), &device);
         let uri = format!("hybrid:{socket}.hybrid");

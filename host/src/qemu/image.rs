@@ -47,10 +47,25 @@ impl Image {
     /// None in practice: it is written to memory.
     pub fn new() -> io::Result<Self> {
         let mut image = Self::default();
-        image.folder("dev")?;
-        let console = Builder::new("dev/console").mode(CHARACTER_DEVICE).rdev_major(5).rdev_minor(1);
-        image.entry("dev/console", console, &[])?;
+        image.character_device("dev/console", 5, 1)?;
         Ok(image)
+    }
+
+    /// Adds a character device with these numbers. The first file of a name stays.
+    ///
+    /// ```
+    /// # let mut image = scx_vsock::qemu::image::Image::new()?;
+    /// image.character_device("dev/null", 1, 3)?;
+    /// assert!(image.names().any(|name| name == "dev/null"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn character_device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
+        let device = Builder::new(path).mode(CHARACTER_DEVICE).rdev_major(major).rdev_minor(minor);
+        self.first_of_its_name(path, device, &[])
     }
 
     /// Adds a folder and those above it.
@@ -146,11 +161,15 @@ impl Image {
     }
 
     fn with_mode(&mut self, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
+        self.first_of_its_name(path, Builder::new(path).mode(mode), bytes)
+    }
+
+    fn first_of_its_name(&mut self, path: &str, builder: Builder, bytes: &[u8]) -> io::Result<()> {
         if self.entries.contains(path) {
             return Ok(());
         }
         self.folders_above(path)?;
-        self.entry(path, Builder::new(path).mode(mode), bytes)
+        self.entry(path, builder, bytes)
     }
 
     fn entry(&mut self, path: &str, builder: Builder, bytes: &[u8]) -> io::Result<()> {

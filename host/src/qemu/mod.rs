@@ -3,7 +3,8 @@
 //! [`Guest::builder`] puts an initramfs together in memory ([`image`]): busybox, the kernel's vsock modules
 //! ([`modules`]), the agent, a scheduler with its libraries ([`libraries`]). The vsock device runs in this process as a
 //! vhost-user back end; the agent's Ready ends the wait for the boot. The guest has no disk, no network and no name in
-//! the file system, and ends when its [`Guest`] is dropped or this process ends, however that happens.
+//! the file system, and ends when its [`Guest`] is dropped or this process ends, however that happens. Images of other
+//! guests get the agent by [`initramfs`].
 //!
 //! ```no_run
 //! use scx_vsock::qemu;
@@ -25,6 +26,7 @@ mod deadline;
 mod error;
 mod guest;
 pub mod image;
+pub mod initramfs;
 pub mod libraries;
 pub mod modules;
 mod monitor;

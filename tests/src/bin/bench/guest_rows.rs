@@ -84,7 +84,7 @@ fn theirs(programs: &Programs) -> Vec<f64> {
     let back_end = BackEnd::vhost_device_vsock();
     let socket = back_end.socket();
     let device = format!("$({} serve --socket {} --print-qemu-args)", programs.command.display(), socket.display());
-    let _qemu = TypedQemu::start(&image(), back_end.folder(), &device);
+    let _qemu = TypedQemu::start(&image().initramfs().unwrap(), back_end.folder(), &device);
     wait_for(&programs.command, &back_end.hybrid());
     let inside_port = hybrid(&back_end, INSIDE);
     let mut added = Vec::new();
