@@ -1,33 +1,33 @@
 //! Signals that end calls: one for all calls that began between the same two stops.
 //!
 //! So a stop wakes any number of calls with one signal, and a call that no stop meets costs none. The signals are
-//! in a list that only grows, as far as calls of different times ever waited at once; what walks it takes no lock and
-//! allocates nothing, so a stop may come under any lock of its caller's.
+//! in a list that only grows, as far as calls of different epochs ever waited at once. Calls join one after the other; a
+//! stop takes no lock and allocates nothing, so it may come under any lock of its caller's.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
-use crate::sync::{AtomicU64, AtomicUsize, OnceLock};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, OnceLock};
 use crate::wake::Notify;
 
 /// All signals of one owner.
 pub(crate) struct Alarms<N> {
     first: OnceLock<Arc<Node<N>>>,
+    /// Held by the call that joins: no signal that it passes by, because others have it, is free when it comes to the
+    /// end and makes another.
+    joining: Mutex<()>,
 }
 
 /// A signal, and the calls that it ends.
 struct Node<N> {
     wake: N,
-    /// How many calls have it, or [`CLAIMED`].
+    /// How many calls have it.
     calls: AtomicUsize,
-    /// The stops that had been before those calls. Changes only while it is claimed.
+    /// The stops that had been before those calls. Changes only while there are none.
     epoch: AtomicU64,
     next: OnceLock<Arc<Node<N>>>,
 }
-
-/// In place of a number of calls: the first one is making it ready.
-const CLAIMED: usize = usize::MAX;
 
 impl<N: Notify> Node<N> {
     fn new() -> io::Result<Arc<Self>> {
@@ -41,30 +41,18 @@ impl<N: Notify> Node<N> {
 
     /// Adds a call of this epoch; false if it belongs to others.
     fn join(&self, epoch: u64) -> bool {
-        let more = |calls| match calls {
-            CLAIMED => None,
-            0 => Some(CLAIMED),
-            _ => Some(calls + 1),
-        };
-        match self.calls.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more) {
-            Err(_) => false,
-            Ok(0) => {
-                if self.epoch.load(Ordering::SeqCst) != epoch {
-                    // It was signalled for the calls that had it before.
-                    self.wake.clear();
-                    self.epoch.store(epoch, Ordering::SeqCst);
-                }
-                self.calls.store(1, Ordering::SeqCst);
-                true
-            }
-            Ok(_) => {
-                let same = self.epoch.load(Ordering::SeqCst) == epoch;
-                if !same {
-                    self.leave();
-                }
-                same
-            }
+        let same = self.epoch.load(Ordering::SeqCst) == epoch;
+        let free = self.calls.load(Ordering::SeqCst) == 0;
+        if free && !same {
+            // It was signalled for the calls that had it before.
+            self.wake.clear();
+            self.epoch.store(epoch, Ordering::SeqCst);
         }
+        let joins = free || same;
+        if joins {
+            self.calls.fetch_add(1, Ordering::SeqCst);
+        }
+        joins
     }
 
     fn leave(&self) {
@@ -75,7 +63,7 @@ impl<N: Notify> Node<N> {
 impl<N: Notify> Alarms<N> {
     /// None yet.
     pub(crate) fn new() -> Self {
-        Self { first: OnceLock::new() }
+        Self { first: OnceLock::new(), joining: Mutex::new(()) }
     }
 
     /// The signal of the calls that begin in this epoch.
@@ -84,13 +72,14 @@ impl<N: Notify> Alarms<N> {
     ///
     /// What the kernel says if it has no more.
     pub(crate) fn join(&self, epoch: u64) -> io::Result<Alarm<N>> {
+        // There is nothing in it that a panic could leave half done.
+        let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
         let mut place = &self.first;
         loop {
             let node = match place.get() {
                 Some(node) => node,
                 None => {
                     let new = Node::new()?;
-                    // Somebody else may have been faster; then that node is looked at, and this one is dropped.
                     place.get_or_init(|| new)
                 }
             };
