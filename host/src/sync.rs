@@ -1,11 +1,12 @@
 //! What the modules that are model-checked take from the standard library: [`control::stops`](crate::control),
 //! its alarms, and the client's turns. Under `cfg(shuttle)` the types have the same names, and every step of theirs
-//! is a choice of the model checker's.
+//! is a choice of the model checker's. It knows of one order of all steps only, so it does not find what a processor
+//! that orders less could do: that is for the orderings and fences to exclude.
 
 #[cfg(not(shuttle))]
 pub(crate) use std::sync::{
     Mutex, MutexGuard, OnceLock,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
 };
 
 #[cfg(shuttle)]
@@ -13,7 +14,7 @@ pub(crate) use modelled::OnceLock;
 #[cfg(shuttle)]
 pub(crate) use shuttle::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, fence},
 };
 
 #[cfg(shuttle)]

@@ -1,4 +1,4 @@
-//! Signals that end calls: one for all calls that began between the same two stops.
+//! Signals that end calls: one for all calls that began between the same two freezes.
 //!
 //! So a stop wakes any number of calls with one signal, and a call that no stop meets costs none. The signals are
 //! in a list that only grows, as far as calls of different epochs ever waited at once. Calls join one after the other; a
@@ -8,14 +8,14 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use crate::sync::{AtomicU64, AtomicUsize, Mutex, OnceLock};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, OnceLock, fence};
 use crate::wake::Notify;
 
 /// All signals of one owner.
 pub(crate) struct Alarms<N> {
     first: OnceLock<Arc<Node<N>>>,
-    /// Held by the call that joins: no signal that it passes by, because others have it, is free when it comes to the
-    /// end and makes another.
+    /// Held by the call that joins, for as long as making a descriptor or emptying one takes. A signal that others have
+    /// then was theirs when it began, so there are never more of them than epochs with calls.
     joining: Mutex<()>,
 }
 
@@ -24,39 +24,34 @@ struct Node<N> {
     wake: N,
     /// How many calls have it.
     calls: AtomicUsize,
-    /// The stops that had been before those calls. Changes only while there are none.
+    /// The freezes that had been before those calls. Changes only while there are none.
     epoch: AtomicU64,
     next: OnceLock<Arc<Node<N>>>,
 }
 
 impl<N: Notify> Node<N> {
-    fn new() -> io::Result<Arc<Self>> {
+    fn new(epoch: u64) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             wake: N::new()?,
             calls: AtomicUsize::new(0),
-            epoch: AtomicU64::new(0),
+            epoch: AtomicU64::new(epoch),
             next: OnceLock::new(),
         }))
     }
 
-    /// Adds a call of this epoch; false if it belongs to others.
-    fn join(&self, epoch: u64) -> bool {
-        let same = self.epoch.load(Ordering::SeqCst) == epoch;
-        let free = self.calls.load(Ordering::SeqCst) == 0;
-        if free && !same {
-            // It was signalled for the calls that had it before.
-            self.wake.clear();
-            self.epoch.store(epoch, Ordering::SeqCst);
-        }
-        let joins = free || same;
-        if joins {
-            self.calls.fetch_add(1, Ordering::SeqCst);
-        }
-        joins
+    fn is_of(&self, epoch: u64) -> bool {
+        self.epoch.load(Ordering::SeqCst) == epoch
     }
 
-    fn leave(&self) {
-        self.calls.fetch_sub(1, Ordering::SeqCst);
+    fn is_free(&self) -> bool {
+        self.calls.load(Ordering::SeqCst) == 0
+    }
+
+    /// Gives a signal that nobody has to the calls of this epoch.
+    fn begin(&self, epoch: u64) {
+        // It was signalled for the calls that had it before.
+        self.wake.clear();
+        self.epoch.store(epoch, Ordering::SeqCst);
     }
 }
 
@@ -74,29 +69,34 @@ impl<N: Notify> Alarms<N> {
     pub(crate) fn join(&self, epoch: u64) -> io::Result<Alarm<N>> {
         // There is nothing in it that a panic could leave half done.
         let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut place = &self.first;
-        loop {
-            let node = match place.get() {
-                Some(node) => node,
-                None => {
-                    let new = Node::new()?;
-                    place.get_or_init(|| new)
+        let node = match self.nodes().find(|node| node.is_of(epoch)) {
+            Some(node) => node,
+            None => match self.nodes().find(|node| node.is_free()) {
+                Some(node) => {
+                    node.begin(epoch);
+                    node
                 }
-            };
-            if node.join(epoch) {
-                return Ok(Alarm { node: Arc::clone(node), epoch });
-            }
-            place = &node.next;
-        }
+                None => self.append(Node::new(epoch)?),
+            },
+        };
+        node.calls.fetch_add(1, Ordering::SeqCst);
+        // The list's links are ordered with nothing else: either a stop finds this call, or the call then sees the stop.
+        fence(Ordering::SeqCst);
+        Ok(Alarm { node: Arc::clone(node), epoch })
+    }
+
+    fn append(&self, new: Arc<Node<N>>) -> &Arc<Node<N>> {
+        self.nodes().last().map_or(&self.first, |last| &last.next).get_or_init(|| new)
     }
 
     /// Signals all calls.
     pub(crate) fn ring(&self) {
-        self.nodes().filter(|node| node.calls.load(Ordering::SeqCst) > 0).for_each(|node| node.wake.notify());
+        fence(Ordering::SeqCst);
+        self.nodes().filter(|node| !node.is_free()).for_each(|node| node.wake.notify());
     }
 
-    fn nodes(&self) -> impl Iterator<Item = &Node<N>> {
-        std::iter::successors(self.first.get(), |node| node.next.get()).map(|node| &**node)
+    fn nodes(&self) -> impl Iterator<Item = &Arc<Node<N>>> {
+        std::iter::successors(self.first.get(), |node| node.next.get())
     }
 }
 
@@ -112,7 +112,7 @@ impl<N: Notify> Alarm<N> {
         &self.node.wake
     }
 
-    /// The stops that had been before this call.
+    /// The freezes that had been before this call.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -120,7 +120,7 @@ impl<N: Notify> Alarm<N> {
 
 impl<N: Notify> Drop for Alarm<N> {
     fn drop(&mut self) {
-        self.node.leave();
+        self.node.calls.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -159,7 +159,8 @@ mod tests {
         assert!(!are_one(&second, &other) && !is_rung(&other));
         let node = Arc::clone(&second.node);
         drop(second);
-        let third = alarms.join(1).unwrap();
+        assert!(are_one(&alarms.join(1).unwrap(), &other), "calls of one epoch stay together");
+        let third = alarms.join(2).unwrap();
         assert!(Arc::ptr_eq(&third.node, &node));
         assert!(!is_rung(&third), "the signal was for the calls before");
         assert_eq!(alarms.nodes().count(), 2);
