@@ -5,6 +5,7 @@
 //! only ever locked by the one who has it; its poison says that an earlier one panicked.
 
 use std::collections::VecDeque;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, PoisonError};
 
@@ -40,11 +41,13 @@ pub(crate) struct Turns<T, N = Wake> {
 struct Queue<N> {
     taken: bool,
     waiting: VecDeque<Arc<N>>,
+    /// Signals of calls that waited, for those to come: as many as ever waited at once.
+    spare: Vec<Arc<N>>,
 }
 
 impl<T, N: Notify> Turns<T, N> {
     pub(crate) fn new(value: T) -> Self {
-        let queue = Queue { taken: false, waiting: VecDeque::new() };
+        let queue = Queue { taken: false, waiting: VecDeque::new(), spare: Vec::new() };
         Self { queue: Mutex::new(queue), value: Mutex::new(value) }
     }
 
@@ -59,16 +62,17 @@ impl<T, N: Notify> Turns<T, N> {
     }
 
     fn stand_in_line(&self, wait: &impl Waiting<N>) -> Result<(), SchedStatsError> {
-        let me = &Arc::new(N::new().map_err(no_descriptor)?);
-        self.queue().waiting.push_back(Arc::clone(me));
+        let me = &self.queue().join().map_err(no_descriptor)?;
         let mut end = Ok(());
         loop {
             let mut queue = self.queue();
             if queue.take_if_first(me) {
+                queue.spare(me);
                 return Ok(());
             }
             if end.is_err() {
                 queue.leave(me);
+                queue.spare(me);
                 return end;
             }
             drop(queue);
@@ -108,6 +112,19 @@ impl<N: Notify> Queue<N> {
         if !self.taken {
             self.wake_first();
         }
+    }
+
+    /// Puts a call into the line; gives its signal.
+    fn join(&mut self) -> io::Result<Arc<N>> {
+        let me = self.spare.pop().map_or_else(|| N::new().map(Arc::new), Ok)?;
+        self.waiting.push_back(Arc::clone(&me));
+        Ok(me)
+    }
+
+    /// Keeps the signal of a call that waits no more, without what it was signalled for.
+    fn spare(&mut self, me: &Arc<N>) {
+        me.clear();
+        self.spare.push(Arc::clone(me));
     }
 
     fn wake_first(&self) {
@@ -173,10 +190,14 @@ mod tests {
         Arc::new(Wake::new().unwrap())
     }
 
+    fn queue(taken: bool, waiting: [&Arc<Wake>; 2]) -> Queue<Wake> {
+        Queue { taken, waiting: waiting.map(Arc::clone).into(), spare: Vec::new() }
+    }
+
     #[test]
     fn the_turn_goes_to_who_came_first() {
         let (first, second) = (&turn(), &turn());
-        let mut queue = Queue { taken: true, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second)]) };
+        let mut queue = queue(true, [first, second]);
         assert!(!queue.take_if_first(first));
         queue.taken = false;
         assert!(!queue.take_if_free());
@@ -191,7 +212,7 @@ mod tests {
     #[test]
     fn who_leaves_passes_the_turn_on() {
         let (first, second) = (&turn(), &turn());
-        let mut queue = Queue { taken: false, waiting: VecDeque::from([Arc::clone(first), Arc::clone(second)]) };
+        let mut queue = queue(false, [first, second]);
         queue.leave(first);
         let before = Instant::now();
         long().sleep(second).unwrap();
@@ -258,6 +279,7 @@ mod tests {
             }
         });
         assert_eq!(*turns.take(&long()).unwrap(), 8 * 500);
-        assert!(turns.queue().waiting.is_empty());
+        let queue = turns.queue();
+        assert!(queue.waiting.is_empty() && queue.spare.len() <= 8, "{} signals", queue.spare.len());
     }
 }
