@@ -1,14 +1,20 @@
 //! Freezes and cancel against calls in every phase.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::iter::repeat_with;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use scx_vsock::{Endpoint, RunControl, SchedStatsClient, SchedStatsError};
-use scx_vsock_tests::fake_agent::FakeAgent;
+use scx_vsock::{Connect, Endpoint, RunControl, SchedStatsClient, SchedStatsError};
+use scx_vsock_tests::agent::HELLO;
+use scx_vsock_tests::fake_agent::{FakeAgent, framed};
 use scx_vsock_tests::peer::DEADLINE;
 use scx_vsock_tests::scripted_scheduler::{Event, Script};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn client(agent: &FakeAgent, control: &RunControl) -> SchedStatsClient {
     SchedStatsClient::builder(Endpoint::Unix { path: agent.path() }).control(control).deadline(DEADLINE).build()
@@ -66,6 +72,68 @@ fn while_frozen_or_cancelled_not_one_byte_is_sent() {
     assert_eq!(client.session(), 0);
     drop(frozen);
     assert_eq!(client.stats(&[]), Ok(json!(1)), "the first line that the agent ever read");
+}
+
+/// Sessions whose other end goes to whoever receives it, with the run, to which something is done then.
+#[derive(Debug)]
+struct Sessions {
+    others: Sender<(UnixStream, RunControl)>,
+    control: RunControl,
+    then: fn(&RunControl),
+}
+
+impl Connect for Sessions {
+    fn connect(&self) -> io::Result<OwnedFd> {
+        let (session, other) = UnixStream::pair()?;
+        self.others.send((other, self.control.clone())).unwrap();
+        (self.then)(&self.control);
+        Ok(session.into())
+    }
+}
+
+impl fmt::Display for Sessions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("sessions of a test")
+    }
+}
+
+/// Asks once on a session of a new run.
+fn ask(others: &Sender<(UnixStream, RunControl)>, then: fn(&RunControl)) -> Result<Value, SchedStatsError> {
+    let control = RunControl::new();
+    let sessions = Sessions { others: others.clone(), control: control.clone(), then };
+    SchedStatsClient::builder(sessions).control(&control).deadline(DEADLINE).build().stats(&[])
+}
+
+#[test]
+fn an_answer_that_was_complete_before_the_stop_is_given() {
+    let answer = [HELLO.as_bytes(), b"\n", &framed(r#"{"errno":0,"args":{"resp":1}}"#)].concat();
+    for stop in [|control: &RunControl| drop(control.freeze()), RunControl::cancel] {
+        let (others, sessions) = channel::<(UnixStream, RunControl)>();
+        let answer = answer.clone();
+        // Most often it runs as soon as the request is written, before the client goes on.
+        let agent = thread::spawn(move || {
+            for (session, control) in sessions {
+                let mut session = BufReader::new(session);
+                session.read_line(&mut String::new()).unwrap();
+                session.get_mut().write_all(&answer).unwrap();
+                stop(&control);
+            }
+        });
+        for _ in 0..1_000 {
+            assert_eq!(ask(&others, |_| {}), Ok(json!(1)));
+        }
+        drop(others);
+        agent.join().unwrap();
+    }
+}
+
+#[test]
+fn a_stop_while_the_session_opens_keeps_the_request_from_being_written() {
+    let (others, sessions) = channel();
+    assert_eq!(ask(&others, |control| drop(control.freeze())), Err(SchedStatsError::DuringFreeze));
+    let (mut session, mut sent) = (sessions.recv().unwrap().0, Vec::new());
+    session.read_to_end(&mut sent).unwrap();
+    assert_eq!(sent, b"");
 }
 
 #[test]

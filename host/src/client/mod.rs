@@ -403,19 +403,29 @@ impl SchedStatsClient {
         let started = conversation.start(line, wait.deadline());
         self.shared.session.store(conversation.session(), Ordering::Relaxed);
         started?;
+        let mut end = wait.interrupted();
+        // For a call that has ended before, nothing is written.
+        let mut looks = end.is_ok();
         loop {
-            match conversation.on_ready(Instant::now(), &decode) {
-                Poll::Ready(Err(error)) if conversation.yields_to_stops(&error) => {
-                    return wait.stopped().and(Err(error));
+            if looks {
+                match conversation.on_ready(Instant::now(), &decode) {
+                    Poll::Ready(Err(error)) if conversation.yields_to_stops(&error) => {
+                        return wait.stopped().and(Err(error));
+                    }
+                    Poll::Ready(outcome) => return outcome,
+                    Poll::Pending => {}
                 }
-                Poll::Ready(outcome) => return outcome,
-                Poll::Pending => {}
             }
             let stream = conversation.fd().map(|fd| (fd, conversation.interest()));
-            if let Err(error) = wait.until_ready(stream) {
-                conversation.abandon();
-                return Err(error);
+            match end.and_then(|()| wait.sleep_beside(stream)) {
+                Ok(may_be_ready) => looks = may_be_ready,
+                Err(error) => {
+                    conversation.abandon();
+                    return Err(error);
+                }
             }
+            // Before the look, which so finds a complete answer that was there first.
+            end = wait.interrupted();
         }
     }
 }

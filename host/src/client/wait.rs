@@ -128,19 +128,13 @@ impl Wait {
         self.beside.as_ref().map_or(Ok(()), Entry::stopped)
     }
 
-    /// Waits until `stream` is ready, which comes before anything that ends this call.
-    pub(super) fn until_ready(&self, stream: Option<(BorrowedFd<'_>, Interest)>) -> Result<(), SchedStatsError> {
-        let stream = stream.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.flags()));
-        loop {
-            self.interrupted()?;
-            if self.sleep_beside(stream.clone())? {
-                return Ok(());
-            }
-        }
+    /// Waits until `stream` is ready, this call is stopped, or the deadline has passed; false if a stop came and `stream`
+    /// had nothing until then.
+    pub(super) fn sleep_beside(&self, stream: Option<(BorrowedFd<'_>, Interest)>) -> Result<bool, SchedStatsError> {
+        self.sleep_for(stream.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.flags())))
     }
 
-    /// Waits until `other` is ready, this call is stopped, or the deadline has passed; gives whether `other` is.
-    fn sleep_beside(&self, other: Option<PollFd<'_>>) -> Result<bool, SchedStatsError> {
+    fn sleep_for(&self, other: Option<PollFd<'_>>) -> Result<bool, SchedStatsError> {
         let entries = || iter::once(&self.entry).chain(&self.beside);
         let mut fds: heapless::Vec<_, 3> =
             entries().map(|entry| PollFd::new(entry.wake(), PollFlags::IN)).chain(other).collect();
@@ -149,15 +143,20 @@ impl Wait {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(SchedStatsError::unreachable(format!("waiting failed: {error}"))),
         }
-        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        entries().zip(&mut ready).filter(|&(_, woken)| woken).for_each(|(entry, _)| entry.woken());
-        Ok(ready.next().unwrap_or(false))
+        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let mut stopped = false;
+        for (entry, _) in entries().zip(&fds).filter(|(_, fd)| is_ready(fd)) {
+            entry.woken();
+            stopped = true;
+        }
+        // The kernel looks at them in their order.
+        Ok(!stopped || fds.last().is_some_and(is_ready))
     }
 }
 
 impl Waiting<Wake> for Wait {
     fn sleep(&self, turn: &Wake) -> Result<(), SchedStatsError> {
-        self.sleep_beside(Some(PollFd::new(turn, PollFlags::IN)))?;
+        self.sleep_for(Some(PollFd::new(turn, PollFlags::IN)))?;
         turn.clear();
         Ok(())
     }
