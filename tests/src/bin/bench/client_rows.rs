@@ -76,8 +76,8 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
                 scope.spawn(move || {
                     let error = client.stats(&[]).unwrap_err();
                     let returned = Instant::now();
-                    assert!(matches!(error, SchedStatsError::DuringFreeze | SchedStatsError::Cancelled), "{error}");
                     finish.rest();
+                    assert!(matches!(error, SchedStatsError::DuringFreeze | SchedStatsError::Cancelled), "{error}");
                     returned
                 })
             })
