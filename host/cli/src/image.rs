@@ -1,7 +1,9 @@
 //! `scx-vsock image`: the agent in guest images.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -70,7 +72,7 @@ impl Add {
         let arguments: Vec<&str> = self.agent_args.iter().map(String::as_str).collect();
         let whole =
             add_agent(&base, &agent, &arguments).with_context(|| format!("cannot use {}", self.base.display()))?;
-        fs::write(&self.out, &whole)
+        write(&self.out, &whole)
             .with_context(|| format!("cannot write {} (name a file that can be written)", self.out.display()))?;
         eprintln!(
             "scx-vsock: {}: {} bytes more than {}; its /init starts /{} and becomes /{}",
@@ -82,4 +84,14 @@ impl Add {
         );
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Writes a file whole or not at all: what it is to replace may be there once only.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // As usual for a new file, less what the user takes away.
+    let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -46,6 +47,10 @@ fn what_it_made_is_told_and_what_it_cannot_do_too() {
     let told = "its /init starts /scx-vsock/agent and becomes /scx-vsock/init";
     assert_eq!(line, format!("{out}: {more} bytes more than {base}; {told}"));
     assert!(fs::read(out).unwrap().starts_with(&fs::read(base).unwrap()));
+
+    let [mode, usual] = [out, base].map(|path| fs::metadata(path).unwrap().permissions().mode());
+    assert_eq!(mode, usual);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "what was written meanwhile has another name now");
 
     let nowhere = path("no/file");
     let line = said(add(&nowhere, out.as_ref()).arg("--agent").arg(&agent), 1);
