@@ -402,7 +402,7 @@ impl SchedStatsClient {
         wait.interrupted()?;
         let started = conversation.start(line, wait.deadline());
         self.shared.session.store(conversation.session(), Ordering::Relaxed);
-        started?;
+        started.map_err(|error| wait.stopped().err().unwrap_or(error))?;
         let mut end = wait.interrupted();
         // For a call that has ended before, nothing is written.
         let mut looks = end.is_ok();
@@ -424,8 +424,10 @@ impl SchedStatsClient {
                     return Err(error);
                 }
             }
-            // Before the look, which so finds a complete answer that was there first.
+            // Before the look, which so finds a complete answer that was there first. A request that is still to be
+            // written has none, and is not written any more.
             end = wait.interrupted();
+            looks &= wait.stopped().is_ok() || conversation.interest() == Interest::Read;
         }
     }
 }

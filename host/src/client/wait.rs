@@ -147,7 +147,7 @@ impl Wait {
         let mut stopped = false;
         for (entry, _) in entries().zip(&fds).filter(|(_, fd)| is_ready(fd)) {
             entry.woken();
-            stopped = true;
+            stopped |= entry.stopped().is_err();
         }
         // The kernel looks at them in their order.
         Ok(!stopped || fds.last().is_some_and(is_ready))
