@@ -1,8 +1,8 @@
 //! `scx-vsock image` as a process: what it says, and a guest with nothing of ours in its image but what it added.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -51,6 +51,15 @@ fn what_it_made_is_told_and_what_it_cannot_do_too() {
     let [mode, usual] = [out, base].map(|path| fs::metadata(path).unwrap().permissions().mode());
     assert_eq!(mode, usual);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "what was written meanwhile has another name now");
+
+    let secret = Permissions::from_mode(0o600);
+    fs::set_permissions(out, secret.clone()).unwrap();
+    symlink("out", path("link")).unwrap();
+    said(add(base.as_ref(), &path("link")).arg("--agent").arg(&agent), 0);
+    assert_eq!(fs::metadata(out).unwrap().permissions().mode(), secret.mode() | 0o100_000);
+    assert!(fs::symlink_metadata(path("link")).unwrap().is_symlink());
+    let printed = add(base.as_ref(), "/dev/stdout".as_ref()).arg("--agent").arg(&agent).output().unwrap();
+    assert_eq!(printed.stdout, fs::read(out).unwrap());
 
     let nowhere = path("no/file");
     let line = said(add(&nowhere, out.as_ref()).arg("--agent").arg(&agent), 1);

@@ -13,7 +13,7 @@ const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_777;
-const CHARACTER_DEVICE: u32 = 0o020_600;
+const CHARACTER_DEVICE: u32 = 0o020_000;
 
 /// An initramfs that is being put together.
 ///
@@ -47,15 +47,15 @@ impl Image {
     /// None in practice: it is written to memory.
     pub fn new() -> io::Result<Self> {
         let mut image = Self::default();
-        image.character_device("dev/console", 5, 1)?;
+        image.character_device("dev/console", 0o600, 5, 1)?;
         Ok(image)
     }
 
-    /// Adds a character device with these numbers. The first file of a name stays.
+    /// Adds a character device with these permissions and numbers. The first file of a name stays.
     ///
     /// ```
     /// # let mut image = scx_vsock::qemu::image::Image::new()?;
-    /// image.character_device("dev/null", 1, 3)?;
+    /// image.character_device("dev/null", 0o666, 1, 3)?;
     /// assert!(image.names().any(|name| name == "dev/null"));
     /// # Ok::<(), std::io::Error>(())
     /// ```
@@ -63,8 +63,9 @@ impl Image {
     /// # Errors
     ///
     /// As [`new`](Self::new).
-    pub fn character_device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
-        let device = Builder::new(path).mode(CHARACTER_DEVICE).rdev_major(major).rdev_minor(minor);
+    pub fn character_device(&mut self, path: &str, permissions: u32, major: u32, minor: u32) -> io::Result<()> {
+        let mode = CHARACTER_DEVICE | permissions & 0o777;
+        let device = Builder::new(path).mode(mode).rdev_major(major).rdev_minor(minor);
         self.first_of_its_name(path, device, &[])
     }
 
@@ -240,7 +241,7 @@ mod tests {
         }
         let expected = [
             ("dev", FOLDER, ""),
-            ("dev/console", CHARACTER_DEVICE, ""),
+            ("dev/console", CHARACTER_DEVICE | 0o600, ""),
             ("init", PROGRAM, "#!/bin/sh\n"),
             ("etc", FOLDER, ""),
             ("etc/deep", FOLDER, ""),

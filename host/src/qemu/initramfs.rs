@@ -8,7 +8,6 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use cpio::newc::Reader;
 
-use super::commands::quote;
 use super::image::Image;
 
 /// Where the agent is in the guest. The folder is its own: one that the base has as a link would lose what is behind it.
@@ -41,6 +40,12 @@ const SHELLS: [(&str, &str); 4] = [
     ("bin/busybox", "/bin/busybox sh"),
     ("usr/bin/busybox", "/usr/bin/busybox sh"),
 ];
+
+/// What an init is that has other names: what is written to it, or to a later one over it, is in all of them.
+const HARD_LINK: &str = "a hard link";
+
+/// The most memory that unpacking may take: what `xz -9` needs, and some more.
+const MAX_XZ_BYTES: u64 = 256 << 20;
 
 /// How other compressed data that a kernel may know begins, and what unpacks it.
 const OTHERS: [(&[u8], &str); 5] = [
@@ -77,12 +82,20 @@ pub enum InitramfsError {
         by: &'static str,
     },
     /// An archive or its compression cannot be read.
-    #[error("what begins at byte {at} is cut short or damaged")]
+    #[error("what begins at byte {at} cannot be read")]
     Damaged {
         /// Where, counted from 0.
         at: usize,
         /// How.
         source: io::Error,
+    },
+    /// A kernel finds no archive there.
+    #[error(
+        "byte {at} begins an archive, or what is behind one, at no multiple of 4, where kernels stop: pad what is before it"
+    )]
+    Misaligned {
+        /// Where, counted from 0.
+        at: usize,
     },
     /// Nothing in it would be started.
     #[error(
@@ -129,9 +142,11 @@ pub enum InitramfsError {
 pub fn add_agent(base: &[u8], agent: &[u8], arguments: &[&str]) -> Result<Vec<u8>, InitramfsError> {
     let contents = Contents::read(base)?;
     let shell = contents.shell().ok_or(InitramfsError::NoShell)?;
-    let mut image = Image::new()?;
-    // A shell reads it in the place of what a program in the background would read.
-    image.character_device("dev/null", 1, 3)?;
+    let mut image = Image::default();
+    if !contents.has_null {
+        // A shell has what it starts in the background read it.
+        image.character_device("dev/null", 0o666, 1, 3)?;
+    }
     image.program(AGENT, agent)?;
     match contents.init.ok_or(InitramfsError::NoInit)? {
         Init::Program(bytes) if is_start(&bytes) => {}
@@ -149,7 +164,8 @@ pub fn add_agent(base: &[u8], agent: &[u8], arguments: &[&str]) -> Result<Vec<u8
 
 /// The init that starts the agent and becomes the base's own.
 fn start(shell: &str, arguments: &[&str]) -> String {
-    let arguments: String = arguments.iter().map(|argument| format!(" {}", quote(argument))).collect();
+    let quoted = |argument: &&str| format!(" '{}'", argument.replace('\'', r"'\''"));
+    let arguments: String = arguments.iter().map(quoted).collect();
     format!("#!{shell}\n/{AGENT}{arguments} &\n{TO_INIT}")
 }
 
@@ -163,6 +179,7 @@ fn is_start(init: &[u8]) -> bool {
 struct Contents {
     /// The last one: it is over those before.
     init: Option<Init>,
+    has_null: bool,
     /// For each of [`SHELLS`] whether it is there.
     shells: [bool; SHELLS.len()],
 }
@@ -181,13 +198,18 @@ impl Contents {
     /// Reads all archives of an initramfs.
     fn read(base: &[u8]) -> Result<Self, InitramfsError> {
         let mut contents = Self::default();
-        let mut rest = base;
+        let (mut rest, mut was_archive) = (base, false);
         loop {
             rest = without_padding(rest);
             if rest.is_empty() {
                 return Ok(contents);
             }
             let at = base.len() - rest.len();
+            let is_archive = rest.starts_with(b"0707");
+            if (is_archive || was_archive) && !at.is_multiple_of(4) {
+                return Err(InitramfsError::Misaligned { at });
+            }
+            was_archive = is_archive;
             let read = contents.read_part(rest).map_err(|source| InitramfsError::Damaged { at, source })?;
             rest = read.ok_or_else(|| unknown(rest, at))?;
         }
@@ -207,7 +229,10 @@ impl Contents {
                 unpacked.into_inner().into_inner()
             }
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
-                let mut unpacked = BufReader::new(liblzma::bufread::XzDecoder::new(part));
+                let mut unpacked = BufReader::new(liblzma::bufread::XzDecoder::new_stream(
+                    part,
+                    liblzma::stream::Stream::new_stream_decoder(MAX_XZ_BYTES, 0).map_err(io::Error::other)?,
+                ));
                 self.read_archives(&mut unpacked)?;
                 unpacked.into_inner().into_inner()
             }
@@ -224,16 +249,21 @@ impl Contents {
 
     /// Reads archives to the end.
     fn read_archives(&mut self, unpacked: &mut impl BufRead) -> io::Result<()> {
+        // An archive's size is a multiple of 4.
+        let mut padding = 0;
         loop {
             let available = unpacked.fill_buf()?;
             let zeros = available.len() - without_padding(available).len();
             if available.is_empty() {
                 return Ok(());
             }
-            if zeros == 0 {
+            if zeros > 0 {
+                unpacked.consume(zeros);
+                padding = (padding + zeros) % 4;
+            } else if padding == 0 {
                 self.read_archive(unpacked)?;
             } else {
-                unpacked.consume(zeros);
+                return Err(invalid("an archive in it begins at no multiple of 4"));
             }
         }
     }
@@ -244,10 +274,13 @@ impl Contents {
             let mut header = [0; HEADER_BYTES];
             archive.read_exact(&mut header)?;
             if path_size(&header).is_none_or(|size| size > MAX_PATH_BYTES) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "an entry's path is longer than a path can be"));
+                return Err(invalid("an entry's path is longer than a path can be"));
             }
             let mut entry = Reader::new(header.chain(&mut *archive))?;
             let ends = entry.entry().is_trailer();
+            if ends && entry.entry().file_size() > 0 {
+                return Err(invalid("an archive's trailer has a content"));
+            }
             self.note(&mut entry)?;
             entry.finish()?;
             if ends {
@@ -257,10 +290,13 @@ impl Contents {
     }
 
     fn note(&mut self, entry: &mut Reader<impl Read>) -> io::Result<()> {
-        let path = entry.entry().name().trim_start_matches("./").trim_start_matches('/').to_owned();
-        if path == "init" {
+        // A kernel reads a path to its first NUL.
+        let path = entry.entry().name().split('\0').next().unwrap_or_default();
+        let path = path.trim_start_matches("./").trim_start_matches('/').to_owned();
+        if path == "init" && !matches!(self.init, Some(Init::Unfit(HARD_LINK))) {
             self.init = Some(Init::read(entry)?);
         }
+        self.has_null |= path == "dev/null";
         for (there, (shell, _)) in self.shells.iter_mut().zip(SHELLS) {
             *there |= path == shell;
         }
@@ -281,8 +317,7 @@ impl Init {
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes)?;
         Ok(match kind {
-            // What is written to it would be in all its names.
-            REGULAR if links > 1 => Self::Unfit("a hard link"),
+            REGULAR if links > 1 => Self::Unfit(HARD_LINK),
             REGULAR => Self::Program(bytes),
             LINK => String::from_utf8(bytes).map_or(Self::Unfit("a link to a path that is no UTF-8"), |target| {
                 let below_root = target.trim_start_matches('/');
@@ -291,6 +326,10 @@ impl Init {
             _ => Self::Unfit("no file"),
         })
     }
+}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 fn path_size(header: &[u8; HEADER_BYTES]) -> Option<u32> {
@@ -385,7 +424,8 @@ mod tests {
             assert_eq!(files["scx-vsock/init"], (0o100_755, String::from_utf8(OWN.to_vec()).unwrap()));
             let start = "#!/bin/sh\n/scx-vsock/agent '--map' '729=/run/it'\\''s' &\nexec /scx-vsock/init \"$@\"\n";
             assert_eq!(files["init"], (0o100_755, start.into()));
-            assert_eq!(files["dev/null"].0, 0o020_600);
+            assert_eq!(files["dev/null"].0, 0o020_666);
+            assert!(!files.contains_key("dev/console"));
         }
     }
 
@@ -463,6 +503,43 @@ mod tests {
         let mut no_text = gzip(b"no archive");
         no_text.splice(0..0, [0; 4]);
         assert!(matches!(add_agent(&no_text, b"agent", &[]).unwrap_err(), InitramfsError::Damaged { at: 4, .. }));
+    }
+
+    #[test]
+    fn an_archive_that_kernels_do_not_find_is_refused() {
+        let mut packed = gzip(&base());
+        while packed.len() % 4 != 1 {
+            packed.push(0);
+        }
+        let refused = |parts: &[&[u8]]| add_agent(&parts.concat(), b"agent", &[]).unwrap_err();
+        let error = refused(&[&packed, &base()]);
+        assert!(matches!(error, InitramfsError::Misaligned { at } if at == packed.len()), "{error}");
+        let error = refused(&[&base(), &[0], &packed]);
+        assert!(matches!(error, InitramfsError::Misaligned { at } if at == base().len() + 1), "{error}");
+        let error = refused(&[&gzip(&[&base()[..], &[0, 0], &base()].concat())]);
+        assert!(matches!(error, InitramfsError::Damaged { at: 0, .. }), "{error}");
+        add_agent(&gzip(&[&base()[..], &[0; 512], &base()].concat()), b"agent", &[]).unwrap();
+    }
+
+    #[test]
+    fn a_trailer_that_would_swallow_what_is_behind_it_is_refused() {
+        let mut whole = base();
+        let name = whole.windows(10).position(|bytes| bytes == b"TRAILER!!!").unwrap();
+        whole[name - HEADER_BYTES + 54..][..8].copy_from_slice(b"00002000");
+        assert!(matches!(add_agent(&whole, b"agent", &[]).unwrap_err(), InitramfsError::Damaged { at: 0, .. }));
+    }
+
+    #[test]
+    fn an_init_that_ever_had_another_name_is_not_written_over() {
+        let linked = archive(&[("sbin/init", 0o100_755, 2, b""), ("init", 0o100_755, 2, OWN)]);
+        assert!(error(&[linked, base()].concat()).starts_with("its /init is a hard link"));
+    }
+
+    #[test]
+    fn devices_of_the_base_stay_as_they_are() {
+        let base = [base(), archive(&[("./dev/null", 0o020_666, 1, b"")])].concat();
+        let files = last_archive(&add_agent(&base, b"agent", &[]).unwrap(), base.len());
+        assert!(files.keys().eq(["init", "scx-vsock", "scx-vsock/agent", "scx-vsock/init"]));
     }
 
     proptest! {
