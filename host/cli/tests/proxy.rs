@@ -47,8 +47,9 @@ fn proxy(uri: &str) -> Command {
 }
 
 fn proxy_by(program: &Path, uri: &str) -> Command {
-    let mut command = Command::new(program);
-    command.arg("proxy").arg(uri).current_dir("/");
+    // Under nohup tests are started with a signal ignored, which a proxy then leaves so.
+    let mut command = Command::new("env");
+    command.arg("--default-signal").arg(program).arg("proxy").arg(uri).current_dir("/");
     command
 }
 
