@@ -195,7 +195,9 @@ impl Registers {
 
 fn is_readable(fd: impl AsFd, within: Duration) -> bool {
     let within = Timespec::try_from(within).expect("a short deadline");
-    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&within)).expect("poll works") > 0
+    // A fuzzer's clock interrupts.
+    let look = || poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&within));
+    rustix::io::retry_on_intr(look).expect("poll works") > 0
 }
 
 impl Attached for Registers {
