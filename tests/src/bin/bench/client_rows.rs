@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Barrier, Condvar, Mutex};
-use std::thread::{self, ScopedJoinHandle};
+use std::thread::{self, ScopedJoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -66,7 +66,7 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
     let endpoint = Endpoint::Unix { path: folder.path().join("agent") };
     let listener = UnixListener::bind(folder.path().join("agent")).unwrap();
     let control = RunControl::new();
-    let finish = Finish::default();
+    let finish = Finish::new();
     thread::scope(|scope| {
         let calls: Vec<_> = (0..WAITING)
             .map(|_| {
@@ -102,7 +102,7 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
 /// The floor: threads that poll a descriptor each, which are written to one after the other.
 fn descriptors_wake() -> Vec<f64> {
     let descriptors: Vec<_> = (0..WAITING).map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap()).collect();
-    let (ready, finish) = (Barrier::new(WAITING + 1), Finish::default());
+    let (ready, finish) = (Barrier::new(WAITING + 1), Finish::new());
     thread::scope(|scope| {
         let threads: Vec<_> = descriptors
             .iter()
@@ -128,19 +128,22 @@ fn descriptors_wake() -> Vec<f64> {
 }
 
 /// Where threads rest that were woken: none ends, and none wakes another, while others are still being woken.
-#[derive(Default)]
 struct Finish {
     resting: AtomicUsize,
     over: AtomicBool,
-    all: Mutex<bool>,
-    changed: Condvar,
+    /// Waits for all.
+    waits: Thread,
 }
 
 impl Finish {
+    /// The thread that makes it is the one that waits.
+    fn new() -> Self {
+        Self { resting: AtomicUsize::new(0), over: AtomicBool::new(false), waits: thread::current() }
+    }
+
     fn rest(&self) {
         if self.resting.fetch_add(1, Ordering::SeqCst) + 1 == WAITING {
-            *self.all.lock().unwrap() = true;
-            self.changed.notify_one();
+            self.waits.unpark();
         }
         while !self.over.load(Ordering::SeqCst) {
             thread::park();
@@ -148,7 +151,9 @@ impl Finish {
     }
 
     fn wait_for<T>(&self, threads: &[ScopedJoinHandle<'_, T>]) {
-        drop(self.changed.wait_while(self.all.lock().unwrap(), |all| !*all).unwrap());
+        while self.resting.load(Ordering::SeqCst) < WAITING {
+            thread::park();
+        }
         self.over.store(true, Ordering::SeqCst);
         threads.iter().for_each(|thread| thread.thread().unpark());
     }
