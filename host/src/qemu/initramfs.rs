@@ -7,6 +7,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 
 use cpio::newc::Reader;
+use rustix::fs::FileType;
 
 use super::image::Image;
 
@@ -15,9 +16,6 @@ pub const AGENT: &str = "scx-vsock/agent";
 
 /// Where the base's own init is in the guest.
 pub const INIT: &str = "scx-vsock/init";
-
-/// The last line of the start.
-const TO_INIT: &str = "exec /scx-vsock/init \"$@\"\n";
 
 /// The most bytes of an init. It is held in memory, whatever an archive says of its size.
 pub const MAX_INIT_BYTES: u32 = 64 << 20;
@@ -28,10 +26,6 @@ const MAX_PATH_BYTES: u32 = 4096;
 const HEADER_BYTES: usize = 110;
 /// Where a header has the size of the entry's path, in hexadecimal digits.
 const PATH_SIZE: std::ops::Range<usize> = 94..102;
-
-const KIND: u32 = 0o170_000;
-const REGULAR: u32 = 0o100_000;
-const LINK: u32 = 0o120_000;
 
 /// What can interpret the start, the best first: a path, and the line with which a script names it.
 const SHELLS: [(&str, &str); 4] = [
@@ -166,12 +160,17 @@ pub fn add_agent(base: &[u8], agent: &[u8], arguments: &[&str]) -> Result<Vec<u8
 fn start(shell: &str, arguments: &[&str]) -> String {
     let quoted = |argument: &&str| format!(" '{}'", argument.replace('\'', r"'\''"));
     let arguments: String = arguments.iter().map(quoted).collect();
-    format!("#!{shell}\n/{AGENT}{arguments} &\n{TO_INIT}")
+    format!("#!{shell}\n/{AGENT}{arguments} &\n{}", to_init())
+}
+
+/// The last line of a [`start`].
+fn to_init() -> String {
+    format!("exec /{INIT} \"$@\"\n")
 }
 
 /// Whether this init is a [`start`], so that the base's own is under its other name already.
 fn is_start(init: &[u8]) -> bool {
-    init.ends_with(TO_INIT.as_bytes())
+    init.ends_with(to_init().as_bytes())
 }
 
 /// What is known of an initramfs.
@@ -180,8 +179,8 @@ struct Contents {
     /// The last one: it is over those before.
     init: Option<Init>,
     has_null: bool,
-    /// For each of [`SHELLS`] whether it is there.
-    shells: [bool; SHELLS.len()],
+    /// Which of [`SHELLS`] is the first that is there.
+    shell: Option<usize>,
 }
 
 /// The program that the kernel runs.
@@ -223,45 +222,36 @@ impl Contents {
                 self.read_archive(&mut rest)?;
                 rest
             }
-            [0x1f, 0x8b, ..] => {
-                let mut unpacked = BufReader::new(flate2::bufread::GzDecoder::new(part));
-                self.read_archives(&mut unpacked)?;
-                unpacked.into_inner().into_inner()
-            }
+            [0x1f, 0x8b, ..] => self.read_archives(flate2::bufread::GzDecoder::new(part))?.into_inner(),
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
-                let mut unpacked = BufReader::new(liblzma::bufread::XzDecoder::new_stream(
-                    part,
-                    liblzma::stream::Stream::new_stream_decoder(MAX_XZ_BYTES, 0).map_err(io::Error::other)?,
-                ));
-                self.read_archives(&mut unpacked)?;
-                unpacked.into_inner().into_inner()
+                let stream = liblzma::stream::Stream::new_stream_decoder(MAX_XZ_BYTES, 0).map_err(io::Error::other)?;
+                self.read_archives(liblzma::bufread::XzDecoder::new_stream(part, stream))?.into_inner()
             }
             [0x28, 0xb5, 0x2f, 0xfd, ..] => {
                 let frame = ruzstd::decoding::StreamingDecoder::new(part).map_err(io::Error::other)?;
-                let mut unpacked = BufReader::new(frame);
-                self.read_archives(&mut unpacked)?;
-                unpacked.into_inner().into_inner()
+                self.read_archives(frame)?.into_inner()
             }
             _ => return Ok(None),
         };
         Ok(Some(rest))
     }
 
-    /// Reads archives to the end.
-    fn read_archives(&mut self, unpacked: &mut impl BufRead) -> io::Result<()> {
+    /// Reads archives to the end of what a decoder gives, and gives it back.
+    fn read_archives<R: Read>(&mut self, decoder: R) -> io::Result<R> {
+        let mut unpacked = BufReader::new(decoder);
         // An archive's size is a multiple of 4.
         let mut padding = 0;
         loop {
             let available = unpacked.fill_buf()?;
             let zeros = available.len() - without_padding(available).len();
             if available.is_empty() {
-                return Ok(());
+                return Ok(unpacked.into_inner());
             }
             if zeros > 0 {
                 unpacked.consume(zeros);
                 padding = (padding + zeros) % 4;
             } else if padding == 0 {
-                self.read_archive(unpacked)?;
+                self.read_archive(&mut unpacked)?;
             } else {
                 return Err(invalid("an archive in it begins at no multiple of 4"));
             }
@@ -297,32 +287,34 @@ impl Contents {
             self.init = Some(Init::read(entry)?);
         }
         self.has_null |= path == "dev/null";
-        for (there, (shell, _)) in self.shells.iter_mut().zip(SHELLS) {
-            *there |= path == shell;
-        }
+        let shell = SHELLS.iter().position(|(shell, _)| path == *shell);
+        self.shell = self.shell.into_iter().chain(shell).min();
         Ok(())
     }
 
     fn shell(&self) -> Option<&'static str> {
-        self.shells.iter().zip(SHELLS).find_map(|(there, (_, line))| there.then_some(line))
+        self.shell.and_then(|shell| SHELLS.get(shell)).map(|&(_, line)| line)
     }
 }
 
 impl Init {
     fn read(entry: &mut Reader<impl Read>) -> io::Result<Self> {
-        let (kind, links, size) = (entry.entry().mode() & KIND, entry.entry().nlink(), entry.entry().file_size());
+        let (kind, links) = (FileType::from_raw_mode(entry.entry().mode()), entry.entry().nlink());
+        let size = entry.entry().file_size();
         if size > MAX_INIT_BYTES {
             return Ok(Self::Unfit("larger than 64 MiB"));
         }
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes)?;
         Ok(match kind {
-            REGULAR if links > 1 => Self::Unfit(HARD_LINK),
-            REGULAR => Self::Program(bytes),
-            LINK => String::from_utf8(bytes).map_or(Self::Unfit("a link to a path that is no UTF-8"), |target| {
-                let below_root = target.trim_start_matches('/');
-                Self::Link(format!("/{below_root}"))
-            }),
+            FileType::RegularFile if links > 1 => Self::Unfit(HARD_LINK),
+            FileType::RegularFile => Self::Program(bytes),
+            FileType::Symlink => {
+                String::from_utf8(bytes).map_or(Self::Unfit("a link to a path that is no UTF-8"), |target| {
+                    let below_root = target.trim_start_matches('/');
+                    Self::Link(format!("/{below_root}"))
+                })
+            }
             _ => Self::Unfit("no file"),
         })
     }
