@@ -364,8 +364,6 @@ impl Driver {
     /// Queues a packet without a kick, cut into descriptors at these places. False if the queue is full.
     pub fn queue_bytes(&mut self, bytes: &[u8], cuts: &[usize]) -> bool {
         let base = TX_BUFFERS + (self.tx_turn % u64::from(QUEUE_SIZE)) * TX_BUFFER;
-        self.tx_turn += 1;
-        self.memory.write_slice(bytes, GuestAddress(base)).expect("the buffer is in memory");
         let mut pieces = Vec::new();
         let mut from = 0;
         for &cut in cuts.iter().chain([&bytes.len()]) {
@@ -376,6 +374,12 @@ impl Driver {
             }
             from = cut;
         }
+        // The buffer may still be that of a packet which the device has not taken.
+        if self.tx.free.len() < pieces.len() {
+            return false;
+        }
+        self.tx_turn += 1;
+        self.memory.write_slice(bytes, GuestAddress(base)).expect("the buffer is in memory");
         self.tx.offer(&self.memory, &pieces, 0)
     }
 

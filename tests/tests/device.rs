@@ -6,10 +6,10 @@ use std::net::Shutdown;
 
 use scx_vsock::vsock::BUFFER_BYTES;
 use scx_vsock::vsock::MAX_BACKLOG;
+use scx_vsock::vsock::MAX_CONNECTIONS;
 use scx_vsock::vsock::header::{Header, Operation};
 use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use scx_vsock::vsock::{Device, DeviceError};
-use scx_vsock::vsock::{MAX_CONNECTIONS, MAX_RESETS};
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest, QUEUE_SIZE, interesting_sizes, pattern};
 
 const PORT: u32 = 729;
@@ -226,27 +226,6 @@ fn packets_for_the_guest_wait_for_receive_buffers_and_none_is_lost() {
         got.extend(guest.received().pop().unwrap().payload);
     }
     assert_eq!(got, pattern(100));
-}
-
-#[test]
-fn resets_that_find_no_receive_buffer_are_bounded_and_then_hold_up_the_transmit_queue() {
-    let mut guest = Guest::without_buffers();
-    let bytes = Guest::header(Operation::Request, 50_000, 1).emit();
-    let mut taken = 0;
-    for _ in 0..10 {
-        while guest.queue_bytes(&bytes, &[]) {
-            taken += 1;
-        }
-        guest.service();
-    }
-    assert!(taken <= MAX_RESETS + usize::from(QUEUE_SIZE), "{taken} requests were taken without a word");
-    let mut resets = 0;
-    for _ in 0..10 {
-        guest.post_all(4096);
-        resets += guest.operations().len();
-    }
-    assert_eq!(resets, taken, "every request is refused once there are buffers");
-    guest.serves_on();
 }
 
 #[test]

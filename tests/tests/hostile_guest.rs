@@ -9,7 +9,7 @@ use scx_vsock::vsock::spec::{
     EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
 };
 use scx_vsock::vsock::{
-    BUFFER_BYTES, ChainError, DeviceError, Key, Listener, MAX_BACKLOG, MAX_CONNECTIONS, MAX_RESETS,
+    BUFFER_BYTES, ChainError, DeviceError, Key, Listener, MAX_BACKLOG, MAX_CONNECTIONS, MAX_RESETS, Reset,
 };
 use scx_vsock_tests::guest_driver::{
     CID, Connection, GUEST_BUFFER, Guest, INDIRECT, MEMORY, NEXT, QUEUE_SIZE, RawDescriptor, TX_BUFFERS, WRITE, pattern,
@@ -351,28 +351,48 @@ fn payload_before_the_response_is_reset_and_no_byte_of_it_is_for_the_host() {
 }
 
 #[test]
-fn without_receive_buffers_so_many_packets_are_taken_as_resets_may_wait_and_no_more() {
+fn without_receive_buffers_packets_are_taken_until_as_many_connections_wait_for_their_reset_as_may() {
     let mut guest = Guest::without_buffers();
-    let packet = Guest::header(Operation::Request, 77, 78);
-    let mut sent = 0;
-    for _ in 0..10 {
-        while guest.queue_bytes(&packet.emit(), &[]) {
-            sent += 1;
+    let mut sent = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        loop {
+            let packet = Guest::header(Operation::Request, 77 + u32::try_from(sent.len()).unwrap(), 78);
+            if !guest.queue_bytes(&packet.emit(), &[]) {
+                break;
+            }
+            sent.push(packet);
         }
         guest.service();
     }
     let [_, taken, _] = guest.device.used().map(usize::from);
-    assert_eq!((taken, sent), (MAX_RESETS, MAX_RESETS + usize::from(QUEUE_SIZE)));
-    assert_eq!(guest.device.held_bytes(), MAX_RESETS * size_of::<Header>());
+    assert_eq!((taken, sent.len()), (MAX_RESETS, MAX_RESETS + usize::from(QUEUE_SIZE)));
+    assert_eq!(guest.device.held_bytes(), MAX_RESETS * size_of::<Reset>());
     guest.post_all(4096);
     let mut got = Vec::new();
-    while got.len() < sent {
+    while got.len() < sent.len() {
         let more = headers(&mut guest);
-        assert!(!more.is_empty(), "{} of {sent} are answered", got.len());
+        assert!(!more.is_empty(), "{} of {} are answered", got.len(), sent.len());
         got.extend(more);
     }
-    assert_eq!(got, vec![reset_of(&packet); sent]);
+    assert_eq!(got, sent.iter().map(reset_of).collect::<Vec<_>>());
     assert_eq!(headers(&mut guest), []);
+    guest.serves_on();
+}
+
+#[test]
+fn without_receive_buffers_all_packets_of_a_few_connections_are_taken_and_each_is_reset_once() {
+    let mut guest = Guest::without_buffers();
+    let packets = [77, 78, 79].map(|port| Guest::header(Operation::ReadWrite, port, 80));
+    let mut sent = 0;
+    while sent < 10 * MAX_RESETS {
+        while guest.queue_bytes(&packets[sent % packets.len()].emit(), &[]) {
+            sent += 1;
+        }
+        guest.service();
+    }
+    assert_eq!(guest.device.held_bytes(), packets.len() * size_of::<Reset>());
+    guest.post_all(4096);
+    assert_eq!(headers(&mut guest), packets.map(|packet| reset_of(&packet)));
     guest.serves_on();
 }
 

@@ -72,6 +72,30 @@ fn the_guest_is_asked_for_nothing_before_it_is_through_with_the_reset() {
     assert_eq!(guest.take_event(), None, "it is told once");
 }
 
+/// Linux takes nothing more while as many of its answers as its receive queue has entries wait to be sent, which they
+/// do behind all that its connections of before had still to send.
+#[test]
+fn a_guest_that_takes_nothing_until_all_that_it_had_to_send_is_sent_is_reached_again() {
+    let mut guest = Guest::without_buffers();
+    let state = guest.device.state();
+    guest.restore(&state).unwrap();
+    guest.post_events();
+    guest.take_transport_reset();
+    let _stream = guest.handle().connect(PORT).unwrap();
+    let before = [10, 11, 12, 13].map(|port| Guest::header(Operation::ReadWrite, port, 50_000));
+    for packet in before.iter().cycle().take(5000) {
+        while !guest.queue_bytes(&packet.emit(), &[]) {
+            guest.service();
+        }
+    }
+    guest.service();
+    assert_eq!(guest.device.used()[1], 5000, "all of it is taken");
+    guest.post_all(4096);
+    let got: Vec<_> = guest.received().iter().map(|packet| (packet.operation(), packet.header.dst_port)).collect();
+    let resets = before.map(|packet| (Operation::Reset, packet.src_port));
+    assert_eq!(got, [&resets[..], &[(Operation::Request, PORT)]].concat());
+}
+
 #[test]
 fn the_guest_is_interrupted_for_the_reset() {
     let guest = Guest::behind_registers();

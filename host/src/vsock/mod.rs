@@ -36,6 +36,7 @@ pub mod header;
 mod listener;
 mod muxer;
 mod ready;
+mod resets;
 pub mod spec;
 mod state;
 mod stream;
@@ -53,8 +54,9 @@ pub use connection::BUFFER_BYTES;
 pub use connection::Key;
 pub use handle::{Handle, Port};
 pub use listener::{Listener, MAX_BACKLOG, MAX_LISTENERS};
-pub use muxer::{MAX_CONNECTIONS, MAX_RESETS};
+pub use muxer::MAX_CONNECTIONS;
 pub use ready::says_hello;
+pub use resets::{MAX_RESETS, Reset};
 pub use state::{DamagedDevice, DeviceState};
 pub use stream::SEND_BUFFER_BYTES;
 
@@ -90,8 +92,8 @@ pub const fn memory_bound(connections: usize) -> usize {
 }
 
 /// Bytes that [`Device::held_bytes`] never exceeds.
-pub const MAX_HELD_BYTES: usize = MAX_CONNECTIONS * (BUFFER_BYTES as usize + size_of::<Key>() + size_of::<Header>())
-    + (MAX_RESETS + 1) * size_of::<Header>();
+pub const MAX_HELD_BYTES: usize = MAX_CONNECTIONS * (BUFFER_BYTES as usize + size_of::<Key>() + size_of::<Reset>())
+    + (MAX_RESETS + 1) * size_of::<Reset>();
 
 /// Why there is no device, or why it stopped.
 ///

@@ -15,18 +15,12 @@ use super::connection::{Connection, Key, Reaction, State};
 use super::handle::{Shared, WantedConnection};
 use super::header::{Header, Operation};
 use super::listener::ANY_PORT;
+use super::resets::{Reset, Resets};
 use super::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::stream::{FromHost, Stream, pair};
 
 /// Connections that a device has at the most, those that close included.
 pub const MAX_CONNECTIONS: usize = 1024;
-
-/// Resets that wait for receive buffers, beside one for each connection. With so many waiting, the transmit queue
-/// waits too (virtio 1.3, 5.10.6.1: as long as additional resources last).
-pub const MAX_RESETS: usize = 256;
-
-/// Resets over that maximum: none, but for the fault that is planted for the fuzz targets.
-const TOO_MANY: usize = if cfg!(planted_off_by_one) { 1 } else { 0 };
 
 /// How long the guest may take to confirm a close. What it has received by then stays readable in Linux guests.
 pub const CLOSE_WITHIN: Duration = Duration::from_secs(8);
@@ -78,7 +72,7 @@ pub struct Muxer {
     entries: HashMap<Key, Entry>,
     /// Those that may have something to send: each has its turn for one packet.
     turns: VecDeque<Key>,
-    resets: VecDeque<Header>,
+    resets: Resets,
     next_port: u32,
     /// Whether the driver has stream sockets.
     streams: bool,
@@ -99,7 +93,7 @@ impl Muxer {
             epoll,
             entries: HashMap::new(),
             turns: VecDeque::new(),
-            resets: VecDeque::new(),
+            resets: Resets::default(),
             next_port: FIRST_PORT,
             streams: true,
             overdue_from: None,
@@ -119,7 +113,7 @@ impl Muxer {
     /// Bytes that hold what the guest sent, or is to be sent.
     pub fn held_bytes(&self) -> usize {
         let spills: usize = self.entries.values().map(|entry| entry.stream.held_bytes()).sum();
-        spills + self.turns.len() * size_of::<Key>() + self.resets.len() * size_of::<Header>()
+        spills + self.turns.len() * size_of::<Key>() + self.resets.held_bytes()
     }
 
     /// Whether the guest may be owed packets.
@@ -129,7 +123,7 @@ impl Muxer {
 
     /// Whether packets of the guest must wait until it has received some.
     pub fn is_full(&self) -> bool {
-        self.resets.len() >= MAX_RESETS + TOO_MANY
+        self.resets.are_full()
     }
 
     /// Forgets every connection that the guest may know of; its host side reads the end.
@@ -403,7 +397,7 @@ impl Muxer {
         } else {
             self.remove(key);
             if owes_reset {
-                self.resets.push_back(key.packet(self.guest_cid, Operation::Reset));
+                self.resets.push(Reset::of(key));
             }
         }
     }
@@ -418,13 +412,12 @@ impl Muxer {
     /// Ends a connection at once, with a reset for the guest.
     fn abort(&mut self, key: Key) {
         self.remove(key);
-        self.resets.push_back(key.packet(self.guest_cid, Operation::Reset));
+        self.resets.push(Reset::of(key));
     }
 
     /// Answers a packet that belongs to no connection.
     fn refuse(&mut self, packet: &Header) {
-        let reset = Key::of(packet).packet(self.guest_cid, Operation::Reset);
-        self.resets.push_back(Header { socket_type: packet.socket_type, ..reset });
+        self.resets.push(Reset::answering(packet));
     }
 
     fn accept(&mut self, request: &Header) {
@@ -455,7 +448,7 @@ impl Muxer {
     /// The next packet for the guest, whose payload is put behind the header's place in `chain`; none if there is
     /// none after all.
     pub fn dispatch<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<Header> {
-        if let Some(reset) = self.resets.pop_front() {
+        if let Some(reset) = self.resets.pop(self.guest_cid) {
             return Some(reset);
         }
         while let Some(key) = self.turns.pop_front() {

@@ -9,6 +9,7 @@ use scx_vsock::vsock::header::Header;
 use scx_vsock::vsock::spec::{EVENT_BYTES, HOST_CID, TYPE_STREAM};
 use scx_vsock::vsock::{
     BUFFER_BYTES, DamagedDevice, DeviceError, DeviceState, Key, Listener, MAX_CONNECTIONS, MAX_HELD_BYTES, MAX_RESETS,
+    Reset,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -172,7 +173,7 @@ impl World {
         // More exactly: a spill and a turn for each connection that there is, and resets, of which the host causes one
         // where it gives up what it asked for.
         let connections = self.guest.device.connections();
-        let resets = (MAX_RESETS + self.asked_for) * size_of::<Header>();
+        let resets = (MAX_RESETS + self.asked_for) * size_of::<Reset>();
         assert!(held <= connections * (BUFFER_BYTES as usize + size_of::<Key>()) + resets, "{held} bytes");
         // Each connection has a port of its own, none of which was used before.
         let next_port = self.guest.device.state().next_port;

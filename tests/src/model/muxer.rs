@@ -12,7 +12,7 @@ use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET, SHUTDOWN_BOTH, 
 use scx_vsock::vsock::{BUFFER_BYTES, Listener};
 
 use super::{Script, all_have_ended, send, stretch};
-use crate::guest_driver::{Guest, Packet};
+use crate::guest_driver::{Guest, Packet, QUEUE_SIZE};
 
 /// Steps of one script.
 const MAX_STEPS: usize = 300;
@@ -155,8 +155,8 @@ impl World {
         }
     }
 
-    /// The device is saved and restored while a packet of the guest's is on its way. It takes it once, when the driver has
-    /// been told and is through; so long, what the host asks for waits.
+    /// The device is saved and restored while a packet of the guest's is on its way, or payload in many. It takes them once,
+    /// when the driver has been told and is through; so long, what the host asks for waits.
     fn restore(&mut self, script: &mut Script<'_>) {
         let key = self.any_key(script).unwrap_or((100, script.choose(&HOST_PORTS)));
         let operation = script.choose(&[
@@ -168,7 +168,10 @@ impl World {
             Operation::CreditRequest,
         ]);
         let under_way = Guest::header(operation, key.0, key.1);
-        assert!(self.guest.queue_bytes(&under_way.emit(), &[]), "the device took all that was sent");
+        let packets = if operation == Operation::ReadWrite { 1 + script.below(usize::from(QUEUE_SIZE)) } else { 1 };
+        for _ in 0..packets {
+            assert!(self.guest.queue_bytes(&under_way.emit(), &[]), "the device took all that was sent");
+        }
         self.forget();
         self.host_connects(1 + u32::from(script.byte()) % GUEST_PORTS);
         assert_eq!(self.guest.received(), []);

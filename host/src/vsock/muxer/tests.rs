@@ -401,7 +401,7 @@ fn what_is_held_are_spills_turns_and_resets() {
     for port in 0..3 {
         bench.say(from_guest(port), Operation::Request);
     }
-    assert_eq!(bench.muxer.held_bytes(), 256 * 1024 + 2 * size_of::<Key>() + 3 * size_of::<Header>());
+    assert_eq!(bench.muxer.held_bytes(), 256 * 1024 + 2 * size_of::<Key>() + 3 * size_of::<Reset>());
 }
 
 #[test]
@@ -521,15 +521,30 @@ fn a_connection_whose_close_is_told_gives_its_place_away_and_then_one_whose_host
 }
 
 #[test]
-fn the_device_takes_packets_until_256_resets_wait() {
+fn the_device_takes_packets_until_as_many_resets_wait_as_there_may_be_connections() {
     let mut bench = Bench::new();
-    for port in 0..256 {
+    for port in 0..1024 {
         assert!(!bench.muxer.is_full());
         bench.say(from_guest(port), Operation::Request);
     }
     assert!(bench.muxer.is_full());
     assert_eq!(bench.receive().map(|(packet, _)| key_of(&packet)), Some(from_guest(0)));
     assert!(!bench.muxer.is_full());
+}
+
+#[test]
+fn whatever_comes_of_a_connection_whose_reset_waits_is_answered_by_that() {
+    let mut bench = Bench::new();
+    let (stream, key) = bench.connect(PORT);
+    bench.say(key, Operation::Request);
+    for number in 1..=7 {
+        bench.say(key, Operation::parse(number).unwrap());
+        bench.say(from_guest(1), Operation::ReadWrite);
+    }
+    assert!(has_ended(&stream));
+    assert_eq!(bench.told(), [(Operation::Reset, key), (Operation::Reset, from_guest(1))]);
+    bench.say(key, Operation::ReadWrite);
+    assert_eq!(bench.told(), [(Operation::Reset, key)]);
 }
 
 #[test]
