@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use scx_vsock_tests::guest::builder;
+use scx_vsock_tests::guest::builder_with_kvm;
 
 /// The program that `tests/kvm.rs` runs on this machine.
 const KVM_GUEST: &str = env!("CARGO_BIN_EXE_kvm_guest");
@@ -14,7 +14,7 @@ const ROUNDS: &str = "20";
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
 fn kicks_and_interrupts_go_through_the_kernels_kvm_in_a_guest() {
-    let guest = builder().module("kvm_amd").program(KVM_GUEST, "/bin/kvm_guest").boot().unwrap();
+    let guest = builder_with_kvm().program(KVM_GUEST, "/bin/kvm_guest").boot().unwrap();
     let output = guest.run_within(&["kvm_guest", ROUNDS], Duration::from_secs(120)).unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status, 0, "{said}{}\n{}", String::from_utf8_lossy(&output.stderr), guest.console().text());

@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use scx_vsock_tests::guest::{Kernel, builder};
+use scx_vsock_tests::guest::{Kernel, builder, builder_with_kvm};
 use scx_vsock_tests::microvm::STUCK;
 
 const MICROVM: &str = env!("CARGO_BIN_EXE_microvm");
@@ -24,10 +24,7 @@ fn a_linux_driver_gets_through_with_the_registers() {
     let initramfs = folder.path().join("initramfs");
     let inner = builder().module("virtio_mmio").scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer");
     fs::write(&initramfs, inner.initramfs().unwrap()).unwrap();
-    let guest = builder()
-        .module("kvm_amd")
-        // One thread of QEMU less that kicks the processor.
-        .cpus(1)
+    let guest = builder_with_kvm()
         .program(MICROVM, "/bin/microvm")
         .file(&Kernel::of_this_run().image, "/microvm/vmlinuz")
         .file(&initramfs, "/microvm/initramfs")
