@@ -44,6 +44,8 @@ struct World {
     asked_for: usize,
     /// The next of the host's ports when this device began.
     first_port: u32,
+    /// Ports of the guest that it flooded the device from.
+    flooded_from: u32,
 }
 
 /// Runs a script.
@@ -85,6 +87,7 @@ impl World {
             streams: Vec::new(),
             asked_for: 0,
             first_port,
+            flooded_from: 0,
         };
         world.listen();
         world
@@ -229,10 +232,14 @@ impl World {
         self.guest.queue_bytes(&bytes, &[cut]);
     }
 
-    /// The same packet until the queue is full.
+    /// Packets until the queue is full, each from a port of its own.
     fn send_many(&mut self, script: &mut Script<'_>) {
-        let bytes = header(script, &self.guest).emit();
-        while self.guest.queue_bytes(&bytes, &[]) {}
+        let mut header = header(script, &self.guest);
+        header.src_port = header.src_port.wrapping_add(self.flooded_from);
+        while self.guest.queue_bytes(&header.emit(), &[]) {
+            header.src_port = header.src_port.wrapping_add(1);
+            self.flooded_from += 1;
+        }
     }
 
     /// Any bytes anywhere in the rings.
