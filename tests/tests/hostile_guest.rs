@@ -384,12 +384,14 @@ fn without_receive_buffers_all_packets_of_a_few_connections_are_taken_and_each_i
     let mut guest = Guest::without_buffers();
     let packets = [77, 78, 79].map(|port| Guest::header(Operation::ReadWrite, port, 80));
     let mut sent = 0;
-    while sent < 10 * MAX_RESETS {
+    for _ in 0..100 {
         while guest.queue_bytes(&packets[sent % packets.len()].emit(), &[]) {
             sent += 1;
         }
         guest.service();
     }
+    let taken = usize::from(guest.device.used()[1]);
+    assert_eq!([taken, sent], [100 * usize::from(QUEUE_SIZE); 2]);
     assert_eq!(guest.device.held_bytes(), packets.len() * size_of::<Reset>());
     guest.post_all(4096);
     assert_eq!(headers(&mut guest), packets.map(|packet| reset_of(&packet)));
