@@ -367,6 +367,7 @@ fn without_receive_buffers_packets_are_taken_until_as_many_connections_wait_for_
     let [_, taken, _] = guest.device.used().map(usize::from);
     assert_eq!((taken, sent.len()), (MAX_RESETS, MAX_RESETS + usize::from(QUEUE_SIZE)));
     assert_eq!(guest.device.held_bytes(), MAX_RESETS * size_of::<Reset>());
+    assert_eq!(headers(&mut guest), [], "it rests");
     guest.post_all(4096);
     let mut got = Vec::new();
     while got.len() < sent.len() {
@@ -491,15 +492,27 @@ fn payload_behind_a_shutdown_for_sending_is_reset_and_behind_one_for_receiving_a
 }
 
 #[test]
-fn payload_behind_a_close_that_still_drains_is_reset() {
+fn payload_behind_a_close_that_still_drains_is_reset_and_takes_nothing_of_before_away() {
     let (mut guest, _listener, mut connection) = connected_to_host();
     fill(&mut guest, &mut connection);
+    let sent = connection.sent as usize;
     let shutdown = Header { flags: SHUTDOWN_BOTH, ..connection.header(Operation::Shutdown) };
-    guest.send(&shutdown, &[]);
-    assert_eq!(headers(&mut guest), []);
+    for _ in 0..2 {
+        guest.send(&shutdown, &[]);
+        assert_eq!(headers(&mut guest), [], "a program may shut down again what it shut down");
+    }
     guest.send(&Header { len: 1, ..connection.header(Operation::ReadWrite) }, b"x");
     assert_eq!(headers(&mut guest), [reset_of(&shutdown)]);
-    assert_eq!(guest.device.connections(), 0);
+    let mut got = 0;
+    while guest.device.connections() > 0 {
+        let more = connection.read_host().len();
+        assert!(more > 0, "{got} of {sent} bytes");
+        got += more;
+        guest.service();
+    }
+    got += connection.read_host().len();
+    assert!(got == sent && connection.host_reads_end(), "{got} of {sent} bytes");
+    assert_eq!(headers(&mut guest), [reset_of(&shutdown)]);
     guest.serves_on();
 }
 

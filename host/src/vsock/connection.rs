@@ -80,6 +80,8 @@ pub enum Reaction {
     Over,
     /// The packet breaks the rules of its connection, which is to be reset.
     Violation,
+    /// The packet is of no connection any more: it is answered with a reset, and what came before still reaches the host.
+    Late,
 }
 
 /// Control packets that the guest is owed.
@@ -186,9 +188,15 @@ impl Connection {
             (State::Closing, Operation::Shutdown) if packet.flags & SHUTDOWN_BOTH == SHUTDOWN_BOTH => {
                 Reaction::Violation
             }
+            // The guest has given up an attempt to connect, and tries again from the same port: one response is for both.
+            (State::Established, Operation::Request) if self.owed.response => Reaction::Nothing,
             // Packets that were under way when the host closed.
             (State::Closing, Operation::ReadWrite | Operation::CreditUpdate | Operation::Shutdown) => Reaction::Nothing,
-            (State::Draining { .. }, Operation::CreditUpdate | Operation::CreditRequest) => Reaction::Nothing,
+            // Each shutdown of a guest's program is a packet, whatever was shut down before (5.10.6.5).
+            (State::Draining { .. }, Operation::CreditUpdate | Operation::CreditRequest | Operation::Shutdown) => {
+                Reaction::Nothing
+            }
+            (State::Draining { .. }, _) => Reaction::Late,
             _ => Reaction::Violation,
         }
     }
@@ -523,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_has_closed_may_say_its_credit_and_nothing_else() {
+    fn of_a_guest_that_has_closed_nothing_is_taken_any_more_and_nothing_of_before_is_lost() {
         for owes_reset in [false, true] {
             let draining = || {
                 let mut connection = established();
@@ -531,14 +539,23 @@ mod tests {
                 connection
             };
             assert_eq!(draining().state(), State::Draining { owes_reset });
-            for operation in [Operation::CreditUpdate, Operation::CreditRequest] {
+            for operation in [Operation::CreditUpdate, Operation::CreditRequest, Operation::Shutdown] {
                 assert_eq!(draining().process(operation, &guest(operation)), Reaction::Nothing);
             }
-            for operation in [Operation::ReadWrite, Operation::Shutdown, Operation::Request, Operation::Response] {
-                assert_eq!(draining().process(operation, &guest(operation)), Reaction::Violation);
+            for operation in [Operation::ReadWrite, Operation::Request, Operation::Response] {
+                assert_eq!(draining().process(operation, &guest(operation)), Reaction::Late);
             }
             assert_eq!(draining().process(Operation::Reset, &guest(Operation::Reset)), Reaction::Over);
         }
+    }
+
+    #[test]
+    fn a_request_again_is_no_violation_as_long_as_the_response_waits() {
+        let request = guest(Operation::Request);
+        let mut connection = Connection::accepted(&request);
+        assert_eq!(connection.process(Operation::Request, &request), Reaction::Nothing);
+        assert_eq!(operations(&mut connection), [(Operation::Response.number(), 0)]);
+        assert_eq!(connection.process(Operation::Request, &request), Reaction::Violation);
     }
 
     #[test]

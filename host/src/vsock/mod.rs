@@ -320,7 +320,8 @@ impl Device {
     }
 
     /// The running driver's connections are interrupted, as by a restore: they are gone, and their host ends read the
-    /// end. The driver is told by the event queue; until it is through with that, no packet goes either way.
+    /// end. The driver is told by the event queue; until it is through with that, no packet goes either way. For a driver
+    /// that set the event queue up, and gives it no buffer or does not give one back, that is until it resets the device.
     ///
     /// ```
     /// # use scx_vsock::vsock::Device;
@@ -491,15 +492,18 @@ impl Device {
         let mut left = PACKETS_A_TURN;
         let mut used = Interrupts::default();
         loop {
-            used.tx |= self.process(memory, tx, &mut left)?;
-            used.rx |= self.dispatch(memory, rx, &mut left)?;
+            let taken = self.process(memory, tx, &mut left)?;
+            let given = self.dispatch(memory, rx, &mut left)?;
+            used.tx |= taken.any;
+            used.rx |= given;
             if left == 0 {
                 self.shared.wake();
                 break;
             }
-            // Kicks of the transmit queue are always wanted; those of the receive queue only while packets wait for
-            // buffers, since each costs the guest an exit. A queue that got entries meanwhile gave no kick for them.
-            let more = !self.muxer.is_full() && tx.enable_notification(memory)?;
+            // Kicks of the transmit queue are wanted unless a packet waits there; those of the receive queue only while
+            // packets wait for buffers, since each costs the guest an exit. A queue that got entries meanwhile gave no kick
+            // for them.
+            let more = (given || !taken.one_waits) && tx.enable_notification(memory)?;
             let room = self.muxer.has_packets() && rx.enable_notification(memory)?;
             if !more && !room {
                 break;
@@ -513,19 +517,24 @@ impl Device {
     }
 
     /// Takes the guest's packets, as long as what they may be owed has room.
-    fn process<M: GuestMemory>(&mut self, memory: &M, tx: &mut Queue, left: &mut usize) -> Result<bool, DeviceError> {
-        let mut used = false;
-        while *left > 0 && !self.muxer.is_full() {
+    fn process<M: GuestMemory>(&mut self, memory: &M, tx: &mut Queue, left: &mut usize) -> Result<Taken, DeviceError> {
+        let mut taken = Taken::default();
+        while *left > 0 {
             let Some(head) = tx.iter(memory)?.next().map(|chain| chain.head_index()) else { break };
-            *left -= 1;
             let chain = gather(memory, tx, head, Direction::Readable)?;
             if let Some(packet) = chain.read_header() {
+                if !self.muxer.has_room_for(&packet) {
+                    tx.go_to_previous_position();
+                    taken.one_waits = true;
+                    break;
+                }
                 self.muxer.process(&packet, &chain);
             }
+            *left -= 1;
             tx.add_used(memory, head, 0)?;
-            used = true;
+            taken.any = true;
         }
-        Ok(used)
+        Ok(taken)
     }
 
     /// Gives the guest its packets, as long as it has buffers for them.
@@ -555,6 +564,15 @@ impl Device {
         let _long_enough = chain.write_header(&packet);
         u32::try_from(Header::BYTES).ok()?.checked_add(packet.len)
     }
+}
+
+/// What became of the guest's packets.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    /// Whether any was taken.
+    any: bool,
+    /// Whether one waits until the guest has received some.
+    one_waits: bool,
 }
 
 impl Drop for Device {

@@ -121,9 +121,12 @@ impl Muxer {
         !self.turns.is_empty() || !self.resets.is_empty()
     }
 
-    /// Whether packets of the guest must wait until it has received some.
-    pub fn is_full(&self) -> bool {
-        self.resets.are_full()
+    /// Whether this packet of the guest can be taken before the guest has received some: it adds no reset, or there is room
+    /// for one.
+    pub fn has_room_for(&self, packet: &Header) -> bool {
+        !self.resets.are_full()
+            || packet.op == Operation::Reset.number()
+            || self.resets.contains(&Reset::answering(packet))
     }
 
     /// Forgets every connection that the guest may know of; its host side reads the end.
@@ -238,15 +241,15 @@ impl Muxer {
         true
     }
 
-    /// Where there is no place, a new connection gets that of one which only waits for the guest to confirm its close;
-    /// else that of one whose host is gone, and whose last bytes the guest has given no credit for. The guest is told.
+    /// Where there is no place, a new connection gets that of one which only waits for the guest to confirm its close; else
+    /// that of one whose host is gone, with nothing left or nothing that the guest has given credit for. The guest is told.
     fn make_room(&mut self) -> bool {
         if self.entries.len() < MAX_CONNECTIONS {
             return true;
         }
         let first = |gives_way: fn(&Entry) -> bool| self.entries.iter().find(|(_, entry)| gives_way(entry));
         let closing = first(|entry| entry.connection.state() == State::Closing);
-        let Some((&key, _)) = closing.or_else(|| first(|entry| entry.stream.host_is_gone())) else { return false };
+        let Some((&key, _)) = closing.or_else(|| first(Entry::waits_for_the_guest_alone)) else { return false };
         self.abort(key);
         true
     }
@@ -320,6 +323,7 @@ impl Muxer {
             Reaction::Shutdown => self.shut_down(key),
             Reaction::Over => self.close(key, false),
             Reaction::Violation => self.abort(key),
+            Reaction::Late => self.refuse(packet),
         }
     }
 
@@ -422,7 +426,10 @@ impl Muxer {
 
     fn accept(&mut self, request: &Header) {
         let accepted = request.dst_port != ANY_PORT && (self.forward_request(request) || self.hand_over(request));
-        if !accepted {
+        if accepted {
+            // It is of a connection of the same ports that the guest has given up by now.
+            self.resets.withdraw(&Reset::answering(request));
+        } else {
             self.refuse(request);
         }
     }
@@ -473,6 +480,11 @@ impl Entry {
     /// it does not listen.
     fn say_ok(&mut self, key: Key) -> bool {
         !std::mem::take(&mut self.owes_ok) || self.stream.say(format!("OK {}\n", key.host_port).as_bytes())
+    }
+
+    /// Whether the host has closed its end, and nothing that it sent before can go to the guest now.
+    fn waits_for_the_guest_alone(&self) -> bool {
+        self.stream.host_is_gone() && (!self.stream.is_readable() || self.connection.credit.available() == 0)
     }
 
     /// Whether there may be something to send: a control packet, or payload that the guest has credit for or can be

@@ -12,8 +12,8 @@ use super::header::{Header, Operation};
 use super::spec::TYPE_STREAM;
 
 /// Resets that wait for receive buffers, beside one for each connection that there is: as many as a driver can have
-/// connections to a device that is restored and knows of none. With so many waiting, the transmit queue waits too
-/// (virtio 1.3, 5.10.6.1: as long as additional resources last).
+/// connections to a device that is restored and knows of none. With so many waiting, a packet that may add another waits
+/// too, and the transmit queue behind it (virtio 1.3, 5.10.6.1: as long as additional resources last).
 pub const MAX_RESETS: usize = super::MAX_CONNECTIONS;
 
 /// Resets over that maximum: none, but for the fault that is planted for the fuzz targets.
@@ -52,9 +52,20 @@ pub struct Resets(VecDeque<Reset>);
 impl Resets {
     /// Adds one, unless it waits already.
     pub fn push(&mut self, reset: Reset) {
-        if !self.0.contains(&reset) {
+        if !self.contains(&reset) {
             self.0.push_back(reset);
         }
+    }
+
+    /// Whether this one waits.
+    #[must_use]
+    pub fn contains(&self, reset: &Reset) -> bool {
+        self.0.contains(reset)
+    }
+
+    /// Takes one back, if it waits.
+    pub fn withdraw(&mut self, reset: &Reset) {
+        self.0.retain(|other| other != reset);
     }
 
     /// Takes the next one's packet.
@@ -62,7 +73,7 @@ impl Resets {
         self.0.pop_front().map(|reset| reset.packet(guest_cid))
     }
 
-    /// Whether packets that may add one must wait.
+    /// Whether packets that may add another must wait.
     #[must_use]
     pub fn are_full(&self) -> bool {
         self.0.len() >= MAX_RESETS + TOO_MANY
@@ -107,6 +118,16 @@ mod tests {
         assert_eq!([ports(&mut resets), ports(&mut resets), ports(&mut resets)], [Some(7), Some(8), None]);
         resets.push(Reset::of(key(7)));
         assert_eq!(ports(&mut resets), Some(7));
+    }
+
+    #[test]
+    fn a_reset_that_is_withdrawn_is_not_sent_and_the_others_are() {
+        let mut resets = Resets::default();
+        (7..10).for_each(|port| resets.push(Reset::of(key(port))));
+        [8, 8, 11].iter().for_each(|&port| resets.withdraw(&Reset::of(key(port))));
+        assert!(!resets.contains(&Reset::of(key(8))) && resets.contains(&Reset::of(key(9))));
+        let ports: Vec<_> = std::iter::from_fn(|| resets.pop(CID)).map(|packet| packet.dst_port).collect();
+        assert_eq!(ports, [7, 9]);
     }
 
     #[test]

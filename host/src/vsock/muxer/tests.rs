@@ -521,15 +521,45 @@ fn a_connection_whose_close_is_told_gives_its_place_away_and_then_one_whose_host
 }
 
 #[test]
-fn the_device_takes_packets_until_as_many_resets_wait_as_there_may_be_connections() {
+fn a_connection_whose_host_is_gone_keeps_its_place_while_the_guest_has_credit_for_what_is_left() {
+    let (mut bench, mut streams) = Bench::full();
+    let key = from_guest(100);
+    let gone = streams.remove(100);
+    write(&gone, b"answer");
+    drop(gone);
+    bench.look();
+    let refused = bench.handle.connect(PORT).unwrap();
+    bench.look();
+    assert!(has_ended(&refused));
+    bench.send(&Header { buf_alloc: 0, ..packet(key, Operation::CreditUpdate) }, &[]);
+    let taken = bench.handle.connect(PORT).unwrap();
+    bench.look();
+    assert!(is_open_and_silent(&taken));
+    assert_eq!(bench.told()[0], (Operation::Reset, key));
+}
+
+#[test]
+fn with_as_many_resets_waiting_as_there_may_be_connections_only_what_adds_none_is_taken() {
     let mut bench = Bench::new();
     for port in 0..1024 {
-        assert!(!bench.muxer.is_full());
+        assert!(bench.muxer.has_room_for(&packet(from_guest(1024), Operation::Request)));
         bench.say(from_guest(port), Operation::Request);
     }
-    assert!(bench.muxer.is_full());
+    let has_room = |bench: &Bench, port, operation| bench.muxer.has_room_for(&packet(from_guest(port), operation));
+    assert!(!has_room(&bench, 1024, Operation::Request) && !has_room(&bench, 1024, Operation::ReadWrite));
+    assert!(has_room(&bench, 1024, Operation::Reset) && has_room(&bench, 1023, Operation::ReadWrite));
     assert_eq!(bench.receive().map(|(packet, _)| key_of(&packet)), Some(from_guest(0)));
-    assert!(!bench.muxer.is_full());
+    assert!(has_room(&bench, 1024, Operation::Request));
+}
+
+#[test]
+fn a_reset_that_waits_does_not_end_a_newer_connection_of_the_same_ports() {
+    let mut bench = Bench::new();
+    bench.say(from_guest(1), Operation::ReadWrite);
+    let listener = bench.listen();
+    bench.say(from_guest(1), Operation::Request);
+    assert_eq!(bench.told(), [(Operation::Response, from_guest(1))]);
+    assert!(is_open_and_silent(&listener.accept().unwrap()));
 }
 
 #[test]
@@ -856,6 +886,24 @@ fn a_guests_close_is_confirmed_once_the_host_has_room_for_all_that_it_sent() {
     let (rest, ended) = read(&stream);
     bytes.extend(rest);
     assert!(bytes == pattern() && ended);
+}
+
+#[test]
+fn nothing_that_a_guest_says_after_its_close_takes_away_what_waits_for_the_host() {
+    let mut bench = Bench::new();
+    let (stream, key) = bench.spill();
+    bench.shut_down(key, SHUTDOWN_BOTH);
+    bench.shut_down(key, SHUTDOWN_SEND);
+    assert_eq!(bench.told(), []);
+    for operation in [Operation::Request, Operation::ReadWrite] {
+        bench.say(key, operation);
+        assert_eq!((bench.told(), bench.muxer.connections()), (vec![(Operation::Reset, key)], 1), "{operation:?}");
+    }
+    let (mut bytes, _) = read(&stream);
+    bench.look();
+    assert_eq!((bench.told(), bench.muxer.connections()), (vec![(Operation::Reset, key)], 0));
+    bytes.extend(read(&stream).0);
+    assert!(bytes == pattern() && has_ended(&stream));
 }
 
 #[test]
