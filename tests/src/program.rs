@@ -1,6 +1,7 @@
 //! This package's programs, for the tests of others: they have no other way to them.
 
 use std::env;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,6 +22,14 @@ pub fn built(name: &str) -> PathBuf {
     let test = env::current_exe().expect("a program");
     // A test stands in a folder beside the programs.
     test.parent().and_then(Path::parent).expect("two folders").join(name)
+}
+
+/// A program that every signal acts upon. Tests may be started with some ignored, as under nohup or behind a shell's `&`,
+/// and their children inherit that.
+pub fn with_all_signals(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("env");
+    command.arg("--default-signal").arg(program);
+    command
 }
 
 /// Copies a program, to be run from there.

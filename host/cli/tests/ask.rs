@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use scx_vsock_tests::fake_agent::FakeAgent;
+use scx_vsock_tests::program;
 use scx_vsock_tests::scripted_scheduler::{Event, Script};
 use scx_vsock_wire::RelayError;
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 const OK: &str = r#"{"errno":0,"args":{"resp":{"nr":7,"cpus":{"0":{"util":1.5}}}}}"#;
 
 fn scx_vsock(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
+    let mut command = program::with_all_signals(env!("CARGO_BIN_EXE_scx-vsock"));
     command.args(arguments).stdin(Stdio::null());
     command
 }

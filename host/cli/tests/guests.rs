@@ -18,7 +18,7 @@ use scx_vsock_tests::program;
 const BOOT: Duration = Duration::from_secs(300);
 
 fn scx_vsock(verb: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
+    let mut command = program::with_all_signals(env!("CARGO_BIN_EXE_scx-vsock"));
     command.arg(verb);
     command
 }

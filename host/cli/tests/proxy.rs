@@ -46,10 +46,9 @@ fn proxy(uri: &str) -> Command {
     proxy_by(COMMAND.as_ref(), uri)
 }
 
-fn proxy_by(program: &Path, uri: &str) -> Command {
-    // Under nohup tests are started with a signal ignored, which a proxy then leaves so.
-    let mut command = Command::new("env");
-    command.arg("--default-signal").arg(program).arg("proxy").arg(uri).current_dir("/");
+fn proxy_by(command: &Path, uri: &str) -> Command {
+    let mut command = program::with_all_signals(command);
+    command.arg("proxy").arg(uri).current_dir("/");
     command
 }
 

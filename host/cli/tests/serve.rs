@@ -17,7 +17,7 @@ use scx_vsock_tests::program;
 use tempfile::TempDir;
 
 fn serve(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
+    let mut command = program::with_all_signals(env!("CARGO_BIN_EXE_scx-vsock"));
     command.arg("serve").args(arguments).stdin(Stdio::null());
     command
 }
