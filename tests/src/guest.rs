@@ -81,7 +81,7 @@ pub fn builder() -> GuestBuilder {
 /// seen halted while its timer's interrupt waited, until the next interrupt came. A timer that is set anew each time gives
 /// none; one that ticks does.
 pub fn builder_with_kvm() -> GuestBuilder {
-    builder().module("kvm_amd").cpus(1).kernel_argument("nohz=off").kernel_argument("highres=off")
+    builder().module("kvm_amd").kernel_argument("nohz=off").kernel_argument("highres=off")
 }
 
 /// A QEMU whose line is typed by hand. Killed on drop.

@@ -121,9 +121,14 @@ impl Ring {
         queue
     }
 
+    /// Whether there are free descriptors for a chain of these pieces.
+    fn has_room_for(&self, pieces: &[(u64, u32)]) -> bool {
+        self.free.len() >= pieces.len()
+    }
+
     /// Makes a chain of (address, length) pieces available. False if there are not enough free descriptors.
     fn offer(&mut self, memory: &GuestMemoryMmap, pieces: &[(u64, u32)], flags: u16) -> bool {
-        if self.free.len() < pieces.len() {
+        if !self.has_room_for(pieces) {
             return false;
         }
         let indices: Vec<u16> = pieces.iter().filter_map(|_| self.free.pop()).collect();
@@ -375,7 +380,7 @@ impl Driver {
             from = cut;
         }
         // The buffer may still be that of a packet which the device has not taken.
-        if self.tx.free.len() < pieces.len() {
+        if !self.tx.has_room_for(&pieces) {
             return false;
         }
         self.tx_turn += 1;

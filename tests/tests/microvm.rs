@@ -25,6 +25,8 @@ fn a_linux_driver_gets_through_with_the_registers() {
     let inner = builder().module("virtio_mmio").scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer");
     fs::write(&initramfs, inner.initramfs().unwrap()).unwrap();
     let guest = builder_with_kvm()
+        // One thread of QEMU less that kicks the processor.
+        .cpus(1)
         .program(MICROVM, "/bin/microvm")
         .file(&Kernel::of_this_run().image, "/microvm/vmlinuz")
         .file(&initramfs, "/microvm/initramfs")

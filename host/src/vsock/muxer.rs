@@ -427,7 +427,7 @@ impl Muxer {
     fn accept(&mut self, request: &Header) {
         let accepted = request.dst_port != ANY_PORT && (self.forward_request(request) || self.hand_over(request));
         if accepted {
-            // It is of a connection of the same ports that the guest has given up by now.
+            // One that waits is of a connection of the same ports, which the guest has given up by now.
             self.resets.withdraw(&Reset::answering(request));
         } else {
             self.refuse(request);
