@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::{io, thread};
 
 use event_manager::{EventManager, SubscriberOps};
-use scx_vsock::front::event_loop::Subscriber;
-use scx_vsock::front::mmio::{BYTES, Mmio};
+use scx_vsock::transport::event_manager::Subscriber;
+use scx_vsock::transport::mmio::{BYTES, Mmio};
 use scx_vsock::vsock::Device;
 use scx_vsock::{MissingStatsReason, RunControl, SchedStatsClient};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -52,7 +52,7 @@ impl Monitor {
         offset(address).into_iter().for_each(|offset| self.device.write(offset, data));
     }
 
-    /// Stops the guest and saves it. Whoever waits for its statistics is told at once.
+    /// InFlight the guest and saves it. Whoever waits for its statistics is told at once.
     fn save(&self) -> Result<String, Box<dyn Error>> {
         let _frozen = self.run.freeze(); // first, until all goes on again; then the processors are stopped
         self.device.pause();

@@ -4,15 +4,15 @@
 //! them over virtio-vsock; this crate is the host's side. One sample's way through it:
 //!
 //! 1. [`endpoint`] or a device's handle leads to the agent: a stream that can be polled.
-//! 2. [`client`] opens a session on it, writes a [`request`] and reads the agent's envelope; every wait ends by answer,
+//! 2. [`client`] opens a session on it, writes a [`StatsRequest`] and reads the agent's envelope; every wait ends by answer,
 //!    deadline, or what [`control`] says.
 //! 3. What comes out is the scheduler's stats or a [`SchedStatsError`], which becomes a [`MissingStatsReason`] in a
 //!    [`Sample`]; a [`SampleSeries`] holds many.
 //!
 //! Features, none of them default: `device` has the virtio-vsock device (`vsock`) on `virtio-queue` and `vm-memory`, with
-//! registers for a monitor's own bus (`front::mmio`); `event-manager` serves many such devices on one thread
-//! (`front::event_loop`), `kvm` has KVM take their kicks and interrupts (`front::kvm`), `vhost-user` serves the device to
-//! a monitor in another process (`front::vhost_user`), `qemu` boots throw-away guests (`qemu`), `export` serves many
+//! registers for a monitor's own bus (`transport::mmio`); `event-manager` serves many such devices on one thread
+//! (`transport::event_manager`), `kvm` has KVM take their kicks and interrupts (`transport::kvm`), `vhost-user` serves the device to
+//! a monitor in another process (`transport::vhost_user`), `qemu` boots throw-away guests (`guest`), `export` serves many
 //! guests' stats to Prometheus (`export`). [`proxy`] makes a plain scx_stats server of a guest's scheduler.
 //!
 //! [`guide`] has a page for each kind of user.
@@ -62,7 +62,7 @@
 #![cfg_attr(feature = "qemu", doc = "```no_run")]
 #![cfg_attr(not(feature = "qemu"), doc = "```ignore")]
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let builder = scx_vsock::qemu::Guest::builder().kernel("vmlinuz").modules("/lib/modules/7.2.0");
+//! let builder = scx_vsock::guest::qemu::Guest::builder().kernel("vmlinuz").modules("/lib/modules/7.2.0");
 //! let guest = builder.scheduler("./scx_mine", &["--verbose"]).boot()?;
 //! guest.client().wait_for_scheduler(std::time::Duration::from_secs(60))?;
 //! guest.run(&["sh", "-c", "ls -R /sys >/dev/null"])?;
@@ -72,48 +72,38 @@
 //! # }
 //! ```
 
-mod acceptor;
 pub mod client;
 pub mod control;
 pub mod endpoint;
-pub mod error;
 #[cfg(feature = "export")]
 pub mod export;
 pub mod guide;
 mod histogram;
-pub mod meta;
-#[cfg(all(test, shuttle))]
-mod model;
-mod poll_set;
+pub mod io;
 pub mod proxy;
-pub mod reason;
-pub mod request;
 pub mod sample;
 pub mod series;
-pub mod socket;
-mod sync;
-mod wake;
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
+pub mod stats;
 
 #[cfg(feature = "device")]
 pub mod vsock;
 
 #[cfg(feature = "device")]
-pub mod front;
+pub mod transport;
 
 #[cfg(feature = "qemu")]
-pub mod qemu;
+pub mod guest;
 
 pub use client::SchedStatsClient;
 pub use control::RunControl;
 pub use endpoint::{Connect, Endpoint};
-pub use error::SchedStatsError;
 pub use histogram::Histogram;
-pub use meta::Meta;
-pub use reason::MissingStatsReason;
-pub use request::{StatsRequest, StatsResponse};
 pub use sample::{Sample, Sampler};
 pub use scx_vsock_wire::{AGENT_PORT, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT};
 pub use series::{SampleSeries, SnapshotError};
+pub use stats::{Meta, MissingStatsReason, SchedStatsError, StatsRequest, StatsResponse};
 
 /// The examples of the repository's first page.
 #[cfg(all(doctest, feature = "qemu"))]

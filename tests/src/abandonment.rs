@@ -26,7 +26,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// What the requests came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct SamplerStats {
     /// Answers that were those of their requests.
     pub right: u64,
     /// Answers that were another request's.
@@ -37,7 +37,7 @@ pub struct Tally {
     pub failed: BTreeMap<String, u64>,
 }
 
-impl Tally {
+impl SamplerStats {
     /// All of them.
     #[must_use]
     pub fn requests(&self) -> u64 {
@@ -67,7 +67,7 @@ impl Tally {
 
 /// Asks `requests` times in all, with 4 clients and 4 clones of another one, each from a thread of its own.
 #[must_use]
-pub fn of_clients(requests: u64) -> Tally {
+pub fn of_clients(requests: u64) -> SamplerStats {
     let agent = Agent::start();
     let listener = agent.scheduler();
     let endpoint = Endpoint::Unix { path: agent.host_path(0) };
@@ -85,7 +85,7 @@ pub fn of_clients(requests: u64) -> Tally {
             .map(|mut asker| {
                 let next = &next;
                 scope.spawn(move || {
-                    let mut tally = Tally::default();
+                    let mut tally = SamplerStats::default();
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
                         if number >= requests {
@@ -98,7 +98,7 @@ pub fn of_clients(requests: u64) -> Tally {
             })
             .collect();
         drop(stops);
-        let mut all = Tally::default();
+        let mut all = SamplerStats::default();
         threads.into_iter().for_each(|thread| all.add(thread.join().unwrap()));
         all
     })
@@ -107,7 +107,7 @@ pub fn of_clients(requests: u64) -> Tally {
 /// The same from one thread of a client that waits on the session whose request it abandoned, as one without sessions
 /// does.
 #[must_use]
-pub fn of_a_client_that_keeps_its_session(requests: u64) -> Tally {
+pub fn of_a_client_that_keeps_its_session(requests: u64) -> SamplerStats {
     let agent = Agent::start();
     let listener = agent.scheduler();
     thread::spawn(move || echo(&listener));
@@ -118,7 +118,7 @@ pub fn of_a_client_that_keeps_its_session(requests: u64) -> Tally {
     lines.read_until(b'\n', &mut line).unwrap();
     line.clear();
     let mut patience = Patience::new();
-    let mut tally = Tally::default();
+    let mut tally = SamplerStats::default();
     for number in 0..requests {
         (&stream).write_all(request(number).line().unwrap().as_bytes()).unwrap();
         stream.set_read_timeout(Some(patience.draw())).unwrap();
@@ -289,7 +289,7 @@ impl Ord for Stop {
     }
 }
 
-/// Stops each run at its time, until nobody asks any more.
+/// InFlight each run at its time, until nobody asks any more.
 fn stop_when_due(stops: &Receiver<Stop>) {
     let mut waiting = BinaryHeap::<Reverse<Stop>>::new();
     loop {

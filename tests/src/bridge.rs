@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use scx_vsock::AGENT_PORT;
-use scx_vsock::qemu::Guest;
+use scx_vsock::guest::qemu::Guest;
 use scx_vsock::vsock::Handle;
 use tempfile::TempDir;
 
@@ -53,7 +53,7 @@ impl Bridge {
     /// # Panics
     ///
     /// Never: nobody panics with the lock.
-    pub fn lead_to(&self, guest: &Guest) {
+    pub fn set_guest(&self, guest: &Guest) {
         *self.guest.lock().expect("nobody panics") = guest.handle();
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::thread::{Pid, gettid};
-use scx_vsock::front::event_loop::{Error, Subscriber};
-use scx_vsock::front::mmio::{Interrupt, Mmio};
+use scx_vsock::transport::event_manager::{Error, Subscriber};
+use scx_vsock::transport::mmio::{Interrupt, Mmio};
 use vm_memory::GuestMemoryMmap;
 
 use crate::agent::time_of;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::packet::{Header, Operation};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -103,7 +103,7 @@ impl FrontEnd {
         self.kick();
     }
 
-    /// Stops both rings, as QEMU does to pause a guest and to reset it; gives where they stood.
+    /// InFlight both rings, as QEMU does to pause a guest and to reset it; gives where they stood.
     pub fn stop(&mut self) -> [u16; 2] {
         [0, 1].map(|queue| {
             let base = self.back_end.get_vring_base(queue).expect("a base");

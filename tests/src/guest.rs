@@ -12,7 +12,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use scx_vsock::Connect;
-use scx_vsock::qemu::{Guest, GuestBuilder, Output};
+use scx_vsock::guest::Output;
+use scx_vsock::guest::qemu::{Guest, GuestBuilder};
 use scx_vsock::vsock::Handle;
 
 use crate::agent;

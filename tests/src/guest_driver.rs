@@ -8,9 +8,9 @@ use std::sync::Once;
 use std::sync::atomic::{Ordering, fence};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, TYPE_STREAM};
-use scx_vsock::vsock::{BUFFER_BYTES, DamagedDevice, Device, DeviceError, DeviceState, Handle};
+use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, DeviceState, Handle, InvalidSnapshot};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -611,7 +611,7 @@ impl Guest {
     /// # Errors
     ///
     /// What the new device says of the state; the old one goes on then.
-    pub fn restore(&mut self, state: &DeviceState) -> Result<(), DamagedDevice> {
+    pub fn restore(&mut self, state: &DeviceState) -> Result<(), InvalidSnapshot> {
         let mut restored = Bare::new(&self.driver);
         restored.device.restore(state)?;
         restored.device.reset_transport();

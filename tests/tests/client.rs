@@ -17,8 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use scx_vsock::client::{Conversation, Deadline, answer};
-use scx_vsock::request::RequestLine;
+use scx_vsock::client::{Deadline, PollClient, decode};
+use scx_vsock::stats::RequestLine;
 use scx_vsock::{
     Connect, Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SchedStatsClient, SchedStatsError, StatsRequest,
     StatsResponse,
@@ -437,12 +437,12 @@ fn waiting_for_the_turn_ends_at_the_deadline() {
 #[test]
 fn no_answer_is_ever_that_of_a_request_abandoned_as_it_was_written() {
     let agent = FakeAgent::start(echoing());
-    let mut conversation = Conversation::new(Endpoint::Unix { path: agent.path() });
+    let mut conversation = PollClient::new(Endpoint::Unix { path: agent.path() });
     let mut turn = |line: &str, abandon: bool| {
         let deadline = Deadline::after(Instant::now(), DEADLINE);
         conversation.start(RequestLine::new(line.as_bytes()).unwrap(), deadline).unwrap();
         loop {
-            if let Poll::Ready(outcome) = conversation.on_ready(Instant::now(), answer::raw) {
+            if let Poll::Ready(outcome) = conversation.on_ready(Instant::now(), decode::raw) {
                 return Some(outcome.unwrap());
             }
             if abandon {

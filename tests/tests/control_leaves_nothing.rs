@@ -5,7 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use scx_vsock::client::{Conversation, Deadline, answer};
+use scx_vsock::client::{Deadline, PollClient, decode};
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Endpoint, RunControl, Sampler, SchedStatsClient, StatsRequest};
 use scx_vsock_tests::agent::Agent;
@@ -25,11 +25,11 @@ fn values_that_are_dropped_in_the_midst_of_it_leave_no_thread_and_no_descriptor(
         let client = SchedStatsClient::builder(endpoint.clone()).control(&control).deadline(HOUR).build();
         let watchdog = control.watchdog(HOUR).unwrap();
         let spawned = Sampler::new(Some(client.clone())).spawn_keeping(Schedule::Every(HOUR), 1).unwrap();
-        let mut conversation = Conversation::new(endpoint.clone());
+        let mut conversation = PollClient::new(endpoint.clone());
         if round % 3 == 0 {
             let line = StatsRequest::stats(&[]).line().unwrap();
             conversation.start(line, Deadline::after(Instant::now(), HOUR)).unwrap();
-            assert!(conversation.on_ready(Instant::now(), answer::resp::<Value>).is_pending());
+            assert!(conversation.on_ready(Instant::now(), decode::resp::<Value>).is_pending());
         }
         let frozen = (round % 4 == 0).then(|| control.freeze());
         let in_flight = (round % 5 == 0).then(|| {

@@ -2,10 +2,10 @@
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use rustix::net::{SendFlags, send};
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::{BUFFER_BYTES, MAX_CONNECTIONS, SEND_BUFFER_BYTES, memory_bound};
+use scx_vsock_tests::cgroup::{Group, resident_bytes};
 use scx_vsock_tests::guest_driver::{Connection, Guest, MEMORY, pattern};
-use scx_vsock_tests::memory_group::{Group, resident_bytes};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Bytes that the kernel may have counted for a group before they are used.

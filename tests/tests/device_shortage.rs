@@ -4,7 +4,7 @@
 use std::fs::File;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::{Device, DeviceError};
 use scx_vsock_tests::guest_driver::{CID, Guest};
 

@@ -4,7 +4,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{
     EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
 };

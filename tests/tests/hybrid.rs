@@ -5,10 +5,10 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
-use scx_vsock::front::hybrid::{Hybrid, MAX_DIALLING};
-use scx_vsock::front::vhost_user::Server;
-use scx_vsock::socket::Socket;
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::io::OwnedUnixListener;
+use scx_vsock::transport::vhost_user::Server;
+use scx_vsock::vsock::packet::{Header, Operation};
+use scx_vsock::vsock::unix_bridge::{MAX_DIALLING, UnixBridge};
 use scx_vsock::{Endpoint, SchedStatsClient};
 use scx_vsock_tests::agent::HELLO;
 use scx_vsock_tests::front_end::FrontEnd;
@@ -23,7 +23,7 @@ const PORT: u32 = 729;
 struct Served {
     folder: TempDir,
     server: Server,
-    hybrid: Hybrid,
+    hybrid: UnixBridge,
 }
 
 impl Served {
@@ -32,9 +32,9 @@ impl Served {
         let listener = UnixListener::bind(folder.path().join("vhost")).unwrap();
         let server = Server::start(listener, CID).unwrap();
         let path = folder.path().join("hybrid");
-        let hybrid = Hybrid::start(Socket::bind(&path).unwrap()).unwrap();
-        server.handle().forward_to(&path);
-        hybrid.lead_to(server.handle());
+        let hybrid = UnixBridge::start(OwnedUnixListener::bind(&path).unwrap()).unwrap();
+        server.handle().set_uds_path(&path);
+        hybrid.set_guest(server.handle());
         Self { folder, server, hybrid }
     }
 
@@ -254,7 +254,7 @@ fn when_the_guest_is_gone_programs_read_the_end_and_the_next_guest_is_reached() 
     let path = served.folder.path().join("vhost");
     std::fs::remove_file(&path).unwrap();
     served.server = Server::start(UnixListener::bind(&path).unwrap(), CID).unwrap();
-    served.hybrid.lead_to(served.server.handle());
+    served.hybrid.set_guest(served.server.handle());
     let mut front_end = served.boot();
     let mut next = served.program();
     next.send("CONNECT 729\n");

@@ -4,10 +4,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use scx_vsock::front::event_loop::Error;
-use scx_vsock::front::mmio;
+use scx_vsock::transport::event_manager::Error;
+use scx_vsock::transport::mmio;
 use scx_vsock::vsock::DeviceError;
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
 use scx_vsock_tests::device_thread::DeviceThread;
 use scx_vsock_tests::guest_driver::{Connection, Guest, QUEUE_SIZE, pattern};

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use proptest::prelude::*;
 use scx_vsock::vsock::DeviceError;
-use scx_vsock::vsock::header::Operation;
+use scx_vsock::vsock::packet::Operation;
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest, QUEUE_SIZE, pattern};
 use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers, initialisation};
 

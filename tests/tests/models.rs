@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use proptest::prelude::*;
-use scx_vsock_tests::model;
+use scx_vsock_tests::oracles;
 
 /// Runs a model over each seed of its fuzz target.
 fn over_seeds(target: &str, check: impl Fn(&[u8])) {
@@ -29,7 +29,7 @@ macro_rules! model {
 
             #[test]
             fn holds_over_its_seeds() {
-                over_seeds(stringify!($name), model::$name::check);
+                over_seeds(stringify!($name), oracles::$name::check);
             }
 
             proptest! {
@@ -37,7 +37,7 @@ macro_rules! model {
 
                 #[test]
                 fn holds_over_any_script(script in bytes($most)) {
-                    model::$name::check(&script);
+                    oracles::$name::check(&script);
                 }
             }
         }

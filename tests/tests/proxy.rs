@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::proxy::{MAX_CLIENTS, Proxy};
-use scx_vsock::socket::Socket;
 use scx_vsock::{Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, StatsResponse};
 use scx_vsock_tests::agent::Agent;
 use scx_vsock_tests::fake_agent::{FakeAgent, framed};
@@ -30,7 +30,7 @@ struct Serving {
 impl Serving {
     fn of(place: PathBuf, deadline: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let socket = Socket::bind_privately(folder.path().join("stats")).unwrap();
+        let socket = OwnedUnixListener::bind_privately(folder.path().join("stats")).unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();
         let mut proxy = Proxy::new(Endpoint::Unix { path: place }).unwrap().deadline(deadline);
         proxy.listen(socket.listener().try_clone().unwrap()).unwrap();

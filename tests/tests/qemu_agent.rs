@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use scx_vsock::READY_PORT;
-use scx_vsock::qemu::Guest;
+use scx_vsock::guest::qemu::Guest;
 use scx_vsock_tests::agent;
-use scx_vsock_tests::counted::{self, CountedGuest};
+use scx_vsock_tests::coverage_guest::{self, CoverageGuest};
 use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};
 use scx_vsock_tests::peer::DEADLINE;
 
@@ -14,8 +14,8 @@ const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
 /// The CID under which a guest reaches itself.
 const LOOPBACK: &str = "1";
 
-fn with_procsched() -> CountedGuest {
-    let guest = counted::boot(builder().scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer"));
+fn with_procsched() -> CoverageGuest {
+    let guest = coverage_guest::boot(builder().scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer"));
     wait_for_scheduler(&guest);
     guest
 }
@@ -67,7 +67,7 @@ fn an_agent_that_starts_before_module_and_transport_says_ready_when_they_come() 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
 fn a_second_agent_on_the_port_says_so_and_ends() {
-    let guest = counted::boot(builder());
+    let guest = coverage_guest::boot(builder());
     let second = guest.run(&["/bin/scx-vsock-agent"]).unwrap();
     let complaint = "scx-vsock-agent: cannot listen on vsock port 729: errno 98; does another agent run?\n";
     assert_eq!((second.status, String::from_utf8_lossy(&second.stderr).as_ref()), (1, complaint));
@@ -88,7 +88,7 @@ fn an_agent_serves_a_vsock_listener_that_socket_activation_passes() {
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
 fn only_the_host_is_served_unless_another_cid_is_allowed() {
-    let guest = counted::boot(builder().module("vsock_loopback").program(GUEST_PEER, "/bin/guest_peer"));
+    let guest = coverage_guest::boot(builder().module("vsock_loopback").program(GUEST_PEER, "/bin/guest_peer"));
     assert_eq!(output(&guest, &["guest_peer", "hello", LOOPBACK, "729"]), b"");
     end_agent(&guest);
     start_agent(&guest, &format!("--allow-cid {LOOPBACK}"));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use scx_vsock::qemu::Error;
+use scx_vsock::guest::Error;
 use scx_vsock::{MissingStatsReason, SchedStatsError};
 use scx_vsock_tests::guest::builder;
 use scx_vsock_tests::peer::DEADLINE;

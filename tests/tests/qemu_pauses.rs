@@ -8,10 +8,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use scx_vsock::qemu::Guest;
+use scx_vsock::guest::qemu::Guest;
 use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::guest::{builder, exchange_traffic, output, wait_for_scheduler};
-use scx_vsock_tests::told::Told;
+use scx_vsock_tests::notifying_port::NotifyingPort;
 
 const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
 const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
@@ -68,7 +68,7 @@ impl Ends {
     }
 }
 
-/// Stops the guest for a moment at a moment that nobody knows before.
+/// InFlight the guest for a moment at a moment that nobody knows before.
 fn stop_and_go_on(guest: &Guest, random: &mut fastrand::Rng) {
     thread::sleep(Duration::from_millis(random.u64(0..200)));
     guest.pause().unwrap();
@@ -131,7 +131,7 @@ fn a_call_to_a_paused_guest_ends_by_its_deadline_by_a_freeze_or_when_the_guest_g
     let error = client.with_deadline(Duration::from_millis(100)).stats(&[]).unwrap_err();
     assert_eq!(error, SchedStatsError::TimedOut { after_ms: 100 });
     thread::scope(|scope| {
-        let (told, connected) = Told::new(guest.handle().agent());
+        let (told, connected) = NotifyingPort::new(guest.handle().agent());
         let in_flight = SchedStatsClient::builder(told).control(&run).deadline(DEADLINE).build();
         let call = scope.spawn(move || in_flight.stats(&[]));
         connected.recv_timeout(DEADLINE).unwrap();
@@ -139,7 +139,7 @@ fn a_call_to_a_paused_guest_ends_by_its_deadline_by_a_freeze_or_when_the_guest_g
         assert_eq!(call.join().unwrap(), Err(SchedStatsError::DuringFreeze));
         assert_eq!(client.stats(&[]), Err(SchedStatsError::DuringFreeze));
         drop(frozen);
-        let (told, connected) = Told::new(guest.handle().agent());
+        let (told, connected) = NotifyingPort::new(guest.handle().agent());
         let waits = SchedStatsClient::builder(told).deadline(DEADLINE).build();
         let call = scope.spawn(move || waits.stats(&[]));
         connected.recv_timeout(DEADLINE).unwrap();
@@ -158,7 +158,7 @@ fn a_client_outlives_reboots_of_its_guest() {
         client.stats(&[]).unwrap();
         let session = client.session();
         output(&guest, &["sh", "-c", "kill -STOP $(pidof procsched)"]);
-        let (told, connected) = Told::new(guest.handle().agent());
+        let (told, connected) = NotifyingPort::new(guest.handle().agent());
         let in_flight = SchedStatsClient::builder(told).deadline(DEADLINE).build();
         let call = thread::spawn(move || in_flight.stats(&[]));
         connected.recv_timeout(DEADLINE).unwrap();

@@ -10,8 +10,8 @@ use std::thread;
 
 use proptest::prelude::*;
 use scx_vsock::SchedStatsClient;
-use scx_vsock::front::mmio::{Error, Mmio, State, StateError};
-use scx_vsock::vsock::header::Operation;
+use scx_vsock::transport::mmio::{Error, Mmio, State, StateError};
+use scx_vsock::vsock::packet::Operation;
 use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
 use scx_vsock::vsock::{ChainError, Device, DeviceError};
 use scx_vsock_tests::agent::Agent;

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use scx_vsock::qemu::Guest;
+use scx_vsock::guest::qemu::Guest;
 use scx_vsock::{Sample, Sampler};
 use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};

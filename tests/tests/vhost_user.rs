@@ -9,9 +9,9 @@ use std::process::Command;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use scx_vsock::front::vhost_user::Server;
+use scx_vsock::transport::vhost_user::Server;
 use scx_vsock::vsock::DeviceError;
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use scx_vsock_tests::front_end::FrontEnd;
 use scx_vsock_tests::guest_driver::{CID, Connection, GUEST_BUFFER, NEXT, RX_BUFFERS, TX_BUFFERS};

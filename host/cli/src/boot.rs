@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use scx_vsock::front::hybrid::Hybrid;
-use scx_vsock::qemu::Guest;
-use scx_vsock::socket::Socket;
+use scx_vsock::guest::qemu::Guest;
+use scx_vsock::io::OwnedUnixListener;
+use scx_vsock::vsock::unix_bridge::UnixBridge;
 use scx_vsock::{Sample, Sampler, SchedStatsClient};
 
 use crate::{display, duration};
@@ -97,14 +97,14 @@ impl Boot {
     /// Boots, samples and ends.
     pub fn run(&self) -> Result<ExitCode> {
         let started = Instant::now();
-        let socket = self.hybrid.as_ref().map(Socket::bind).transpose()?;
+        let socket = self.hybrid.as_ref().map(OwnedUnixListener::bind).transpose()?;
         eprintln!("scx-vsock: booting {}", self.kernel.display());
         let guest = self.boot()?;
         // Who has connected to the socket meanwhile waits in its backlog.
-        let hybrid = socket.map(Hybrid::start).transpose()?;
+        let hybrid = socket.map(UnixBridge::start).transpose()?;
         if let (Some(hybrid), Some(path)) = (&hybrid, &self.hybrid) {
-            guest.handle().forward_to(path);
-            hybrid.lead_to(guest.handle());
+            guest.handle().set_uds_path(path);
+            hybrid.set_guest(guest.handle());
             eprintln!("scx-vsock: others reach it too: scx-vsock stats hybrid:{}", path.display());
         }
         eprintln!("scx-vsock: the agent is ready after {:.1} s", started.elapsed().as_secs_f32());

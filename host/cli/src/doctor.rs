@@ -1,7 +1,7 @@
 //! `scx-vsock doctor`: what works on the way to a guest's scheduler, and what mends the rest.
 
-mod machine;
-mod way;
+mod guest_checks;
+mod host_checks;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -136,8 +136,8 @@ impl Doctor {
     /// Checks and prints.
     pub fn run(&self) -> Result<ExitCode> {
         let findings = match &self.uri {
-            Some(uri) => way::check(uri, self.deadline),
-            None => machine::check(self),
+            Some(uri) => guest_checks::check(uri, self.deadline),
+            None => host_checks::check(self),
         };
         let text = if self.json {
             format!("{}\n", Value::from(findings.iter().map(Finding::json).collect::<Vec<_>>()))

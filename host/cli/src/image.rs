@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use scx_vsock::qemu::initramfs::{self, add_agent};
-use scx_vsock::qemu::{Error, find_agent};
+use scx_vsock::guest::initramfs::inject::{self, add_agent};
+use scx_vsock::guest::{Error, qemu::find_agent};
 
 /// Put the agent into a guest's image
 #[derive(Args)]
@@ -79,8 +79,8 @@ impl Add {
             self.out.display(),
             whole.len() - base.len(),
             self.base.display(),
-            initramfs::AGENT,
-            initramfs::INIT,
+            inject::AGENT,
+            inject::INIT,
         );
         Ok(ExitCode::SUCCESS)
     }

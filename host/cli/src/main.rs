@@ -5,21 +5,21 @@
 #![allow(clippy::print_stderr, reason = "a command's messages")]
 
 mod boot;
-mod complaint;
 mod completions;
 mod display;
 mod doctor;
 mod duration;
+mod error_report;
 mod exit;
 mod export;
 mod image;
 mod man;
 mod meta;
-mod place;
 mod proxy;
 mod serve;
 mod signals;
 mod stats;
+mod target;
 mod watch;
 
 use std::io;
@@ -73,14 +73,14 @@ impl Verb {
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return complaint::about_arguments(&error),
+        Err(error) => return error_report::about_arguments(&error),
     };
     match arguments.verb.run() {
         Ok(code) => code,
         // Whoever read the output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("scx-vsock: {}", complaint::one_line(&format!("{error:#}")));
+            eprintln!("scx-vsock: {}", error_report::one_line(&format!("{error:#}")));
             exit::code(&error)
         }
     }

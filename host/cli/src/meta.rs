@@ -7,11 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use scx_vsock::meta::{Field, MAX_DEPTH, Struct};
+use scx_vsock::stats::meta::{Field, MAX_DEPTH, Struct};
 use scx_vsock::{Meta as Description, SchedStatsError};
 
 use crate::display::{BOLD, DIM, clean};
-use crate::place::Place;
+use crate::target::Target;
 
 /// Fields that are listed. A guest can describe more than there is time to print.
 const MAX_LEAVES: usize = 10_000;
@@ -30,7 +30,7 @@ Examples:
 Kinds: i64, u64, float, string and structs by their names; [KIND] is an array and {KEY:KIND} a dict.")]
 pub struct Meta {
     #[command(flatten)]
-    place: Place,
+    place: Target,
 
     /// Print a line for each field: its path, kind and description with tabs between; * is any key or index
     #[arg(long, conflicts_with = "json")]

@@ -1,6 +1,6 @@
 //! `scx-vsock proxy`: a guest's scheduler as a scx_stats server of this host.
 
-mod private;
+mod mount_namespace;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
@@ -15,7 +15,7 @@ use clap::{ArgGroup, Args};
 use nix::sys::signal::Signal;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use scx_vsock::Endpoint;
-use scx_vsock::socket::Socket;
+use scx_vsock::io::OwnedUnixListener;
 
 use crate::duration;
 use crate::signals::Signals;
@@ -84,9 +84,9 @@ impl Proxy {
         }
     }
 
-    fn listen(&self, proxy: &mut scx_vsock::proxy::Proxy) -> Result<Option<Socket>> {
+    fn listen(&self, proxy: &mut scx_vsock::proxy::Proxy) -> Result<Option<OwnedUnixListener>> {
         let Some(path) = &self.socket else { return Ok(None) };
-        let socket = Socket::bind_privately(path)?;
+        let socket = OwnedUnixListener::bind_privately(path)?;
         proxy.listen(socket.listener().try_clone()?)?;
         eprintln!("scx-vsock: {} is served at {}", self.uri, path.display());
         Ok(Some(socket))
@@ -96,7 +96,7 @@ impl Proxy {
 /// Serves the command until it ends.
 fn run_command(proxy: &mut scx_vsock::proxy::Proxy, command: Command, signals: &Signals) -> Result<ExitCode> {
     let program = command.get_program().to_owned();
-    let (mut running, listener) = match private::spawn(command)? {
+    let (mut running, listener) = match mount_namespace::spawn(command)? {
         Ok((child, listener)) => (Running::new(child)?, listener),
         Err(error) => {
             eprintln!("scx-vsock: cannot run {}: {error}", program.display());

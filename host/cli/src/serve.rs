@@ -13,11 +13,11 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
 use scx_vsock::READY_PORT;
-use scx_vsock::front::hybrid::Hybrid;
-use scx_vsock::front::vhost_user::Server;
-use scx_vsock::socket::Socket;
+use scx_vsock::io::OwnedUnixListener;
+use scx_vsock::transport::vhost_user::Server;
 use scx_vsock::vsock::Listener;
 use scx_vsock::vsock::says_hello;
+use scx_vsock::vsock::unix_bridge::UnixBridge;
 
 use crate::signals::Signals;
 
@@ -142,8 +142,8 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// One guest that is served.
 struct Guest<'a> {
     wanted: &'a Wanted<'a>,
-    socket: Socket,
-    hybrid: Hybrid,
+    socket: OwnedUnixListener,
+    hybrid: UnixBridge,
 }
 
 /// What happened to a guest.
@@ -156,8 +156,8 @@ enum News {
 
 impl<'a> Guest<'a> {
     fn listen(wanted: &'a Wanted<'a>) -> Result<Self> {
-        let socket = Socket::bind(wanted.socket)?;
-        let hybrid = Hybrid::start(Socket::bind(&wanted.hybrid)?)?;
+        let socket = OwnedUnixListener::bind(wanted.socket)?;
+        let hybrid = UnixBridge::start(OwnedUnixListener::bind(&wanted.hybrid)?)?;
         Ok(Self { wanted, socket, hybrid })
     }
 
@@ -170,8 +170,8 @@ impl<'a> Guest<'a> {
             let server = Server::start(listener, self.wanted.cid.into()).context("cannot serve the guest")?;
             let handle = server.handle();
             let mut ready = Some(handle.listen(READY_PORT)?);
-            handle.forward_to(&self.wanted.hybrid);
-            self.hybrid.lead_to(handle);
+            handle.set_uds_path(&self.wanted.hybrid);
+            self.hybrid.set_guest(handle);
             loop {
                 match news(&server, ready.as_ref(), stop)? {
                     News::Stop => return Ok(()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
-use crate::place::Place;
+use crate::target::Target;
 use crate::{display, duration};
 
 /// Print a scheduler's stats once
@@ -24,7 +24,7 @@ Examples:
   scx-vsock stats vsock://3 --wait 60 || [ $? = 11 ]")]
 pub struct Stats {
     #[command(flatten)]
-    place: Place,
+    place: Target,
 
     /// Which of the scheduler's stats; without it the scheduler chooses its top
     #[arg(long, value_name = "NAME")]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use scx_vsock::sample::{Schedule, SpawnedSampler};
+use scx_vsock::sample::{BackgroundSampler, Schedule};
 use scx_vsock::series::StatPath;
 use scx_vsock::{Endpoint, Sample, Sampler, SchedStatsClient};
 
@@ -56,13 +56,13 @@ impl Watch {
     pub fn run(&self) -> Result<ExitCode> {
         let (sender, samples) = sync_channel(WAITING);
         let guests = self.uris.iter().enumerate();
-        let _samplers: Vec<SpawnedSampler> =
+        let _samplers: Vec<BackgroundSampler> =
             guests.map(|(guest, uri)| self.sampler(guest, uri, sender.clone())).collect::<Result<_>>()?;
         drop(sender);
         if self.jsonl || !io::stdout().is_terminal() { self.print_lines(&samples) } else { self.draw(&samples) }
     }
 
-    fn sampler(&self, guest: usize, uri: &Endpoint, sender: SyncSender<(usize, Sample)>) -> Result<SpawnedSampler> {
+    fn sampler(&self, guest: usize, uri: &Endpoint, sender: SyncSender<(usize, Sample)>) -> Result<BackgroundSampler> {
         let client = SchedStatsClient::builder(uri.clone()).deadline(self.interval).build();
         let name = uri.to_string();
         let sink = move |sample: Sample, _late| {

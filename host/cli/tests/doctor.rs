@@ -227,7 +227,7 @@ fn what_is_to_be_mended_has_a_line_below() {
 }
 
 /// Runs the doctor in a guest, as this user.
-fn in_guest(guest: &scx_vsock::qemu::Guest, user: &str, arguments: &str) -> Findings {
+fn in_guest(guest: &scx_vsock::guest::qemu::Guest, user: &str, arguments: &str) -> Findings {
     let line = format!("su {user} -c 'scx-vsock doctor {arguments} --json'");
     let output = guest.run(&["sh", "-c", &line]).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);

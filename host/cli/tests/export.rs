@@ -10,9 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use scx_vsock_tests::agent::Agent;
-use scx_vsock_tests::described::{answer, meta, scheduler, stats};
 use scx_vsock_tests::exporter::{Exporter, Metrics, get, response};
 use scx_vsock_tests::fake_agent::{FakeAgent, framed};
+use scx_vsock_tests::meta_scheduler::{answer, meta, scheduler, stats};
 use scx_vsock_tests::peer::DEADLINE;
 use scx_vsock_tests::program;
 use scx_vsock_tests::scripted_scheduler::{Event, Script, ScriptedScheduler};
@@ -78,7 +78,7 @@ struct Place {
 impl Place {
     fn of(agent: &Agent) -> Self {
         let place = Self { folder: tempfile::tempdir().unwrap() };
-        place.lead_to(agent);
+        place.set_guest(agent);
         place
     }
 
@@ -86,7 +86,7 @@ impl Place {
         self.folder.path().join("agent")
     }
 
-    fn lead_to(&self, agent: &Agent) {
+    fn set_guest(&self, agent: &Agent) {
         let _was_there = fs::remove_file(self.path());
         symlink(agent.host_path(0), self.path()).unwrap();
     }
@@ -130,7 +130,7 @@ fn guests_that_are_killed_or_restarted_say_why_and_come_back_by_themselves() {
 
     // They come back.
     let again = agent_of(&layered);
-    place.lead_to(&again);
+    place.set_guest(&again);
     fs::remove_file(second.scheduler_path(0)).unwrap();
     let _proc = Procsched::at(&second.scheduler_path(0));
     let page = exporter.scrape();

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use scx_vsock::qemu::Guest;
+use scx_vsock::guest::qemu::Guest;
 use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::bridge::Bridge;
 use scx_vsock_tests::exporter::{Exporter, Metrics};
@@ -115,7 +115,7 @@ fn three_guests_with_three_schedulers_are_in_one_export_whatever_becomes_of_them
     wait_for_scheduler(&proc);
     let again = guest_with(bpfland(), 1);
     let [first, ..] = &bridges;
-    first.lead_to(&again);
+    first.set_guest(&again);
     let page = exporter.scrape();
     NAMES.iter().for_each(|name| assert_shown(&page, name, &NAMES));
     assert_eq!(page.missing("bpfland", "agent_unreachable"), 1);

@@ -6,9 +6,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use scx_vsock::qemu::image::Image;
-use scx_vsock::qemu::libraries::{FOLDER, add_program};
-use scx_vsock::qemu::modules::{Modules, VSOCK};
+use scx_vsock::guest::initramfs::build::Image;
+use scx_vsock::guest::initramfs::libraries::{FOLDER, add_program};
+use scx_vsock::guest::initramfs::modules::{Modules, VSOCK};
 use scx_vsock_tests::agent;
 use scx_vsock_tests::back_end::BackEnd;
 use scx_vsock_tests::guest::{Kernel, TypedQemu};

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use scx_vsock_tests::agent::Agent;
-use scx_vsock_tests::described::{meta, scheduler, stats};
 use scx_vsock_tests::exporter::{Exporter, get};
+use scx_vsock_tests::meta_scheduler::{meta, scheduler, stats};
 use scx_vsock_tests::scripted_scheduler::ScriptedScheduler;
 use serde_json::Value;
 use tempfile::TempDir;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use scx_vsock::vsock::header::Operation;
+use scx_vsock::vsock::packet::Operation;
 use scx_vsock_tests::front_end::FrontEnd;
 use scx_vsock_tests::guest::{TypedQemu, builder};
 use scx_vsock_tests::guest_driver::Connection;
@@ -110,7 +110,7 @@ fn an_agent_that_is_ready_is_told_once() {
     front_end.expect(Operation::Response);
     let hello = format!("{}\n", scx_vsock_tests::agent::HELLO);
     let len = u32::try_from(hello.len()).unwrap();
-    let header = scx_vsock::vsock::header::Header { len, ..ready.header(Operation::ReadWrite) };
+    let header = scx_vsock::vsock::packet::Header { len, ..ready.header(Operation::ReadWrite) };
     front_end.send(&header, hello.as_bytes());
     serving.wait_for("the guest's agent is ready");
 }

@@ -1,15 +1,15 @@
 //! Asking a guest's scheduler for its stats.
 //!
 //! [`SchedStatsClient`] is the client that blocks. Under it is a machine that never waits, for whoever serves many
-//! guests on one thread: [`Conversation`] renews sessions and keeps deadlines, on top of one session's states and
-//! events; [`answer`] decodes.
+//! guests on one thread: [`PollClient`] renews sessions and keeps deadlines, on top of one session's states and
+//! events; [`decode`] decodes.
 
-pub mod answer;
-mod conversation;
-mod notice;
+mod agent_message;
+pub mod decode;
+pub(crate) mod fair_mutex;
+mod poll_client;
 mod session;
 mod statistics;
-pub(crate) mod turn;
 mod wait;
 
 use std::fmt;
@@ -21,18 +21,18 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use conversation::{Conversation, Interest, Traffic};
+pub use poll_client::{Interest, PollClient, Traffic};
 pub use session::Answer;
 pub use statistics::Statistics;
 pub use wait::Deadline;
 
 use crate::control::RunControl;
 use crate::endpoint::Connect;
-use crate::error::SchedStatsError;
-use crate::meta::Meta;
-use crate::request::{RequestLine, StatsRequest, StatsResponse};
-use answer::Decoded;
-use turn::{Turns, Waiting};
+use crate::stats::SchedStatsError;
+use crate::stats::meta::Meta;
+use crate::stats::{RequestLine, StatsRequest, StatsResponse};
+use decode::Decoded;
+use fair_mutex::{FairMutex, Waiting};
 use wait::Wait;
 
 /// How long a call may take where nothing else is said.
@@ -69,7 +69,7 @@ pub struct SchedStatsClient {
 
 struct Shared {
     control: RunControl,
-    turns: Turns<Conversation>,
+    turns: FairMutex<PollClient>,
     /// The number of the newest session, to be read without waiting for the turn.
     session: AtomicU64,
     statistics: Mutex<Statistics>,
@@ -104,7 +104,7 @@ impl fmt::Debug for SchedStatsClient {
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it builds"]
 pub struct SchedStatsClientBuilder {
-    conversation: Conversation,
+    conversation: PollClient,
     control: RunControl,
     deadline: Duration,
 }
@@ -153,7 +153,7 @@ impl SchedStatsClientBuilder {
     pub fn build(self) -> SchedStatsClient {
         let shared = Shared {
             control: self.control,
-            turns: Turns::new(self.conversation),
+            turns: FairMutex::new(self.conversation),
             session: AtomicU64::new(0),
             statistics: Mutex::default(),
         };
@@ -170,7 +170,7 @@ impl SchedStatsClient {
     /// let client = SchedStatsClient::builder(Endpoint::Vsock { cid: 3, port: 729 }).build();
     /// ```
     pub fn builder(connect: impl Connect + 'static) -> SchedStatsClientBuilder {
-        let conversation = Conversation::new(connect);
+        let conversation = PollClient::new(connect);
         SchedStatsClientBuilder { conversation, control: RunControl::new(), deadline: DEFAULT_DEADLINE }
     }
 
@@ -223,7 +223,7 @@ impl SchedStatsClient {
     /// [`SchedStatsError::RequestTooLarge`] and [`SchedStatsError::InvalidRequest`] before anything is sent, and
     /// whatever else prevents an answer.
     pub fn request_raw(&self, line: impl AsRef<[u8]>) -> Result<Vec<u8>, SchedStatsError> {
-        self.ask(RequestLine::new(line.as_ref()), answer::raw)
+        self.ask(RequestLine::new(line.as_ref()), decode::raw)
     }
 
     /// Sends a request and returns the scheduler's answer, whatever its errno. After another errno than 0 the session
@@ -241,7 +241,7 @@ impl SchedStatsClient {
     ///
     /// [`SchedStatsError::RequestTooLarge`] before anything is sent, and whatever else prevents an answer.
     pub fn request(&self, request: &StatsRequest) -> Result<StatsResponse, SchedStatsError> {
-        self.ask(request.line(), answer::response)
+        self.ask(request.line(), decode::response)
     }
 
     /// The scheduler's stats: `args["resp"]` of its answer. With no `args` they are those of the target `top`.
@@ -277,7 +277,7 @@ impl SchedStatsClient {
     ///
     /// As for [`stats`](Self::stats).
     pub fn stats_meta(&self) -> Result<Value, SchedStatsError> {
-        self.ask(StatsRequest::stats_meta().line(), answer::resp)
+        self.ask(StatsRequest::stats_meta().line(), decode::resp)
     }
 
     /// The same, parsed.
@@ -298,7 +298,7 @@ impl SchedStatsClient {
     ///
     /// As for [`stats`](Self::stats); [`SchedStatsError::MalformedResponse`] where `resp` describes nothing.
     pub fn meta(&self) -> Result<Meta, SchedStatsError> {
-        self.ask(StatsRequest::stats_meta().line(), answer::resp)
+        self.ask(StatsRequest::stats_meta().line(), decode::resp)
     }
 
     /// The scheduler's stats as a type of the caller's, decoded in one pass without a [`Value`] in between.
@@ -319,7 +319,7 @@ impl SchedStatsClient {
     ///
     /// As for [`stats`](Self::stats); [`SchedStatsError::MalformedResponse`] where `resp` is no `T`.
     pub fn stats_as<T: DeserializeOwned>(&self, args: &[(&str, &str)]) -> Result<T, SchedStatsError> {
-        self.ask(StatsRequest::stats(args).line(), answer::resp)
+        self.ask(StatsRequest::stats(args).line(), decode::resp)
     }
 
     /// Waits until the scheduler accepts a connection, but no longer than `deadline` instead of the client's own.
@@ -340,12 +340,12 @@ impl SchedStatsClient {
     ///
     /// [`SchedStatsError::TimedOut`], or that there is no agent to wait.
     pub fn wait_for_scheduler(&self, deadline: Duration) -> Result<(), SchedStatsError> {
-        self.with_deadline(deadline).ask(Ok(RequestLine::wait_scheduler()), answer::ready)
+        self.with_deadline(deadline).ask(Ok(RequestLine::wait_scheduler()), decode::ready)
     }
 
     /// The scheduler's stats, unless `stop` is cancelled before they are there.
     pub(crate) fn stats_until(&self, stop: &RunControl) -> Result<Value, SchedStatsError> {
-        self.ask_until(Some(stop), StatsRequest::stats(&[]).line(), answer::resp)
+        self.ask_until(Some(stop), StatsRequest::stats(&[]).line(), decode::resp)
     }
 
     /// What the calls of this client and its clones came to so far.
@@ -394,7 +394,7 @@ impl SchedStatsClient {
     /// Asks in the turn, and waits for the outcome.
     fn converse<T>(
         &self,
-        conversation: &mut Conversation,
+        conversation: &mut PollClient,
         wait: &Wait,
         line: RequestLine,
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,

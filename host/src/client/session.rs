@@ -16,11 +16,11 @@ use rustix::io::Errno;
 use scx_vsock_wire::limits::{MIN_PROTOCOL, PROTOCOL};
 use scx_vsock_wire::{AgentEvent, Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX};
 
-use super::notice;
+use super::agent_message;
 use crate::endpoint::Greeting;
-use crate::error::SchedStatsError;
-use crate::reason::excerpt;
-use crate::request::RequestLine;
+use crate::stats::RequestLine;
+use crate::stats::SchedStatsError;
+use crate::stats::excerpt;
 
 /// Bytes within which the first line must end. Today's hello has 113; the rest is room for versions to come.
 const MAX_HELLO_BYTES: usize = 4096;
@@ -41,9 +41,9 @@ const OVERLOOKED: usize = if cfg!(planted_off_by_one) { 1 } else { 0 };
 /// What a request was answered with.
 ///
 /// ```
-/// use scx_vsock::client::{Answer, answer};
+/// use scx_vsock::client::{Answer, decode};
 ///
-/// let decoded = answer::resp::<u32>(Answer::Scheduler(br#"{"errno":0,"args":{"resp":7}}"#))?;
+/// let decoded = decode::resp::<u32>(Answer::Scheduler(br#"{"errno":0,"args":{"resp":7}}"#))?;
 /// assert_eq!(decoded.value, 7);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -410,9 +410,9 @@ fn unframed(line: &[u8]) -> Option<&[u8]> {
 
 /// Judges the first line of a session; gives the agent's own version.
 fn hello(line: &[u8]) -> Result<String, SchedStatsError> {
-    match notice::parse(line) {
+    match agent_message::parse(line) {
         Ok(Envelope::Hello(hello)) => same_protocol(&hello).map(|()| excerpt(&hello.agent)),
-        Ok(Envelope::RelayError(error)) => Err(notice::error(&error)),
+        Ok(Envelope::RelayError(error)) => Err(agent_message::error(&error)),
         Ok(Envelope::Agent(_)) | Err(_) => {
             Err(SchedStatsError::AgentUnreachable { reason: format!("the first line is no hello: {}", quoted(line)) })
         }
@@ -437,9 +437,9 @@ fn read_answer(line: &[u8], frame: Frame, sent: Sent) -> Result<Kind, SchedStats
     let kind = if frame == Frame::Plain || unframed(line).is_some() {
         Kind::Scheduler
     } else {
-        match notice::parse(line)? {
+        match agent_message::parse(line)? {
             Envelope::Agent(AgentEvent::SchedulerReady) => Kind::SchedulerReady,
-            Envelope::RelayError(error) => return Err(notice::error(&error)),
+            Envelope::RelayError(error) => return Err(agent_message::error(&error)),
             Envelope::Hello(_) => return Err(SchedStatsError::malformed("a second hello")),
         }
     };

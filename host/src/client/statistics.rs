@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::conversation::Traffic;
-use crate::error::SchedStatsError;
+use super::poll_client::Traffic;
 use crate::histogram::Histogram;
+use crate::stats::SchedStatsError;
 
 /// What the calls of a client and all its clones came to so far.
 ///

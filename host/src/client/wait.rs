@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::conversation::Interest;
-use super::turn::Waiting;
+use super::fair_mutex::Waiting;
+use super::poll_client::Interest;
 use crate::control::{Entry, RunControl};
-use crate::error::SchedStatsError;
-use crate::poll_set::timespec;
-use crate::wake::{Notify, Wake};
+use crate::io::eventfd::{EventFd, Notify};
+use crate::io::poll::timespec;
+use crate::stats::SchedStatsError;
 
 /// The longest time that a call can be allowed. More would leave the range of some system's clock.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -154,8 +154,8 @@ impl Wait {
     }
 }
 
-impl Waiting<Wake> for Wait {
-    fn sleep(&self, turn: &Wake) -> Result<(), SchedStatsError> {
+impl Waiting<EventFd> for Wait {
+    fn sleep(&self, turn: &EventFd) -> Result<(), SchedStatsError> {
         self.sleep_for(Some(PollFd::new(turn, PollFlags::IN)))?;
         turn.clear();
         Ok(())

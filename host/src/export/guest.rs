@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use serde_json::Value;
 
-use super::plan::Plan;
+use super::metrics::Plan;
 use super::values::Values;
-use crate::client::{Conversation, Deadline, answer};
+use crate::client::{Deadline, PollClient, decode};
 use crate::endpoint::Connect;
-use crate::error::SchedStatsError;
-use crate::meta::Meta;
-use crate::poll_set::PollSet;
-use crate::request::{RequestLine, StatsRequest};
+use crate::io::poll::PollSet;
+use crate::stats::SchedStatsError;
+use crate::stats::meta::Meta;
+use crate::stats::{RequestLine, StatsRequest};
 
 #[derive(Debug)]
 pub(super) struct Guest {
     pub(super) name: String,
-    conversation: Conversation,
+    conversation: PollClient,
     asked: Asked,
     /// What the session's stats become.
     plan: Option<Arc<Plan>>,
@@ -63,7 +63,7 @@ impl Guest {
     pub(super) fn new(name: String, connect: impl Connect + 'static) -> Self {
         Self {
             name,
-            conversation: Conversation::new(connect),
+            conversation: PollClient::new(connect),
             asked: Asked::Nothing,
             plan: None,
             planned: 0,
@@ -129,7 +129,7 @@ impl Guest {
     fn go_on(&mut self, now: Instant) {
         if let Asked::Meta(since) = self.asked {
             let deadline = self.conversation.deadline();
-            match (self.conversation.on_ready(now, answer::resp::<Meta>), deadline) {
+            match (self.conversation.on_ready(now, decode::resp::<Meta>), deadline) {
                 (Poll::Ready(Ok(meta)), Some(deadline)) => {
                     self.plan = Some(Arc::new(Plan::new(&meta)));
                     self.planned = self.conversation.session();
@@ -140,7 +140,7 @@ impl Guest {
             }
         }
         if let Asked::Stats(since) = self.asked {
-            match self.conversation.on_ready(now, answer::resp::<Value>) {
+            match self.conversation.on_ready(now, decode::resp::<Value>) {
                 Poll::Ready(Ok(stats)) => self.found(&stats, since, now),
                 Poll::Ready(Err(error)) => self.failed(&error, since, now),
                 Poll::Pending => {}

@@ -26,11 +26,11 @@
 //! was for. `scx_vsock_span_seconds` says how long ago that was; it is missing where a session is new. So that the first
 //! scrape's deltas span some time, guests are asked once before.
 
+mod exposition;
 mod guest;
 mod http;
+mod metrics;
 mod names;
-mod page;
-mod plan;
 mod scraper;
 mod values;
 
@@ -42,15 +42,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
-use crate::acceptor::{Accepted, Acceptor};
 use crate::client::{DEFAULT_DEADLINE, Deadline};
 use crate::endpoint::Connect;
-use crate::poll_set::PollSet;
+use crate::io::accept::{Accepted, Acceptor};
+use crate::io::poll::PollSet;
+use exposition::Page;
 use guest::Guest;
-use page::Page;
 use scraper::Scraper;
 
-pub use plan::MAX_METRICS;
+pub use metrics::MAX_METRICS;
 pub use values::MAX_SERIES;
 
 /// The least time from one round's beginning to the next.

@@ -9,9 +9,9 @@ use rustix::event::PollFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
+use super::exposition::{OPEN_METRICS, PLAIN, Page};
 use super::http::{self, MAX_REQUEST, Parsed, Wanted};
-use super::page::{OPEN_METRICS, PLAIN, Page};
-use crate::poll_set::PollSet;
+use crate::io::poll::PollSet;
 
 /// How long a request may take to arrive, and a response to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);

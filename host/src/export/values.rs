@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::plan::{Part, Plan};
+use super::metrics::{Part, Plan};
 
 /// Series that one guest can have in one scrape.
 pub const MAX_SERIES: usize = 5_000;

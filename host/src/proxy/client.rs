@@ -10,14 +10,14 @@ use rustix::event::PollFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::inbox::{Inbox, Next};
+use super::line_reader::{LineReader, Next};
 use super::reply;
-use crate::client::answer::{self, Decoded};
-use crate::client::{Answer, Conversation, Deadline};
+use crate::client::decode::{self, Decoded};
+use crate::client::{Answer, Deadline, PollClient};
 use crate::endpoint::Connect;
-use crate::error::SchedStatsError;
-use crate::poll_set::PollSet;
-use crate::request::RequestLine;
+use crate::io::poll::PollSet;
+use crate::stats::RequestLine;
+use crate::stats::SchedStatsError;
 
 /// Reads in one turn.
 const READS: usize = 8;
@@ -33,8 +33,8 @@ pub(super) enum Turn {
 
 pub(super) struct Client {
     stream: UnixStream,
-    inbox: Inbox,
-    conversation: Conversation,
+    inbox: LineReader,
+    conversation: PollClient,
     state: State,
 }
 
@@ -57,7 +57,7 @@ struct Reply {
 
 impl Client {
     pub(super) fn new(stream: UnixStream, connect: Arc<dyn Connect>) -> Self {
-        Self { stream, inbox: Inbox::default(), conversation: Conversation::new(connect), state: State::Listening }
+        Self { stream, inbox: LineReader::default(), conversation: PollClient::new(connect), state: State::Listening }
     }
 
     /// What it waits for: events on the client's stream, and then on the guest's while that is asked.
@@ -175,5 +175,5 @@ impl Client {
 
 /// The scheduler's line. Its errno is for the client to judge, and no reason to end the session, as with a server.
 fn as_it_came(answer: Answer<'_>) -> Result<Decoded<Vec<u8>>, SchedStatsError> {
-    answer::raw(answer).map(|decoded| Decoded { errno: 0, ..decoded })
+    decode::raw(answer).map(|decoded| Decoded { errno: 0, ..decoded })
 }

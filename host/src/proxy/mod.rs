@@ -2,7 +2,7 @@
 //!
 //! [`Proxy`] serves any number of scx_stats clients on one thread, each with a session of its own, and so with a delta
 //! baseline of its own. What clients ask is split into lines by an inbox, asked by the client's
-//! [`Conversation`](crate::client::Conversation), and answered byte for byte; what the guest cannot answer is answered
+//! [`PollClient`](crate::client::PollClient), and answered byte for byte; what the guest cannot answer is answered
 //! in the scheduler's place, with an errno from [`reply`].
 //!
 //! | | bound |
@@ -21,7 +21,7 @@
 //! place of an answer that would span another time than the client believes. Whoever connects again has a new baseline.
 
 mod client;
-mod inbox;
+mod line_reader;
 pub mod reply;
 
 use std::fmt;
@@ -35,10 +35,10 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
-use crate::acceptor::{Accepted, Acceptor};
 use crate::client::DEFAULT_DEADLINE;
 use crate::endpoint::Connect;
-use crate::poll_set::PollSet;
+use crate::io::accept::{Accepted, Acceptor};
+use crate::io::poll::PollSet;
 use client::{Client, Turn};
 
 /// Clients that are served at a time.
@@ -55,9 +55,9 @@ pub const MAX_CLIENTS: usize = 64;
 /// use std::os::unix::net::UnixStream;
 /// use scx_vsock::Endpoint;
 /// use scx_vsock::proxy::Proxy;
-/// use scx_vsock::socket::Socket;
+/// use scx_vsock::io::OwnedUnixListener;
 ///
-/// let socket = Socket::bind_privately("/run/guest1/stats")?;
+/// let socket = OwnedUnixListener::bind_privately("/run/guest1/stats")?;
 /// let (stop, stopped) = UnixStream::pair()?;
 /// let mut proxy = Proxy::new("vsock://3".parse::<Endpoint>()?)?;
 /// proxy.listen(socket.listener().try_clone()?)?;

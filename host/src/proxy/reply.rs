@@ -3,8 +3,8 @@
 use rustix::io::Errno;
 use serde_json::json;
 
-use crate::error::SchedStatsError;
-use crate::request::StatsResponse;
+use crate::stats::SchedStatsError;
+use crate::stats::StatsResponse;
 
 /// The errno for each reason, so that a client can tell them apart without reading.
 ///

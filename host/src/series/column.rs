@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::path::kind;
 use super::{ParsePathError, SampleSeries, SnapshotError, StatPath};
 use crate::sample::Sample;
+use crate::stats::path::kind;
 
 /// A type that a column can have.
 ///

@@ -10,7 +10,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::bitmap::{BS, BitmapSlice};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
-use super::header::Header;
+use super::packet::Header;
 
 /// Bytes of a descriptor (2.7.5).
 const DESCRIPTOR_BYTES: u64 = 16;

@@ -5,7 +5,7 @@
 //! only counts it.
 
 use super::credit::Credit;
-use super::header::{Header, Operation};
+use super::packet::{Header, Operation};
 use super::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 
 /// Bytes that a connection buffers for the host: the `buf_alloc` that guests are told.

@@ -15,7 +15,7 @@ use super::muxer::MAX_CONNECTIONS;
 use super::stream::pair;
 use crate::Connect;
 use crate::endpoint::connect_unix;
-use crate::wake::{Notify, Wake};
+use crate::io::eventfd::{EventFd, Notify};
 
 /// What handles and their device share.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct Shared {
     wanted: Mutex<Wanted>,
     /// Where ports of the host lead that nobody in this process listens on.
     forward: Mutex<Option<PathBuf>>,
-    wake: Wake,
+    wake: EventFd,
 }
 
 /// A connection that the host wants.
@@ -50,7 +50,12 @@ impl Shared {
     ///
     /// What the kernel says if it has no event descriptor.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { listeners: Arc::default(), wanted: Mutex::default(), forward: Mutex::default(), wake: Wake::new()? })
+        Ok(Self {
+            listeners: Arc::default(),
+            wanted: Mutex::default(),
+            forward: Mutex::default(),
+            wake: EventFd::new()?,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Wanted> {
@@ -189,11 +194,11 @@ impl Handle {
     /// # let folder = tempfile::tempdir()?;
     /// let device = scx_vsock::vsock::Device::new(3)?;
     /// let logs = UnixListener::bind(folder.path().join("guest1_5000"))?;
-    /// device.handle().forward_to(folder.path().join("guest1"));
+    /// device.handle().set_uds_path(folder.path().join("guest1"));
     /// // Now a program of the guest that connects to the host's port 5000 is accepted from `logs`.
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn forward_to(&self, prefix: impl Into<PathBuf>) {
+    pub fn set_uds_path(&self, prefix: impl Into<PathBuf>) {
         *self.shared.forward.lock().unwrap_or_else(PoisonError::into_inner) = Some(prefix.into());
     }
 

@@ -1,7 +1,7 @@
 //! The virtio-vsock device (virtio 1.3, 5.10), for any monitor.
 //!
-//! One packet's way: a [front](crate::front) calls [`Device::service`] when the guest kicked a queue or [`Device::fd`]
-//! is readable. `chain` makes one sequence of bytes of a descriptor chain, [`header`] reads its first 44, `muxer`
+//! One packet's way: a [front](crate::transport) calls [`Device::service`] when the guest kicked a queue or [`Device::fd`]
+//! is readable. `chain` makes one sequence of bytes of a descriptor chain, [`packet`] reads its first 44, `muxer`
 //! finds the connection, whose state machine (`connection`, `credit`) says what the packet means; payload goes from
 //! guest memory into the connection's `stream`, one end of a socket pair whose other end the host got from
 //! [`Handle::connect`] or [`Listener::accept`]. The way back is the same in reverse, one packet a connection in turn.
@@ -29,18 +29,19 @@
 pub mod chain;
 mod connection;
 mod credit;
-mod event;
+mod event_queue;
 pub(crate) mod features;
 mod handle;
-pub mod header;
 mod listener;
 mod muxer;
+pub mod packet;
 mod ready;
-mod resets;
+mod rst_queue;
+mod snapshot;
 pub mod spec;
-mod state;
 mod stream;
 mod transfer;
+pub mod unix_bridge;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -56,15 +57,15 @@ pub use handle::{Handle, Port};
 pub use listener::{Listener, MAX_BACKLOG, MAX_LISTENERS};
 pub use muxer::MAX_CONNECTIONS;
 pub use ready::says_hello;
-pub use resets::{MAX_RESETS, Reset};
-pub use state::{DamagedDevice, DeviceState};
+pub use rst_queue::{MAX_RESETS, Reset};
+pub use snapshot::{DeviceState, InvalidSnapshot};
 pub use stream::SEND_BUFFER_BYTES;
 
 use chain::{Chain, Direction, gather};
-use event::TransportReset;
+use event_queue::TransportReset;
 use handle::Shared;
-use header::Header;
 use muxer::Muxer;
+use packet::Header;
 use spec::RESERVED_CIDS;
 
 /// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
@@ -364,13 +365,13 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`DamagedDevice`].
-    pub fn restore(&mut self, state: &DeviceState) -> Result<(), DamagedDevice> {
+    /// [`InvalidSnapshot`].
+    pub fn restore(&mut self, state: &DeviceState) -> Result<(), InvalidSnapshot> {
         if !is_guests(state.guest_cid) {
-            return Err(DamagedDevice::GuestCid(state.guest_cid));
+            return Err(InvalidSnapshot::GuestCid(state.guest_cid));
         }
         let known = self.muxer.set_next_port(state.next_port);
-        if known { Ok(()) } else { Err(DamagedDevice::NextPort(state.next_port)) }
+        if known { Ok(()) } else { Err(InvalidSnapshot::NextPort(state.next_port)) }
     }
 
     /// The guest is gone for good: every stream reads its end, and handles and listeners fail from now on.

@@ -13,9 +13,9 @@ use vm_memory::bitmap::BitmapSlice;
 use super::chain::Chain;
 use super::connection::{Connection, Key, Reaction, State};
 use super::handle::{Shared, WantedConnection};
-use super::header::{Header, Operation};
 use super::listener::ANY_PORT;
-use super::resets::{Reset, Resets};
+use super::packet::{Header, Operation};
+use super::rst_queue::{Reset, Resets};
 use super::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::stream::{FromHost, Stream, pair};
 

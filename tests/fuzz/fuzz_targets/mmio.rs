@@ -2,6 +2,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use scx_vsock_tests::model::mmio::check;
+use scx_vsock_tests::oracles::mmio::check;
 
 fuzz_target!(|input: &[u8]| check(input));

@@ -2,6 +2,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use scx_vsock_tests::model::vhost_user::check;
+use scx_vsock_tests::oracles::vhost_user::check;
 
 fuzz_target!(|input: &[u8]| check(input));

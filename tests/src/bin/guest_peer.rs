@@ -28,8 +28,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use scx_vsock::{Connect, Endpoint};
 use scx_vsock_agent::sys::listen_vsock;
-use scx_vsock_tests::crossing;
 use scx_vsock_tests::traffic::{self, Side};
+use scx_vsock_tests::vsock_latency;
 use scx_vsock_wire::limits::SCHEDULER_SOCKET;
 
 /// The host, seen from any guest.
@@ -146,13 +146,13 @@ fn activate(port: &str, program: &str) -> Result<(), Box<dyn Error>> {
 }
 
 fn crossing(scheduler: &str) -> Result<(), Box<dyn Error>> {
-    crossing::serve(listen(crossing::ECHO)?, |line| Ok(line.to_owned()));
-    crossing::serve(listen(crossing::INSIDE)?, |times| {
+    vsock_latency::serve(listen(vsock_latency::ECHO)?, |line| Ok(line.to_owned()));
+    vsock_latency::serve(listen(vsock_latency::INSIDE)?, |times| {
         let times = times.trim().parse().map_err(io::Error::other)?;
-        let inside = crossing::requests(&UnixStream::connect(SCHEDULER_SOCKET)?, crossing::REQUEST, times)?;
+        let inside = vsock_latency::requests(&UnixStream::connect(SCHEDULER_SOCKET)?, vsock_latency::REQUEST, times)?;
         Ok(format!("{inside}\n"))
     });
-    let leads_to = [format!("VSOCK-LISTEN:{},fork", crossing::SOCAT), format!("UNIX-CONNECT:{SCHEDULER_SOCKET}")];
+    let leads_to = [format!("VSOCK-LISTEN:{},fork", vsock_latency::SOCAT), format!("UNIX-CONNECT:{SCHEDULER_SOCKET}")];
     let _relay = Command::new("socat").args(leads_to).spawn()?;
     let status = Command::new(scheduler).status()?;
     Err(format!("{scheduler} ended: {status}").into())

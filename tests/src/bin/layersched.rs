@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
 
-use scx_vsock_tests::described::{answer, meta, stats};
+use scx_vsock_tests::meta_scheduler::{answer, meta, stats};
 use scx_vsock_wire::limits::SCHEDULER_SOCKET;
 
 fn main() -> Result<(), Box<dyn Error>> {

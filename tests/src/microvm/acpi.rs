@@ -10,7 +10,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use anyhow::Result;
-use scx_vsock::front::mmio::BYTES;
+use scx_vsock::transport::mmio::BYTES;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::memory_map::{ACPI, IO_APIC, LOCAL_APIC, REGISTERS, VSOCK_IRQ};

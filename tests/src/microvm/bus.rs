@@ -4,9 +4,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use anyhow::Result;
-use scx_vsock::front::kvm::Irq;
-use scx_vsock::front::mmio::{BYTES, Mmio, QUEUE_NOTIFY};
-use scx_vsock::qemu::Console;
+use scx_vsock::guest::Console;
+use scx_vsock::transport::kvm::Irq;
+use scx_vsock::transport::mmio::{BYTES, Mmio, QUEUE_NOTIFY};
 use vm_memory::GuestMemoryMmap;
 
 use super::memory_map::REGISTERS;

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use kvm_ioctls::Kvm;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scx_vsock::READY_PORT;
-use scx_vsock::front::kvm::Irq;
-use scx_vsock::qemu::{Commands, Console, Output};
+use scx_vsock::guest::{Commands, Console, Output};
+use scx_vsock::transport::kvm::Irq;
 use scx_vsock::vsock::{Handle, Listener};
 
 use super::bus::Bus;
@@ -154,7 +154,7 @@ impl Guest {
         self.running.end()
     }
 
-    /// Stops the processor, then the device.
+    /// InFlight the processor, then the device.
     ///
     /// # Errors
     ///

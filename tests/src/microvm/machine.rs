@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
-use scx_vsock::front::kvm::{Irq, unwatch_kicks, watch_kicks};
-use scx_vsock::front::mmio::{Mmio, State};
+use scx_vsock::transport::kvm::{Irq, register_ioeventfds, unregister_ioeventfds};
+use scx_vsock::transport::mmio::{Mmio, State};
 use scx_vsock::vsock::Device;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
@@ -50,7 +50,7 @@ impl Machine {
             None => Mmio::new(device, memory, interrupt)?,
             Some(saved) => Mmio::restore(device, memory, interrupt, &serde_json::from_str::<State>(saved)?)?,
         };
-        watch_kicks(&self.vm, REGISTERS, &front)?;
+        register_ioeventfds(&self.vm, REGISTERS, &front)?;
         Ok(Arc::new(front))
     }
 
@@ -62,7 +62,7 @@ impl Machine {
 
     /// Ends a device whose guest goes on.
     pub fn end_vsock(&self, front: Arc<Front>, served: DeviceThread) -> Result<()> {
-        unwatch_kicks(&self.vm, REGISTERS, &front)?;
+        unregister_ioeventfds(&self.vm, REGISTERS, &front)?;
         if let Ok((_, error)) = served.errors.try_recv() {
             return Err(error.into());
         }

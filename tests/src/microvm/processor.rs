@@ -124,7 +124,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Stops the processor, unless the guest has ended it.
+    /// InFlight the processor, unless the guest has ended it.
     ///
     /// # Errors
     ///

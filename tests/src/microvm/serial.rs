@@ -7,8 +7,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use scx_vsock::front::kvm::Irq;
-use scx_vsock::front::mmio::Interrupt;
+use scx_vsock::transport::kvm::Irq;
+use scx_vsock::transport::mmio::Interrupt;
 use vm_superio::serial::{Error, NoEvents};
 use vm_superio::{Serial, Trigger};
 

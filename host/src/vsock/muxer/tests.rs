@@ -1013,7 +1013,7 @@ fn a_program_behind_a_port_comes_before_who_listens_on_it_and_not_without_its_so
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::new();
     let listener = bench.listen();
-    bench.handle.forward_to(folder.path().join("port"));
+    bench.handle.set_uds_path(folder.path().join("port"));
     let [in_process, forwarded, nobody] =
         [from_guest(1), from_guest(2), Key { host_port: HOST_PORT + 1, guest_port: 3 }];
     drop(bench.accept(&listener, in_process));
@@ -1034,7 +1034,7 @@ fn a_program_behind_a_port_comes_before_who_listens_on_it_and_not_without_its_so
 fn nobody_is_at_the_port_that_means_any() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::new();
-    bench.handle.forward_to(folder.path().join("port"));
+    bench.handle.set_uds_path(folder.path().join("port"));
     let _program = UnixListener::bind(folder.path().join("port_4294967295")).unwrap();
     for guest_port in [1, u32::MAX] {
         let key = Key { host_port: u32::MAX, guest_port };

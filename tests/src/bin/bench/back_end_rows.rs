@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Instant;
 
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock_tests::back_end::BackEnd;
 use scx_vsock_tests::front_end::FrontEnd;
 use scx_vsock_tests::guest_driver::{Connection, TX_BUFFERS};

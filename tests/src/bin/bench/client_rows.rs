@@ -10,7 +10,7 @@ use std::thread::{self, ScopedJoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use scx_vsock::client::{Answer, answer};
+use scx_vsock::client::{Answer, decode};
 use scx_vsock::{Endpoint, MAX_RESPONSE_BYTES, RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::abandonment;
 use serde::de::DeserializeOwned;
@@ -245,7 +245,7 @@ fn typed_decode(_: &Programs) -> Row {
 }
 
 fn decode<T: DeserializeOwned>(line: &str) -> T {
-    answer::resp(Answer::Scheduler(line.as_bytes())).unwrap().value
+    decode::resp(Answer::Scheduler(line.as_bytes())).unwrap().value
 }
 
 fn decode_time<T: DeserializeOwned>(line: &str) -> f64 {

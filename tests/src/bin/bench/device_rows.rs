@@ -7,12 +7,12 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Instant;
 
-use scx_vsock::front::mmio::Mmio;
+use scx_vsock::transport::mmio::Mmio;
 use scx_vsock::vsock::Device;
-use scx_vsock::vsock::header::Operation;
+use scx_vsock::vsock::packet::Operation;
+use scx_vsock_tests::cgroup::{Group, resident_bytes};
 use scx_vsock_tests::device_thread::DeviceThread;
 use scx_vsock_tests::guest_driver::{CID, Connection, Driver, Guest, memory};
-use scx_vsock_tests::memory_group::{Group, resident_bytes};
 use scx_vsock_tests::mmio_driver::Registers;
 use scx_vsock_tests::peer::DEADLINE;
 

@@ -7,11 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use scx_vsock::Connect;
-use scx_vsock::qemu::{Guest, GuestBuilder};
+use scx_vsock::guest::qemu::{Guest, GuestBuilder};
 use scx_vsock_tests::back_end::BackEnd;
-use scx_vsock_tests::crossing::{ECHO, INSIDE, REQUEST, SOCAT, median, requests};
 use scx_vsock_tests::guest::{TypedQemu, builder};
 use scx_vsock_tests::peer::Peer;
+use scx_vsock_tests::vsock_latency::{ECHO, INSIDE, REQUEST, SOCAT, median, requests};
 
 use crate::row::{Goal, Row};
 use crate::{Measure, Programs};

@@ -21,10 +21,10 @@ use std::time::Duration;
 
 use event_manager::{EventManager, SubscriberOps};
 use kvm_ioctls::{VcpuExit, VmFd};
-use scx_vsock::front::event_loop::Subscriber;
-use scx_vsock::front::kvm::{Irq, unwatch_kicks, watch_kicks};
-use scx_vsock::front::mmio::{BYTES, Mmio, QUEUE_NOTIFY};
-use scx_vsock::vsock::header::{Header, Operation};
+use scx_vsock::transport::event_manager::Subscriber;
+use scx_vsock::transport::kvm::{Irq, register_ioeventfds, unregister_ioeventfds};
+use scx_vsock::transport::mmio::{BYTES, Mmio, QUEUE_NOTIFY};
+use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::{Device, Handle};
 use scx_vsock_tests::guest_driver::{CID, Driver, Guest, Packet, memory, pattern};
 use scx_vsock_tests::mmio_driver::initialisation;
@@ -68,9 +68,9 @@ fn run(vm: VmFd, rounds: usize) -> Result<(), Failure> {
     let interrupt = Irq::connect(&machine.vm, IRQ)?;
     let device = Arc::new(Mmio::new(Device::new(CID)?, Arc::new(driver.memory().clone()), interrupt)?);
     // A place that is watched cannot be watched again, unless that is undone.
-    watch_kicks(&machine.vm, REGISTERS, &device)?;
-    unwatch_kicks(&machine.vm, REGISTERS, &device)?;
-    watch_kicks(&machine.vm, REGISTERS, &device)?;
+    register_ioeventfds(&machine.vm, REGISTERS, &device)?;
+    unregister_ioeventfds(&machine.vm, REGISTERS, &device)?;
+    register_ioeventfds(&machine.vm, REGISTERS, &device)?;
     let (failed, failures) = channel();
     serve(Arc::clone(&device), failed.clone());
     let handle = device.handle();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use kvm_ioctls::Kvm;
-use scx_vsock::qemu::Console;
+use scx_vsock::guest::Console;
 use scx_vsock_tests::microvm::{Guest, Image};
 
 use scenario::Scenario;

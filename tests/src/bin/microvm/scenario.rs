@@ -8,8 +8,8 @@ use scx_vsock::vsock::spec::{F_EVENT_IDX, F_VERSION_1};
 use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::guest::{begin_traffic, exchange_traffic_with};
 use scx_vsock_tests::microvm::{End, Guest, Paused};
+use scx_vsock_tests::notifying_port::NotifyingPort;
 use scx_vsock_tests::peer::Peer;
-use scx_vsock_tests::told::Told;
 use serde_json::{Value, json};
 
 /// How long what must happen may take, in a guest that is emulated twice on a busy machine.
@@ -17,7 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Restores one after another: more than the agent has sessions, so that each of them must end in the guest, too.
 const RESTORES: usize = 10;
-/// Stops at random moments of a transfer.
+/// InFlight at random moments of a transfer.
 const STOPS: usize = 10;
 /// Bytes each way on each connection of a transfer.
 const BYTES: u64 = 64 << 10;
@@ -128,9 +128,9 @@ impl Scenario {
         let mut connection = Peer::new(stream);
         ensure!(connection.line() == b"held\n");
         let in_flight = |client: SchedStatsClient| thread::spawn(move || client.stats(&[]));
-        let (told, connected) = Told::new(self.guest.handle().agent());
+        let (told, connected) = NotifyingPort::new(self.guest.handle().agent());
         let interrupted = in_flight(SchedStatsClient::builder(told).deadline(DEADLINE).build());
-        let (told, controlled_connected) = Told::new(self.guest.handle().agent());
+        let (told, controlled_connected) = NotifyingPort::new(self.guest.handle().agent());
         let controlled = in_flight(SchedStatsClient::builder(told).control(&self.run).deadline(DEADLINE).build());
         for connected in [connected, controlled_connected] {
             connected.recv_timeout(DEADLINE)?;

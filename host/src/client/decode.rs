@@ -1,0 +1,398 @@
+//! Decoding a scheduler's answer: exactly one JSON object, of bounded depth, in one pass.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::session::Answer;
+use crate::stats::SchedStatsError;
+use crate::stats::StatsResponse;
+
+/// Arrays and objects that may stand inside each other in a line that is passed on: serde_json's own limit for what it
+/// builds. It does not hold for what serde_json skips, which costs no stack here, but may in whoever reads the line.
+const MAX_DEPTH: usize = 127;
+
+/// What was decoded, and the errno that came with it.
+///
+/// ```
+/// use scx_vsock::client::{Answer, decode};
+///
+/// let decoded = decode::raw(Answer::Scheduler(br#"{"errno":22,"args":{"resp":"no"}}"#))?;
+/// assert_eq!((decoded.errno, decoded.value.len()), (22, 33));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded<T> {
+    /// The value.
+    pub value: T,
+    /// The answer's errno. The session of an answer with another errno than 0 carries no further request.
+    pub errno: i32,
+}
+
+/// The scheduler's line as it came, once it is known to be one JSON object.
+///
+/// ```
+/// use scx_vsock::client::{Answer, decode};
+///
+/// let decoded = decode::raw(Answer::Scheduler(br#"{"args": {"resp": 1}}"#))?;
+/// assert_eq!(decoded.value, br#"{"args": {"resp": 1}}"#);
+/// assert!(decode::raw(Answer::Scheduler(b"hello")).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// [`SchedStatsError::MalformedResponse`].
+pub fn raw(answer: Answer<'_>) -> Result<Decoded<Vec<u8>>, SchedStatsError> {
+    let line = scheduler(answer)?;
+    let Outline { errno } = parse(line)?;
+    if is_deeper_than(line.as_bytes(), MAX_DEPTH) {
+        return Err(SchedStatsError::malformed(format!(
+            "the scheduler's line nests more than {MAX_DEPTH} levels deep"
+        )));
+    }
+    Ok(Decoded { value: line.as_bytes().to_vec(), errno })
+}
+
+/// The scheduler's envelope, whatever its errno.
+///
+/// ```
+/// use scx_vsock::client::{Answer, decode};
+///
+/// let decoded = decode::response(Answer::Scheduler(br#"{"errno":22,"args":{"resp":"no"}}"#))?;
+/// assert_eq!(decoded.value.args["resp"], "no");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// [`SchedStatsError::MalformedResponse`].
+pub fn response(answer: Answer<'_>) -> Result<Decoded<StatsResponse>, SchedStatsError> {
+    let value: StatsResponse = parse(scheduler(answer)?)?;
+    let errno = value.errno;
+    Ok(Decoded { value, errno })
+}
+
+/// `args["resp"]` of an answer with errno 0, decoded straight from the line.
+///
+/// ```
+/// use scx_vsock::client::{Answer, decode};
+///
+/// let decoded = decode::resp::<Vec<u8>>(Answer::Scheduler(br#"{"args":{"resp":[1,2]}}"#))?;
+/// assert_eq!(decoded.value, [1, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// [`SchedStatsError::SchedulerError`], [`SchedStatsError::MissingResp`], and
+/// [`SchedStatsError::MalformedResponse`], also for a `resp` that is no `T`.
+pub fn resp<T: DeserializeOwned>(answer: Answer<'_>) -> Result<Decoded<T>, SchedStatsError> {
+    let line = scheduler(answer)?;
+    match parse(line) {
+        Ok(Reply { errno: 0, args: Args { resp } }) => Ok(Decoded { value: resp, errno: 0 }),
+        // Only an answer without stats is looked at twice.
+        Ok(Reply { .. }) => Err(without_resp(line, SchedStatsError::malformed("its errno is not 0"))),
+        Err(error) => Err(without_resp(line, error)),
+    }
+}
+
+/// Nothing but that the scheduler accepts connections.
+///
+/// ```
+/// use scx_vsock::client::{Answer, decode};
+///
+/// assert!(decode::ready(Answer::SchedulerReady).is_ok());
+/// assert!(decode::ready(Answer::Scheduler(b"{}")).is_err());
+/// ```
+///
+/// # Errors
+///
+/// [`SchedStatsError::MalformedResponse`].
+pub fn ready(answer: Answer<'_>) -> Result<Decoded<()>, SchedStatsError> {
+    match answer {
+        Answer::SchedulerReady => Ok(Decoded { value: (), errno: 0 }),
+        Answer::Scheduler(_) => Err(SchedStatsError::malformed("stats, and the agent was asked for scheduler_ready")),
+    }
+}
+
+fn scheduler(answer: Answer<'_>) -> Result<&str, SchedStatsError> {
+    match answer {
+        Answer::Scheduler(line) => std::str::from_utf8(line)
+            .map_err(|error| SchedStatsError::malformed(format!("the scheduler's line is not UTF-8: {error}"))),
+        Answer::SchedulerReady => Err(SchedStatsError::malformed("scheduler_ready, and the scheduler was asked")),
+    }
+}
+
+/// Parses the whole line as one object.
+fn parse<'de, T: Deserialize<'de>>(line: &'de str) -> Result<T, SchedStatsError> {
+    if !line.trim_ascii_start().starts_with('{') {
+        return Err(SchedStatsError::malformed("the scheduler's line is no JSON object"));
+    }
+    serde_json::from_str(line)
+        .map_err(|error| SchedStatsError::malformed(format!("the scheduler's line is not understood: {error}")))
+}
+
+/// Whether more than `max` brackets are open anywhere. Says nothing about whether `json` is JSON.
+fn is_deeper_than(json: &[u8], max: usize) -> bool {
+    let mut depth = 0usize;
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => skip_string(&mut bytes),
+            b'[' | b'{' if depth == max => return true,
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+fn skip_string(bytes: &mut std::slice::Iter<'_, u8>) {
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => return,
+            b'\\' => {
+                bytes.next();
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Why an answer has no `resp` to decode, or `otherwise` where it has one.
+fn without_resp(line: &str, otherwise: SchedStatsError) -> SchedStatsError {
+    match parse::<StatsResponse>(line) {
+        Ok(StatsResponse { errno: 0, args }) if args.get("resp").is_some() => otherwise,
+        Ok(StatsResponse { errno: 0, args }) => SchedStatsError::MissingResp { args },
+        Ok(StatsResponse { errno, args }) => SchedStatsError::SchedulerError { errno, args },
+        Err(error) => error,
+    }
+}
+
+/// An answer of which only the errno is kept.
+#[derive(Deserialize)]
+struct Outline {
+    #[serde(default)]
+    errno: i32,
+}
+
+/// An answer with stats.
+#[derive(Deserialize)]
+#[serde(bound = "T: DeserializeOwned")]
+struct Reply<T> {
+    #[serde(default)]
+    errno: i32,
+    args: Args<T>,
+}
+
+/// The `args` of an answer with stats. By hand, since a derived form would take an array for an object, and an absent
+/// `resp` for one that is null.
+struct Args<T> {
+    resp: T,
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Args<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ArgsVisitor(PhantomData))
+    }
+}
+
+struct ArgsVisitor<T>(PhantomData<T>);
+
+impl<'de, T: DeserializeOwned> Visitor<'de> for ArgsVisitor<T> {
+    type Value = Args<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with resp")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Args<T>, A::Error> {
+        let mut resp = None;
+        while let Some(key) = map.next_key::<Key>()? {
+            match key {
+                Key::Resp if resp.is_some() => return Err(serde::de::Error::duplicate_field("resp")),
+                Key::Resp => resp = Some(map.next_value()?),
+                Key::Other => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        resp.map(|resp| Args { resp }).ok_or_else(|| serde::de::Error::missing_field("resp"))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum Key {
+    Resp,
+    #[serde(other)]
+    Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn decoded<T: DeserializeOwned>(line: &str) -> Result<T, SchedStatsError> {
+        resp(Answer::Scheduler(line.as_bytes())).map(|decoded| decoded.value)
+    }
+
+    fn kind<T>(result: Result<T, SchedStatsError>) -> &'static str {
+        result.map_or_else(|error| error.kind(), |_| "none")
+    }
+
+    #[test]
+    fn resp_is_decoded_wherever_it_stands() {
+        for line in [
+            r#"{"errno":0,"args":{"resp":[1,2]}}"#,
+            r#"{"args":{"resp":[1,2]},"errno":0}"#,
+            r#" {"args":{"more":{"resp":3},"resp":[1,2]},"took_us":4} "#,
+        ] {
+            assert_eq!(decoded::<Vec<u8>>(line), Ok(vec![1, 2]), "{line}");
+            assert_eq!(decoded::<Value>(line), Ok(json!([1, 2])), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_null_resp_is_a_resp_and_an_absent_one_is_not() {
+        assert_eq!(decoded::<Option<u8>>(r#"{"args":{"resp":null}}"#), Ok(None));
+        assert_eq!(decoded::<Value>(r#"{"args":{"resp":null}}"#), Ok(Value::Null));
+        assert_eq!(
+            decoded::<Option<u8>>(r#"{"errno":0,"args":{"other":1}}"#),
+            Err(SchedStatsError::MissingResp { args: json!({ "other": 1 }) })
+        );
+        assert_eq!(decoded::<Value>("{}"), Err(SchedStatsError::MissingResp { args: Value::Null }));
+        assert_eq!(decoded::<Value>(r#"{"args":[5]}"#), Err(SchedStatsError::MissingResp { args: json!([5]) }));
+    }
+
+    #[test]
+    fn a_schedulers_error_keeps_its_args_whatever_type_was_wanted() {
+        let expected = || SchedStatsError::SchedulerError { errno: 22, args: json!({ "resp": "bad target" }) };
+        assert_eq!(decoded::<u8>(r#"{"errno":22,"args":{"resp":"bad target"}}"#), Err(expected()));
+        assert_eq!(decoded::<u8>(r#"{"args":{"resp":"bad target"},"errno":22}"#), Err(expected()));
+        assert_eq!(decoded::<String>(r#"{"errno":22,"args":{"resp":"bad target"}}"#), Err(expected()));
+        assert_eq!(
+            decoded::<Value>(r#"{"errno":-5}"#),
+            Err(SchedStatsError::SchedulerError { errno: -5, args: Value::Null })
+        );
+    }
+
+    #[test]
+    fn a_resp_of_another_type_says_where() {
+        let error = decoded::<Vec<u8>>(r#"{"errno":0,"args":{"resp":[1,"x"]}}"#).unwrap_err();
+        assert_eq!(error.kind(), "malformed_response");
+        assert!(error.to_string().contains("invalid type: string \"x\", expected u8 at line 1 column 32"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_exactly_one_object_is_malformed() {
+        let deep = format!(r#"{{"errno":0,"args":{{"resp":{}{}}}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let open = "[".repeat(100_000);
+        for line in [
+            "",
+            " ",
+            "null",
+            "7",
+            r#"[0,{"resp":1}]"#,
+            r#"{"args":{"resp":1}}x"#,
+            r#"{"args":{"resp":1}}{}"#,
+            r#"{"args":{"resp":1}},"x":{}"#,
+            r#"{"args":{"resp":1}"#,
+            r#"{"errno":"0","args":{"resp":1}}"#,
+            r#"{"errno":4294967296,"args":{"resp":1}}"#,
+            r#"{"errno":0,"errno":0,"args":{"resp":1}}"#,
+            "{\"args\":{\"resp\":1\0}}",
+            "{\"args\":{\"resp\":\"a\0\"}}",
+            &open,
+            &deep,
+        ] {
+            let shown = line.get(..60).unwrap_or(line);
+            let answer = Answer::Scheduler(line.as_bytes());
+            assert_eq!(kind(decoded::<Value>(line)), "malformed_response", "{shown}");
+            assert_eq!(kind(decoded::<u64>(line)), "malformed_response", "{shown}");
+            assert_eq!(kind(response(answer)), "malformed_response", "{shown}");
+            assert_eq!(kind(raw(answer)), "malformed_response", "{shown}");
+        }
+        let answer = Answer::Scheduler(b"{\"args\":{\"resp\":\"\xff\"}}");
+        assert_eq!(kind(raw(answer)), "malformed_response");
+        assert_eq!(kind(resp::<Value>(answer)), "malformed_response");
+    }
+
+    #[test]
+    fn what_a_type_leaves_out_costs_no_stack() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct One {
+            a: u8,
+        }
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(decoded(&format!(r#"{{"args":{{"resp":{{"b":{deep},"a":1}}}}}}"#)), Ok(One { a: 1 }));
+        assert_eq!(decoded(&format!(r#"{{"args":{{"b":{deep},"resp":{{"a":1}}}}}}"#)), Ok(One { a: 1 }));
+    }
+
+    #[test]
+    fn a_line_is_passed_on_byte_for_byte() {
+        let line = br#" { "errno" : 0 , "args":{"resp":1.0e2} , "later":[] }"#;
+        assert_eq!(raw(Answer::Scheduler(line)), Ok(Decoded { value: line.to_vec(), errno: 0 }));
+        let refused = br#"{"errno":22,"args":{"resp":"no"}}"#;
+        assert_eq!(raw(Answer::Scheduler(refused)), Ok(Decoded { value: refused.to_vec(), errno: 22 }));
+    }
+
+    #[test]
+    fn an_answer_to_another_question_is_malformed() {
+        assert_eq!(kind(raw(Answer::SchedulerReady)), "malformed_response");
+        assert_eq!(kind(response(Answer::SchedulerReady)), "malformed_response");
+        assert_eq!(kind(ready(Answer::Scheduler(b"{}"))), "malformed_response");
+        assert_eq!(ready(Answer::SchedulerReady), Ok(Decoded { value: (), errno: 0 }));
+    }
+
+    #[test]
+    fn brackets_in_texts_are_no_depth() {
+        assert!(!is_deeper_than(br#"{"a":"[[[[","b\"[[[":["\\"]}"#, 2));
+        assert!(is_deeper_than(br#"{"a":[[1]]}"#, 2));
+        assert!(!is_deeper_than(br#"{"a":[1],"b":[{}]}"#, 3));
+    }
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(5, 40, 5, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                proptest::collection::btree_map(".{0,4}", inner, 0..5)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_resp_comes_back_as_serde_json_reads_it(value in json_value()) {
+            let line = json!({ "errno": 0, "args": { "resp": value } }).to_string();
+            let reread: Value = serde_json::from_str(&line).unwrap();
+            prop_assert_eq!(decoded::<Value>(&line), Ok(reread["args"]["resp"].clone()));
+            let answer = Answer::Scheduler(line.as_bytes());
+            prop_assert_eq!(response(answer).map(|decoded| decoded.value.args), Ok(reread["args"].clone()));
+            prop_assert_eq!(raw(answer).map(|decoded| decoded.value), Ok(line.clone().into_bytes()));
+        }
+
+        #[test]
+        fn the_depth_of_a_value_is_counted(depth in 1usize..300) {
+            let line = format!(r#"{{"a":{}"]"{}}}"#, "[".repeat(depth - 1), "]".repeat(depth - 1));
+            prop_assert_eq!(is_deeper_than(line.as_bytes(), MAX_DEPTH), depth > MAX_DEPTH);
+            let built = serde_json::from_str::<Value>(&line).is_ok();
+            prop_assert_eq!(built, depth <= MAX_DEPTH);
+        }
+    }
+}

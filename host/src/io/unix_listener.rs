@@ -1,0 +1,316 @@
+//! Unix sockets that this program listens on: made at a path that is free, gone from there when dropped.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, chmod};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, listen, socket_with};
+
+use crate::endpoint::unix_address;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Why there is no socket at a path. Each text names the path and what mends it.
+///
+/// ```
+/// use scx_vsock::io::OwnedUnixListener;
+///
+/// let error = OwnedUnixListener::bind("/no/such/folder/socket").unwrap_err();
+/// assert!(error.to_string().ends_with("is not there: make it, or choose another path"));
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// Some process listens there.
+    #[error("{} is in use: end the program that listens on it, or choose another path", path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something other than a socket is there.
+    #[error("{} is there and is no socket: move it away, or choose another path", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The folder is not there.
+    #[error("the folder of {} is not there: make it, or choose another path", path.display())]
+    NoFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// This process may not make it.
+    #[error("no permission to make the socket {}: choose a folder of your own, such as $XDG_RUNTIME_DIR", path.display())]
+    NoPermission {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The kernel has another reason.
+    #[error("cannot listen on {}", path.display())]
+    Other {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl BindError {
+    fn new(path: &Path, error: impl Into<io::Error>) -> Self {
+        let (path, source) = (path.to_owned(), error.into());
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse { path },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NoFolder { path },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::NoPermission { path },
+            _ => Self::Other { path, source },
+        }
+    }
+}
+
+/// A listening Unix socket. Its file is removed when this is dropped, unless another took its place meanwhile.
+///
+/// ```
+/// use scx_vsock::io::OwnedUnixListener;
+/// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-struct-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+///
+/// let socket = OwnedUnixListener::bind(folder.join("stats"))?;
+/// assert!(OwnedUnixListener::bind(folder.join("stats")).unwrap_err().to_string().contains("is in use"));
+/// drop(socket);
+/// assert!(!folder.join("stats").exists());
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct OwnedUnixListener {
+    listener: UnixListener,
+    path: PathBuf,
+    file: FileId,
+}
+
+/// What tells a file from another that has its name later.
+type FileId = (u64, u64);
+
+impl OwnedUnixListener {
+    /// Listens at `path`. A socket that nobody listens on any more is replaced.
+    ///
+    /// ```
+    /// use scx_vsock::io::OwnedUnixListener;
+    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-bind-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder)?;
+    ///
+    /// let socket = OwnedUnixListener::bind(folder.join("stats"))?;
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn bind(path: impl Into<PathBuf>) -> Result<Self, BindError> {
+        Self::bind_by(path.into(), |path| UnixListener::bind(path))
+    }
+
+    /// The same for this user alone: nobody else may connect, whatever the process' mask for new files is.
+    ///
+    /// ```
+    /// use scx_vsock::io::OwnedUnixListener;
+    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-private-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder)?;
+    ///
+    /// let socket = OwnedUnixListener::bind_privately(folder.join("stats"))?;
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn bind_privately(path: impl Into<PathBuf>) -> Result<Self, BindError> {
+        Self::bind_by(path.into(), listen_privately)
+    }
+
+    fn bind_by(path: PathBuf, listen: impl FnOnce(&Path) -> io::Result<UnixListener>) -> Result<Self, BindError> {
+        let fail = |error| BindError::new(&path, error);
+        unix_address(&path).map_err(fail)?;
+        remove_stale(&path)?;
+        let listener = listen(&path).map_err(fail)?;
+        let file = file_id(&path).map_err(fail)?;
+        Ok(Self { listener, path, file })
+    }
+
+    /// Where it is.
+    ///
+    /// ```
+    /// use scx_vsock::io::OwnedUnixListener;
+    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-path-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder)?;
+    ///
+    /// let socket = OwnedUnixListener::bind(folder.join("stats"))?;
+    /// assert_eq!(socket.path(), folder.join("stats"));
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What connections are accepted from.
+    ///
+    /// ```
+    /// use scx_vsock::io::OwnedUnixListener;
+    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-listener-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder)?;
+    ///
+    /// let socket = OwnedUnixListener::bind(folder.join("stats"))?;
+    /// let client = std::os::unix::net::UnixStream::connect(socket.path())?;
+    /// let (accepted, _) = socket.listener().accept()?;
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+impl AsFd for OwnedUnixListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for OwnedUnixListener {
+    fn drop(&mut self) {
+        if file_id(&self.path).is_ok_and(|file| file == self.file) {
+            let _gone_already = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Nobody can connect before it listens, and then only its owner.
+fn listen_privately(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &unix_address(path)?)?;
+    chmod(path, Mode::RUSR | Mode::WUSR)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn file_id(path: &Path) -> io::Result<FileId> {
+    let file = fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}
+
+/// Removes the socket of a program that has ended.
+fn remove_stale(path: &Path) -> Result<(), BindError> {
+    match fs::symlink_metadata(path) {
+        Ok(file) if !file.file_type().is_socket() => return Err(BindError::NotASocket { path: path.into() }),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(BindError::new(path, error)),
+    }
+    match is_alive(path) {
+        Ok(true) => Err(BindError::InUse { path: path.into() }),
+        Ok(false) => fs::remove_file(path).map_err(|error| BindError::new(path, error)),
+        Err(error) => Err(BindError::new(path, error)),
+    }
+}
+
+/// Whether somebody listens on the socket, found out without a connection, which they would have to deal with: a
+/// listener is of another type than the socket that asks here.
+fn is_alive(path: &Path) -> io::Result<bool> {
+    let address = unix_address(path)?;
+    let probe = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    match connect(&probe, &address) {
+        Ok(()) | Err(Errno::PROTOTYPE) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    fn said(path: &Path) -> String {
+        OwnedUnixListener::bind(path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_socket_is_there_while_it_is_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let socket = OwnedUnixListener::bind(&path).unwrap();
+        assert_eq!(socket.path(), path);
+        UnixStream::connect(&path).unwrap();
+        socket.listener().accept().unwrap();
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_private_socket_is_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _socket = OwnedUnixListener::bind_privately(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_is_alive_is_refused_and_not_disturbed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let expected =
+            format!("{} is in use: end the program that listens on it, or choose another path", path.display());
+        assert_eq!(said(&path), expected);
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let datagrams = folder.path().join("datagrams");
+        let _bound = UnixDatagram::bind(&datagrams).unwrap();
+        assert!(said(&datagrams).contains("is in use"));
+    }
+
+    #[test]
+    fn a_socket_whose_program_ended_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        OwnedUnixListener::bind(&path).unwrap();
+    }
+
+    #[test]
+    fn another_that_took_the_place_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let first = OwnedUnixListener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _second = UnixListener::bind(&path).unwrap();
+        drop(first);
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn what_prevents_a_socket_is_named_with_what_mends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "kept").unwrap();
+        assert!(said(&file).ends_with("is there and is no socket: move it away, or choose another path"));
+        assert_eq!(fs::read(&file).unwrap(), b"kept");
+        assert!(said(&folder.path().join("nowhere/socket")).contains("is not there: make it, or choose another path"));
+        assert!(said(&file.join("socket")).contains("is not there: make it, or choose another path"));
+        let error = OwnedUnixListener::bind(folder.path().join("x".repeat(200))).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.ends_with("a Unix socket's at most 107; choose a shorter one"), "{source}");
+    }
+}

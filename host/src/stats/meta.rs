@@ -1,0 +1,675 @@
+//! What a scheduler's stats mean: `stats_meta`, parsed.
+//!
+//! A server describes structs by name; a field is one value, an array or a dict, of a number, a text or another struct.
+//! [`Meta::tops`] are where a walk begins, [`Meta::leaves`] walks down to every number and text. A guest wrote all this:
+//! structs may be missing, hold each other in circles, or be of kinds that this crate does not know, and none of that is
+//! an error here.
+//!
+//! ```
+//! use scx_vsock::stats::meta::Meta;
+//!
+//! let meta: Meta = serde_json::from_str(
+//!     r#"{"Top":{"name":"Top","top":"true","fields":{"layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+//!         "Layer":{"name":"Layer","fields":{"util":{"datum":"float","desc":"CPU use in percent"}},
+//!                  "user":{"_om_prefix":"l_","_om_label":"layer"}}}"#,
+//! )?;
+//! let top = meta.tops().next().unwrap();
+//! let leaf = meta.leaves(top).next().unwrap();
+//! assert_eq!(leaf.to_string(), "layers.*.util");
+//! assert_eq!(leaf.field.desc.as_deref(), Some("CPU use in percent"));
+//! assert_eq!(leaf.owner.attributes.om_prefix(), "l_");
+//! # Ok::<(), serde_json::Error>(())
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::fmt;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::stats::path::escaped;
+
+/// Structs inside structs that a walk goes down. Schedulers nest two or three deep.
+///
+/// ```
+/// assert_eq!(scx_vsock::stats::meta::MAX_DEPTH, 16);
+/// ```
+pub const MAX_DEPTH: usize = 16;
+
+/// Every struct that a server describes, by its name.
+///
+/// ```
+/// use scx_vsock::stats::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert_eq!(meta.structs.len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Meta {
+    /// The structs.
+    pub structs: BTreeMap<String, Struct>,
+}
+
+/// One struct.
+///
+/// ```
+/// use scx_vsock::stats::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert!(meta.structs["Top"].top && !meta.structs["Layer"].top);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Struct {
+    /// Its name, as fields refer to it.
+    #[serde(default)]
+    pub name: String,
+    /// What it is, for people.
+    #[serde(default)]
+    pub desc: Option<String>,
+    /// Whether it is what `stats` answers where no target is named.
+    #[serde(default, deserialize_with = "is_set")]
+    pub top: bool,
+    /// What the server's author adds for programs.
+    #[serde(default, rename = "user")]
+    pub attributes: Attributes,
+    /// Its fields by their names.
+    #[serde(default)]
+    pub fields: BTreeMap<String, Field>,
+}
+
+/// One field of a struct.
+///
+/// ```
+/// use scx_vsock::stats::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert_eq!(meta.structs["Top"].fields["layers"].data.to_string(), "{string:Layer}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "DescribedField")]
+pub struct Field {
+    /// What it holds.
+    pub data: Data,
+    /// What it means, for people, often with its unit.
+    pub desc: Option<String>,
+    /// What the server's author adds for programs.
+    pub attributes: Attributes,
+}
+
+/// What a field holds.
+///
+/// ```
+/// use scx_vsock::stats::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// use scx_vsock::stats::meta::{Data, Kind};
+///
+/// assert_eq!(meta.structs["Top"].fields["util"].data, Data::Datum(Kind::Float));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// One value.
+    Datum(Kind),
+    /// Values by their index.
+    Array(Kind),
+    /// Values by a key, which is a text in JSON whatever its kind.
+    Dict {
+        /// The keys' kind.
+        key: Kind,
+        /// The values' kind.
+        datum: Kind,
+    },
+    /// What this crate does not know.
+    Unknown,
+}
+
+/// What a value is.
+///
+/// ```
+/// use scx_vsock::stats::meta::Kind;
+///
+/// assert_eq!(serde_json::from_str::<Kind>(r#"{"struct":"Layer"}"#)?, Kind::Struct("Layer".into()));
+/// assert_eq!(serde_json::from_str::<Kind>(r#""i128""#)?, Kind::Unknown("i128".into()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "Value")]
+pub enum Kind {
+    /// An integer.
+    I64,
+    /// An integer that is not negative.
+    U64,
+    /// A number.
+    Float,
+    /// A text.
+    String,
+    /// A struct, by its name.
+    Struct(String),
+    /// What this crate does not know, as the server has it.
+    Unknown(String),
+}
+
+/// Attributes that a server's author adds for programs. Names begin with `_`.
+///
+/// ```
+/// use scx_vsock::stats::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert!(meta.structs["Layer"].attributes.0.contains_key("_om_label"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Attributes(pub BTreeMap<String, Value>);
+
+impl Attributes {
+    /// What a struct's fields have before their own name as metrics; empty where nothing is said.
+    ///
+    /// ```
+    /// use scx_vsock::stats::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert_eq!(meta.structs["Layer"].attributes.om_prefix(), "l_");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn om_prefix(&self) -> &str {
+        self.text("_om_prefix").unwrap_or_default()
+    }
+
+    /// The label whose value is the key under which a dict holds the struct.
+    ///
+    /// ```
+    /// use scx_vsock::stats::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert_eq!(meta.structs["Layer"].attributes.om_label(), Some("layer"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn om_label(&self) -> Option<&str> {
+        self.text("_om_label").filter(|label| !label.is_empty())
+    }
+
+    /// Whether the field is to be no metric.
+    ///
+    /// ```
+    /// use scx_vsock::stats::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert!(meta.structs["Top"].fields["util"].attributes.om_skip());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn om_skip(&self) -> bool {
+        self.0.contains_key("_om_skip")
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).and_then(Value::as_str)
+    }
+}
+
+impl Data {
+    /// The kind of each value.
+    ///
+    /// ```
+    /// use scx_vsock::stats::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert_eq!(meta.structs["Layer"].fields["tasks"].data.kind().unwrap().to_string(), "u64");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn kind(&self) -> Option<&Kind> {
+        match self {
+            Self::Datum(kind) | Self::Array(kind) | Self::Dict { datum: kind, .. } => Some(kind),
+            Self::Unknown => None,
+        }
+    }
+}
+
+/// As servers print it for people: `u64`, `[u64]`, `{string:Layer}`.
+impl fmt::Display for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Datum(kind) => write!(f, "{kind}"),
+            Self::Array(kind) => write!(f, "[{kind}]"),
+            Self::Dict { key, datum } => write!(f, "{{{key}:{datum}}}"),
+            Self::Unknown => f.write_str("?"),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::I64 => "i64",
+            Self::U64 => "u64",
+            Self::Float => "float",
+            Self::String => "string",
+            Self::Struct(name) | Self::Unknown(name) => name,
+        })
+    }
+}
+
+impl From<Value> for Kind {
+    fn from(kind: Value) -> Self {
+        match kind.as_str() {
+            Some("i64") => Self::I64,
+            Some("u64") => Self::U64,
+            Some("float") => Self::Float,
+            Some("string") => Self::String,
+            Some(other) => Self::Unknown(other.to_owned()),
+            None => match kind.get("struct").and_then(Value::as_str) {
+                Some(name) => Self::Struct(name.to_owned()),
+                None => Self::Unknown(kind.to_string()),
+            },
+        }
+    }
+}
+
+/// A field as servers write it: what it holds is one of three keys beside the others.
+#[derive(Deserialize)]
+struct DescribedField {
+    datum: Option<Kind>,
+    array: Option<Kind>,
+    dict: Option<DescribedDict>,
+    desc: Option<String>,
+    #[serde(default)]
+    user: Attributes,
+}
+
+#[derive(Deserialize)]
+struct DescribedDict {
+    key: Kind,
+    datum: Kind,
+}
+
+impl From<DescribedField> for Field {
+    fn from(field: DescribedField) -> Self {
+        let data = match field {
+            DescribedField { datum: Some(kind), .. } => Data::Datum(kind),
+            DescribedField { array: Some(kind), .. } => Data::Array(kind),
+            DescribedField { dict: Some(DescribedDict { key, datum }), .. } => Data::Dict { key, datum },
+            DescribedField { .. } => Data::Unknown,
+        };
+        Self { data, desc: field.desc, attributes: field.user }
+    }
+}
+
+/// Servers write `"true"`, and nothing for a struct that is not at the top.
+fn is_set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(!matches!(value, Value::Null | Value::Bool(false)))
+}
+
+impl Meta {
+    /// The structs that answers begin with: what is marked as the top, then those of other targets, which no field
+    /// refers to.
+    ///
+    /// ```
+    /// use scx_vsock::stats::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// assert_eq!(meta.tops().next().unwrap().name, "Top");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn tops(&self) -> impl Iterator<Item = &Struct> {
+        let fields = self.structs.values().flat_map(|of| of.fields.values());
+        let inner: BTreeSet<&str> = fields.filter_map(|field| struct_name(field)).collect();
+        let marked = self.structs.values().filter(|of| of.top);
+        let others = self.structs.iter().filter(move |(name, of)| !of.top && !inner.contains(name.as_str()));
+        marked.chain(others.map(|(_, of)| of))
+    }
+
+    /// The struct that a field's values are, where it is described.
+    ///
+    /// ```
+    /// use scx_vsock::stats::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// let layers = &meta.structs["Top"].fields["layers"];
+    /// assert_eq!(meta.struct_of(layers).unwrap().name, "Layer");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn struct_of(&self, field: &Field) -> Option<&Struct> {
+        self.structs.get(struct_name(field)?)
+    }
+
+    /// Every value below `top` that is not a struct with fields, in the order of names. One that is deeper than
+    /// [`MAX_DEPTH`], not described, or already around itself is given as the struct that it is.
+    ///
+    /// A guest can describe more leaves than there is time for; each is found in a bounded one.
+    ///
+    /// ```
+    /// use scx_vsock::stats::meta::Meta;
+    ///
+    /// let meta: Meta = serde_json::from_str(
+    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+    /// )?;
+    /// let names: Vec<_> = meta.leaves(&meta.structs["Top"]).map(|leaf| leaf.to_string()).collect();
+    /// assert_eq!(names, ["layers.*.tasks", "util"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn leaves<'m>(&'m self, top: &'m Struct) -> Leaves<'m> {
+        Leaves { meta: self, path: Vec::new(), open: vec![Open { of: top, fields: top.fields.iter(), depth: 0 }] }
+    }
+}
+
+fn struct_name(field: &Field) -> Option<&str> {
+    match field.data.kind()? {
+        Kind::Struct(name) => Some(name),
+        _ => None,
+    }
+}
+
+/// A value that stats have, once or for each key or index.
+///
+/// ```
+/// use scx_vsock::stats::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// let leaf = meta.leaves(&meta.structs["Top"]).next().unwrap();
+/// assert_eq!((leaf.owner.name.as_str(), leaf.path.len()), ("Layer", 3));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf<'m> {
+    /// The way to it.
+    pub path: Vec<Step<'m>>,
+    /// The struct that has it as a field.
+    pub owner: &'m Struct,
+    /// The field.
+    pub field: &'m Field,
+}
+
+/// A step of the way to a value.
+///
+/// ```
+/// use scx_vsock::stats::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// use scx_vsock::stats::meta::Step;
+///
+/// let leaf = meta.leaves(&meta.structs["Top"]).next().unwrap();
+/// assert_eq!(leaf.path[0], Step::Field("layers"));
+/// assert!(matches!(leaf.path[1], Step::Each(_)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step<'m> {
+    /// Into the field with this name.
+    Field(&'m str),
+    /// Into each value of the array or dict that this field is.
+    Each(&'m Field),
+}
+
+/// A dotted path as in [`StatPath`](crate::series::StatPath), with `*` for each key or index.
+impl fmt::Display for Leaf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, step) in self.path.iter().enumerate() {
+            if at > 0 {
+                f.write_str(".")?;
+            }
+            match step {
+                Step::Field(name) => f.write_str(&escaped(name))?,
+                Step::Each(_) => f.write_str("*")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The leaves below a struct.
+///
+/// ```
+/// use scx_vsock::stats::meta::Meta;
+///
+/// let meta: Meta = serde_json::from_str(
+///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
+///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
+///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
+/// )?;
+/// assert_eq!(meta.leaves(&meta.structs["Top"]).count(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Leaves<'m> {
+    meta: &'m Meta,
+    path: Vec<Step<'m>>,
+    open: Vec<Open<'m>>,
+}
+
+/// A struct whose fields are being walked, and how long the way to it is.
+#[derive(Clone, Debug)]
+struct Open<'m> {
+    of: &'m Struct,
+    fields: btree_map::Iter<'m, String, Field>,
+    depth: usize,
+}
+
+impl<'m> Iterator for Leaves<'m> {
+    type Item = Leaf<'m>;
+
+    fn next(&mut self) -> Option<Leaf<'m>> {
+        loop {
+            let open = self.open.last_mut()?;
+            self.path.truncate(open.depth);
+            let owner = open.of;
+            let Some((name, field)) = open.fields.next() else {
+                self.open.pop();
+                continue;
+            };
+            self.path.push(Step::Field(name));
+            if matches!(field.data, Data::Array(_) | Data::Dict { .. }) {
+                self.path.push(Step::Each(field));
+            }
+            match self.inside(field) {
+                Some(of) => self.open.push(Open { of, fields: of.fields.iter(), depth: self.path.len() }),
+                None => return Some(Leaf { path: self.path.clone(), owner, field }),
+            }
+        }
+    }
+}
+
+impl<'m> Leaves<'m> {
+    /// The struct to go on in.
+    fn inside(&self, field: &Field) -> Option<&'m Struct> {
+        let of = self.meta.struct_of(field)?;
+        let is_open = self.open.iter().any(|open| std::ptr::eq(open.of, of));
+        (!is_open && !of.fields.is_empty() && self.open.len() < MAX_DEPTH).then_some(of)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn meta(value: Value) -> Meta {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn paths(meta: &Meta) -> Vec<String> {
+        meta.tops().flat_map(|top| meta.leaves(top)).map(|leaf| leaf.to_string()).collect()
+    }
+
+    /// What scx_stats' own example describes, as its servers write it.
+    fn cluster() -> Meta {
+        meta(json!({
+            "ClusterStats": {
+                "name": "ClusterStats", "desc": "cluster statistics", "top": "true",
+                "fields": {
+                    "at": { "datum": "u64", "user": { "_om_skip": "true" } },
+                    "name": { "datum": "string" },
+                    "loads": { "array": "float", "desc": "load of each minute" },
+                    "domains": { "dict": { "key": "u64", "datum": { "struct": "DomainStats" } } },
+                    "weights": { "dict": { "key": "string", "datum": "i64" } },
+                },
+            },
+            "DomainStats": {
+                "name": "DomainStats", "desc": "domain statistics",
+                "fields": { "nr.events": { "datum": "i64", "desc": "number of events" } },
+                "user": { "_om_label": "domain_name", "_om_prefix": "d_" },
+            },
+        }))
+    }
+
+    #[test]
+    fn fields_have_their_kinds_descriptions_and_attributes() {
+        let meta = cluster();
+        let top = &meta.structs["ClusterStats"];
+        assert!(top.top && !meta.structs["DomainStats"].top);
+        assert_eq!(top.desc.as_deref(), Some("cluster statistics"));
+        assert_eq!(top.attributes.om_label(), None);
+        assert_eq!(top.attributes.om_prefix(), "");
+        assert!(top.fields["at"].attributes.om_skip() && !top.fields["name"].attributes.om_skip());
+        assert_eq!(top.fields["loads"].data, Data::Array(Kind::Float));
+        assert_eq!(top.fields["loads"].desc.as_deref(), Some("load of each minute"));
+        let shown = |name: &str| top.fields[name].data.to_string();
+        assert_eq!(shown("domains"), "{u64:DomainStats}");
+        assert_eq!(shown("weights"), "{string:i64}");
+        assert_eq!((shown("at"), shown("name"), shown("loads")), ("u64".into(), "string".into(), "[float]".into()));
+        let domain = meta.struct_of(&top.fields["domains"]).unwrap();
+        assert_eq!((domain.attributes.om_label(), domain.attributes.om_prefix()), (Some("domain_name"), "d_"));
+    }
+
+    #[test]
+    fn leaves_are_numbers_and_texts_by_their_paths() {
+        assert_eq!(paths(&cluster()), ["at", r"domains.*.nr\.events", "loads.*", "name", "weights.*"]);
+    }
+
+    #[test]
+    fn a_leaf_knows_its_struct_and_the_dicts_on_its_way() {
+        let meta = cluster();
+        let top = meta.tops().next().unwrap();
+        let leaf = meta.leaves(top).nth(1).unwrap();
+        assert_eq!(leaf.owner.name, "DomainStats");
+        assert_eq!(leaf.field.data, Data::Datum(Kind::I64));
+        assert_eq!(leaf.path, [Step::Field("domains"), Step::Each(&top.fields["domains"]), Step::Field("nr.events")]);
+    }
+
+    #[test]
+    fn structs_that_nothing_refers_to_are_tops_of_other_targets() {
+        let meta = meta(json!({
+            "A": { "fields": { "b": { "datum": { "struct": "B" } } } },
+            "B": { "fields": { "n": { "datum": "u64" } } },
+            "Z": { "top": true, "fields": { "n": { "datum": "u64" } } },
+            "Y": { "top": false, "fields": {} },
+        }));
+        let tops: Vec<bool> = meta.tops().map(|of| of.top).collect();
+        assert_eq!(tops, [true, false, false]);
+        assert_eq!(paths(&meta), ["n", "b.n"]);
+    }
+
+    #[test]
+    fn what_is_unknown_is_kept_as_the_server_has_it() {
+        let meta = meta(json!({
+            "T": {
+                "top": null, "later": 1,
+                "fields": {
+                    "a": { "datum": "u128" },
+                    "b": { "histogram": "u64", "desc": "of a later version" },
+                    "c": { "datum": { "struct": "NotThere" } },
+                    "d": { "array": { "tuple": ["u64"] } },
+                },
+            },
+        }));
+        let shown: Vec<String> = meta.structs["T"].fields.values().map(|field| field.data.to_string()).collect();
+        assert_eq!(shown, ["u128", "?", "NotThere", r#"[{"tuple":["u64"]}]"#]);
+        assert_eq!(paths(&meta), ["a", "b", "c", "d.*"]);
+        assert_eq!(meta.structs["T"].fields["b"].desc.as_deref(), Some("of a later version"));
+    }
+
+    #[test]
+    fn what_is_no_description_is_an_error() {
+        for wrong in [json!([]), json!({ "T": 1 }), json!({ "T": { "fields": [1] } }), json!({ "T": { "desc": 1 } })] {
+            assert!(serde_json::from_value::<Meta>(wrong.clone()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn structs_in_a_circle_end_where_it_closes() {
+        let meta = meta(json!({
+            "A": { "top": "true", "fields": { "b": { "datum": { "struct": "B" } }, "n": { "datum": "u64" } } },
+            "B": { "fields": { "a": { "array": { "struct": "A" } }, "b": { "datum": { "struct": "B" } } } },
+        }));
+        assert_eq!(paths(&meta), ["b.a.*", "b.b", "n"]);
+    }
+
+    #[test]
+    fn the_next_leaf_of_a_description_that_explodes_comes_at_once() {
+        let structs = (0..60).map(|n| {
+            let next = json!({ "datum": { "struct": format!("S{}", n + 1) } });
+            (format!("S{n}"), json!({ "top": n == 0, "fields": { "a": next, "b": next } }))
+        });
+        let last = ("S60".to_owned(), json!({ "fields": {} }));
+        let meta = meta(Value::Object(structs.chain([last]).collect()));
+        let top = &meta.structs["S0"];
+        let leaves: Vec<Leaf<'_>> = meta.leaves(top).take(1_000).collect();
+        assert_eq!(leaves.len(), 1_000);
+        assert!(leaves.iter().all(|leaf| leaf.path.len() == MAX_DEPTH));
+    }
+}

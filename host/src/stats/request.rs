@@ -1,0 +1,207 @@
+//! What is asked of a scheduler, and what it answers: the two lines of scx_stats.
+
+use std::collections::BTreeMap;
+
+use scx_vsock_wire::MAX_REQUEST_BYTES;
+use scx_vsock_wire::limits::{AGENT_LINE_PREFIX, WAIT_SCHEDULER};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::stats::SchedStatsError;
+
+/// A request to a scheduler.
+///
+/// ```
+/// use scx_vsock::StatsRequest;
+///
+/// let request = StatsRequest::stats(&[("target", "top")]);
+/// assert_eq!(serde_json::to_string(&request)?, r#"{"req":"stats","args":{"target":"top"}}"#);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StatsRequest {
+    /// The verb; servers know `stats` and `stats_meta`.
+    pub req: String,
+    /// The verb's arguments.
+    #[serde(default)]
+    pub args: BTreeMap<String, String>,
+}
+
+impl StatsRequest {
+    /// Asks for stats. Servers know the argument `target` and take `top` where it is left out.
+    ///
+    /// ```
+    /// let request = scx_vsock::StatsRequest::stats(&[]);
+    /// assert_eq!((request.req.as_str(), request.args.len()), ("stats", 0));
+    /// ```
+    #[must_use]
+    pub fn stats(args: &[(&str, &str)]) -> Self {
+        let args = args.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Self { req: "stats".to_owned(), args }
+    }
+
+    /// Asks what the stats mean.
+    ///
+    /// ```
+    /// assert_eq!(scx_vsock::StatsRequest::stats_meta().req, "stats_meta");
+    /// ```
+    #[must_use]
+    pub fn stats_meta() -> Self {
+        Self { req: "stats_meta".to_owned(), args: BTreeMap::new() }
+    }
+
+    /// The request as the line that is sent.
+    ///
+    /// ```
+    /// let line = scx_vsock::StatsRequest::stats_meta().line()?;
+    /// assert_eq!(line.as_bytes(), b"{\"req\":\"stats_meta\",\"args\":{}}\n");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::RequestTooLarge`].
+    pub fn line(&self) -> Result<RequestLine, SchedStatsError> {
+        let line =
+            serde_json::to_vec(self).map_err(|error| SchedStatsError::InvalidRequest { reason: error.to_string() })?;
+        RequestLine::new(&line)
+    }
+}
+
+/// A scheduler's answer as it came: [`SchedStatsClient::request`](crate::SchedStatsClient::request) does not judge it.
+///
+/// ```
+/// let response: scx_vsock::StatsResponse = serde_json::from_str(r#"{"errno":0,"args":{"resp":7}}"#)?;
+/// assert_eq!((response.errno, &response.args["resp"]), (0, &7.into()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StatsResponse {
+    /// 0, or why there are no stats.
+    #[serde(default)]
+    pub errno: i32,
+    /// `{"resp":...}` by custom; null where the server sent none.
+    #[serde(default)]
+    pub args: Value,
+}
+
+/// One line that may be sent to an agent, its LF included.
+///
+/// ```
+/// use scx_vsock::stats::RequestLine;
+///
+/// assert_eq!(RequestLine::new(b"{}")?, RequestLine::new(b"{}\n")?);
+/// assert!(RequestLine::new(b"{}\n{}").is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestLine(Vec<u8>);
+
+impl RequestLine {
+    /// Checks a line and completes it with its LF where that is left out. The line is passed on byte for byte; whether
+    /// it is JSON is the scheduler's to judge.
+    ///
+    /// ```
+    /// use scx_vsock::stats::RequestLine;
+    ///
+    /// let error = RequestLine::new(b"").unwrap_err();
+    /// assert_eq!(error.to_string(), "not a request line: it is empty; nothing was sent");
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::RequestTooLarge`] for more than [`MAX_REQUEST_BYTES`] bytes with the LF,
+    /// [`SchedStatsError::InvalidRequest`] for an empty line, several lines, or a line for the agent.
+    pub fn new(line: &[u8]) -> Result<Self, SchedStatsError> {
+        let content = line.strip_suffix(b"\n").unwrap_or(line);
+        let size = content.len() + 1;
+        if size > MAX_REQUEST_BYTES {
+            return Err(SchedStatsError::RequestTooLarge { size, max: MAX_REQUEST_BYTES });
+        }
+        let wrong = if content.is_empty() {
+            "it is empty"
+        } else if content.contains(&b'\n') {
+            "it has a newline inside, so it is more than one line"
+        } else if content.starts_with(AGENT_LINE_PREFIX) {
+            "a line that begins with {\"agent\": is for the agent, not for the scheduler"
+        } else {
+            return Ok(Self::complete(content));
+        };
+        Err(SchedStatsError::InvalidRequest { reason: wrong.to_owned() })
+    }
+
+    /// The line that asks the agent to answer as soon as the scheduler accepts a connection.
+    ///
+    /// ```
+    /// let line = scx_vsock::stats::RequestLine::wait_scheduler();
+    /// assert_eq!(line.as_bytes(), b"{\"agent\":\"wait_scheduler\"}\n");
+    /// ```
+    #[must_use]
+    pub fn wait_scheduler() -> Self {
+        Self::complete(WAIT_SCHEDULER)
+    }
+
+    /// Whether it is for the agent, not for the scheduler.
+    pub(crate) fn is_for_the_agent(&self) -> bool {
+        self.0.starts_with(AGENT_LINE_PREFIX)
+    }
+
+    fn complete(content: &[u8]) -> Self {
+        let mut line = Vec::with_capacity(content.len() + 1);
+        line.extend_from_slice(content);
+        line.push(b'\n');
+        Self(line)
+    }
+
+    /// The line's bytes, its LF included.
+    ///
+    /// ```
+    /// assert_eq!(scx_vsock::stats::RequestLine::new(b"{}")?.as_bytes(), b"{}\n");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invalid(line: &[u8]) -> bool {
+        matches!(RequestLine::new(line), Err(SchedStatsError::InvalidRequest { .. }))
+    }
+
+    #[test]
+    fn a_line_is_the_same_with_and_without_its_end() {
+        assert_eq!(RequestLine::new(b"{}").unwrap().as_bytes(), b"{}\n");
+        assert_eq!(RequestLine::new(b"{}\n").unwrap().as_bytes(), b"{}\n");
+    }
+
+    #[test]
+    fn empty_lines_several_lines_and_lines_for_the_agent_are_refused() {
+        assert!(invalid(b""));
+        assert!(invalid(b"\n"));
+        assert!(invalid(b"{}\n{}"));
+        assert!(invalid(b"{}\n\n"));
+        assert!(invalid(br#"{"agent":"wait_scheduler"}"#));
+        assert!(!invalid(br#" {"agent":1}"#));
+    }
+
+    #[test]
+    fn a_line_of_the_cap_passes_and_one_byte_more_does_not() {
+        let mut line = vec![b'x'; MAX_REQUEST_BYTES - 1];
+        assert_eq!(RequestLine::new(&line).unwrap().as_bytes().len(), MAX_REQUEST_BYTES);
+        line.push(b'x');
+        assert_eq!(
+            RequestLine::new(&line),
+            Err(SchedStatsError::RequestTooLarge { size: MAX_REQUEST_BYTES + 1, max: MAX_REQUEST_BYTES })
+        );
+    }
+
+    #[test]
+    fn a_response_without_its_fields_has_their_defaults() {
+        assert_eq!(serde_json::from_str::<StatsResponse>("{}").unwrap(), StatsResponse { errno: 0, args: Value::Null });
+    }
+}

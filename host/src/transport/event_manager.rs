@@ -1,0 +1,113 @@
+//! Devices in an [`event_manager`], so that one thread serves many guests.
+//!
+//! The thread that runs the manager calls [`Mmio::service`] for every device that has something to do, a bounded number
+//! of packets at a time. It must not wait for a guest, as it is what the guests wait for.
+
+use std::fmt;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vm_memory::GuestAddressSpace;
+
+use super::mmio::{self, Interrupt, Mmio};
+use crate::vsock::DeviceError;
+
+/// Why a device is not served, or is served no more.
+///
+/// ```
+/// use scx_vsock::transport::{event_manager, mmio};
+/// use scx_vsock::vsock::DeviceError;
+///
+/// fn note(error: event_manager::Error) {
+///     match error {
+///         event_manager::Error::Device(mmio::Error::Device(DeviceError::Chain(_) | DeviceError::Ring(_))) => {
+///             // ... the guest's own fault, and it may go on after a reset
+///         }
+///         error => eprintln!("a guest is served no more: {error}"),
+///     }
+/// }
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The manager does not watch the device.
+    #[error("the event manager does not watch the vsock device: {0}")]
+    NotWatched(event_manager::Error),
+    /// The device does not go on.
+    #[error(transparent)]
+    Device(#[from] mmio::Error),
+}
+
+/// A device in an event manager.
+///
+/// ```
+/// use std::sync::Arc;
+/// use event_manager::{EventManager, SubscriberOps};
+/// use scx_vsock::transport::event_manager::Subscriber;
+/// use scx_vsock::transport::mmio::{Mmio, QUEUE_NOTIFY};
+/// use scx_vsock::vsock::Device;
+/// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// # let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+/// let mut manager = EventManager::new()?; // one for all guests
+/// let device = Arc::new(Mmio::new(Device::new(3)?, memory, || Ok(()))?);
+/// manager.add_subscriber(Subscriber::new(Arc::clone(&device), |error| eprintln!("{error}")));
+/// device.write(QUEUE_NOTIFY, &[0; 4]); // a kick of the guest
+/// assert_eq!(manager.run()?, 1, "it was served");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Subscriber<A, I, F> {
+    device: Arc<Mmio<A, I>>,
+    on_error: F,
+}
+
+impl<A, I, F: FnMut(Error)> Subscriber<A, I, F> {
+    /// Has `device` served by the manager that this is added to. `on_error` is called on the manager's thread; after
+    /// [`mmio::Error::Device`] with a broken queue the device is served on, as its guest may reset it.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use scx_vsock::{transport::{event_manager::Subscriber, mmio::Mmio}, vsock::Device};
+    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// # let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+    /// # let device = Arc::new(Mmio::new(Device::new(3)?, memory, || Ok(()))?);
+    /// let (failed, failures) = std::sync::mpsc::channel();
+    /// let subscriber = Subscriber::new(device, move |error| drop(failed.send(error)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn new(device: Arc<Mmio<A, I>>, on_error: F) -> Self {
+        Self { device, on_error }
+    }
+}
+
+impl<A: GuestAddressSpace, I: Interrupt, F: FnMut(Error)> Subscriber<A, I, F> {
+    fn events(&self) -> Events {
+        Events::new_raw(self.device.fd().as_raw_fd(), EventSet::IN)
+    }
+}
+
+impl<A: GuestAddressSpace, I: Interrupt, F: FnMut(Error)> MutEventSubscriber for Subscriber<A, I, F> {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(self.events()) {
+            (self.on_error)(Error::NotWatched(error));
+        }
+    }
+
+    fn process(&mut self, _events: Events, ops: &mut EventOps<'_>) {
+        let Err(error) = self.device.service() else { return };
+        // Its descriptor stays readable, so that the thread would have no rest.
+        if matches!(error, mmio::Error::Device(DeviceError::Host(_)))
+            && let Err(error) = ops.remove(self.events())
+        {
+            (self.on_error)(Error::NotWatched(error));
+        }
+        (self.on_error)(error.into());
+    }
+}
+
+impl<A, I, F> fmt::Debug for Subscriber<A, I, F> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Subscriber").field("device", &self.device).finish_non_exhaustive()
+    }
+}
