@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
+use scx_vsock::endpoint::hybrid::MAX_CONNECT_BYTES;
 use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::transport::vhost_user::Server;
 use scx_vsock::vsock::packet::{Header, Operation};
@@ -133,15 +134,15 @@ fn a_program_that_dials_before_the_guest_boots_waits_for_it() {
 }
 
 #[test]
-fn lines_that_are_no_dialling_end_the_stream() {
+fn other_lines_end_the_stream() {
     let served = Served::new();
-    for line in ["\n", "GET / HTTP/1.1\r\n\r\n", "CONNECT x\n", "CONNECT 4294967296\n", "CONNECT 729 \n"] {
+    for line in ["\n", "GET / HTTP/1.1\r\n\r\n", "CONNECT x\n", "CONNECT 4294967296\n", "CONNECT -729\n"] {
         let mut program = served.program();
         program.send(line);
         program.expect_end();
     }
     let mut endless = served.program();
-    let _may_be_closed = endless.try_send("C".repeat(20));
+    let _may_be_closed = endless.try_send("C".repeat(MAX_CONNECT_BYTES));
     endless.expect_end();
     let mut silent = served.program();
     silent.finish();

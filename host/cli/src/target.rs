@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use scx_vsock::endpoint::hybrid::listener_path;
 use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::{Endpoint, READY_PORT, SchedStatsClient, SchedStatsError};
 
@@ -49,9 +50,7 @@ impl Target {
     /// Where an agent says that it is ready, unless somebody else listens there.
     fn ready(&self) -> Option<OwnedUnixListener> {
         let Endpoint::Hybrid { path, .. } = &self.uri else { return None };
-        let mut path = path.clone().into_os_string();
-        path.push(format!("_{READY_PORT}"));
-        let ready = OwnedUnixListener::bind(path).ok()?;
+        let ready = OwnedUnixListener::bind(listener_path(path, READY_PORT)).ok()?;
         ready.listener().set_nonblocking(true).ok()?;
         Some(ready)
     }

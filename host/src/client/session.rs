@@ -17,16 +17,13 @@ use scx_vsock_wire::limits::{MIN_PROTOCOL, PROTOCOL};
 use scx_vsock_wire::{AgentEvent, Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX};
 
 use super::agent_message;
-use crate::endpoint::Greeting;
+use crate::endpoint::{Greeting, hybrid};
 use crate::stats::RequestLine;
 use crate::stats::SchedStatsError;
 use crate::stats::excerpt;
 
 /// Bytes within which the first line must end. Today's hello has 113; the rest is room for versions to come.
 const MAX_HELLO_BYTES: usize = 4096;
-
-/// Bytes within which a monitor's answer to `CONNECT port` must end. The longest right one has 14.
-const MAX_OK_BYTES: usize = 64;
 
 /// The least that a read has room for.
 const MIN_READ: usize = 4096;
@@ -114,7 +111,7 @@ struct Dial {
 
 impl Dial {
     fn new(port: u32) -> Self {
-        Self { port, line: format!("CONNECT {port}\n") }
+        Self { port, line: hybrid::connect_line(port) }
     }
 }
 
@@ -329,7 +326,7 @@ impl Session {
     fn unfinished(&mut self) -> Option<Outcome> {
         let size = self.received.len();
         let error = match self.state {
-            State::Dialling { .. } if size >= MAX_OK_BYTES => not_dialled(&self.received),
+            State::Dialling { .. } if size >= hybrid::MAX_REPLY_BYTES => not_dialled(&self.received),
             State::Asked { expects: Expects::Hello, .. } if size >= MAX_HELLO_BYTES => {
                 let quoted = quoted(&self.received);
                 SchedStatsError::unreachable(format!("the first {size} bytes are no hello: {quoted}"))
@@ -387,9 +384,7 @@ impl Session {
 
 /// Judges a monitor's answer to the line that dials: `OK` and the port that it gave this end.
 fn dialled(line: &[u8], port: u32, sent: Sent) -> Result<(), SchedStatsError> {
-    let number = line.strip_prefix(b"OK ").and_then(|number| std::str::from_utf8(number).ok());
-    let is_port = |number: &str| number.bytes().all(|byte| byte.is_ascii_digit()) && number.parse::<u32>().is_ok();
-    match (number.is_some_and(is_port), sent) {
+    match (hybrid::is_ok(line), sent) {
         (true, Sent::Whole) => Ok(()),
         (true, Sent::Part(_) | Sent::Broken(_)) => {
             Err(SchedStatsError::unreachable(format!("OK came before CONNECT {port} was written")))

@@ -1,5 +1,6 @@
 //! Where an agent is reached.
 
+pub mod hybrid;
 mod vsock;
 
 use std::fmt;

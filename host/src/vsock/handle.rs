@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fd::{AsFd, BorrowedFd};
@@ -14,7 +14,7 @@ use super::listener::{Listener, Listeners};
 use super::muxer::MAX_CONNECTIONS;
 use super::stream::pair;
 use crate::Connect;
-use crate::endpoint::connect_unix;
+use crate::endpoint::{connect_unix, hybrid::listener_path};
 use crate::io::eventfd::{EventFd, Notify};
 
 /// What handles and their device share.
@@ -77,9 +77,7 @@ impl Shared {
     pub fn forwarded(&self, port: u32) -> Option<UnixStream> {
         // Whole at every point where a thread could panic.
         let prefix = self.forward.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
-        let mut path = prefix.into_os_string();
-        path.push(format!("_{port}"));
-        connect_unix(Path::new(&path)).ok().map(UnixStream::from)
+        connect_unix(&listener_path(&prefix, port)).ok().map(UnixStream::from)
     }
 
     /// Takes what was asked for since the last time.

@@ -18,6 +18,7 @@ use super::packet::{Header, Operation};
 use super::rst_queue::{Reset, Resets};
 use super::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::stream::{FromHost, Stream, pair};
+use crate::endpoint::hybrid::ok_line;
 
 /// Connections that a device has at the most, those that close included.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -479,7 +480,7 @@ impl Entry {
     /// Tells a host's program that asked for the connection that it is there, before any byte of the guest. False if
     /// it does not listen.
     fn say_ok(&mut self, key: Key) -> bool {
-        !std::mem::take(&mut self.owes_ok) || self.stream.say(format!("OK {}\n", key.host_port).as_bytes())
+        !std::mem::take(&mut self.owes_ok) || self.stream.say(ok_line(key.host_port).as_bytes())
     }
 
     /// Whether the host has closed its end, and nothing that it sent before can go to the guest now.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 
+use crate::endpoint::hybrid::{MAX_CONNECT_BYTES, parse_connect};
 use crate::io::OwnedUnixListener;
 use crate::io::eventfd::{EventFd, Notify};
 use crate::vsock::Handle;
@@ -30,9 +31,6 @@ pub const MAX_DIALLING: usize = 64;
 
 /// How long the kernel is left alone after it had no descriptor for a program.
 const REST: Duration = Duration::from_millis(100);
-
-/// The longest line: `CONNECT 4294967295`, its LF counted.
-const MAX_LINE: usize = 19;
 
 /// A hybrid socket. Dropping it removes the socket; connections that were made go on.
 ///
@@ -207,8 +205,8 @@ impl Acceptor {
 impl Dialling {
     fn turn(&mut self) -> Dialled {
         match self.read() {
-            Ok(true) => parse(&self.line).map_or(Dialled::Never, Dialled::Port),
-            Ok(false) if self.line.len() < MAX_LINE => Dialled::NotYet,
+            Ok(true) => parse_connect(&self.line).map_or(Dialled::Never, Dialled::Port),
+            Ok(false) if self.line.len() < MAX_CONNECT_BYTES => Dialled::NotYet,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Dialled::NotYet,
             Ok(false) | Err(_) => Dialled::Never,
         }
@@ -216,7 +214,7 @@ impl Dialling {
 
     /// Reads on, but nothing behind the line's end: that is for the guest. Gives whether the line is complete.
     fn read(&mut self) -> io::Result<bool> {
-        let mut bytes = [0; MAX_LINE];
+        let mut bytes = [0; MAX_CONNECT_BYTES];
         let room = bytes.get_mut(self.line.len()..).unwrap_or(&mut []);
         let (seen, _) = recv(&self.stream, &mut *room, RecvFlags::PEEK)?;
         if seen == 0 {
@@ -227,39 +225,5 @@ impl Dialling {
         let (taken_count, _) = recv(&self.stream, &mut *taken, RecvFlags::empty())?;
         self.line.extend(taken.iter().take(taken_count));
         Ok(self.line.ends_with(b"\n"))
-    }
-}
-
-/// The port of a line with its LF.
-fn parse(line: &[u8]) -> Option<u32> {
-    let digits = std::str::from_utf8(line.strip_prefix(b"CONNECT ")?.strip_suffix(b"\n")?).ok()?;
-    digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_is_connect_and_a_port() {
-        assert_eq!(parse(b"CONNECT 729\n"), Some(729));
-        assert_eq!(parse(b"CONNECT 4294967295\n"), Some(u32::MAX));
-        assert_eq!(b"CONNECT 4294967295\n".len(), MAX_LINE);
-        for line in [
-            &b"CONNECT 4294967296\n"[..],
-            b"CONNECT +1\n",
-            b"CONNECT -1\n",
-            b"CONNECT \n",
-            b"CONNECT\n",
-            b"CONNECT 1 \n",
-            b"CONNECT 1\r\n",
-            b"connect 1\n",
-            b" CONNECT 1\n",
-            b"CONNECT 1",
-            b"\n",
-            b"CONNECT \xff\n",
-        ] {
-            assert_eq!(parse(line), None, "{line:?}");
-        }
     }
 }

@@ -308,7 +308,7 @@ fn hello_may_come_right_behind_ok() {
 
 #[test]
 fn whatever_is_not_ok_and_a_port_is_refused() {
-    let longest = [b'O'; MAX_OK_BYTES];
+    let longest = [b'O'; hybrid::MAX_REPLY_BYTES];
     for said in [
         &b"OK\n"[..],
         b"OK \n",
