@@ -1,12 +1,12 @@
-//! How each kind of user starts: those who build guest images, write monitors, or test schedulers.
+//! A page for each kind of user: builders of guest images, authors of VMMs, and developers of schedulers.
 
 /// The agent in a guest image.
 #[doc = include_str!("../guide/images.md")]
 pub mod images {}
 
-/// Statistics in a virtual machine monitor.
-#[doc = include_str!("../guide/monitors.md")]
-pub mod monitors {}
+/// The client and the device in a VMM.
+#[doc = include_str!("../guide/vmms.md")]
+pub mod vmms {}
 
 /// Schedulers under test, in QEMU guests.
 #[doc = include_str!("../guide/ci.md")]
