@@ -1,4 +1,4 @@
-//! What is compiled for tests alone.
+//! Attributes that compile an item for tests only.
 
 use syn::punctuated::Punctuated;
 use syn::{Attribute, Meta, Token};

@@ -1,11 +1,11 @@
-//! Paths in the tokens of macros, which nobody can parse without the macro.
+//! Paths in the tokens of macros, which only the macro can parse.
 
 use proc_macro2::{Delimiter, Ident, TokenStream, TokenTree};
 use syn::ext::IdentExt;
 
 use crate::path_segments::is_capitalized;
 
-/// What looks like a path among the tokens of a macro.
+/// A path among the tokens of a macro.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MacroPath {
     /// Its segments; `$crate` is `crate`.

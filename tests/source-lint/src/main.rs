@@ -2,7 +2,6 @@
 
 mod associated;
 mod cfg;
-mod check;
 mod crate_roots;
 mod cycles;
 mod functions;
@@ -11,6 +10,7 @@ mod module_tree;
 mod name_table;
 mod path_segments;
 mod references;
+mod report;
 mod resolve;
 #[cfg(test)]
 mod testing;
@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use check::Report;
+use report::Report;
 
 const HELP: &str = "\
 Finds cycles of source files, and functions of more than 45 lines.
@@ -74,4 +74,35 @@ fn check(mut roots: Vec<PathBuf>) -> Result<Report> {
         report.add(&package, &module);
     }
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of(arguments: &[&str]) -> String {
+        format!("{:#}", check(arguments.iter().map(PathBuf::from).collect()).err().unwrap())
+    }
+
+    #[test]
+    fn help_states_the_limit() {
+        assert!(HELP.contains(&format!("more than {} lines", report::MAX_FUNCTION_LINES)));
+    }
+
+    #[test]
+    fn this_package_is_clean() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/main.rs");
+        let report = check(vec![root]).unwrap();
+        assert!(report.is_clean(), "{report}");
+    }
+
+    #[test]
+    fn unknown_options_are_errors() {
+        assert_eq!(error_of(&["--all"]), "unknown option --all: see source-lint --help");
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_named() {
+        assert_eq!(error_of(&["none.rs"]), "cannot read none.rs: No such file or directory (os error 2)");
+    }
 }

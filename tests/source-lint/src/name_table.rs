@@ -30,14 +30,14 @@ pub struct ScopeId(usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DefinitionId(usize);
 
-/// Where the names of a scope that it does not have itself come from.
+/// What encloses a scope.
 #[derive(Clone, Copy, Debug)]
-pub enum Around {
-    /// The root of the crate.
+pub enum Enclosing {
+    /// Nothing: it is the root of the crate.
     Root,
-    /// A module, inside this one.
+    /// This module; the scope is a module, too, and does not see its names.
     Module(ScopeId),
-    /// A block, inside this module or block, whose names it sees.
+    /// This module or block; the scope is a block and sees its names.
     Block(ScopeId),
 }
 
@@ -46,8 +46,8 @@ pub enum Around {
 pub struct Scope {
     /// The file that it is in.
     pub file: Rc<Path>,
-    /// What it is inside of.
-    pub around: Around,
+    /// What encloses it.
+    pub enclosing: Enclosing,
     /// Its names.
     pub bindings: BTreeMap<String, Vec<Binding>>,
     /// Its glob imports.
@@ -113,22 +113,22 @@ impl NameTable {
         let mut table = Self::default();
         let mut modules = Vec::new();
         if !root.test_only {
-            table.add_module(root, Around::Root, &mut modules);
+            table.add_module(root, Enclosing::Root, &mut modules);
         }
         (table, modules)
     }
 
-    /// A scope; none of this table's own ids is without one.
+    /// The scope of an id, if the id is of this table.
     pub fn scope(&self, id: ScopeId) -> Option<&Scope> {
         self.scopes.get(id.0)
     }
 
-    /// A definition; none of this table's own ids is without one.
+    /// The definition of an id, if the id is of this table.
     pub fn definition(&self, id: DefinitionId) -> Option<&Definition> {
         self.definitions.get(id.0)
     }
 
-    /// The macros by example of this name, wherever they are.
+    /// The `macro_rules!` of this name in any scope.
     pub fn macros(&self, name: &str) -> &[DefinitionId] {
         self.macros.get(name).map_or(&[], Vec::as_slice)
     }
@@ -137,11 +137,11 @@ impl NameTable {
     pub fn add_scope<'a>(
         &mut self,
         file: &Rc<Path>,
-        around: Around,
+        enclosing: Enclosing,
         items: impl IntoIterator<Item = &'a Item>,
     ) -> ScopeId {
         let id = ScopeId(self.scopes.len());
-        self.scopes.push(Scope { file: Rc::clone(file), around, bindings: BTreeMap::new(), globs: Vec::new() });
+        self.scopes.push(Scope { file: Rc::clone(file), enclosing, bindings: BTreeMap::new(), globs: Vec::new() });
         for item in items {
             self.add_item(id, item);
         }
@@ -158,13 +158,13 @@ impl NameTable {
     fn add_module<'a>(
         &mut self,
         module: &'a Module,
-        around: Around,
+        enclosing: Enclosing,
         modules: &mut Vec<(ScopeId, &'a Module)>,
     ) -> ScopeId {
-        let id = self.add_scope(&module.file, around, &module.items);
+        let id = self.add_scope(&module.file, enclosing, &module.items);
         modules.push((id, module));
         for child in module.modules.iter().filter(|child| !child.test_only) {
-            let scope = self.add_module(child, Around::Module(id), modules);
+            let scope = self.add_module(child, Enclosing::Module(id), modules);
             self.bind(id, child.name.clone(), Meaning::Module(scope), child.public);
         }
         id

@@ -13,7 +13,7 @@ use crate::associated::add_associated;
 use crate::cfg::is_test_only;
 use crate::macro_paths::{MacroPath, paths_in};
 use crate::module_tree::Module;
-use crate::name_table::{Around, NameTable, Namespace, ScopeId, is_public};
+use crate::name_table::{Enclosing, NameTable, Namespace, ScopeId, is_public};
 use crate::path_segments::{is_capitalized, segments_of};
 use crate::resolve::Origin;
 use crate::use_tree::{Binds, Import, imports_of};
@@ -34,7 +34,7 @@ pub struct Reference {
 /// The references of a crate's code between its files, without those of tests.
 ///
 /// A path refers to the file that defines its item, wherever it was re-exported on the way. A `use` refers to what it
-/// names, unless it re-exports what is inside its own module: that is how a module presents its children.
+/// names, unless it re-exports an item of its own module's children.
 pub fn references_of(root: &Module) -> BTreeSet<Reference> {
     let (mut table, modules) = NameTable::of_crate(root);
     add_associated(&mut table, &modules);
@@ -58,15 +58,15 @@ const MACROS: &[Namespace] = &[Namespace::Macro];
 struct Collector<'a> {
     table: &'a mut NameTable,
     file: Rc<Path>,
-    /// The innermost module or block around the place that is visited.
+    /// The innermost module or block that encloses what is visited.
     scope: ScopeId,
     /// The type of the implementation that is visited: `Self`.
     self_type: Option<Vec<String>>,
     /// The variables and generic parameters bound so far in the item that is visited.
     locals: BTreeSet<String>,
-    /// The first segments of all paths, by which it is known what a glob import is for.
+    /// The first segments of all paths: a glob import that binds none of them is unused as far as can be seen.
     names: BTreeSet<String>,
-    /// The glob imports that are no re-exports.
+    /// The glob imports that re-export nothing.
     globs: Vec<(ScopeId, Import)>,
     found: BTreeSet<Reference>,
 }
@@ -121,17 +121,17 @@ impl<'a> Collector<'a> {
         self.add(origins, import.line, &import.text());
     }
 
-    /// A glob import that brings no name that is seen, as of traits with methods, refers to the file of its module.
+    /// Makes a glob import that binds no visible name, as of traits whose methods are called, a reference to its module.
     fn refer_to_unused_globs(&mut self) {
         for (scope, import) in mem::take(&mut self.globs) {
-            if !self.names.iter().any(|name| self.table.glob_brings(scope, &import.path, name)) {
+            if !self.names.iter().any(|name| self.table.glob_binds(scope, &import.path, name)) {
                 let origins = self.table.module_origins(scope, &import.path);
                 self.add(origins, import.line, &import.text());
             }
         }
     }
 
-    /// Visits with bindings that end with the item.
+    /// Visits an item whose variables and parameters end with it.
     fn within_item(&mut self, visit: impl FnOnce(&mut Self)) {
         let locals = self.locals.clone();
         visit(self);
@@ -144,10 +144,10 @@ impl<'a> Collector<'a> {
 }
 
 impl<'ast> Visit<'ast> for Collector<'_> {
-    // The paths of attributes and of `pub(in path)` bring no code.
+    // The paths of attributes and of `pub(in path)` are no use of an item.
     fn visit_attribute(&mut self, _: &'ast syn::Attribute) {}
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
-    // The tree of modules has those that are not in blocks.
+    // Modules are visited one by one; a module inside a block is not supported.
     fn visit_item_mod(&mut self, _: &'ast syn::ItemMod) {}
 
     fn visit_item(&mut self, item: &'ast Item) {
@@ -234,7 +234,7 @@ impl<'ast> Visit<'ast> for Collector<'_> {
             .collect();
         let outer = self.scope;
         if !items.is_empty() {
-            self.scope = self.table.add_scope(&self.file, Around::Block(outer), items);
+            self.scope = self.table.add_scope(&self.file, Enclosing::Block(outer), items);
         }
         visit::visit_block(self, block);
         self.scope = outer;
@@ -252,7 +252,7 @@ impl<'ast> Visit<'ast> for Collector<'_> {
 
     fn visit_pat_ident(&mut self, pattern: &'ast syn::PatIdent) {
         let name = pattern.ident.unraw().to_string();
-        // A pattern is a constant or a variant by its name alone.
+        // A capitalized name is a constant or a variant, another one a new variable.
         if is_capitalized(&name) {
             self.refer(&[name], line_of(&pattern.ident), ITEMS);
         } else {

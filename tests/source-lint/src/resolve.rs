@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
 
-use crate::name_table::{Around, DefinitionId, Glob, Meaning, NameTable, Namespace, ROOT, ScopeId};
+use crate::name_table::{DefinitionId, Enclosing, Glob, Meaning, NameTable, Namespace, ROOT, ScopeId};
 
 /// What a path names in this crate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ enum Target {
     Item(DefinitionId, Option<String>),
     /// A module.
     Module(ScopeId),
-    /// A name that a module does not define in its text: a macro does.
+    /// A name that a module does not define in its text, so that a macro must define it.
     Generated(ScopeId),
 }
 
@@ -37,8 +37,8 @@ pub struct Origin {
 }
 
 impl NameTable {
-    /// Where the item is defined that a path names in one of the namespaces. A module is no item, and another crate's
-    /// items are nowhere.
+    /// Where the items are defined that a path names in these namespaces: none for a module, and none for an item of
+    /// another crate.
     pub fn origins(&self, from: ScopeId, path: &[String], namespaces: &[Namespace]) -> BTreeSet<Origin> {
         let targets = namespaces.iter().flat_map(|namespace| Query::new(self).path(from, path, *namespace));
         without_guesses(targets.collect()).iter().flat_map(|target| self.origins_of(target)).collect()
@@ -50,7 +50,7 @@ impl NameTable {
         targets.iter().filter_map(|target| if let Target::Item(id, _) = target { Some(*id) } else { None }).collect()
     }
 
-    /// Where the module is whose names a glob import brings.
+    /// The modules that a path names.
     pub fn module_origins(&self, from: ScopeId, path: &[String]) -> BTreeSet<Origin> {
         let targets = Query::new(self).path(from, path, Namespace::Type);
         let modules =
@@ -58,8 +58,8 @@ impl NameTable {
         modules.filter_map(|id| Some(Origin { file: Rc::clone(&self.scope(id)?.file), scope: id })).collect()
     }
 
-    /// Whether a glob import in a scope brings a name.
-    pub fn glob_brings(&self, scope: ScopeId, path: &[String], name: &str) -> bool {
+    /// Whether a glob import of this path in a scope binds a name.
+    pub fn glob_binds(&self, scope: ScopeId, path: &[String], name: &str) -> bool {
         let glob = Glob { path: path.to_vec(), public: false };
         let namespaces = [Namespace::Type, Namespace::Value, Namespace::Macro];
         namespaces.iter().any(|it| matches!(Query::new(self).through_glob(scope, &glob, name, *it), Lookup::Found(_)))
@@ -67,11 +67,11 @@ impl NameTable {
 
     /// Whether a scope is another one or inside it.
     pub fn is_inside(&self, scope: ScopeId, outer: ScopeId) -> bool {
-        let around = |id: &ScopeId| match self.scope(*id)?.around {
-            Around::Root => None,
-            Around::Module(outer) | Around::Block(outer) => Some(outer),
+        let outward = |id: &ScopeId| match self.scope(*id)?.enclosing {
+            Enclosing::Root => None,
+            Enclosing::Module(outer) | Enclosing::Block(outer) => Some(outer),
         };
-        std::iter::successors(Some(scope), around).any(|id| id == outer)
+        std::iter::successors(Some(scope), outward).any(|id| id == outer)
     }
 
     fn origins_of(&self, target: &Target) -> Vec<Origin> {
@@ -91,16 +91,16 @@ impl NameTable {
 
     /// The module that a scope is or is in.
     fn module_of(&self, scope: ScopeId) -> ScopeId {
-        match self.scope(scope).map(|scope| scope.around) {
-            Some(Around::Block(outer)) => self.module_of(outer),
+        match self.scope(scope).map(|scope| scope.enclosing) {
+            Some(Enclosing::Block(outer)) => self.module_of(outer),
             _ => scope,
         }
     }
 
     fn parent_of(&self, module: ScopeId) -> Option<ScopeId> {
-        match self.scope(module)?.around {
-            Around::Module(parent) => Some(parent),
-            Around::Root | Around::Block(_) => None,
+        match self.scope(module)?.enclosing {
+            Enclosing::Module(parent) => Some(parent),
+            Enclosing::Root | Enclosing::Block(_) => None,
         }
     }
 }
@@ -159,12 +159,12 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// A name in a scope and in the blocks' surroundings.
+    /// A name in a scope and, while that is a block, in what encloses it.
     fn in_scopes(&mut self, from: ScopeId, name: &str, namespace: Namespace) -> Lookup {
         let mut scope = from;
         loop {
-            match (self.in_scope(scope, name, namespace, from), self.table.scope(scope).map(|scope| scope.around)) {
-                (Lookup::Missing, Some(Around::Block(outer))) => scope = outer,
+            match (self.in_scope(scope, name, namespace, from), self.table.scope(scope).map(|scope| scope.enclosing)) {
+                (Lookup::Missing, Some(Enclosing::Block(outer))) => scope = outer,
                 (lookup, _) => return lookup,
             }
         }
@@ -248,7 +248,7 @@ impl<'a> Query<'a> {
     }
 }
 
-/// A name that was found is no name that a macro makes.
+/// Drops guesses that a macro defines a name where the name was found.
 fn without_guesses(mut targets: Vec<Target>) -> Vec<Target> {
     if targets.iter().any(|target| !matches!(target, Target::Generated(_))) {
         targets.retain(|target| !matches!(target, Target::Generated(_)));

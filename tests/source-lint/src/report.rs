@@ -1,4 +1,4 @@
-//! What is wrong in some crates.
+//! The checks of crates, and what they find.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,17 +11,17 @@ use crate::references::references_of;
 /// The lines that a function may have.
 pub const MAX_FUNCTION_LINES: usize = 45;
 
-/// What was found.
+/// What the checks of some crates found.
 #[derive(Default)]
 pub struct Report {
     crates: usize,
     cycles: Vec<(String, Cycle)>,
-    /// Each once: crates can share a file.
+    /// A set, since crates can share a file.
     long_functions: BTreeSet<Function>,
 }
 
 impl Report {
-    /// Checks a crate.
+    /// Adds what is found in a crate.
     pub fn add(&mut self, package: &str, root: &Module) {
         let cycles = FileGraph::new(references_of(root)).cycles();
         let functions = functions_of(root).into_iter();
@@ -30,7 +30,7 @@ impl Report {
         self.long_functions.extend(functions.filter(|function| function.lines > MAX_FUNCTION_LINES));
     }
 
-    /// Whether nothing is wrong.
+    /// Whether nothing was found.
     pub fn is_clean(&self) -> bool {
         self.cycles.is_empty() && self.long_functions.is_empty()
     }
