@@ -1,7 +1,7 @@
 //! The session machine without the Linux loop, for guests that are not Linux: whatever moves bytes can drive it.
 //!
 //! Here a host and a scheduler that live in memory talk through it; a unikernel would put its own vsock and its own
-//! scheduler at their places.
+//! scheduler in their place.
 //!
 //! ```text
 //! cargo run -p scx-vsock-agent --example any_kernel
@@ -11,7 +11,8 @@
 use std::collections::VecDeque;
 use std::error::Error;
 
-use scx_vsock_agent::session::{Action, Buffers, Session};
+use scx_vsock_agent::session::{Action, Session};
+use scx_vsock_wire::Text;
 
 /// The cap of a line; that of the program for Linux is 256 KiB.
 const MAX: usize = 1024;
@@ -32,29 +33,31 @@ impl Streams {
     }
 }
 
-/// Does what the session wants until it has to wait for the host.
-fn drive(session: &mut Session<'_, MAX>, streams: &mut Streams) {
+/// Does the session's actions until it has to wait for the host.
+fn drive(session: &mut Session<MAX>, streams: &mut Streams) {
     loop {
         match session.action() {
             Action::ReadHost(_) if streams.from_host.is_empty() => return,
             Action::ReadHost(buffer) => {
                 let count = take(&mut streams.from_host, buffer);
-                session.host_read(count);
+                session.transferred(count);
             }
             Action::WriteHost(pieces) => {
                 let bytes = pieces.concat();
                 streams.to_host.extend_from_slice(&bytes);
-                session.host_wrote(bytes.len());
+                session.transferred(bytes.len());
             }
-            Action::ConnectScheduler | Action::AwaitScheduler => session.scheduler_connected(),
+            Action::ConnectScheduler | Action::AwaitScheduler { .. } => session.scheduler_connected(),
+            Action::CheckScheduler if streams.from_scheduler.is_empty() => session.scheduler_silent(),
+            Action::CheckScheduler => session.unsolicited_data(),
             Action::WriteScheduler(line) => {
                 streams.ask_scheduler(line);
                 let count = line.len();
-                session.scheduler_wrote(count);
+                session.transferred(count);
             }
             Action::ReadScheduler(buffer) => {
                 let count = take(&mut streams.from_scheduler, buffer);
-                session.scheduler_read(count);
+                session.transferred(count);
             }
             Action::Close => return,
         }
@@ -68,11 +71,10 @@ fn take(from: &mut VecDeque<u8>, buffer: &mut [u8]) -> usize {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut buffers = Buffers::<MAX>::new();
-    let mut session = Session::new(&mut buffers);
+    let mut session = Box::new(Session::<MAX>::new());
     let mut streams = Streams::default();
 
-    session.open(env!("CARGO_PKG_VERSION"));
+    session.open(Text::first_line(env!("CARGO_PKG_VERSION").as_bytes()), Text::EMPTY);
     streams.from_host.extend(b"{\"req\":\"stats\"}\n");
     drive(&mut session, &mut streams);
 

@@ -1,33 +1,37 @@
 //! The agent on Linux: one thread, one epoll, a fixed table of sessions.
 //!
-//! A [turn](Agent::turn) takes note of every event first and acts only then: sessions before new connections, so
-//! that nobody is told `busy` while a slot is freed in the same wake-up; and in each session the scheduler's events
-//! before the host's, so that nothing the scheduler sent unasked is taken for an answer.
+//! A [turn](Agent::turn) takes in every event first and acts only then: sessions before new connections, so
+//! that no host is refused while a slot becomes free in the same wake-up; and in each session the scheduler's events
+//! before the host's. What causes no event (a module or a transport that appears, a scheduler that a host waits for,
+//! a shortage that ends) is tried again every 20 ms, by one timer that runs only while there is such a thing.
 
 use core::convert::Infallible;
+use core::fmt;
 
-use heapless::Vec;
+use scx_vsock_wire::envelope::saturate;
+use scx_vsock_wire::line::up_to;
+use scx_vsock_wire::{Text, template};
 
 use crate::arguments::{Config, MAX_MAPS};
 use crate::listener::Listener;
 use crate::ready::Ready;
-use crate::session::Buffers;
 use crate::slot::{self, Slot, Step};
 use crate::sys::{EPOLLET, EPOLLIN, Epoll, Event, Fd, NO_EVENT, Peer, Timer, VMADDR_CID_HOST};
-use crate::token::Token;
+use crate::token::{Source, Token};
 
 pub use crate::sys::Errno;
 
-/// How long what gives no event waits until it is tried again.
+/// Milliseconds until what causes no event is tried again.
 const RETRY_MS: u32 = 20;
-
-/// Connections taken from one listener before sessions get their turn.
-const ACCEPTS_A_TURN: usize = 16;
 
 /// Events taken in one wait: with the usual table more than there are sources, so that one wait takes them all.
 const EVENTS_A_TURN: usize = 32;
 
-/// The memory of an agent's sessions, of which only touched pages count. `MAX` is the byte cap of a line.
+/// Sessions that an event can name.
+const MAX_SESSIONS: usize = 256;
+
+/// The memory of an agent, of which only touched pages count: `SESSIONS` sessions (1 to 256) for lines of at most `MAX`
+/// bytes (1,024 at least).
 ///
 /// ```
 /// use scx_vsock_agent::Storage;
@@ -35,20 +39,117 @@ const EVENTS_A_TURN: usize = 32;
 ///
 /// static STORAGE: Storage<SESSIONS, MAX_RESPONSE_BYTES> = Storage::new();
 /// ```
+///
+/// ```compile_fail
+/// let no_sessions = Box::new(scx_vsock_agent::Storage::<0, 4096>::new());
+/// ```
+///
+/// ```compile_fail
+/// let too_many = Box::new(scx_vsock_agent::Storage::<257, 4096>::new());
+/// ```
 #[derive(Debug)]
+#[repr(C)]
 pub struct Storage<const SESSIONS: usize, const MAX: usize> {
-    slots: [Buffers<MAX>; SESSIONS],
+    sources: Sources,
+    slots: [Slot<MAX>; SESSIONS],
 }
 
 impl<const SESSIONS: usize, const MAX: usize> Storage<SESSIONS, MAX> {
-    /// Empty storage, all zero.
-    ///
-    /// ```
-    /// let storage = Box::new(scx_vsock_agent::Storage::<2, 4096>::new()); // two sessions, with lines of up to 4 KiB
-    /// ```
+    /// Creates empty storage, all zero.
     #[must_use]
     pub const fn new() -> Self {
-        Self { slots: [const { Buffers::new() }; SESSIONS] }
+        const { assert!(SESSIONS >= 1, "an agent without sessions serves nobody") };
+        const { assert!(SESSIONS <= MAX_SESSIONS, "events cannot name more sessions than 256") };
+        Self { sources: Sources::NONE, slots: [const { Slot::new() }; SESSIONS] }
+    }
+}
+
+/// What there is of an agent beside its sessions. All zero before it is started, and first in its memory (`repr(C)`),
+/// which keeps the code that uses it short.
+#[derive(Debug)]
+#[repr(C)]
+struct Sources {
+    epoll: Epoll,
+    timer: Timer,
+    retry: Retry,
+    /// Whether a session waits for the timer.
+    sessions_wait: bool,
+    allow_cid: Option<u32>,
+    ready: Ready,
+    maps: usize,
+    listeners: [Listener; MAX_MAPS],
+}
+
+impl Sources {
+    const NONE: Self = Self {
+        epoll: Epoll::NONE,
+        timer: Timer::NONE,
+        retry: Retry::Disarmed,
+        sessions_wait: false,
+        allow_cid: None,
+        ready: Ready::Pending,
+        maps: 0,
+        listeners: [Listener::NONE; MAX_MAPS],
+    };
+
+    fn listeners(&mut self) -> &mut [Listener] {
+        self.listeners.split_at_mut(self.maps.min(MAX_MAPS)).0
+    }
+
+    fn listen(&mut self, config: &Config<'_>) -> Result<(), Error> {
+        let timer = Token::of(Source::Timer, 0).pack();
+        self.epoll.add(self.timer.fd(), EPOLLIN | EPOLLET, timer).map_err(Problem::Events.with())?;
+        let mut inherited = config.listeners.iter();
+        for ((index, listener), map) in (0..).zip(&mut self.listeners).zip(&config.maps) {
+            *listener = Listener::new(map);
+            if let Some(&number) = inherited.next() {
+                let listening = listener.inherit(self.epoll, index, Fd::inherited(number));
+                listening.map_err(Problem::Descriptor { number }.with())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries again what causes no event.
+    fn open(&mut self, backlog: u32) -> Result<(), Error> {
+        self.retry = Retry::Disarmed;
+        let epoll = self.epoll;
+        let mut all_listen = true;
+        for (number, listener) in (0..).zip(self.listeners()) {
+            listener.on_timer();
+            let problem = Problem::Listen { port: listener.port };
+            all_listen &= listener.open(epoll, number, backlog).map_err(problem.with())?;
+        }
+        if all_listen {
+            self.ready.connect(epoll);
+        }
+        Ok(())
+    }
+
+    /// Whether this peer may be served. Any process of the guest with a vsock loopback could otherwise read a socket
+    /// that only root may read, or take every slot.
+    fn allows(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Local | Peer::Vsock(VMADDR_CID_HOST) => true,
+            Peer::Vsock(cid) => Some(cid) == self.allow_cid,
+        }
+    }
+
+    fn arm_timer(&mut self) -> Result<(), Error> {
+        let is_needed =
+            self.sessions_wait || self.ready.is_pending() || self.listeners().iter().any(Listener::needs_timer);
+        if is_needed && self.retry == Retry::Disarmed {
+            self.timer.arm(RETRY_MS).map_err(Problem::Events.with())?;
+            self.retry = Retry::Armed;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.listeners().iter_mut().for_each(Listener::close);
+        self.ready.close();
+        self.timer.fd().close();
+        self.epoll.fd().close();
     }
 }
 
@@ -59,47 +160,68 @@ impl<const SESSIONS: usize, const MAX: usize> Default for Storage<SESSIONS, MAX>
 }
 
 /// Why an agent cannot serve.
-///
-/// ```
-/// use scx_vsock_agent::agent::Errno;
-/// use scx_vsock_agent::{Agent, Config, Error, Storage};
-///
-/// let mut config = Config::default();
-/// config.listeners.push(1000).unwrap(); // which nobody opened
-/// let error = Agent::new(&mut Storage::<1, 64>::new(), &config).unwrap_err();
-/// assert_eq!(error, Error::Descriptor { number: 1000, errno: Errno::EBADF });
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
+pub struct Error {
+    /// What failed.
+    pub problem: Problem,
+    /// What it failed with.
+    pub errno: Errno,
+}
+
+/// What an agent cannot serve without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
     /// The kernel has no epoll instance or timer for it.
-    Events(Errno),
+    Events,
     /// A vsock port cannot be listened on.
     Listen {
         /// The port.
         port: u32,
-        /// Why.
-        errno: Errno,
     },
     /// An inherited descriptor is not a listening socket.
     Descriptor {
         /// Its number.
         number: i32,
-        /// Why it cannot be used.
-        errno: Errno,
     },
 }
 
+impl Error {
+    /// What is impossible, why and what to do, as a [template](scx_vsock_wire::template) and its numbers.
+    pub(crate) fn message(self) -> (&'static [u8], [u32; 2]) {
+        let errno = self.errno.into_raw().unsigned_abs();
+        match self.problem {
+            Problem::Events => (b"cannot create an epoll instance or timer: errno #", [errno, 0]),
+            Problem::Listen { port } if self.errno == Errno::EADDRINUSE => {
+                (b"cannot listen on vsock port #: errno #; is another agent running?", [port, errno])
+            }
+            Problem::Listen { port } => {
+                (b"cannot listen on vsock port #: errno #; ports below 1024 need root", [port, errno])
+            }
+            Problem::Descriptor { number } => {
+                (b"descriptor # is not a listening socket: errno #", [number.unsigned_abs(), errno])
+            }
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0; 128];
+        let (template, numbers) = self.message();
+        let length = template::fill(&mut text, template, &numbers, &[]);
+        Text::first_line(up_to(&text, length)).fmt(formatter)
+    }
+}
+
+impl core::error::Error for Error {}
+
+impl Problem {
+    fn with(self) -> impl FnOnce(Errno) -> Error {
+        move |errno| Error { problem: self, errno }
+    }
+}
+
 /// Whether an agent has more to do.
-///
-/// ```
-/// # use scx_vsock_agent::{Agent, Error, Turn};
-/// fn on_event<const SESSIONS: usize, const MAX: usize>(agent: &mut Agent<'_, SESSIONS, MAX>) -> Result<(), Error> {
-///     while agent.turn()? == Turn::More {
-///         // ... whatever else of an init waits gets its turn in between
-///     }
-///     Ok(())
-/// }
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Turn {
@@ -109,18 +231,17 @@ pub enum Turn {
     More,
 }
 
-/// Where the retrying of what gives no event stands.
+/// Where the retry timer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Retries {
-    /// The timer is not armed.
-    None,
-    /// The timer is armed.
+#[repr(u8)]
+enum Retry {
+    Disarmed,
     Armed,
-    /// The timer went off.
     Due,
 }
 
-/// An agent that serves at most `SESSIONS` sessions with lines of at most `MAX` bytes.
+/// An agent that serves at most `SESSIONS` sessions with lines of at most `MAX` bytes. Closes all its descriptors when
+/// it is dropped.
 ///
 /// ```
 /// use std::io::Read;
@@ -135,7 +256,7 @@ enum Retries {
 /// config.listeners.push(listener.into_raw_fd()).unwrap();
 /// let mut storage = Box::new(Storage::<2, 4096>::new());
 /// let mut agent = Agent::new(&mut storage, &config).unwrap();
-/// while agent.turn().unwrap() == Turn::More {}
+/// while agent.turn().unwrap() == Turn::More {} // ... and again whenever `agent.fd()` is readable
 /// let mut hello = [0; 9];
 /// host.read_exact(&mut hello)?;
 /// assert_eq!(&hello, br#"{"hello":"#);
@@ -144,83 +265,43 @@ enum Retries {
 /// ```
 #[derive(Debug)]
 pub struct Agent<'a, const SESSIONS: usize, const MAX: usize> {
-    epoll: Epoll,
-    timer: Timer,
-    retries: Retries,
-    allow_cid: Option<u32>,
-    listeners: Vec<Listener<'a>, MAX_MAPS>,
-    ready: Ready,
-    slots: [Slot<'a, MAX>; SESSIONS],
+    storage: &'a mut Storage<SESSIONS, MAX>,
 }
 
 impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
-    /// An agent that listens as `config` says, as soon as that is possible. Takes over the inherited descriptors.
-    ///
-    /// ```no_run
-    /// use scx_vsock_agent::{Agent, Config, Map, Storage};
-    ///
-    /// # fn main() -> Result<(), scx_vsock_agent::Error> {
-    /// let mut config = Config::default();
-    /// config.maps.push(Map { port: 730, socket: b"/run/second/stats" }).unwrap(); // beside 729
-    /// let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
-    /// let mut agent = Agent::new(&mut storage, &config)?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Connections that can wait, for all ports: a host that finds every session taken is refused with an envelope
+    /// instead of being reset by a full backlog.
+    const BACKLOG: u32 = saturate(2 * SESSIONS);
+
+    /// Creates an agent that listens as `config` says, as soon as that is possible. Takes over the inherited
+    /// descriptors.
     ///
     /// # Errors
     ///
-    /// See [`Error`]. A missing vsock module or transport is not one: they are waited for.
-    #[inline(never)]
-    pub fn new(storage: &'a mut Storage<SESSIONS, MAX>, config: &Config<'a>) -> Result<Self, Error> {
-        let epoll = Epoll::new().map_err(Error::Events)?;
-        let timer = Timer::new().map_err(Error::Events)?;
-        epoll.add(timer.fd(), EPOLLIN | EPOLLET, Token::Timer.pack()).map_err(Error::Events)?;
-        let mut numbers = 0..=u8::MAX;
-        let slots = storage.slots.each_mut().map(|buffers| Slot::new(numbers.next().unwrap_or(u8::MAX), buffers));
-        let listeners = listeners(&epoll, config)?;
-        let ready = if config.listeners.is_empty() { Ready::Wanted } else { Ready::Done };
-        let mut agent =
-            Self { epoll, timer, retries: Retries::None, allow_cid: config.allow_cid, listeners, ready, slots };
-        agent.retry()?;
-        agent.arm_timer()?;
+    /// See [`Error`]. A missing vsock module or transport is not one: the agent waits for them.
+    pub fn new(storage: &'a mut Storage<SESSIONS, MAX>, config: &Config<'_>) -> Result<Self, Error> {
+        let sources = &mut storage.sources;
+        sources.epoll = Epoll::new().map_err(Problem::Events.with())?;
+        let epoll = sources.epoll.fd();
+        sources.timer = Timer::new().inspect_err(|_| epoll.close()).map_err(Problem::Events.with())?;
+        sources.maps = config.maps.len();
+        sources.allow_cid = config.allow_cid;
+        sources.ready = if config.listeners.is_empty() { Ready::Pending } else { Ready::Done };
+        let agent = Self { storage };
+        let sources = &mut agent.storage.sources;
+        sources.listen(config)?;
+        sources.open(Self::BACKLOG)?;
+        sources.arm_timer()?;
         Ok(agent)
     }
 
-    /// The descriptor that is readable while there is something to do in a [`turn`](Self::turn).
-    ///
-    /// ```no_run
-    /// use scx_vsock_agent::{Agent, Config, Storage, Turn};
-    ///
-    /// # fn wait_for(fd: i32) {}
-    /// # fn main() -> Result<(), scx_vsock_agent::Error> {
-    /// # let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
-    /// let mut agent = Agent::new(&mut storage, &Config::default())?;
-    /// loop {
-    ///     while agent.turn()? == Turn::More {}
-    ///     wait_for(agent.fd()); // ... and for whatever else an init waits for
-    /// }
-    /// # }
-    /// ```
+    /// Returns the descriptor that is readable while there is something to do in a [`turn`](Self::turn).
     #[must_use]
     pub fn fd(&self) -> i32 {
-        self.epoll.fd().raw()
+        self.storage.sources.epoll.fd().raw()
     }
 
     /// Does what there is to do, without waiting.
-    ///
-    /// ```no_run
-    /// # use scx_vsock_agent::{Agent, Config, Storage, Turn};
-    /// # fn main() -> Result<(), scx_vsock_agent::Error> {
-    /// # let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
-    /// # let mut agent = Agent::new(&mut storage, &Config::default())?;
-    /// match agent.turn()? {
-    ///     Turn::More => {} // ... again, after others
-    ///     Turn::Idle => {} // ... again when `agent.fd()` is readable
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
     ///
     /// # Errors
     ///
@@ -231,13 +312,6 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
     }
 
     /// Serves without end.
-    ///
-    /// ```no_run
-    /// # use scx_vsock_agent::{Agent, Config, Storage};
-    /// # let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
-    /// let ended = Agent::new(&mut storage, &Config::default()).and_then(|mut agent| agent.run());
-    /// eprintln!("the agent cannot serve: {ended:?}");
-    /// ```
     ///
     /// # Errors
     ///
@@ -254,147 +328,100 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
 
     #[inline(never)]
     fn turn_within(&mut self, timeout_ms: i32) -> Result<Turn, Error> {
-        self.take_note(timeout_ms)?;
-        if self.retries == Retries::Due {
-            self.retries = Retries::None;
-            self.retry()?;
+        self.take_events(timeout_ms)?;
+        let timer_fired = self.storage.sources.retry == Retry::Due;
+        if timer_fired {
+            self.storage.sources.open(Self::BACKLOG)?;
         }
-        let sessions = self.step_sessions();
-        let connections = self.accept()?;
-        self.arm_timer()?;
-        Ok(if sessions == Turn::More || connections == Turn::More { Turn::More } else { Turn::Idle })
+        let mut turn = self.step_sessions(timer_fired);
+        if self.accept()? {
+            turn = Turn::More;
+        }
+        self.storage.sources.arm_timer()?;
+        Ok(turn)
     }
 
-    /// Takes note of the events that are there, or of the first to come within the time.
-    fn take_note(&mut self, timeout_ms: i32) -> Result<(), Error> {
+    /// Takes in the events that are there, or the first to come within the time.
+    fn take_events(&mut self, timeout_ms: i32) -> Result<(), Error> {
         let mut events = [NO_EVENT; EVENTS_A_TURN];
-        for &event in self.epoll.wait(&mut events, timeout_ms).map_err(Error::Events)? {
-            self.note(event);
+        let epoll = self.storage.sources.epoll;
+        for &event in epoll.wait(&mut events, timeout_ms).map_err(Problem::Events.with())? {
+            self.on_event(event);
         }
         Ok(())
     }
 
-    fn note(&mut self, event: Event) {
-        let (bits, events) = (event.data, event.events);
-        match Token::unpack(bits) {
-            Token::Timer => self.retries = Retries::Due,
-            Token::Ready => self.ready.say_hello(),
-            Token::Listener(number) => {
-                if let Some(listener) = self.listeners.get_mut(usize::from(number)) {
-                    listener.note();
+    fn on_event(&mut self, event: Event) {
+        let Storage { sources, slots } = &mut *self.storage;
+        let (token, events) = (Token::unpack(event.data), event.events);
+        let index = usize::from(token.index);
+        match token.source {
+            Source::Timer => sources.retry = Retry::Due,
+            Source::Ready => sources.ready.on_event(saturate(MAX)),
+            Source::Listener => {
+                if let Some(listener) = sources.listeners.get_mut(index) {
+                    listener.on_event();
                 }
             }
-            Token::Host { slot, generation } => {
-                if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
-                    slot.note_host(generation, events);
-                }
-            }
-            Token::Scheduler { slot, generation } => {
-                if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
-                    slot.note_scheduler(generation, events);
+            Source::Host | Source::Scheduler => {
+                if let Some(slot) = slots.get_mut(index) {
+                    slot.on_event(token, events);
                 }
             }
         }
     }
 
-    /// Tries what gives no event.
-    fn retry(&mut self) -> Result<(), Error> {
-        let mut all_open = true;
-        for listener in &mut self.listeners {
-            let port = listener.map.port;
-            all_open &=
-                listener.open(&self.epoll, backlog::<SESSIONS>()).map_err(|errno| Error::Listen { port, errno })?;
-            if listener.wants_retry() {
-                listener.note();
-            }
-        }
-        if all_open {
-            self.ready.dial(&self.epoll);
-        }
-        for slot in &mut self.slots {
-            slot.retry();
-        }
-        Ok(())
-    }
-
-    fn step_sessions(&mut self) -> Turn {
+    fn step_sessions(&mut self, timer_fired: bool) -> Turn {
+        let Storage { sources, slots } = &mut *self.storage;
         let mut turn = Turn::Idle;
-        for slot in &mut self.slots {
-            if slot.step(&self.epoll) == Step::More {
-                turn = Turn::More;
+        sources.sessions_wait = false;
+        for slot in slots {
+            let Some(listener) = sources.listeners.get(usize::from(slot.map)) else { continue };
+            match slot.step(sources.epoll, &listener.scheduler, timer_fired) {
+                Step::More => turn = Turn::More,
+                Step::Wait => sources.sessions_wait = true,
+                Step::Idle => {}
             }
         }
         turn
     }
 
-    fn accept(&mut self) -> Result<Turn, Error> {
-        let mut turn = Turn::Idle;
-        for number in 0..self.listeners.len() {
-            for _ in 0..ACCEPTS_A_TURN {
-                let Some(listener) = self.listeners.get_mut(number).filter(|listener| listener.is_pending()) else {
-                    break;
-                };
-                turn = Turn::More;
-                let socket = listener.map.socket;
-                if let Some((host, peer)) = listener.accept()
-                    && self.may_talk(peer)
-                {
-                    self.serve(host, socket)?;
-                }
+    /// Accepts one connection of each port; returns whether more may follow.
+    fn accept(&mut self) -> Result<bool, Error> {
+        let mut more_follow = false;
+        for map in 0..MAX_MAPS {
+            let sources = &mut self.storage.sources;
+            let Some(listener) = sources.listeners.get_mut(map) else { break };
+            let connection = listener.accept();
+            more_follow |= listener.is_pending();
+            match connection {
+                Some((host, peer)) if sources.allows(peer) => self.serve(host, map)?,
+                Some((host, _)) => host.close(),
+                None => {}
             }
         }
-        Ok(turn)
+        Ok(more_follow)
     }
 
-    /// Any process of the guest with a vsock loopback could otherwise read a socket that only root may read, or take
-    /// every slot.
-    fn may_talk(&self, peer: Peer) -> bool {
-        match peer {
-            Peer::Local | Peer::Vsock(VMADDR_CID_HOST) => true,
-            Peer::Vsock(cid) => Some(cid) == self.allow_cid,
+    fn serve(&mut self, host: Fd, map: usize) -> Result<(), Error> {
+        if !self.storage.slots.iter().any(Slot::is_free) {
+            // A session that its host closed before it made this connection is over, so its event comes first.
+            self.take_events(0).inspect_err(|_| host.close())?;
+            let _more_follows = self.step_sessions(false);
         }
-    }
-
-    fn serve(&mut self, host: Fd, socket: &'a [u8]) -> Result<(), Error> {
-        if !self.slots.iter().any(Slot::is_free) {
-            // A session that its host ended before it made this connection is over, so its event comes first.
-            self.take_note(0)?;
-            let _more_is_seen_later = self.step_sessions();
-        }
-        match self.slots.iter_mut().find(|slot| slot.is_free()) {
+        let Storage { sources, slots } = &mut *self.storage;
+        match (0..).zip(slots).find(|(_, slot)| slot.is_free()) {
             // Without memory to watch it the connection is closed, which is all that can be said then.
-            Some(slot) => drop(slot.open(&self.epoll, host, socket)),
-            None => slot::refuse(&host, SESSIONS),
-        }
-        Ok(())
-    }
-
-    fn arm_timer(&mut self) -> Result<(), Error> {
-        let wanted = self.ready.is_wanted()
-            || self.listeners.iter().any(Listener::wants_retry)
-            || self.slots.iter().any(Slot::awaits_timer);
-        if wanted && self.retries == Retries::None {
-            self.timer.arm(RETRY_MS).map_err(Error::Events)?;
-            self.retries = Retries::Armed;
+            Some((number, slot)) => drop(slot.open(sources.epoll, host, number, map)),
+            None => slot::refuse(host, saturate(SESSIONS)),
         }
         Ok(())
     }
 }
 
-fn listeners<'a>(epoll: &Epoll, config: &Config<'a>) -> Result<Vec<Listener<'a>, MAX_MAPS>, Error> {
-    let mut listeners = Vec::new();
-    for (number, &map) in (0u8..).zip(&config.maps) {
-        let listener = match config.listeners.get(usize::from(number)) {
-            Some(&descriptor) => Listener::inherited(epoll, number, map, descriptor)
-                .map_err(|errno| Error::Descriptor { number: descriptor, errno })?,
-            None => Listener::wanted(number, map),
-        };
-        let _as_many_as_maps = listeners.push(listener);
+impl<const SESSIONS: usize, const MAX: usize> Drop for Agent<'_, SESSIONS, MAX> {
+    fn drop(&mut self) {
+        self.storage.slots.iter_mut().for_each(Slot::close);
+        self.storage.sources.close();
     }
-    Ok(listeners)
-}
-
-/// Twice the sessions: hosts that find every session taken are told so instead of being reset by a full backlog.
-fn backlog<const SESSIONS: usize>() -> u32 {
-    u32::try_from(SESSIONS.saturating_mul(2)).unwrap_or(u32::MAX)
 }

@@ -1,11 +1,15 @@
-//! What the program is told on its command line and by socket activation.
+//! What the command line and socket activation ask for.
 
 use heapless::Vec;
-use scx_vsock_wire::AGENT_PORT;
 use scx_vsock_wire::limits::SCHEDULER_SOCKET;
+use scx_vsock_wire::line::{after, up_to};
+use scx_vsock_wire::{AGENT_PORT, Text};
 
-/// How many ports one agent serves at the most.
+/// How many ports one agent serves at most.
 pub const MAX_MAPS: usize = 4;
+
+/// Bytes of the longest path of a Unix socket.
+pub const MAX_PATH_BYTES: usize = 107;
 
 /// The scheduler's socket where none is named (scx_stats' own default).
 pub const DEFAULT_SOCKET: &[u8] = SCHEDULER_SOCKET.as_bytes();
@@ -13,20 +17,12 @@ pub const DEFAULT_SOCKET: &[u8] = SCHEDULER_SOCKET.as_bytes();
 /// The first descriptor of systemd's socket activation.
 pub const FIRST_ACTIVATED: i32 = 3;
 
-/// A vsock port and the scheduler's Unix socket that it leads to.
-///
-/// ```
-/// use scx_vsock_agent::Map;
-/// use scx_vsock_agent::arguments::DEFAULT_SOCKET;
-///
-/// let usual = Map { port: scx_vsock_wire::AGENT_PORT, socket: DEFAULT_SOCKET };
-/// assert_eq!(scx_vsock_agent::Config::default().maps, [usual]);
-/// ```
+/// A vsock port and the Unix socket of the scheduler that its hosts reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Map<'a> {
     /// The vsock port that is listened on.
     pub port: u32,
-    /// The path of the scheduler's socket.
+    /// The path of the scheduler's socket, of which at most [`MAX_PATH_BYTES`] count.
     pub socket: &'a [u8],
 }
 
@@ -41,7 +37,7 @@ pub struct Map<'a> {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config<'a> {
-    /// Ports and where they lead; at least one.
+    /// Ports and their schedulers; at least one.
     pub maps: Vec<Map<'a>, MAX_MAPS>,
     /// Inherited listening descriptors, the n-th for the n-th map; where there are none the agent listens itself.
     pub listeners: Vec<i32, MAX_MAPS>,
@@ -49,101 +45,149 @@ pub struct Config<'a> {
     pub allow_cid: Option<u32>,
 }
 
+impl Map<'_> {
+    /// The agent's port and the socket of scx_stats' servers.
+    pub const DEFAULT: Self = Self { port: AGENT_PORT, socket: DEFAULT_SOCKET };
+}
+
 impl Default for Config<'_> {
     fn default() -> Self {
         let mut maps = Vec::new();
-        let _full = maps.push(Map { port: AGENT_PORT, socket: DEFAULT_SOCKET });
+        let _fits = maps.push(Map::DEFAULT);
         Self { maps, listeners: Vec::new(), allow_cid: None }
     }
 }
 
 /// What the command line asks for.
-///
-/// ```
-/// use scx_vsock_agent::arguments::{Command, HELP, parse};
-///
-/// match parse([&b"--help"[..]].into_iter(), 0) {
-///     Ok(Command::Run(config)) => println!("{} ports are served", config.maps.len()),
-///     Ok(Command::Help) => print!("{HELP}"),
-///     Ok(Command::Version) => println!("{}", env!("CARGO_PKG_VERSION")),
-///     Err(error) => panic!("{}", error.problem),
-/// }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command<'a> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
     /// Serve.
-    Run(Config<'a>),
+    Run,
     /// Print how to use the program.
     Help,
     /// Print its version.
     Version,
 }
 
-/// What is wrong with the command line: the text is the whole message, the argument what it is about.
-///
-/// ```
-/// use scx_vsock_agent::arguments::{UsageError, parse};
-///
-/// let UsageError { problem, argument } = parse([&b"--port"[..], b"many"].into_iter(), 0).unwrap_err();
-/// assert_eq!(argument, b"many");
-/// assert_eq!(problem, "the port must be a decimal number from 0 to 4294967294");
-/// ```
+/// What is wrong with the command line, in which argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsageError<'a> {
-    /// What is wrong and how it is right.
-    pub problem: &'static str,
+    /// What is wrong.
+    pub problem: UsageProblem,
     /// The argument that it is about.
     pub argument: &'a [u8],
 }
 
+/// What is wrong with an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsageProblem {
+    /// There is no such argument.
+    Unknown,
+    /// It needs a value.
+    NoValue,
+    /// It is not a decimal number.
+    NotANumber,
+    /// It is not the number of a port.
+    NotAPort,
+    /// A path is empty.
+    EmptyPath,
+    /// A path is too long.
+    LongPath,
+    /// It is not `PORT=PATH`.
+    NotAMap,
+    /// The port has a map already.
+    MappedTwice,
+    /// There are more than [`MAX_MAPS`] maps or descriptors.
+    TooMany,
+    /// The descriptor was named before.
+    NamedTwice,
+    /// A port or a socket is named beside a map.
+    BesideAMap,
+    /// There are more or fewer descriptors than maps.
+    NotAsMany,
+}
+
+impl UsageProblem {
+    /// Returns the message.
+    #[must_use]
+    pub fn text(self) -> Text<'static> {
+        let mut lines = PROBLEMS.as_bytes();
+        for _ in 0..self as usize {
+            lines = after(lines, lines.iter().take_while(|&&byte| byte != b'\n').count() + 1);
+        }
+        Text::first_line(lines)
+    }
+}
+
+/// The messages, a line for each problem.
+const PROBLEMS: &str = "\
+unknown argument; --help lists those that are known
+a value must follow this argument
+this must be a decimal number
+the port must be a decimal number from 0 to 4294967294
+the path is empty
+the path is too long: a Unix socket's has at most 107 bytes
+a map must be PORT=PATH
+this port is mapped twice
+at most 4 maps or descriptors are served
+this descriptor is named twice
+--port and --socket do not go with --map
+as many listening descriptors as maps are needed";
+
 /// `--help`'s text.
 pub const HELP: &str = "\
-scx-vsock-agent: relays a sched_ext scheduler's statistics to the host over vsock.
+scx-vsock-agent: relays the stats of a sched_ext scheduler to the host over vsock
 
-Usage: scx-vsock-agent [--port N] [--socket PATH] [--map PORT=PATH]...
-                       [--listen-fd N]... [--allow-cid CID]
+Usage: scx-vsock-agent [OPTION]...
 
   --port N         vsock port to listen on (729)
-  --socket PATH    the scheduler's socket (/var/run/scx/root/stats)
-  --map PORT=PATH  a port and the socket it leads to, instead of the two above; at most 4
-  --listen-fd N    serve this inherited listening socket; the n-th serves the n-th map
-  --allow-cid CID  serve this vsock peer beside the host (CID 2)
-  --version        print the version
-  --help           print this
-
-Sockets passed by systemd (LISTEN_FDS) are served in the same way as --listen-fd.
+  --socket PATH    the scheduler's stats socket (/var/run/scx/root/stats)
+  --map PORT=PATH  a port and its socket, instead of the two above; up to 4 times
+  --listen-fd N    inherited listening socket to use instead of a port; the
+                   n-th serves the n-th map, as those of LISTEN_FDS do
+  --allow-cid CID  vsock peer to serve beside the host (CID 2)
+  -V, --version    print the version
+  -h, --help       print this
 ";
 
-/// Reads the arguments behind the program's name. `activated` is how many descriptors socket activation passed.
+/// Reads the arguments after the program's name into `config`, which is replaced. `activated` is how many descriptors
+/// socket activation passed.
 ///
 /// ```
 /// use scx_vsock_agent::Config;
 /// use scx_vsock_agent::arguments::{Command, parse};
 ///
-/// assert_eq!(parse([].into_iter(), 0), Ok(Command::Run(Config::default())));
-/// let served = parse([&b"--allow-cid"[..], b"1"].into_iter(), 0);
-/// assert_eq!(served, Ok(Command::Run(Config { allow_cid: Some(1), ..Config::default() })));
+/// let mut config = Config::default();
+/// assert_eq!(parse([&b"--allow-cid"[..], b"1"].into_iter(), 0, &mut config), Ok(Command::Run));
+/// assert_eq!(config, Config { allow_cid: Some(1), ..Config::default() });
 /// ```
 ///
 /// # Errors
 ///
 /// The first argument that is unknown, incomplete or out of its range.
-#[inline(never)]
-pub fn parse<'a>(arguments: impl Iterator<Item = &'a [u8]>, activated: usize) -> Result<Command<'a>, UsageError<'a>> {
-    let mut parser = Parser::default();
-    let mut arguments = arguments;
-    while let Some(argument) = arguments.next() {
+pub fn parse<'a>(
+    mut arguments: impl Iterator<Item = &'a [u8]>,
+    activated: usize,
+    config: &mut Config<'a>,
+) -> Result<Command, UsageError<'a>> {
+    config.maps.clear();
+    config.listeners.clear();
+    config.allow_cid = None;
+    let mut usual = Usual { map: Map::DEFAULT, is_changed: false };
+    while let Some(name) = arguments.next() {
+        let fail = |problem| UsageError { problem, argument: name };
         // One table and one comparison: a match on texts would be compared byte by byte in place.
-        let Some(&(_, option)) = OPTIONS.iter().find(|(name, _)| *name == argument) else {
-            return Err(UsageError { problem: "unknown argument; --help lists those that are known", argument });
-        };
-        match option {
+        let option = OPTIONS.iter().find(|(known, _)| *known == name);
+        match option.ok_or(fail(UsageProblem::Unknown))?.1 {
             Opt::Help => return Ok(Command::Help),
             Opt::Version => return Ok(Command::Version),
-            _ => parser.option(option, argument, arguments.next())?,
+            option => {
+                let value = arguments.next().ok_or(fail(UsageProblem::NoValue))?;
+                set(config, &mut usual, option, value).map_err(|problem| UsageError { problem, argument: value })?;
+            }
         }
     }
-    parser.finish(activated).map(Command::Run)
+    complete(config, &usual, activated).map(|()| Command::Run)
 }
 
 /// The options that there are.
@@ -170,96 +214,76 @@ const OPTIONS: [(&[u8], Opt); 9] = [
     (b"-h", Opt::Help),
 ];
 
-#[derive(Default)]
-struct Parser<'a> {
-    port: Option<u32>,
-    socket: Option<&'a [u8]>,
-    maps: Vec<Map<'a>, MAX_MAPS>,
-    listeners: Vec<i32, MAX_MAPS>,
-    allow_cid: Option<u32>,
+/// The one map of a program that is started without `--map`.
+struct Usual<'a> {
+    map: Map<'a>,
+    is_changed: bool,
 }
 
-impl<'a> Parser<'a> {
-    fn option(&mut self, option: Opt, name: &'a [u8], value: Option<&'a [u8]>) -> Result<(), UsageError<'a>> {
-        let Some(value) = value else {
-            return Err(UsageError { problem: "a value must follow this argument", argument: name });
-        };
-        match option {
-            Opt::Port => self.port = Some(port(value, value)?),
-            Opt::Socket => self.socket = Some(path(value)?),
-            Opt::Map => self.map(value)?,
-            Opt::ListenFd => self.listen_fd(value)?,
-            Opt::AllowCid => self.allow_cid = Some(number(value).ok_or(not_a_number(value))?),
-            Opt::Version | Opt::Help => {}
-        }
-        Ok(())
+fn set<'a>(config: &mut Config<'a>, usual: &mut Usual<'a>, option: Opt, value: &'a [u8]) -> Result<(), UsageProblem> {
+    usual.is_changed |= matches!(option, Opt::Port | Opt::Socket);
+    match option {
+        Opt::Port => usual.map.port = port(value)?,
+        Opt::Socket => usual.map.socket = path(value)?,
+        Opt::Map => add_map(config, value)?,
+        Opt::ListenFd => add_listener(config, value)?,
+        _ => config.allow_cid = Some(number(value).ok_or(UsageProblem::NotANumber)?),
     }
+    Ok(())
+}
 
-    fn map(&mut self, value: &'a [u8]) -> Result<(), UsageError<'a>> {
-        let fail = |problem| UsageError { problem, argument: value };
-        let at = value.iter().position(|&byte| byte == b'=').ok_or(fail("a map must be PORT=PATH"))?;
-        let port = port(value.get(..at).unwrap_or(&[]), value)?;
-        if self.maps.iter().any(|map| map.port == port) {
-            return Err(fail("this port is mapped twice"));
-        }
-        let map = Map { port, socket: path(value.get(at + 1..).unwrap_or(&[]))? };
-        self.maps.push(map).map_err(|_| fail("at most 4 maps are served"))
+fn add_map<'a>(config: &mut Config<'a>, value: &'a [u8]) -> Result<(), UsageProblem> {
+    let at = value.iter().position(|&byte| byte == b'=').ok_or(UsageProblem::NotAMap)?;
+    let port = port(up_to(value, at))?;
+    if config.maps.iter().any(|map| map.port == port) {
+        return Err(UsageProblem::MappedTwice);
     }
+    let map = Map { port, socket: path(after(value, at + 1))? };
+    config.maps.push(map).map_err(|_| UsageProblem::TooMany)
+}
 
-    fn listen_fd(&mut self, value: &'a [u8]) -> Result<(), UsageError<'a>> {
-        let fail = |problem| UsageError { problem, argument: value };
-        let descriptor = number(value).and_then(|number| i32::try_from(number).ok()).ok_or(not_a_number(value))?;
-        #[allow(clippy::manual_contains, reason = "that one is unrolled, which four descriptors are not worth")]
-        if self.listeners.iter().any(|&listener| listener == descriptor) {
-            return Err(fail("this descriptor is named twice"));
-        }
-        self.listeners.push(descriptor).map_err(|_| fail("at most 4 descriptors are served"))
+fn add_listener(config: &mut Config<'_>, value: &[u8]) -> Result<(), UsageProblem> {
+    let descriptor = number(value).and_then(|number| i32::try_from(number).ok()).ok_or(UsageProblem::NotANumber)?;
+    #[allow(clippy::manual_contains, reason = "that one is unrolled, which four descriptors are not worth")]
+    if config.listeners.iter().any(|&listener| listener == descriptor) {
+        return Err(UsageProblem::NamedTwice);
     }
+    config.listeners.push(descriptor).map_err(|_| UsageProblem::TooMany)
+}
 
-    fn finish(mut self, activated: usize) -> Result<Config<'a>, UsageError<'a>> {
-        let fail = |problem, argument| Err(UsageError { problem, argument });
-        if self.maps.is_empty() {
-            let map = Map { port: self.port.unwrap_or(AGENT_PORT), socket: self.socket.unwrap_or(DEFAULT_SOCKET) };
-            let _full = self.maps.push(map);
-        } else if self.port.is_some() || self.socket.is_some() {
-            return fail("--port and --socket do not go with --map", b"--map");
+/// Fills in what no argument named.
+fn complete<'a>(config: &mut Config<'a>, usual: &Usual<'a>, activated: usize) -> Result<(), UsageError<'a>> {
+    if config.maps.is_empty() {
+        let _fits = config.maps.push(usual.map);
+    } else if usual.is_changed {
+        return Err(UsageError { problem: UsageProblem::BesideAMap, argument: b"--map" });
+    }
+    let mut count = config.listeners.len();
+    if count == 0 {
+        count = activated;
+        for descriptor in (FIRST_ACTIVATED..).take(activated.min(MAX_MAPS)) {
+            let _fits = config.listeners.push(descriptor);
         }
-        if self.listeners.is_empty() {
-            for descriptor in (FIRST_ACTIVATED..).take(activated) {
-                if self.listeners.push(descriptor).is_err() {
-                    break;
-                }
-            }
-        }
-        let given = if activated > MAX_MAPS { activated } else { self.listeners.len() };
-        if given != 0 && given != self.maps.len() {
-            return fail("as many listening descriptors as maps are needed", b"--listen-fd (LISTEN_FDS)");
-        }
-        Ok(Config { maps: self.maps, listeners: self.listeners, allow_cid: self.allow_cid })
+    }
+    if count != 0 && count != config.maps.len() {
+        return Err(UsageError { problem: UsageProblem::NotAsMany, argument: b"--listen-fd (LISTEN_FDS)" });
+    }
+    Ok(())
+}
+
+fn port(digits: &[u8]) -> Result<u32, UsageProblem> {
+    number(digits).filter(|&port| port != u32::MAX).ok_or(UsageProblem::NotAPort)
+}
+
+fn path(value: &[u8]) -> Result<&[u8], UsageProblem> {
+    match value.len() {
+        0 => Err(UsageProblem::EmptyPath),
+        1..=MAX_PATH_BYTES => Ok(value),
+        _ => Err(UsageProblem::LongPath),
     }
 }
 
-fn not_a_number(argument: &[u8]) -> UsageError<'_> {
-    UsageError { problem: "this must be a decimal number", argument }
-}
-
-fn port<'a>(digits: &[u8], argument: &'a [u8]) -> Result<u32, UsageError<'a>> {
-    let problem = "the port must be a decimal number from 0 to 4294967294";
-    number(digits).filter(|&port| port != u32::MAX).ok_or(UsageError { problem, argument })
-}
-
-fn path(value: &[u8]) -> Result<&[u8], UsageError<'_>> {
-    if value.is_empty() { Err(UsageError { problem: "the path is empty", argument: value }) } else { Ok(value) }
-}
-
-/// A decimal number without sign.
-///
-/// ```
-/// use scx_vsock_agent::arguments::number;
-///
-/// assert_eq!(number(b"729"), Some(729));
-/// assert_eq!(number(b"-1"), None);
-/// ```
+/// Returns the value of a decimal number without sign.
 #[must_use]
 pub fn number(digits: &[u8]) -> Option<u32> {
     if digits.is_empty() {
@@ -276,14 +300,20 @@ mod tests {
     use super::*;
 
     fn config(arguments: &[&'static str]) -> Result<Config<'static>, UsageError<'static>> {
-        match parse(arguments.iter().map(|argument| argument.as_bytes()), 0)? {
-            Command::Run(config) => Ok(config),
-            other => panic!("{other:?}"),
-        }
+        activated(arguments, 0).map(|(command, config)| {
+            assert_eq!(command, Command::Run);
+            config
+        })
     }
 
-    fn problem(arguments: &[&'static str]) -> &'static str {
-        config(arguments).unwrap_err().problem
+    fn activated(arguments: &[&'static str], count: usize) -> Result<(Command, Config<'static>), UsageError<'static>> {
+        let mut config = Config { allow_cid: Some(7), ..Config::default() };
+        let command = parse(arguments.iter().map(|argument| argument.as_bytes()), count, &mut config)?;
+        Ok((command, config))
+    }
+
+    fn problem(arguments: &[&'static str]) -> String {
+        config(arguments).unwrap_err().problem.text().to_string()
     }
 
     #[test]
@@ -303,7 +333,7 @@ mod tests {
         let four = config(&maps).unwrap();
         assert_eq!(four.maps[1], Map { port: 2, socket: b"/b=b" });
         let five = [&maps[..], &["--map", "5=/e"]].concat();
-        assert_eq!(problem(&five), "at most 4 maps are served");
+        assert_eq!(problem(&five), "at most 4 maps or descriptors are served");
     }
 
     #[test]
@@ -333,15 +363,26 @@ mod tests {
 
     #[test]
     fn activated_descriptors_start_at_three() {
-        let Ok(Command::Run(config)) = parse([].into_iter(), 1) else { panic!("must run") };
+        let (_, config) = activated(&[], 1).unwrap();
         assert_eq!(config.listeners.as_slice(), [3]);
-        assert!(parse([].into_iter(), 2).is_err());
-        assert!(parse([].into_iter(), usize::MAX).is_err());
+        assert!(activated(&[], 2).is_err());
+        assert!(activated(&[], usize::MAX).is_err());
+    }
+
+    #[test]
+    fn a_path_of_107_bytes_passes_and_one_more_does_not() {
+        static PATH: [u8; 109] = [b'/'; 109];
+        let path = |length| std::str::from_utf8(&PATH[..length]).unwrap();
+        assert_eq!(config(&["--socket", path(107)]).unwrap().maps[0].socket.len(), 107);
+        let too_long = "the path is too long: a Unix socket's has at most 107 bytes";
+        assert_eq!(problem(&["--socket", path(108)]), too_long);
+        let map: &'static str = format!("1={}", path(108)).leak();
+        assert_eq!(problem(&["--map", map]), too_long);
     }
 
     #[test]
     fn help_and_version_win_over_what_follows() {
-        assert_eq!(parse(["--help", "--bad"].map(str::as_bytes).into_iter(), 0), Ok(Command::Help));
-        assert_eq!(parse(["--version"].map(str::as_bytes).into_iter(), 0), Ok(Command::Version));
+        assert_eq!(activated(&["--help", "--bad"], 0).map(|(command, _)| command), Ok(Command::Help));
+        assert_eq!(activated(&["--version"], 0).map(|(command, _)| command), Ok(Command::Version));
     }
 }

@@ -1,9 +1,9 @@
 //! The guest's side of scx-vsock: a relay between vsock and a sched_ext scheduler's statistics socket.
 //!
-//! One sample's way through this crate: [`agent`] accepts a host's connection on a `listener` and gives it a slot;
-//! the slot's [`session`] machine, which does no I/O, says what to do next; the slot does it with the calls of
-//! `sys`; the request goes to the scheduler when its whole line is there, and the scheduler's line comes back
-//! inside `{"stats":...}`.
+//! The path of one sample through this crate: [`agent`] accepts a host's connection on a `listener` and assigns it a
+//! `slot`; the slot's [`session`] machine, which does no I/O, says what to do next; the slot does it on its two
+//! `stream`s with the calls of `sys`; the request goes to the scheduler when its whole line is there, and the
+//! scheduler's line comes back inside `{"stats":...}`.
 //!
 //! Use it as the static program of the same name (`ci/build-agent`), or link it into an init of your own:
 //!
@@ -28,7 +28,7 @@ pub mod agent;
 pub mod arguments;
 #[cfg(target_os = "linux")]
 mod listener;
-// Open for the program of the same name and its counterpart with std in tests.
+// Public for the program of the same name and its counterpart with std in tests.
 #[cfg(target_os = "linux")]
 #[doc(hidden)]
 pub mod program;
@@ -37,16 +37,16 @@ mod ready;
 pub mod session;
 #[cfg(target_os = "linux")]
 mod slot;
-// Open for the program of the same name and for tests; nothing else should build on it.
+#[cfg(target_os = "linux")]
+mod stream;
+// Public for the program of the same name and for tests; nothing else should build on it.
 #[cfg(target_os = "linux")]
 #[doc(hidden)]
 pub mod sys;
 #[cfg(target_os = "linux")]
 mod token;
-#[cfg(target_os = "linux")]
-mod watched;
 
 #[cfg(target_os = "linux")]
-pub use agent::{Agent, Error, Storage, Turn};
+pub use agent::{Agent, Error, Problem, Storage, Turn};
 pub use arguments::{Config, Map};
 pub use session::Session;

@@ -1,67 +1,71 @@
 //! A port that hosts connect to.
 
 use crate::arguments::Map;
-use crate::sys::{self, EPOLLET, EPOLLIN, Epoll, Errno, Fd, Peer};
-use crate::token::Token;
+use crate::sys::{self, EPOLLET, EPOLLIN, Epoll, Errno, Fd, Peer, UnixAddress};
+use crate::token::{Source, Token};
 
-/// A port and where it leads.
-#[derive(Debug)]
-pub struct Listener<'a> {
-    number: u8,
-    /// The port and the scheduler's socket behind it.
-    pub map: Map<'a>,
+/// A port, and the scheduler's socket that its hosts reach. All zero when new.
+#[derive(Clone, Copy, Debug)]
+pub struct Listener {
+    /// The port.
+    pub port: u32,
+    /// The scheduler's socket.
+    pub scheduler: UnixAddress,
     state: State,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
 enum State {
     /// Not listening yet.
-    Wanted,
-    /// The kernel knew nothing of vsock when it was asked.
+    Closed,
+    /// The kernel had no vsock when it was asked.
     Unsupported,
     /// Listening; an event comes with the next connection.
-    Quiet(Fd),
-    /// Connections may be waiting.
+    Idle(Fd),
+    /// Connections may be there.
     Pending(Fd),
-    /// Connections are waiting that could not be taken for want of memory or descriptors.
-    Starved(Fd),
+    /// Connections are there that could not be accepted for lack of memory or descriptors.
+    Short(Fd),
 }
 
-impl<'a> Listener<'a> {
-    /// A listener that is to be opened with [`open`](Self::open).
-    pub fn wanted(number: u8, map: Map<'a>) -> Self {
-        Self { number, map, state: State::Wanted }
+impl Listener {
+    /// No listener.
+    pub const NONE: Self = Self { port: 0, scheduler: UnixAddress::NONE, state: State::Closed };
+
+    /// Creates a listener that is to be opened with [`open`](Self::open).
+    pub fn new(map: &Map<'_>) -> Self {
+        Self { port: map.port, scheduler: UnixAddress::new(map.socket), state: State::Closed }
     }
 
-    /// A listener on a descriptor that was passed to this program.
-    pub fn inherited(epoll: &Epoll, number: u8, map: Map<'a>, descriptor: i32) -> sys::Result<Self> {
-        let fd = Fd::inherited(descriptor);
-        if !sys::is_listening(&fd)? {
+    /// Listens on an inherited descriptor, as the listener of this number.
+    pub fn inherit(&mut self, epoll: Epoll, number: u8, fd: Fd) -> sys::Result<()> {
+        if !sys::is_listening(fd)? {
             return Err(Errno::EINVAL);
         }
-        sys::set_nonblocking(&fd)?;
-        let mut listener = Self::wanted(number, map);
-        listener.watch(epoll, fd)?;
-        Ok(listener)
+        sys::set_nonblocking(fd)?;
+        self.watch(epoll, number, fd)
     }
 
-    /// Listens, if it does not yet; gives whether it does now.
+    /// Listens as the listener of this number, if it does not yet; returns whether it does now.
     ///
     /// # Errors
     ///
-    /// What no waiting mends: the port is taken, or not permitted.
-    pub fn open(&mut self, epoll: &Epoll, backlog: u32) -> sys::Result<bool> {
+    /// What no waiting changes: the port is taken, or not permitted.
+    pub fn open(&mut self, epoll: Epoll, number: u8, backlog: u32) -> sys::Result<bool> {
         match self.state {
-            State::Wanted => {}
+            State::Closed => {}
             // Asking the kernel for a family that it does not know makes it start modprobe: ask only when the module
             // is there, where that can be seen.
             State::Unsupported if sys::exists(c"/sys/module") && !sys::exists(c"/sys/module/vsock") => {
                 return Ok(false);
             }
             State::Unsupported => {}
-            State::Quiet(_) | State::Pending(_) | State::Starved(_) => return Ok(true),
+            State::Idle(_) | State::Pending(_) | State::Short(_) => return Ok(true),
         }
-        match sys::listen_vsock(self.map.port, backlog).and_then(|fd| self.watch(epoll, fd)) {
+        let listening = sys::listen_vsock(self.port, backlog)
+            .and_then(|fd| self.watch(epoll, number, fd).inspect_err(|_| fd.close()));
+        match listening {
             Ok(()) => Ok(true),
             Err(Errno::EAFNOSUPPORT) => {
                 self.state = State::Unsupported;
@@ -72,51 +76,55 @@ impl<'a> Listener<'a> {
         }
     }
 
-    fn watch(&mut self, epoll: &Epoll, fd: Fd) -> sys::Result<()> {
-        epoll.add(&fd, EPOLLIN | EPOLLET, Token::Listener(self.number).pack())?;
-        self.state = State::Quiet(fd);
+    fn watch(&mut self, epoll: Epoll, number: u8, fd: Fd) -> sys::Result<()> {
+        epoll.add(fd, EPOLLIN | EPOLLET, Token::of(Source::Listener, number).pack())?;
+        self.state = State::Idle(fd);
         Ok(())
     }
 
-    /// Takes note that connections may be waiting, or that a shortage may be over.
-    pub fn note(&mut self) {
-        self.state = match core::mem::replace(&mut self.state, State::Wanted) {
-            State::Wanted => State::Wanted,
-            State::Unsupported => State::Unsupported,
-            State::Quiet(fd) | State::Pending(fd) | State::Starved(fd) => State::Pending(fd),
-        };
+    /// Takes in that connections may be there.
+    pub fn on_event(&mut self) {
+        if let State::Idle(fd) | State::Short(fd) = self.state {
+            self.state = State::Pending(fd);
+        }
     }
 
-    /// Whether connections may be waiting that can be taken now.
+    /// Takes in that a shortage may be over.
+    pub fn on_timer(&mut self) {
+        if let State::Short(fd) = self.state {
+            self.state = State::Pending(fd);
+        }
+    }
+
+    /// Whether something is to be tried again that causes no event.
+    pub fn needs_timer(&self) -> bool {
+        matches!(self.state, State::Closed | State::Unsupported | State::Short(_))
+    }
+
+    /// Returns the next connection; `None` once there is no more or it cannot be accepted.
+    pub fn accept(&mut self) -> Option<(Fd, Peer)> {
+        let State::Pending(fd) = self.state else { return None };
+        match sys::accept(fd) {
+            Ok(connection) => return Some(connection),
+            // The connection ended before it was accepted; others may be there.
+            Err(Errno::ECONNABORTED | Errno::EINTR) => {}
+            Err(errno) if is_shortage(errno) => self.state = State::Short(fd),
+            Err(_) => self.state = State::Idle(fd),
+        }
+        None
+    }
+
+    /// Whether connections may be there that can be accepted now.
     pub fn is_pending(&self) -> bool {
         matches!(self.state, State::Pending(_))
     }
 
-    /// Whether something is to be tried again that gives no event.
-    pub fn wants_retry(&self) -> bool {
-        matches!(self.state, State::Wanted | State::Unsupported | State::Starved(_))
-    }
-
-    /// The next connection that is waiting; none once there is no more or it cannot be taken.
-    pub fn accept(&mut self) -> Option<(Fd, Peer)> {
-        let State::Pending(fd) = &self.state else { return None };
-        match sys::accept(fd) {
-            Ok(connection) => Some(connection),
-            Err(errno) => {
-                self.stop_accepting(errno);
-                None
-            }
+    /// Stops listening.
+    pub fn close(&mut self) {
+        if let State::Idle(fd) | State::Pending(fd) | State::Short(fd) = self.state {
+            fd.close();
+            self.state = State::Closed;
         }
-    }
-
-    fn stop_accepting(&mut self, errno: Errno) {
-        self.state = match core::mem::replace(&mut self.state, State::Wanted) {
-            // The connection ended before it was taken; others may be waiting.
-            State::Pending(fd) if matches!(errno, Errno::ECONNABORTED | Errno::EINTR) => State::Pending(fd),
-            State::Pending(fd) if is_shortage(errno) => State::Starved(fd),
-            State::Pending(fd) => State::Quiet(fd),
-            state => state,
-        };
     }
 }
 

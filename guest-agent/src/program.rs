@@ -1,8 +1,11 @@
 //! What the program does, from its arguments to its exit status.
 
-use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS};
+use core::mem::ManuallyDrop;
 
-use crate::agent::{Agent, Error, Storage};
+use scx_vsock_wire::line::up_to;
+use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS, Text, template};
+
+use crate::agent::{Agent, Storage};
 use crate::arguments::{self, Command, Config, HELP, UsageError};
 use crate::sys;
 
@@ -12,94 +15,66 @@ pub type Sessions = Storage<SESSIONS, MAX_RESPONSE_BYTES>;
 /// Exit status for wrong arguments.
 const USAGE: i32 = 2;
 /// Exit status when serving is impossible.
-pub const FAILURE: i32 = 1;
+const FAILURE: i32 = 1;
 
-/// Does what the arguments behind the program's name and the environment's variables ask for; gives the exit status.
-pub fn run<'a>(
+/// Bytes of the longest message.
+const MAX_MESSAGE_BYTES: usize = 256;
+
+/// Bytes of an argument in a message.
+const MAX_ARGUMENT_BYTES: usize = 128;
+
+/// Does what the arguments after the program's name and the environment (each `NAME=VALUE`) ask for; returns the exit
+/// status.
+pub fn run<'a, E: Iterator<Item = &'a [u8]>>(
     arguments: impl Iterator<Item = &'a [u8]>,
-    variable: impl Fn(&[u8]) -> Option<&'a [u8]>,
+    environment: impl Fn() -> E,
     sessions: &'a mut Sessions,
 ) -> i32 {
-    match arguments::parse(arguments, activated_descriptors(variable)) {
-        Ok(Command::Run(config)) => serve(&config, sessions),
-        Ok(Command::Help) => print(&[HELP.as_bytes()]),
-        Ok(Command::Version) => print(&[b"scx-vsock-agent ", env!("CARGO_PKG_VERSION").as_bytes(), b"\n"]),
-        Err(error) => complain_of(error),
+    sys::open_standard_descriptors();
+    let mut config = Config::default();
+    match arguments::parse(arguments, activated_descriptors(environment), &mut config) {
+        Ok(Command::Run) => serve(&config, sessions),
+        Ok(Command::Help) => print(HELP),
+        Ok(Command::Version) => print(concat!("scx-vsock-agent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Err(UsageError { problem, argument }) => {
+            let argument = Text::first_line(argument).truncated(MAX_ARGUMENT_BYTES);
+            print_error(b"$: $", &[], &[argument, problem.text()]);
+            USAGE
+        }
     }
 }
 
-// Compiled with the program, which makes its file 200 bytes smaller.
-#[inline]
-fn serve<'a>(config: &Config<'a>, sessions: &'a mut Sessions) -> i32 {
-    let error = match Agent::new(sessions, config).and_then(|mut agent| agent.run()) {
+fn serve(config: &Config<'_>, sessions: &mut Sessions) -> i32 {
+    // The end of the process closes its descriptors.
+    let error = match Agent::new(sessions, config).and_then(|agent| ManuallyDrop::new(agent).run()) {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    complain(&[b"scx-vsock-agent: ", &explain(error), b"\n"]);
+    let (template, numbers) = error.message();
+    print_error(template, &numbers, &[]);
     FAILURE
 }
 
-/// How many descriptors socket activation passed to this very process.
-fn activated_descriptors<'a>(variable: impl Fn(&[u8]) -> Option<&'a [u8]>) -> usize {
-    let number = |name| variable(name).and_then(arguments::number);
-    match number(b"LISTEN_PID") {
-        Some(id) if id != sys::process_id() => 0,
-        _ => number(b"LISTEN_FDS").and_then(|count| usize::try_from(count).ok()).unwrap_or(0),
+/// Returns how many descriptors socket activation passed to this very process.
+fn activated_descriptors<'a, E: Iterator<Item = &'a [u8]>>(environment: impl Fn() -> E) -> usize {
+    let number =
+        |name: &[u8]| environment().find_map(|variable| variable.strip_prefix(name)).and_then(arguments::number);
+    match number(b"LISTEN_FDS=") {
+        Some(count) if number(b"LISTEN_PID=") == Some(sys::process_id()) => count as usize,
+        _ => 0,
     }
 }
 
-/// One line that says what is impossible, why and what mends it.
-fn explain(error: Error) -> heapless::Vec<u8, 160> {
-    let mut text = heapless::Vec::new();
-    let (what, number, errno, mend): (&[u8], _, _, &[u8]) = match error {
-        Error::Events(errno) => (b"no epoll instance or timer from the kernel", None, errno, b""),
-        Error::Listen { port, errno: sys::Errno::EADDRINUSE } => {
-            (b"cannot listen on vsock port ", Some(port), sys::Errno::EADDRINUSE, b"; does another agent run?")
-        }
-        Error::Listen { port, errno } => {
-            (b"cannot listen on vsock port ", Some(port), errno, b"; ports below 1024 want root")
-        }
-        Error::Descriptor { number, errno } => {
-            (b"not a listening socket: descriptor ", number.try_into().ok(), errno, b"")
-        }
-    };
-    let _fits = text.extend_from_slice(what);
-    if let Some(number) = number {
-        let _fits = text.extend_from_slice(&decimal(number));
-    }
-    let _fits = text.extend_from_slice(b": errno ");
-    let _fits = text.extend_from_slice(&decimal(errno.into_raw().unsigned_abs()));
-    let _fits = text.extend_from_slice(mend);
-    text
+/// Prints one line to standard error.
+fn print_error(template: &[u8], numbers: &[u32], texts: &[Text<'_>]) {
+    let mut line = [0; MAX_MESSAGE_BYTES];
+    let length = template::fill(&mut line, template, numbers, texts);
+    sys::write(2, b"scx-vsock-agent: ");
+    sys::write(2, up_to(&line, length));
+    sys::write(2, b"\n");
 }
 
-fn decimal(number: u32) -> heapless::Vec<u8, 10> {
-    let mut divisor = 1_000_000_000;
-    let mut digits = heapless::Vec::new();
-    while divisor > 0 {
-        let digit = number / divisor % 10;
-        if digit != 0 || !digits.is_empty() || divisor == 1 {
-            let _fits = digits.push(b'0' | u8::try_from(digit).unwrap_or(0));
-        }
-        divisor /= 10;
-    }
-    digits
-}
-
-fn complain_of(error: UsageError<'_>) -> i32 {
-    complain(&[b"scx-vsock-agent: ", error.argument, b": ", error.problem.as_bytes(), b"\n"]);
-    USAGE
-}
-
-fn complain(pieces: &[&[u8]]) {
-    for piece in pieces {
-        sys::write(2, piece);
-    }
-}
-
-fn print(pieces: &[&[u8]]) -> i32 {
-    for piece in pieces {
-        sys::write(1, piece);
-    }
+fn print(text: &str) -> i32 {
+    sys::write(1, text.as_bytes());
     0
 }

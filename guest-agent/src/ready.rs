@@ -1,49 +1,76 @@
-//! The one connection that tells the host that the agent listens.
+//! The one connection by which the host learns that the agent listens.
 
-use scx_vsock_wire::{Envelope, READY_PORT};
+use scx_vsock_wire::limits::{MAX_AGENT_ENVELOPE_BYTES, MAX_NAME_BYTES};
+use scx_vsock_wire::line::up_to;
+use scx_vsock_wire::{READY_PORT, emit};
 
 use crate::listener::is_shortage;
+use crate::slot::{boot_id, version};
 use crate::sys::{self, EPOLLET, EPOLLOUT, Epoll, Errno, Fd, VMADDR_CID_HOST};
-use crate::token::Token;
+use crate::token::{Source, Token};
 
-/// How far telling the host is.
-#[derive(Debug)]
+/// How far that connection is.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub enum Ready {
-    /// The host is to be dialled.
-    Wanted,
+    /// The host is to be connected.
+    Pending,
     /// The connection is being made.
-    Dialling(Fd),
-    /// The host was told, or does not want to know.
+    Connecting(Fd),
+    /// Hello was sent, or no host listens.
     Done,
 }
 
 impl Ready {
-    /// Dials the host, if that is still to be done. Where no transport is there yet it stays to be done.
-    pub fn dial(&mut self, epoll: &Epoll) {
-        if let Self::Wanted = self {
-            let dialled = sys::dial_vsock(VMADDR_CID_HOST, READY_PORT)
-                .and_then(|fd| epoll.add(&fd, EPOLLOUT | EPOLLET, Token::Ready.pack()).map(|()| fd));
-            *self = match dialled {
-                Ok(fd) => Self::Dialling(fd),
-                Err(Errno::ENODEV | Errno::EAFNOSUPPORT) => Self::Wanted,
-                Err(errno) if is_shortage(errno) => Self::Wanted,
-                Err(_) => Self::Done,
+    /// Connects to the host, if that is still to be done. Where no transport is there yet it stays to be done.
+    pub fn connect(&mut self, epoll: Epoll) {
+        if let Self::Pending = self {
+            *self = match sys::connect_vsock(VMADDR_CID_HOST, READY_PORT) {
+                Ok(fd) => Self::watch(epoll, fd),
+                Err(errno) => Self::after(errno),
             };
         }
     }
 
-    /// The connection is made or has failed: says hello and closes. Best effort, once.
-    pub fn say_hello(&mut self) {
-        if let Self::Dialling(fd) = self {
-            if sys::take_error(fd).is_ok() {
-                let _told = sys::send(fd, &Envelope::hello(env!("CARGO_PKG_VERSION")).emit());
+    fn watch(epoll: Epoll, fd: Fd) -> Self {
+        match epoll.add(fd, EPOLLOUT | EPOLLET, Token::of(Source::Ready, 0).pack()) {
+            Ok(()) => Self::Connecting(fd),
+            Err(errno) => {
+                fd.close();
+                Self::after(errno)
             }
-            *self = Self::Done;
         }
     }
 
-    /// Whether dialling is still to be done.
-    pub fn is_wanted(&self) -> bool {
-        matches!(self, Self::Wanted)
+    fn after(errno: Errno) -> Self {
+        match errno {
+            Errno::ENODEV | Errno::EAFNOSUPPORT => Self::Pending,
+            errno if is_shortage(errno) => Self::Pending,
+            _ => Self::Done,
+        }
+    }
+
+    /// Takes in that the connection is made or has failed: sends hello, which fails after a failure, and closes. Best
+    /// effort, once.
+    pub fn on_event(&mut self, max_line_bytes: u32) {
+        if let Self::Connecting(fd) = *self {
+            let (mut line, mut id) = ([0; MAX_AGENT_ENVELOPE_BYTES], [0; MAX_NAME_BYTES]);
+            let length = emit::hello(&mut line, version(), boot_id(&mut id), max_line_bytes);
+            let _best_effort = sys::send(fd, up_to(&line, length));
+            self.close();
+        }
+    }
+
+    /// Whether the connection is still to be made.
+    pub fn is_pending(&self) -> bool {
+        matches!(self, Self::Pending)
+    }
+
+    /// Closes the connection, if there is one.
+    pub fn close(&mut self) {
+        if let Self::Connecting(fd) = *self {
+            fd.close();
+        }
+        *self = Self::Done;
     }
 }

@@ -1,42 +1,19 @@
-//! What a program without libc has to bring itself: its entry, its memory functions, its panic handler.
+//! What a program without libc has to bring itself: its entry, its memory, its memory functions, its panic handler.
 #![allow(unsafe_code, reason = "the entry point, the memory functions and the initial stack have no safe form")]
 
 use core::arch::{asm, naked_asm};
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char, c_int};
 use core::iter;
-use core::sync::atomic::{AtomicBool, Ordering};
 
+use scx_vsock_agent::program::{self, Sessions};
 use scx_vsock_agent::sys;
-
-/// The program's arguments and environment, as the kernel laid them on the initial stack.
-pub struct Process {
-    arguments: *const *const c_char,
-    environment: *const *const c_char,
-}
-
-impl Process {
-    /// The arguments, the program's name first.
-    pub fn arguments(&self) -> impl Iterator<Item = &'static [u8]> {
-        strings(self.arguments)
-    }
-
-    /// The value of a variable of the environment.
-    pub fn variable(&self, name: &[u8]) -> Option<&'static [u8]> {
-        strings(self.environment).find_map(|variable| value_of(variable, name))
-    }
-}
-
-/// Whether `variable`, a `NAME=VALUE` of the environment, has this name; gives the value.
-fn value_of<'a>(variable: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    variable.strip_prefix(name)?.strip_prefix(b"=")
-}
 
 /// The C strings of a null-terminated list on the initial stack.
 fn strings(list: *const *const c_char) -> impl Iterator<Item = &'static [u8]> {
     let mut next = list;
     iter::from_fn(move || {
-        // SAFETY: the kernel ends both lists with a null pointer, behind which this iterator never goes.
+        // SAFETY: the kernel ends both lists with a null pointer, after which this iterator never reads.
         let string = unsafe { next.read() };
         if string.is_null() {
             return None;
@@ -47,31 +24,13 @@ fn strings(list: *const *const c_char) -> impl Iterator<Item = &'static [u8]> {
     })
 }
 
-/// A static value that is handed out once.
-pub struct Static<T> {
-    value: UnsafeCell<T>,
-    taken: AtomicBool,
-}
+/// The memory of the program's sessions.
+struct Memory(UnsafeCell<Sessions>);
 
-// SAFETY: `take` gives the only reference that there will ever be, to one caller.
-unsafe impl<T: Send> Sync for Static<T> {}
+// SAFETY: the program has one thread.
+unsafe impl Sync for Memory {}
 
-impl<T> Static<T> {
-    /// A value that nobody has taken.
-    pub const fn new(value: T) -> Self {
-        Self { value: UnsafeCell::new(value), taken: AtomicBool::new(false) }
-    }
-
-    /// The value, for the first caller.
-    #[allow(clippy::mut_from_ref, reason = "the flag makes the reference the only one")]
-    pub fn take(&'static self) -> Option<&'static mut T> {
-        if self.taken.swap(true, Ordering::AcqRel) {
-            return None;
-        }
-        // SAFETY: the flag was clear, so no other reference was or will be given out.
-        Some(unsafe { &mut *self.value.get() })
-    }
-}
+static MEMORY: Memory = Memory(UnsafeCell::new(Sessions::new()));
 
 /// The entry: hands the initial stack to `start` with the alignment of the C calling convention.
 #[cfg(target_arch = "x86_64")]
@@ -92,10 +51,14 @@ unsafe extern "C" fn _start() -> ! {
 unsafe extern "C" fn start(stack: *const usize) -> ! {
     // SAFETY: the kernel puts the argument count at the stack's top.
     let count = unsafe { stack.read() };
-    // The arguments stand behind the count, ended by a null pointer, behind which the environment stands.
-    let arguments = stack.wrapping_add(1);
-    let environment = arguments.wrapping_add(count + 1);
-    sys::exit(super::main(Process { arguments: arguments.cast(), environment: environment.cast() }))
+    // The arguments stand after the count, ended by a null pointer, after which the environment stands.
+    let name = stack.wrapping_add(1);
+    let environment = name.wrapping_add(count + 1).cast();
+    // A program can be started without even its name.
+    let arguments = name.wrapping_add(count.min(1)).cast();
+    // SAFETY: this function runs once, so that this is the only reference.
+    let sessions = unsafe { &mut *MEMORY.0.get() };
+    sys::exit(program::run(strings(arguments), || strings(environment), sessions))
 }
 
 /// A panic that can be reached does not link: the symbol exists nowhere.
@@ -202,7 +165,7 @@ unsafe extern "C" fn bcmp(left: *const u8, right: *const u8, count: usize) -> c_
 #[unsafe(no_mangle)]
 unsafe extern "C" fn strlen(string: *const c_char) -> usize {
     let mut length = 0;
-    // SAFETY: the caller vouches for a zero byte at the string's end, behind which nothing is read.
+    // SAFETY: the caller vouches for a zero byte at the string's end, after which nothing is read.
     while unsafe { string.wrapping_add(length).read_volatile() } != 0 {
         length += 1;
     }

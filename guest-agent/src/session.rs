@@ -1,80 +1,41 @@
-//! The session machine: one host connection and at most one scheduler connection, without I/O.
+//! The session machine: one host connection and at most one scheduler connection, without I/O and without a clock.
 //!
-//! [`Session::action`] says what is to be done next; the driver does it on its descriptors and reports what came of
-//! it. One [`LineBuffer`] serves the request and the answer, since they alternate; a small read-ahead keeps what a
-//! host sends behind its request until the answer is out. State changes only on a report, so a driver may ask for
-//! the action as often as it likes.
+//! [`Session::action`] returns what is to be done next; the driver does it on its descriptors and reports the outcome.
+//! One [`LineBuffer`] serves the request, the answer and the agent's own envelopes, since they alternate; a small
+//! read-ahead keeps what a host sends after its request until the answer is out. State changes only on a report, so a
+//! driver may ask for the action as often as it likes.
 //!
 //! ```text
-//! Notice(hello) -> Request -> Connecting -> Forwarding -> Answering -> Answer -> Request
-//!                     |           `-> Notice(no_scheduler) -> Request
-//!                     |-> Dropping -> Notice(request_too_large) -> Request
-//!                     `-> Waiting -> Notice(scheduler_ready) -> Request
+//! Sending(hello) -> Request -> Connecting -> Checking -> Forwarding -> Answer -> Sending(stats) -> Request
+//!                      |            `-> Sending(no_scheduler) -> Request
+//!                      |-> Discarding -> Sending(request_too_large) -> Request
+//!                      `-> Waiting -> Sending(scheduler_ready | no_scheduler) -> Request
 //! ```
 //!
-//! The end of the host's stream closes the session from every state; the scheduler's end closes it behind an
-//! envelope that says so.
+//! A host that closes ends the session in every state. One that only ends its sending side has every complete line
+//! answered first: the end is read after them. The scheduler's end ends the session with an envelope that says so.
 
-use scx_vsock_wire::envelope::{Notice, saturate};
-use scx_vsock_wire::limits::{AGENT_LINE_PREFIX, WAIT_SCHEDULER};
-use scx_vsock_wire::line::copy_front;
-use scx_vsock_wire::{AgentEvent, Envelope, Fill, LineBuffer, RelayError, STATS_PREFIX, STATS_SUFFIX, Text};
+use scx_vsock_wire::emit;
+use scx_vsock_wire::envelope::saturate;
+use scx_vsock_wire::limits::{AGENT_LINE_PREFIX, MAX_AGENT_ENVELOPE_BYTES};
+use scx_vsock_wire::line::{after, copy_prefix, up_to};
+use scx_vsock_wire::{Fill, LineBuffer, STATS_PREFIX, STATS_SUFFIX, Text, Verb};
 
-/// Bytes of one read from the host, and so of what can stand behind a request in the read-ahead.
+/// Bytes of one read from the host, and so of what can stand after a request in the read-ahead.
 pub const READ_AHEAD: usize = 4096;
 
-/// The memory of one session. All zero when new, so that a static one costs no space in a program file, and pages
-/// that no line has reached cost no memory.
-///
-/// ```
-/// use scx_vsock_agent::session::{Buffers, Session};
-///
-/// let mut buffers = Buffers::<4096>::new(); // for lines of up to 4 KiB
-/// let mut session = Session::new(&mut buffers);
-/// session.open("0.1.0");
-/// assert!(!session.is_closed());
-/// ```
+/// What a host sent after the request that is being served.
 #[derive(Debug)]
-pub struct Buffers<const MAX: usize> {
-    line: LineBuffer<MAX>,
-    ahead: ReadAhead,
-}
-
-impl<const MAX: usize> Buffers<MAX> {
-    /// Empty buffers.
-    ///
-    /// ```
-    /// use scx_vsock_agent::session::Buffers;
-    ///
-    /// static BUFFERS: [Buffers<4096>; 2] = [const { Buffers::new() }; 2];
-    /// ```
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { line: LineBuffer::new(), ahead: ReadAhead::new() }
-    }
-}
-
-impl<const MAX: usize> Default for Buffers<MAX> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// What a host sent behind the request that is being served.
-#[derive(Debug)]
+#[repr(C)]
 struct ReadAhead {
-    bytes: [u8; READ_AHEAD],
     start: usize,
     end: usize,
+    bytes: [u8; READ_AHEAD],
 }
 
 impl ReadAhead {
-    const fn new() -> Self {
-        Self { bytes: [0; READ_AHEAD], start: 0, end: 0 }
-    }
-
     fn bytes(&self) -> &[u8] {
-        self.bytes.get(self.start..self.end).unwrap_or(&[])
+        after(up_to(&self.bytes, self.end), self.start)
     }
 
     fn clear(&mut self) {
@@ -85,7 +46,7 @@ impl ReadAhead {
     /// Keeps `bytes`, which are no more than one read.
     fn keep(&mut self, bytes: &[u8]) {
         self.start = 0;
-        self.end = copy_front(&mut self.bytes, bytes);
+        self.end = copy_prefix(&mut self.bytes, bytes);
     }
 
     fn consume(&mut self, count: usize) {
@@ -94,469 +55,330 @@ impl ReadAhead {
 }
 
 /// What is to be done next.
-///
-/// ```
-/// use scx_vsock_agent::session::{Action, Session};
-///
-/// fn drive<const MAX: usize>(session: &mut Session<'_, MAX>, host: &mut Vec<u8>) {
-///     match session.action() {
-///         Action::WriteHost(pieces) => {
-///             let bytes = pieces.concat();
-///             host.extend(&bytes);
-///             session.host_wrote(bytes.len());
-///         }
-///         Action::ReadHost(_buffer) => { /* ... read, and `session.host_read(count)` */ }
-///         // ... and so on
-///         _ => {}
-///     }
-/// }
-/// # let mut buffers = scx_vsock_agent::session::Buffers::<64>::new();
-/// # let mut session = Session::new(&mut buffers);
-/// # session.open("0.1.0");
-/// # let mut host = Vec::new();
-/// # drive(&mut session, &mut host);
-/// # assert!(host.ends_with(b"}}\n"));
-/// ```
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<'s> {
-    /// Read from the host into this buffer; report with [`Session::host_read`].
+    /// Read from the host into this buffer; report with [`Session::transferred`] or [`Session::failed`].
     ReadHost(&'s mut [u8]),
-    /// Write these pieces to the host, in order; report with [`Session::host_wrote`].
+    /// Write these pieces to the host, in order; report in the same way.
     WriteHost([&'s [u8]; 3]),
-    /// See to it that the scheduler is connected; report with [`Session::scheduler_connected`] or
-    /// [`Session::scheduler_refused`].
+    /// Connect to the scheduler, unless that is done; report with [`Session::scheduler_connected`] or
+    /// [`Session::no_scheduler`].
     ConnectScheduler,
-    /// See to it that the scheduler is connected, and try again later while it cannot be; report with
-    /// [`Session::scheduler_connected`].
-    AwaitScheduler,
-    /// Write this to the scheduler; report with [`Session::scheduler_wrote`].
+    /// As [`ConnectScheduler`](Self::ConnectScheduler), but try again while that fails, until this time is over.
+    AwaitScheduler {
+        /// Milliseconds from the first time that this action was returned.
+        timeout_ms: u32,
+    },
+    /// Read one byte from the scheduler without waiting, as the last thing before the request is written. Report with
+    /// [`Session::scheduler_silent`] where none is there, else with [`Session::unsolicited_data`] or
+    /// [`Session::scheduler_gone`].
+    CheckScheduler,
+    /// Write this to the scheduler; report with [`Session::transferred`] or [`Session::failed`].
     WriteScheduler(&'s [u8]),
-    /// Read from the scheduler into this buffer; report with [`Session::scheduler_read`].
+    /// Read from the scheduler into this buffer; report in the same way.
     ReadScheduler(&'s mut [u8]),
     /// Close both connections. Nothing follows.
     Close,
 }
 
-#[derive(Debug)]
+/// Where a session is. `repr(u8)` makes `Closed` zero, see [`Session::new`].
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
 enum State {
     Closed,
-    /// An envelope in the agent's own name, kept beside the state, is on its way to the host.
-    Notice {
+    /// The buffer's line is on its way to the host.
+    Sending {
+        frame: Frame,
         sent: usize,
-        then: Then,
+        next: Next,
     },
     /// A request line is being read from the host.
     Request,
     /// A request line over the cap is being read and dropped.
-    Dropping {
+    Discarding {
         size: u32,
     },
-    /// A request line is complete and wants a scheduler.
+    /// A request line is complete and needs a scheduler.
     Connecting,
-    /// The host asked to be told when the scheduler accepts a connection.
-    Waiting,
+    /// The host waits for a scheduler that accepts a connection.
+    Waiting {
+        timeout_ms: u32,
+    },
+    /// The request is to be forwarded if the scheduler has sent nothing.
+    Checking,
     /// The request line is on its way to the scheduler.
     Forwarding {
         sent: usize,
     },
     /// The scheduler's line is being read.
-    Answering,
-    /// The scheduler's line, in its frame, is on its way to the host.
-    Answer {
-        sent: usize,
-        then: Then,
-    },
+    Answer,
 }
 
-/// What follows an envelope.
+/// What stands around a line that is sent to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    ReadRequest,
-    Close,
-    /// Bytes stood behind the scheduler's line: say so, then close.
-    SayUnasked,
+enum Frame {
+    /// Nothing: it is an envelope.
+    None,
+    /// The frame of a scheduler's answer.
+    Stats,
 }
 
-/// One session.
+impl Frame {
+    /// Bytes that it adds to the line.
+    fn bytes(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Stats => STATS_PREFIX.len() + STATS_SUFFIX.len(),
+        }
+    }
+}
+
+/// What follows a line that is sent to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Request,
+    Close,
+    /// Bytes stood after the scheduler's line: report them, then close.
+    ReportUnsolicited,
+}
+
+/// One session, with buffers for lines of at most `MAX` bytes, which are at least [`MAX_AGENT_ENVELOPE_BYTES`].
 ///
 /// ```
-/// use scx_vsock_agent::session::{Action, Buffers, Session};
+/// use scx_vsock_agent::session::{Action, Session};
+/// use scx_vsock_wire::Text;
 ///
-/// let mut buffers = Buffers::<4096>::new();
-/// let mut session = Session::new(&mut buffers);
-/// session.open("0.1.0");
+/// let mut session = Session::<4096>::new();
+/// session.open(Text::first_line(b"0.1.0"), Text::EMPTY);
 /// let Action::WriteHost(hello) = session.action() else { unreachable!() };
 /// let count = hello.concat().len(); // ... are written
-/// session.host_wrote(count);
+/// session.transferred(count);
 /// let Action::ReadHost(buffer) = session.action() else { unreachable!() };
 /// buffer[..16].copy_from_slice(b"{\"req\":\"stats\"}\n");
-/// session.host_read(16);
+/// session.transferred(16);
 /// assert_eq!(session.action(), Action::ConnectScheduler);
 /// ```
+///
+/// ```compile_fail
+/// // A buffer that cannot hold the agent's own envelopes.
+/// let session = scx_vsock_agent::Session::<512>::new();
+/// ```
 #[derive(Debug)]
-pub struct Session<'a, const MAX: usize> {
-    line: &'a mut LineBuffer<MAX>,
-    ahead: &'a mut ReadAhead,
-    notice: Notice,
+#[repr(C)]
+pub struct Session<const MAX: usize> {
     state: State,
+    line: LineBuffer<MAX>,
+    ahead: ReadAhead,
 }
 
-impl<'a, const MAX: usize> Session<'a, MAX> {
-    /// A closed session on `buffers`.
-    ///
-    /// ```
-    /// use scx_vsock_agent::session::{Buffers, Session};
-    ///
-    /// let mut buffers = Buffers::<4096>::new();
-    /// assert!(Session::new(&mut buffers).is_closed());
-    /// ```
+impl<const MAX: usize> Default for Session<MAX> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const MAX: usize> Session<MAX> {
+    /// Creates a closed session. All its bytes are zero, so that a static one takes no space in a program file, and
+    /// pages that no line has reached take no memory.
     #[must_use]
-    pub fn new(buffers: &'a mut Buffers<MAX>) -> Self {
-        Self { line: &mut buffers.line, ahead: &mut buffers.ahead, notice: Notice::new(), state: State::Closed }
+    pub const fn new() -> Self {
+        const { assert!(MAX >= MAX_AGENT_ENVELOPE_BYTES, "the agent's own envelopes do not fit into this buffer") };
+        let ahead = ReadAhead { bytes: [0; READ_AHEAD], start: 0, end: 0 };
+        Self { line: LineBuffer::new(), ahead, state: State::Closed }
     }
 
-    /// A host has connected: begins with hello. `version` is the agent's.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// session.open("0.1.0");
-    /// let Action::WriteHost([hello, ..]) = session.action() else { unreachable!() };
-    /// assert!(hello.starts_with(br#"{"hello":{"protocol":1,"#));
-    /// ```
-    pub fn open(&mut self, version: &str) {
-        self.line.clear();
+    /// Begins with hello after a host has connected: with the agent's own version and the kernel's boot id.
+    pub fn open(&mut self, version: Text<'_>, boot_id: Text<'_>) {
         self.ahead.clear();
-        self.notice(&Envelope::hello(version), Then::ReadRequest);
+        self.send(Next::Request, |out| emit::hello(out, version, boot_id, saturate(MAX)));
     }
 
     /// Whether the session is over.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// session.open("0.1.0");
-    /// assert!(!session.is_closed());
-    /// session.host_ended();
-    /// assert!(session.is_closed());
-    /// ```
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self.state, State::Closed)
     }
 
-    /// Whether bytes of the scheduler would be unasked now. The driver then looks at the scheduler's connection
-    /// before it does anything else.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// # session.host_wrote(usize::MAX); // the hello
-    /// assert!(matches!(session.action(), Action::ReadHost(_)) && session.awaits_no_answer());
-    /// ```
+    /// Whether bytes of the scheduler would be unsolicited now. The driver then reads from the scheduler's connection,
+    /// where something may be there, before it does anything else.
     #[must_use]
-    pub fn awaits_no_answer(&self) -> bool {
-        match self.state {
-            State::Request | State::Dropping { .. } | State::Connecting | State::Waiting | State::Forwarding { .. } => {
-                true
-            }
-            State::Closed | State::Notice { .. } | State::Answering | State::Answer { .. } => false,
-        }
+    pub fn expects_no_answer(&self) -> bool {
+        matches!(
+            self.state,
+            State::Request
+                | State::Discarding { .. }
+                | State::Connecting
+                | State::Waiting { .. }
+                | State::Checking
+                | State::Forwarding { .. }
+        )
     }
 
-    /// Whether the host asked to be told when the scheduler accepts a connection, and was not told yet.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// # session.host_wrote(usize::MAX); // the hello
-    /// let line = b"{\"agent\":\"wait_scheduler\"}\n";
-    /// let Action::ReadHost(buffer) = session.action() else { unreachable!() };
-    /// buffer[..line.len()].copy_from_slice(line);
-    /// session.host_read(line.len());
-    /// assert!(session.awaits_scheduler());
-    /// ```
+    /// Whether the host waits for a scheduler that accepts a connection.
     #[must_use]
     pub fn awaits_scheduler(&self) -> bool {
-        matches!(self.state, State::Waiting)
+        matches!(self.state, State::Waiting { .. })
     }
 
-    /// What is to be done next.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// assert_eq!(session.action(), Action::Close, "it is not open yet");
-    /// session.open("0.1.0");
-    /// assert!(matches!(session.action(), Action::WriteHost(_)));
-    /// assert!(matches!(session.action(), Action::WriteHost(_)), "nothing was reported in between");
-    /// ```
+    /// Returns what is to be done next.
     pub fn action(&mut self) -> Action<'_> {
         self.take_read_ahead();
-        match &self.state {
+        match self.state {
             State::Closed => Action::Close,
-            State::Notice { sent, .. } => Action::WriteHost([self.notice.get(*sent..).unwrap_or(&[]), &[], &[]]),
-            State::Request | State::Dropping { .. } => {
+            State::Sending { frame, sent, .. } => Action::WriteHost(unsent(&self.line, frame, sent)),
+            State::Request | State::Discarding { .. } => {
                 let spare = self.line.spare();
                 let count = spare.len().min(READ_AHEAD);
-                Action::ReadHost(spare.get_mut(..count).unwrap_or(&mut []))
+                Action::ReadHost(spare.split_at_mut(count).0)
             }
             State::Connecting => Action::ConnectScheduler,
-            State::Waiting => Action::AwaitScheduler,
-            State::Forwarding { sent } => Action::WriteScheduler(self.line.line().get(*sent..).unwrap_or(&[])),
-            State::Answering => Action::ReadScheduler(self.line.spare()),
-            State::Answer { sent, .. } => Action::WriteHost(framed(self.line.content(), *sent)),
+            State::Waiting { timeout_ms } => Action::AwaitScheduler { timeout_ms },
+            State::Checking => Action::CheckScheduler,
+            State::Forwarding { sent } => Action::WriteScheduler(after(self.line.line(), sent)),
+            State::Answer => Action::ReadScheduler(self.line.spare()),
         }
     }
 
-    /// The host's stream gave `count` bytes; none means that it ended.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// # session.host_wrote(usize::MAX); // the hello
-    /// let Action::ReadHost(buffer) = session.action() else { unreachable!() };
-    /// buffer[..4].copy_from_slice(b"{}\n{");
-    /// session.host_read(4);
-    /// assert_eq!(session.action(), Action::ConnectScheduler, "a whole line is there");
-    /// ```
-    pub fn host_read(&mut self, count: usize) {
+    /// Reports that the read or write of [`action`](Self::action) moved `count` bytes; none of a read means that the
+    /// peer ended its sending side.
+    pub fn transferred(&mut self, count: usize) {
+        match self.state {
+            State::Sending { .. } => self.host_wrote(count),
+            State::Request | State::Discarding { .. } => self.host_read(count),
+            State::Forwarding { .. } => self.scheduler_wrote(count),
+            State::Answer => self.scheduler_read(count),
+            State::Closed | State::Connecting | State::Waiting { .. } | State::Checking => {}
+        }
+    }
+
+    /// Reports that the read or write of [`action`](Self::action) failed, and with it the connection.
+    pub fn failed(&mut self, errno: i32) {
+        match self.state {
+            State::Sending { .. } | State::Request | State::Discarding { .. } => self.host_closed(),
+            _ => self.scheduler_gone(errno),
+        }
+    }
+
+    fn host_read(&mut self, count: usize) {
         if count == 0 {
-            return self.host_ended();
+            return self.host_closed();
         }
         let fill = self.line.fill(count);
-        if let Fill::Line { behind: 1.. } = fill {
-            self.ahead.keep(self.line.behind());
+        if let Fill::Line { after: 1.. } = fill {
+            self.ahead.keep(self.line.rest());
         }
         self.request_filled(fill);
     }
 
-    /// The host's stream ended, wholly or for sending, or failed: so does the session.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// session.open("0.1.0");
-    /// session.host_ended();
-    /// assert_eq!(session.action(), Action::Close);
-    /// ```
-    pub fn host_ended(&mut self) {
+    /// Reports that the host closed its connection, or that it failed: so does the session.
+    pub fn host_closed(&mut self) {
         self.state = State::Closed;
     }
 
-    /// The host's stream took `count` bytes.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// session.host_wrote(10); // the rest of the hello had no room
-    /// let Action::WriteHost([rest, ..]) = session.action() else { unreachable!() };
-    /// assert!(rest.starts_with(br#""protocol":1"#));
-    /// ```
-    pub fn host_wrote(&mut self, count: usize) {
-        match &mut self.state {
-            State::Notice { sent, then } => {
-                *sent = sent.saturating_add(count);
-                if *sent >= self.notice.len() {
-                    let then = *then;
-                    self.go_on(then);
-                }
+    fn host_wrote(&mut self, count: usize) {
+        if let State::Sending { frame, sent, next } = &mut self.state {
+            *sent = sent.saturating_add(count);
+            if *sent >= frame.bytes() + self.line.line().len() {
+                let next = *next;
+                self.proceed(next);
             }
-            State::Answer { sent, then } => {
-                *sent = sent.saturating_add(count);
-                if *sent >= framed_length(self.line.content()) {
-                    let then = *then;
-                    self.go_on(then);
-                }
-            }
-            _ => {}
         }
     }
 
-    /// The scheduler is connected.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// # session.host_wrote(usize::MAX); // the hello
-    /// # let Action::ReadHost(buffer) = session.action() else { unreachable!() };
-    /// # buffer[..3].copy_from_slice(b"{}\n");
-    /// # session.host_read(3);
-    /// assert_eq!(session.action(), Action::ConnectScheduler);
-    /// session.scheduler_connected();
-    /// assert_eq!(session.action(), Action::WriteScheduler(b"{}\n"));
-    /// ```
+    /// Reports that the scheduler is connected.
     pub fn scheduler_connected(&mut self) {
         match self.state {
-            State::Connecting => self.state = State::Forwarding { sent: 0 },
-            State::Waiting => self.notice(&Envelope::Agent(AgentEvent::SchedulerReady), Then::ReadRequest),
+            State::Connecting => self.state = State::Checking,
+            State::Waiting { .. } => self.send(Next::Request, emit::scheduler_ready),
             _ => {}
         }
     }
 
-    /// The scheduler could not be connected; `sched_ext` and `ops` are what the guest's kernel says of sched_ext.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # use scx_vsock_wire::Text;
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// # session.host_wrote(usize::MAX); // the hello
-    /// # let Action::ReadHost(buffer) = session.action() else { unreachable!() };
-    /// # buffer[..3].copy_from_slice(b"{}\n");
-    /// # session.host_read(3);
-    /// session.scheduler_refused(2, Text::first_line(b"disabled\n"), Text::default());
-    /// let Action::WriteHost([error, ..]) = session.action() else { unreachable!() };
-    /// assert!(error.starts_with(br#"{"relay_error":{"no_scheduler":{"errno":2,"sched_ext":"disabled""#));
-    /// ```
-    pub fn scheduler_refused(&mut self, errno: i32, sched_ext: Text, ops: Text) {
-        if let State::Connecting = self.state {
-            self.relay_error(RelayError::NoScheduler { errno, sched_ext, ops });
+    /// Reports that the scheduler could not be connected, within the time if the host waits for it; `sched_ext` and
+    /// `ops` are what the guest's kernel says about sched_ext.
+    pub fn no_scheduler(&mut self, errno: i32, sched_ext: Text<'_>, ops: Text<'_>) {
+        if let State::Connecting | State::Waiting { .. } = self.state {
+            self.send(Next::Request, |out| emit::no_scheduler(out, errno, sched_ext, ops, Text::EMPTY));
         }
     }
 
-    /// The scheduler's stream took `count` bytes.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// # session.host_wrote(usize::MAX); // the hello
-    /// # let Action::ReadHost(buffer) = session.action() else { unreachable!() };
-    /// # buffer[..3].copy_from_slice(b"{}\n");
-    /// # session.host_read(3);
-    /// # session.scheduler_connected();
-    /// session.scheduler_wrote(2);
-    /// assert_eq!(session.action(), Action::WriteScheduler(b"\n"));
-    /// session.scheduler_wrote(1);
-    /// assert!(matches!(session.action(), Action::ReadScheduler(_)));
-    /// ```
-    pub fn scheduler_wrote(&mut self, count: usize) {
+    /// Reports that the scheduler has sent nothing, see [`Action::CheckScheduler`].
+    pub fn scheduler_silent(&mut self) {
+        if let State::Checking = self.state {
+            self.state = State::Forwarding { sent: 0 };
+        }
+    }
+
+    fn scheduler_wrote(&mut self, count: usize) {
         if let State::Forwarding { sent } = &mut self.state {
             *sent = sent.saturating_add(count);
             if *sent >= self.line.line().len() {
                 self.line.clear();
-                self.state = State::Answering;
+                self.state = State::Answer;
             }
         }
     }
 
-    /// The scheduler's stream gave `count` bytes into the buffer of [`Action::ReadScheduler`]; none means that it
-    /// ended.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// # session.host_wrote(usize::MAX); // the hello
-    /// # let Action::ReadHost(buffer) = session.action() else { unreachable!() };
-    /// # buffer[..3].copy_from_slice(b"{}\n");
-    /// # session.host_read(3);
-    /// # session.scheduler_connected();
-    /// # session.scheduler_wrote(3);
-    /// let Action::ReadScheduler(buffer) = session.action() else { unreachable!() };
-    /// buffer[..12].copy_from_slice(b"{\"errno\":0}\n");
-    /// session.scheduler_read(12);
-    /// let Action::WriteHost(pieces) = session.action() else { unreachable!() };
-    /// assert_eq!(pieces.concat(), b"{\"stats\":{\"errno\":0}}\n");
-    /// ```
-    pub fn scheduler_read(&mut self, count: usize) {
+    fn scheduler_read(&mut self, count: usize) {
         if count == 0 {
-            return self.scheduler_ended(0);
+            return self.scheduler_gone(0);
         }
-        if let State::Answering = self.state {
-            match self.line.fill(count) {
-                Fill::Partial => {}
-                Fill::Line { behind: 0 } => self.state = State::Answer { sent: 0, then: Then::ReadRequest },
-                Fill::Line { .. } => self.state = State::Answer { sent: 0, then: Then::SayUnasked },
+        if let State::Answer = self.state {
+            let next = match self.line.fill(count) {
+                Fill::Partial => return,
+                Fill::Line { after: 0 } => Next::Request,
+                Fill::Line { .. } => Next::ReportUnsolicited,
                 Fill::Over => {
                     let max = saturate(MAX);
-                    self.relay_error(RelayError::ResponseTooLarge { size: max.saturating_add(1), max });
+                    return self.send(Next::Close, |out| emit::response_too_large(out, max.saturating_add(1), max));
                 }
-            }
+            };
+            self.state = State::Sending { frame: Frame::Stats, sent: 0, next };
         }
     }
 
-    /// The scheduler's stream ended (errno 0) or failed.
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// # session.host_wrote(usize::MAX); // the hello
-    /// session.scheduler_ended(0);
-    /// let Action::WriteHost([error, ..]) = session.action() else { unreachable!() };
-    /// assert_eq!(error, b"{\"relay_error\":{\"scheduler_gone\":{\"errno\":0}}}\n");
-    /// let count = error.len();
-    /// session.host_wrote(count);
-    /// assert_eq!(session.action(), Action::Close);
-    /// ```
-    pub fn scheduler_ended(&mut self, errno: i32) {
+    /// Reports that the scheduler closed its connection (errno 0) or that it failed.
+    pub fn scheduler_gone(&mut self, errno: i32) {
         if !self.is_closed() {
-            self.relay_error(RelayError::SchedulerGone { errno });
+            self.send(Next::Close, |out| emit::scheduler_gone(out, errno, Text::EMPTY));
         }
     }
 
-    /// Bytes came from the scheduler although [`awaits_no_answer`](Self::awaits_no_answer).
-    ///
-    /// ```
-    /// # use scx_vsock_agent::session::{Action, Buffers, Session};
-    /// # let mut buffers = Buffers::<64>::new();
-    /// # let mut session = Session::new(&mut buffers);
-    /// # session.open("0.1.0");
-    /// # session.host_wrote(usize::MAX); // the hello
-    /// session.scheduler_unasked();
-    /// let Action::WriteHost([error, ..]) = session.action() else { unreachable!() };
-    /// assert_eq!(error, b"{\"relay_error\":{\"scheduler_unasked\":{}}}\n");
-    /// ```
-    pub fn scheduler_unasked(&mut self) {
+    /// Reports bytes of the scheduler although [`expects_no_answer`](Self::expects_no_answer).
+    pub fn unsolicited_data(&mut self) {
         if !self.is_closed() {
-            self.relay_error(RelayError::SchedulerUnasked {});
+            self.send(Next::Close, emit::unsolicited_data);
         }
     }
 
-    fn notice(&mut self, envelope: &Envelope<Text>, then: Then) {
-        envelope.emit_into(&mut self.notice);
-        self.state = State::Notice { sent: 0, then };
+    /// Sends an envelope that `emit` writes.
+    fn send(&mut self, next: Next, emit: impl FnOnce(&mut [u8]) -> usize) {
+        self.line.clear();
+        let length = emit(self.line.spare());
+        self.begin_sending(length, next);
     }
 
-    fn relay_error(&mut self, error: RelayError<Text>) {
-        let then = if error.ends_session() { Then::Close } else { Then::ReadRequest };
-        self.notice(&Envelope::RelayError(error), then);
+    // One copy for all envelopes.
+    #[inline(never)]
+    fn begin_sending(&mut self, length: usize, next: Next) {
+        self.line.fill(length);
+        self.state = State::Sending { frame: Frame::None, sent: 0, next };
     }
 
-    fn go_on(&mut self, then: Then) {
-        match then {
-            Then::ReadRequest => {
+    fn proceed(&mut self, next: Next) {
+        match next {
+            Next::Request => {
                 self.line.clear();
                 self.state = State::Request;
             }
-            Then::Close => self.state = State::Closed,
-            Then::SayUnasked => self.relay_error(RelayError::SchedulerUnasked {}),
+            Next::Close => self.state = State::Closed,
+            Next::ReportUnsolicited => self.unsolicited_data(),
         }
     }
 
     /// Serves what the host sent ahead before more is read from it.
     fn take_read_ahead(&mut self) {
-        while let (State::Request | State::Dropping { .. }, false) = (&self.state, self.ahead.bytes().is_empty()) {
+        while let (State::Request | State::Discarding { .. }, false) = (self.state, self.ahead.bytes().is_empty()) {
             let (taken, fill) = self.line.take_line(self.ahead.bytes());
             self.ahead.consume(taken);
             self.request_filled(fill);
@@ -564,57 +386,54 @@ impl<'a, const MAX: usize> Session<'a, MAX> {
     }
 
     fn request_filled(&mut self, fill: Fill) {
-        match (&self.state, fill) {
+        match (self.state, fill) {
             (State::Request, Fill::Line { .. }) => self.route(),
-            (State::Request, Fill::Over) => self.drop_more(0),
-            (State::Dropping { size }, Fill::Line { .. }) => {
+            (State::Request, Fill::Over) => self.discard(0),
+            (State::Discarding { size }, Fill::Line { .. }) => {
                 let size = size.saturating_add(saturate(self.line.line().len()));
-                self.relay_error(RelayError::RequestTooLarge { size, max: saturate(MAX) });
+                self.send(Next::Request, |out| emit::request_too_large(out, size, saturate(MAX)));
             }
-            (State::Dropping { size }, Fill::Partial | Fill::Over) => self.drop_more(*size),
+            (State::Discarding { size }, Fill::Partial | Fill::Over) => self.discard(size),
             _ => {}
         }
     }
 
-    fn drop_more(&mut self, before: u32) {
+    fn discard(&mut self, before: u32) {
         let size = before.saturating_add(saturate(self.line.len()));
         self.line.clear();
-        self.state = State::Dropping { size };
+        self.state = State::Discarding { size };
     }
 
-    /// A request line is complete.
+    /// Decides who a complete request line is for.
     fn route(&mut self) {
-        let content = self.line.content();
-        if content == WAIT_SCHEDULER {
-            self.state = State::Waiting;
-        } else if content.starts_with(AGENT_LINE_PREFIX) {
-            self.relay_error(RelayError::UnknownVerb {});
-        } else {
-            self.state = State::Connecting;
+        match self.line.line().strip_prefix(AGENT_LINE_PREFIX).map(Verb::parse) {
+            None => self.state = State::Connecting,
+            Some(Some(Verb::WaitScheduler { timeout_ms })) => self.state = State::Waiting { timeout_ms },
+            Some(None) => self.send(Next::Request, emit::unknown_verb),
         }
     }
 }
 
-/// What is behind the answer in its frame: the suffix and the line's end.
+/// What stands after the answer in its frame: the suffix and the line's end.
 const FRAME_END: &[u8] = b"}\n";
 const _: () = assert!(FRAME_END.len() == STATS_SUFFIX.len() + 1);
 
-fn framed_length(content: &[u8]) -> usize {
-    STATS_PREFIX.len() + content.len() + FRAME_END.len()
-}
-
-/// The answer in its frame, without the first `sent` bytes.
-fn framed(content: &[u8], sent: usize) -> [&[u8]; 3] {
+/// The line in its frame, without the first `sent` bytes.
+fn unsent<const MAX: usize>(line: &LineBuffer<MAX>, frame: Frame, sent: usize) -> [&[u8]; 3] {
     let mut skip = sent;
-    [STATS_PREFIX, content, FRAME_END].map(|piece| {
-        let rest = piece.get(skip..).unwrap_or(&[]);
+    let pieces = match frame {
+        Frame::None => [line.line(), &[], &[]],
+        Frame::Stats => [STATS_PREFIX, line.content(), FRAME_END],
+    };
+    pieces.map(|piece| {
+        let rest = after(piece, skip);
         skip = skip.saturating_sub(piece.len());
         rest
     })
 }
 
 #[cfg(any(test, fuzzing))]
-pub mod model;
+pub mod oracle;
 
 #[cfg(test)]
 mod tests;

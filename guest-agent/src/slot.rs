@@ -1,15 +1,22 @@
-//! One place in the agent's table: a session machine and the descriptors that it drives.
+//! One place in the agent's table: a session machine and the connections that it drives.
 
 use core::ffi::CStr;
 
-use scx_vsock_wire::Text;
+use scx_vsock_wire::limits::{MAX_NAME_BYTES, MAX_OPS_BYTES};
+use scx_vsock_wire::line::up_to;
+use scx_vsock_wire::{Text, emit};
 
-use crate::session::{Action, Buffers, Session};
-use crate::sys::{self, Epoll, Errno, Fd};
-use crate::token::Token;
-use crate::watched::{Transfer, Watched};
+use crate::session::{Action, Session};
+use crate::stream::{Connection, Stream, Transfer};
+use crate::sys::{self, Epoll, Errno, Fd, UnixAddress};
+use crate::token::{Source, Token};
 
-/// Actions of one session before the others get their turn.
+/// This program's version.
+pub fn version() -> Text<'static> {
+    Text::first_line(env!("CARGO_PKG_VERSION").as_bytes())
+}
+
+/// Actions of one session before the others have their turn.
 const ACTIONS_A_TURN: usize = 16;
 
 /// How a session stands after its turn.
@@ -17,172 +24,221 @@ const ACTIONS_A_TURN: usize = 16;
 pub enum Step {
     /// There is more to do at once.
     More,
-    /// An event will come, or the timer's.
+    /// An event will come.
     Idle,
+    /// It waits for the timer.
+    Wait,
 }
 
-/// One place in the table.
+/// Where the waiting for a scheduler is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+enum Wait {
+    /// Nothing was tried yet.
+    NotBegun,
+    /// There is another attempt whenever the timer fires, the last at this time.
+    Until { end_ms: u64 },
+}
+
+/// One place in the table. All zero when new, see [`Session::new`].
+///
+/// `repr(C)` keeps what is used at every step together, before the buffers.
 #[derive(Debug)]
-pub struct Slot<'a, const MAX: usize> {
-    number: u8,
+#[repr(C)]
+pub struct Slot<const MAX: usize> {
     generation: u32,
-    session: Session<'a, MAX>,
-    socket: &'a [u8],
-    host: Option<Watched>,
-    scheduler: Option<Watched>,
-    /// Whether a scheduler that is waited for may be dialled now, or only when the timer has gone off.
-    dial_due: bool,
+    number: u8,
+    /// The number of the map whose scheduler is served.
+    pub map: u8,
+    wait: Wait,
+    host: Stream,
+    scheduler: Stream,
+    session: Session<MAX>,
 }
 
-impl<'a, const MAX: usize> Slot<'a, MAX> {
-    /// A free slot.
-    pub fn new(number: u8, buffers: &'a mut Buffers<MAX>) -> Self {
-        let session = Session::new(buffers);
-        Self { number, generation: 0, session, socket: b"", host: None, scheduler: None, dial_due: false }
+impl<const MAX: usize> Slot<MAX> {
+    /// Creates a free slot.
+    pub const fn new() -> Self {
+        Self {
+            session: Session::new(),
+            generation: 0,
+            number: 0,
+            map: 0,
+            wait: Wait::NotBegun,
+            host: Stream::None,
+            scheduler: Stream::None,
+        }
     }
 
     /// Whether no session is open here.
     pub fn is_free(&self) -> bool {
-        self.host.is_none()
+        matches!(self.host, Stream::None)
     }
 
-    /// Starts a session with a host whose requests go to `socket`.
-    pub fn open(&mut self, epoll: &Epoll, host: Fd, socket: &'a [u8]) -> sys::Result<()> {
-        let token = Token::Host { slot: self.number, generation: self.generation };
-        self.host = Some(Watched::new(epoll, host, token.pack())?);
-        self.socket = socket;
-        self.dial_due = true;
-        self.session.open(env!("CARGO_PKG_VERSION"));
+    /// Starts a session with a host for the scheduler of `map`, as slot `number`. Closes the connection where that
+    /// fails.
+    pub fn open(&mut self, epoll: Epoll, host: Fd, number: usize, map: usize) -> sys::Result<()> {
+        // The table and the maps are never longer.
+        self.number = u8::try_from(number).unwrap_or(u8::MAX);
+        self.map = u8::try_from(map).unwrap_or(u8::MAX);
+        self.wait = Wait::NotBegun;
+        self.host.open(epoll, host, self.token(Source::Host))?;
+        self.session.open(version(), boot_id(&mut [0; MAX_NAME_BYTES]));
         Ok(())
     }
 
-    /// Takes note of an event of the host's stream, unless it is a former session's.
-    pub fn note_host(&mut self, generation: u32, events: u32) {
-        if let (true, Some(host)) = (generation == self.generation, &mut self.host) {
-            host.note(events);
+    fn token(&self, source: Source) -> u64 {
+        Token { source, index: self.number, generation: self.generation }.pack()
+    }
+
+    /// Takes in an event of one of the connections, unless it is a former session's.
+    pub fn on_event(&mut self, token: Token, events: u32) {
+        if token.generation == self.generation {
+            match token.source {
+                Source::Host => self.host.on_event(events),
+                _ => self.scheduler.on_event(events),
+            }
         }
     }
 
-    /// Takes note of an event of the scheduler's stream, unless it is a former session's.
-    pub fn note_scheduler(&mut self, generation: u32, events: u32) {
-        if let (true, Some(scheduler)) = (generation == self.generation, &mut self.scheduler) {
-            scheduler.note(events);
-        }
-    }
-
-    /// The timer went off: a scheduler that is waited for may be dialled again.
-    pub fn retry(&mut self) {
-        self.dial_due = true;
-    }
-
-    /// Whether a scheduler is waited for that gives no event when it comes.
-    pub fn awaits_timer(&self) -> bool {
-        !self.dial_due && self.host.is_some() && self.session.awaits_scheduler()
-    }
-
-    /// Does what the session wants until it has to wait, or its turn is over.
-    pub fn step(&mut self, epoll: &Epoll) -> Step {
+    /// Does the session's actions until it has to wait, or its turn is over.
+    pub fn step(&mut self, epoll: Epoll, scheduler: &UnixAddress, timer_fired: bool) -> Step {
         for _ in 0..ACTIONS_A_TURN {
-            self.look_first();
-            if let Some(step) = self.act(epoll) {
+            self.check_peers();
+            if let Some(step) = self.act(epoll, scheduler, timer_fired) {
                 return step;
             }
         }
         Step::More
     }
 
-    /// What decides before any action: the host's end, and what the scheduler does unasked.
-    fn look_first(&mut self) {
-        if self.host.as_ref().is_some_and(Watched::has_ended) {
-            self.session.host_ended();
+    /// What decides before any action: that the host closed, and what the scheduler sends unsolicited.
+    fn check_peers(&mut self) {
+        if let Stream::Open(host) = &self.host
+            && host.is_closed()
+        {
+            self.session.host_closed();
         }
-        let Some(scheduler) = self.scheduler.as_mut().filter(|scheduler| scheduler.is_readable()) else { return };
-        if self.session.awaits_no_answer() {
-            match scheduler.receive(&mut [0]) {
-                Transfer::Done(0) => self.session.scheduler_ended(0),
-                Transfer::Done(_) => self.session.scheduler_unasked(),
-                Transfer::Failed(errno) => self.session.scheduler_ended(errno.into_raw()),
-                Transfer::Blocked => {}
-            }
+        if let Stream::Open(scheduler) = &mut self.scheduler
+            && scheduler.is_readable()
+            && self.session.expects_no_answer()
+        {
+            check(&mut self.session, scheduler);
         }
     }
 
-    /// Does one action; gives how the session stands where it can do no more now.
-    fn act(&mut self, epoll: &Epoll) -> Option<Step> {
-        let Self { session, host: Some(host), scheduler, .. } = self else { return Some(Step::Idle) };
-        match (session.action(), scheduler) {
-            (Action::ReadHost(buffer), _) => match host.receive(buffer) {
-                Transfer::Done(count) => session.host_read(count),
-                Transfer::Blocked => return Some(Step::Idle),
-                Transfer::Failed(_) => session.host_ended(),
-            },
-            (Action::WriteHost(pieces), _) => match host.send(epoll, pieces) {
-                Transfer::Done(count) => session.host_wrote(count),
-                Transfer::Blocked => return Some(Step::Idle),
-                Transfer::Failed(_) => session.host_ended(),
-            },
-            (Action::WriteScheduler(line), Some(scheduler)) => match scheduler.send(epoll, [line, &[], &[]]) {
-                Transfer::Done(count) => session.scheduler_wrote(count),
-                Transfer::Blocked => return Some(Step::Idle),
-                Transfer::Failed(errno) => session.scheduler_ended(errno.into_raw()),
-            },
-            (Action::ReadScheduler(buffer), Some(scheduler)) => match scheduler.receive(buffer) {
-                Transfer::Done(count) => session.scheduler_read(count),
-                Transfer::Blocked => return Some(Step::Idle),
-                Transfer::Failed(errno) => session.scheduler_ended(errno.into_raw()),
-            },
-            (Action::ConnectScheduler | Action::AwaitScheduler, Some(_)) => session.scheduler_connected(),
-            (Action::ConnectScheduler, None) => self.connect(epoll),
-            (Action::AwaitScheduler, None) => return self.await_scheduler(epoll),
+    /// Does one action; returns how the session stands where it can do no more now.
+    fn act(&mut self, epoll: Epoll, address: &UnixAddress, timer_fired: bool) -> Option<Step> {
+        let Stream::Open(host) = &mut self.host else { return Some(Step::Idle) };
+        let session = &mut self.session;
+        let transfer = match (session.action(), &mut self.scheduler) {
+            (Action::ReadHost(buffer), _) => host.receive(buffer),
+            (Action::WriteHost(pieces), _) => host.send(epoll, pieces),
+            (Action::WriteScheduler(line), Stream::Open(scheduler)) => scheduler.send(epoll, [line, &[], &[]]),
+            (Action::ReadScheduler(buffer), Stream::Open(scheduler)) => scheduler.receive(buffer),
+            (Action::CheckScheduler, Stream::Open(scheduler)) => {
+                check(session, scheduler);
+                return None;
+            }
+            (Action::ConnectScheduler | Action::AwaitScheduler { .. }, Stream::Open(_)) => {
+                session.scheduler_connected();
+                return None;
+            }
+            (Action::ConnectScheduler, Stream::None) => {
+                self.connect(epoll, address);
+                return None;
+            }
+            (Action::AwaitScheduler { timeout_ms }, Stream::None) => {
+                return self.wait(epoll, address, timeout_ms, timer_fired);
+            }
             // Without a scheduler there is nothing to write to or read from: its end was reported before.
-            (Action::WriteScheduler(_) | Action::ReadScheduler(_), None) => session.scheduler_ended(0),
+            (Action::CheckScheduler | Action::WriteScheduler(_) | Action::ReadScheduler(_), Stream::None) => {
+                Transfer::Failed(Errno::ENOTCONN)
+            }
             (Action::Close, _) => {
                 self.close();
                 return Some(Step::Idle);
             }
+        };
+        match transfer {
+            Transfer::Done(count) => session.transferred(count as usize),
+            Transfer::Failed(errno) => session.failed(errno.into_raw()),
+            Transfer::Blocked => return Some(Step::Idle),
         }
         None
     }
 
-    fn dial(&mut self, epoll: &Epoll) -> sys::Result<()> {
-        let token = Token::Scheduler { slot: self.number, generation: self.generation };
-        let stream = sys::connect_unix(self.socket)?;
-        self.scheduler = Some(Watched::new(epoll, stream, token.pack())?);
+    fn try_connect(&mut self, epoll: Epoll, address: &UnixAddress) -> sys::Result<()> {
+        let fd = sys::connect_unix(address)?;
+        let token = self.token(Source::Scheduler);
+        self.scheduler.open(epoll, fd, token)?;
         self.session.scheduler_connected();
         Ok(())
     }
 
-    fn connect(&mut self, epoll: &Epoll) {
-        if let Err(errno) = self.dial(epoll) {
-            let sched_ext = kernel_says(c"/sys/kernel/sched_ext/state");
-            let ops = kernel_says(c"/sys/kernel/sched_ext/root/ops");
-            self.session.scheduler_refused(errno.into_raw(), sched_ext, ops);
+    fn connect(&mut self, epoll: Epoll, address: &UnixAddress) {
+        if let Err(errno) = self.try_connect(epoll, address) {
+            self.report_no_scheduler(errno);
         }
     }
 
-    fn await_scheduler(&mut self, epoll: &Epoll) -> Option<Step> {
-        if self.dial_due && self.dial(epoll).is_ok() {
-            return None;
-        }
-        self.dial_due = false;
-        Some(Step::Idle)
+    fn report_no_scheduler(&mut self, errno: Errno) {
+        let (mut state, mut ops) = ([0; MAX_NAME_BYTES], [0; MAX_OPS_BYTES]);
+        let state = first_line(c"/sys/kernel/sched_ext/state", &mut state);
+        let ops = first_line(c"/sys/kernel/sched_ext/root/ops", &mut ops);
+        self.session.no_scheduler(errno.into_raw(), state, ops);
     }
 
-    fn close(&mut self) {
-        self.host = None;
-        self.scheduler = None;
+    fn wait(&mut self, epoll: Epoll, address: &UnixAddress, timeout_ms: u32, timer_fired: bool) -> Option<Step> {
+        let end_ms = match self.wait {
+            Wait::NotBegun => sys::now_ms().saturating_add(timeout_ms.into()),
+            Wait::Until { .. } if !timer_fired => return Some(Step::Wait),
+            Wait::Until { end_ms } => end_ms,
+        };
+        self.wait = Wait::NotBegun;
+        if let Err(errno) = self.try_connect(epoll, address) {
+            if sys::now_ms() < end_ms {
+                self.wait = Wait::Until { end_ms };
+                return Some(Step::Wait);
+            }
+            self.report_no_scheduler(errno);
+        }
+        None
+    }
+
+    /// Closes both connections.
+    pub fn close(&mut self) {
+        self.host.close();
+        self.scheduler.close();
+        self.wait = Wait::NotBegun;
         self.generation = self.generation.wrapping_add(1);
     }
 }
 
-/// The first line of a small file of the kernel's; empty where it cannot be read.
-fn kernel_says(path: &CStr) -> Text {
-    let mut buffer = [0; scx_vsock_wire::limits::MAX_TEXT_BYTES];
-    Text::first_line(sys::read_file(path, &mut buffer).unwrap_or(&[]))
+/// Reads from a scheduler that should be silent.
+fn check<const MAX: usize>(session: &mut Session<MAX>, scheduler: &mut Connection) {
+    match scheduler.receive_now(&mut [0]) {
+        Transfer::Done(0) => session.scheduler_gone(0),
+        Transfer::Done(_) => session.unsolicited_data(),
+        Transfer::Failed(errno) => session.scheduler_gone(errno.into_raw()),
+        Transfer::Blocked => session.scheduler_silent(),
+    }
 }
 
-/// Tells a connection that every session is taken, as far as it goes without waiting, and closes it.
-pub fn refuse(host: &Fd, sessions: usize) {
-    let busy = scx_vsock_wire::Envelope::busy(sessions).emit();
-    let _told: Result<usize, Errno> = sys::send(host, &busy);
+/// The first line of a small file of the kernel's; empty where it cannot be read.
+fn first_line<'b>(path: &CStr, buffer: &'b mut [u8]) -> Text<'b> {
+    Text::first_line(sys::read_file(path, buffer))
+}
+
+/// The kernel's boot id.
+pub fn boot_id(buffer: &mut [u8; MAX_NAME_BYTES]) -> Text<'_> {
+    first_line(c"/proc/sys/kernel/random/boot_id", buffer)
+}
+
+/// Reports to a host that every session is taken, as far as that goes without waiting, and closes its connection.
+pub fn refuse(host: Fd, sessions: u32) {
+    let mut line = [0; 64];
+    let length = emit::busy(&mut line, sessions);
+    let _best_effort = sys::send(host, up_to(&line, length));
+    host.close();
 }

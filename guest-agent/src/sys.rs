@@ -11,51 +11,56 @@ use core::mem::size_of;
 
 use linux_raw_sys::general::{
     __kernel_itimerspec, __kernel_timespec, AT_FDCWD, CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD,
-    F_GETFL, F_SETFL, O_CLOEXEC, O_NONBLOCK, TFD_CLOEXEC, TFD_NONBLOCK, epoll_event, iovec,
+    F_GETFL, F_SETFL, O_CLOEXEC, O_NONBLOCK, O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK, epoll_event, iovec,
 };
 use linux_raw_sys::net::{
-    AF_UNIX, AF_VSOCK, MSG_DONTWAIT, MSG_NOSIGNAL, SO_ACCEPTCONN, SO_ERROR, SOCK_STREAM, SOL_SOCKET, msghdr,
-    sockaddr_un,
+    AF_UNIX, AF_VSOCK, MSG_DONTWAIT, MSG_NOSIGNAL, SO_ACCEPTCONN, SOCK_STREAM, SOL_SOCKET, msghdr, sockaddr_un,
 };
+use scx_vsock_wire::line::up_to;
 pub use syscalls::Errno;
 use syscalls::{Sysno, syscall};
 
 pub use linux_raw_sys::general::{EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP};
 pub use linux_raw_sys::vm_sockets::{VMADDR_CID_ANY, VMADDR_CID_HOST};
 
-/// What a system call gives.
+/// What a system call returns. A descriptor or a count of 32 bits beside an error number fits one register.
 pub type Result<T> = core::result::Result<T, Errno>;
 
 const SOCK_NONBLOCK: u32 = O_NONBLOCK;
 const SOCK_CLOEXEC: u32 = O_CLOEXEC;
 
-/// An open descriptor, closed on drop.
-#[derive(Debug)]
+/// The number of an open descriptor. A copy of the number: whoever keeps it in a table closes it, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fd(i32);
 
 impl Fd {
     /// Takes over a descriptor that somebody else opened for this program.
     #[must_use]
-    pub fn inherited(raw: i32) -> Self {
+    pub const fn inherited(raw: i32) -> Self {
         Self(raw)
     }
 
-    /// The descriptor's number.
+    /// Returns the descriptor's number.
     #[must_use]
-    pub fn raw(&self) -> i32 {
+    pub fn raw(self) -> i32 {
         self.0
     }
 
-    fn argument(&self) -> usize {
+    /// Closes the descriptor.
+    pub fn close(self) {
+        // SAFETY: closing touches no memory.
+        let _closed = unsafe { syscall!(Sysno::close, self.argument()) };
+    }
+
+    fn argument(self) -> usize {
         self.0 as usize
     }
 }
 
-impl Drop for Fd {
-    fn drop(&mut self) {
-        // SAFETY: closing touches no memory, and this value is the descriptor's only owner.
-        let _closed = unsafe { syscall!(Sysno::close, self.argument()) };
-    }
+/// Opens a file of the kernel's or a device.
+fn open(path: &CStr, flags: u32) -> Result<Fd> {
+    // SAFETY: `path` is a C string that lives through the call.
+    unsafe { syscall!(Sysno::openat, AT_FDCWD as usize, path.as_ptr(), flags, 0usize) }.map(|fd| Fd(fd as i32))
 }
 
 /// One event of an [`Epoll`].
@@ -65,33 +70,36 @@ pub type Event = epoll_event;
 pub const NO_EVENT: Event = Event { events: 0, data: 0 };
 
 /// An epoll instance.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Epoll(Fd);
 
 impl Epoll {
-    /// A new instance.
+    /// No instance.
+    pub const NONE: Self = Self(Fd(0));
+
+    /// Creates an instance.
     pub fn new() -> Result<Self> {
         // SAFETY: no memory is passed.
         unsafe { syscall!(Sysno::epoll_create1, EPOLL_CLOEXEC) }.map(|fd| Self(Fd(fd as i32)))
     }
 
-    /// The instance's descriptor, readable while events wait.
+    /// Returns the instance's descriptor, readable while events wait.
     #[must_use]
-    pub fn fd(&self) -> &Fd {
-        &self.0
+    pub fn fd(self) -> Fd {
+        self.0
     }
 
     /// Watches `fd` for `events`, reported with `token`.
-    pub fn add(&self, fd: &Fd, events: u32, token: u64) -> Result<()> {
+    pub fn add(self, fd: Fd, events: u32, token: u64) -> Result<()> {
         self.control(EPOLL_CTL_ADD, fd, events, token)
     }
 
     /// Changes what a watched `fd` is watched for.
-    pub fn modify(&self, fd: &Fd, events: u32, token: u64) -> Result<()> {
+    pub fn modify(self, fd: Fd, events: u32, token: u64) -> Result<()> {
         self.control(EPOLL_CTL_MOD, fd, events, token)
     }
 
-    fn control(&self, operation: u32, fd: &Fd, events: u32, token: u64) -> Result<()> {
+    fn control(self, operation: u32, fd: Fd, events: u32, token: u64) -> Result<()> {
         let event = Event { events, data: token };
         // SAFETY: `event` is a live epoll_event for the time of the call, which only reads it.
         unsafe { syscall!(Sysno::epoll_ctl, self.0.argument(), operation, fd.argument(), &raw const event) }.map(drop)
@@ -99,7 +107,7 @@ impl Epoll {
 
     /// Waits at most `timeout_ms` (-1: without end) for events and returns those that are there; none when a signal
     /// came first.
-    pub fn wait<'e>(&self, events: &'e mut [Event], timeout_ms: i32) -> Result<&'e [Event]> {
+    pub fn wait(self, events: &mut [Event], timeout_ms: i32) -> Result<&[Event]> {
         let (pointer, length) = (events.as_mut_ptr(), events.len());
         // SAFETY: the kernel writes at most `length` events to the buffer, which lives through the call; the signal
         // mask is null, so its size is ignored.
@@ -107,7 +115,7 @@ impl Epoll {
             syscall!(Sysno::epoll_pwait, self.0.argument(), pointer, length, timeout_ms as usize, 0usize, 0usize)
         };
         match got {
-            Ok(count) => Ok(events.get(..count).unwrap_or(&[])),
+            Ok(count) => Ok(events.split_at(count.min(length)).0),
             Err(Errno::EINTR) => Ok(&[]),
             Err(errno) => Err(errno),
         }
@@ -115,31 +123,43 @@ impl Epoll {
 }
 
 /// A one-shot timer that can be watched.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Timer(Fd);
 
 impl Timer {
-    /// A disarmed timer.
+    /// No timer.
+    pub const NONE: Self = Self(Fd(0));
+
+    /// Creates a disarmed timer.
     pub fn new() -> Result<Self> {
         // SAFETY: no memory is passed.
         unsafe { syscall!(Sysno::timerfd_create, CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK) }
             .map(|fd| Self(Fd(fd as i32)))
     }
 
-    /// The timer's descriptor.
+    /// Returns the timer's descriptor.
     #[must_use]
-    pub fn fd(&self) -> &Fd {
-        &self.0
+    pub fn fd(self) -> Fd {
+        self.0
     }
 
-    /// Goes off once, `milliseconds` (below 1,000) from now.
-    pub fn arm(&self, milliseconds: u32) -> Result<()> {
+    /// Makes the timer fire once, `milliseconds` (below 1,000) from now.
+    pub fn arm(self, milliseconds: u32) -> Result<()> {
         let zero = __kernel_timespec { tv_sec: 0, tv_nsec: 0 };
         let value = __kernel_timespec { tv_sec: 0, tv_nsec: i64::from(milliseconds) * 1_000_000 };
         let spec = __kernel_itimerspec { it_interval: zero, it_value: value };
         // SAFETY: `spec` lives through the call, which only reads it; no old value is asked for.
         unsafe { syscall!(Sysno::timerfd_settime, self.0.argument(), 0usize, &raw const spec, 0usize) }.map(drop)
     }
+}
+
+/// Returns the milliseconds of the monotonic clock.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let mut now = __kernel_timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a timespec that the kernel may write to and that lives through the call.
+    let _always = unsafe { syscall!(Sysno::clock_gettime, CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
 }
 
 fn socket(family: u32) -> Result<Fd> {
@@ -166,43 +186,71 @@ impl VsockAddress {
     }
 }
 
-/// A non-blocking vsock listener on every CID of this machine.
-pub fn listen_vsock(port: u32, backlog: u32) -> Result<Fd> {
-    let listener = socket(AF_VSOCK)?;
-    let address = VsockAddress::new(VMADDR_CID_ANY.cast_unsigned(), port);
-    // SAFETY: `address` is a whole address and lives through the call, which only reads it.
-    unsafe { syscall!(Sysno::bind, listener.argument(), &raw const address, VsockAddress::BYTES) }?;
-    // SAFETY: no memory is passed.
-    unsafe { syscall!(Sysno::listen, listener.argument(), backlog) }?;
-    Ok(listener)
+/// Calls `prepare` with a new socket, which is closed where that fails.
+fn prepared(family: u32, prepare: impl FnOnce(Fd) -> Result<()>) -> Result<Fd> {
+    let fd = socket(family)?;
+    prepare(fd).map(|()| fd).inspect_err(|_| fd.close())
 }
 
-/// Starts a non-blocking vsock connection. It is complete when the descriptor becomes writable and
-/// [`take_error`] has none.
-pub fn dial_vsock(cid: u32, port: u32) -> Result<Fd> {
-    let stream = socket(AF_VSOCK)?;
-    let address = VsockAddress::new(cid, port);
-    // SAFETY: `address` is a whole address and lives through the call, which only reads it.
-    let dialled = unsafe { syscall!(Sysno::connect, stream.argument(), &raw const address, VsockAddress::BYTES) };
-    match dialled {
-        Ok(_) | Err(Errno::EINPROGRESS) => Ok(stream),
-        Err(errno) => Err(errno),
+/// Creates a non-blocking vsock listener on every CID of this machine.
+pub fn listen_vsock(port: u32, backlog: u32) -> Result<Fd> {
+    prepared(AF_VSOCK, |listener| {
+        let address = VsockAddress::new(VMADDR_CID_ANY.cast_unsigned(), port);
+        // SAFETY: `address` is a whole address and lives through the call, which only reads it.
+        unsafe { syscall!(Sysno::bind, listener.argument(), &raw const address, VsockAddress::BYTES) }?;
+        // SAFETY: no memory is passed.
+        unsafe { syscall!(Sysno::listen, listener.argument(), backlog) }.map(drop)
+    })
+}
+
+/// Starts a non-blocking vsock connection. It is made, or has failed, when the descriptor becomes writable.
+pub fn connect_vsock(cid: u32, port: u32) -> Result<Fd> {
+    prepared(AF_VSOCK, |stream| {
+        let address = VsockAddress::new(cid, port);
+        // SAFETY: `address` is a whole address and lives through the call, which only reads it.
+        match unsafe { syscall!(Sysno::connect, stream.argument(), &raw const address, VsockAddress::BYTES) } {
+            Ok(_) | Err(Errno::EINPROGRESS) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    })
+}
+
+/// The address of a Unix socket.
+#[derive(Clone, Copy)]
+pub struct UnixAddress(sockaddr_un);
+
+impl UnixAddress {
+    /// Bytes of the longest path.
+    pub const MAX_PATH_BYTES: usize = 107;
+
+    /// The address of no socket.
+    pub const NONE: Self = Self(sockaddr_un { sun_family: 0, sun_path: [0; Self::MAX_PATH_BYTES + 1] });
+
+    /// The address of the socket at `path`, of which at most [`MAX_PATH_BYTES`](Self::MAX_PATH_BYTES) count.
+    #[must_use]
+    pub fn new(path: &[u8]) -> Self {
+        let mut address = Self::NONE;
+        address.0.sun_family = AF_UNIX as u16;
+        for (to, from) in address.0.sun_path.iter_mut().zip(path.iter().take(Self::MAX_PATH_BYTES)) {
+            *to = *from as _;
+        }
+        address
+    }
+}
+
+impl core::fmt::Debug for UnixAddress {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        formatter.debug_struct("UnixAddress").finish_non_exhaustive()
     }
 }
 
 /// Connects to a Unix socket, which either succeeds or fails at once.
-pub fn connect_unix(path: &[u8]) -> Result<Fd> {
-    let mut address = sockaddr_un { sun_family: AF_UNIX as u16, sun_path: [0; 108] };
-    if path.len() >= address.sun_path.len() {
-        return Err(Errno::ENAMETOOLONG);
-    }
-    for (to, from) in address.sun_path.iter_mut().zip(path) {
-        *to = *from as _;
-    }
-    let stream = socket(AF_UNIX)?;
-    // SAFETY: `address` lives through the call, which only reads it; its path ends in a zero byte.
-    unsafe { syscall!(Sysno::connect, stream.argument(), &raw const address, size_of::<sockaddr_un>()) }?;
-    Ok(stream)
+pub fn connect_unix(address: &UnixAddress) -> Result<Fd> {
+    prepared(AF_UNIX, |stream| {
+        let (pointer, length) = (&raw const address.0, size_of::<sockaddr_un>());
+        // SAFETY: `address` lives through the call, which only reads it; its path ends in a zero byte.
+        unsafe { syscall!(Sysno::connect, stream.argument(), pointer, length) }.map(drop)
+    })
 }
 
 /// Who is at the other end of an accepted connection.
@@ -215,7 +263,7 @@ pub enum Peer {
 }
 
 /// Accepts a connection as a non-blocking stream.
-pub fn accept(listener: &Fd) -> Result<(Fd, Peer)> {
+pub fn accept(listener: Fd) -> Result<(Fd, Peer)> {
     let mut address = VsockAddress::new(0, 0);
     let mut length = VsockAddress::BYTES as u32;
     let flags = SOCK_NONBLOCK | SOCK_CLOEXEC;
@@ -227,47 +275,38 @@ pub fn accept(listener: &Fd) -> Result<(Fd, Peer)> {
     Ok((stream, if vsock { Peer::Vsock(address.cid) } else { Peer::Local }))
 }
 
-/// The pending error of a socket, which is thereby taken; `Ok` where there is none.
-pub fn take_error(socket: &Fd) -> Result<()> {
-    match socket_option(socket, SO_ERROR)? {
-        0 => Ok(()),
-        error => Err(Errno::new(error)),
-    }
-}
-
 /// Whether a socket listens.
-pub fn is_listening(socket: &Fd) -> Result<bool> {
-    socket_option(socket, SO_ACCEPTCONN).map(|listens| listens != 0)
-}
-
-fn socket_option(socket: &Fd, option: u32) -> Result<i32> {
+pub fn is_listening(socket: Fd) -> Result<bool> {
     let mut value = 0i32;
     let mut length = size_of::<i32>() as u32;
+    let (option, value_at, length_at) = (SO_ACCEPTCONN, &raw mut value, &raw mut length);
     // SAFETY: the kernel writes at most 4 bytes to `value` and 4 to `length`; both live through the call.
-    unsafe { syscall!(Sysno::getsockopt, socket.argument(), SOL_SOCKET, option, &raw mut value, &raw mut length) }?;
-    Ok(value)
+    unsafe { syscall!(Sysno::getsockopt, socket.argument(), SOL_SOCKET, option, value_at, length_at) }?;
+    Ok(value != 0)
 }
 
-/// Reads what is there from a socket; 0 at the stream's end.
-pub fn receive(socket: &Fd, buffer: &mut [u8]) -> Result<usize> {
+/// Reads from a socket without waiting; 0 at the stream's end.
+pub fn receive(socket: Fd, buffer: &mut [u8]) -> Result<u32> {
     let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
     // SAFETY: the kernel writes at most `length` bytes to the buffer, which lives through the call; no address is
     // asked for.
     unsafe { syscall!(Sysno::recvfrom, socket.argument(), pointer, length, MSG_DONTWAIT, 0usize, 0usize) }
+        .map(|count| count as u32)
 }
 
-/// Writes what there is room for, without raising SIGPIPE.
-pub fn send(socket: &Fd, bytes: &[u8]) -> Result<usize> {
+/// Writes to a socket what there is room for, without raising SIGPIPE.
+///
+/// No bytes at all show whether the peer still reads: this succeeds after the peer ended only its sending side and
+/// fails after it closed, on vsock and on Unix sockets, where epoll reports the two alike.
+pub fn send(socket: Fd, bytes: &[u8]) -> Result<u32> {
     let flags = MSG_DONTWAIT | MSG_NOSIGNAL;
     // SAFETY: the kernel reads `bytes`, which live through the call; no address is given.
     unsafe { syscall!(Sysno::sendto, socket.argument(), bytes.as_ptr(), bytes.len(), flags, 0usize, 0usize) }
+        .map(|count| count as u32)
 }
 
-/// Writes what there is room for of three pieces in order, without raising SIGPIPE.
-pub fn send_pieces(socket: &Fd, pieces: [&[u8]; 3]) -> Result<usize> {
-    if let [only, [], []] = pieces {
-        return send(socket, only);
-    }
+/// Writes to a socket what there is room for of three pieces in order, without raising SIGPIPE.
+pub fn send_pieces(socket: Fd, pieces: [&[u8]; 3]) -> Result<u32> {
     let mut vectors =
         pieces.map(|piece| iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() as _ });
     let message = msghdr {
@@ -281,26 +320,25 @@ pub fn send_pieces(socket: &Fd, pieces: [&[u8]; 3]) -> Result<usize> {
     };
     // SAFETY: `message` and the vectors and pieces that it points to live through the call, which only reads them.
     unsafe { syscall!(Sysno::sendmsg, socket.argument(), &raw const message, MSG_DONTWAIT | MSG_NOSIGNAL) }
+        .map(|count| count as u32)
 }
 
 /// Makes an inherited descriptor non-blocking.
-pub fn set_nonblocking(fd: &Fd) -> Result<()> {
+pub fn set_nonblocking(fd: Fd) -> Result<()> {
     // SAFETY: no memory is passed.
     let flags = unsafe { syscall!(Sysno::fcntl, fd.argument(), F_GETFL) }?;
     // SAFETY: no memory is passed.
     unsafe { syscall!(Sysno::fcntl, fd.argument(), F_SETFL, flags | O_NONBLOCK as usize) }.map(drop)
 }
 
-/// Reads the front of a small file.
-pub fn read_file<'b>(path: &CStr, buffer: &'b mut [u8]) -> Result<&'b [u8]> {
-    let flags = O_CLOEXEC | O_NONBLOCK;
-    // SAFETY: `path` is a C string that lives through the call.
-    let file =
-        unsafe { syscall!(Sysno::openat, AT_FDCWD as usize, path.as_ptr(), flags, 0usize) }.map(|fd| Fd(fd as i32))?;
+/// Reads the beginning of a small file; nothing where that cannot be read.
+pub fn read_file<'b>(path: &CStr, buffer: &'b mut [u8]) -> &'b [u8] {
     let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
+    let Ok(file) = open(path, O_CLOEXEC | O_NONBLOCK) else { return &[] };
     // SAFETY: the kernel writes at most `length` bytes to the buffer, which lives through the call.
-    let count = unsafe { syscall!(Sysno::read, file.argument(), pointer, length) }?;
-    Ok(buffer.get(..count).unwrap_or(&[]))
+    let count = unsafe { syscall!(Sysno::read, file.argument(), pointer, length) };
+    file.close();
+    up_to(buffer, count.unwrap_or(0))
 }
 
 /// Whether a path exists.
@@ -310,7 +348,20 @@ pub fn exists(path: &CStr) -> bool {
     unsafe { syscall!(Sysno::faccessat, AT_FDCWD as usize, path.as_ptr(), 0usize) }.is_ok()
 }
 
-/// This process's id.
+/// Opens what is closed of standard input, output and error, so that no socket becomes one of them.
+///
+/// An early init may have no `/dev/null` yet; the root directory takes no bytes either.
+pub fn open_standard_descriptors() {
+    loop {
+        match open(c"/dev/null", O_RDWR).or_else(|_| open(c"/", 0)) {
+            Ok(Fd(0..=2)) => {}
+            Ok(other) => return other.close(),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Returns this process's id.
 #[must_use]
 pub fn process_id() -> u32 {
     // SAFETY: no memory is passed.
@@ -336,11 +387,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_front_of_a_file_is_read_and_a_missing_one_named() {
+    fn the_beginning_of_a_file_is_read_and_a_missing_one_is_empty() {
         let mut buffer = [0; 16];
-        assert_eq!(read_file(c"/proc/sys/kernel/ostype", &mut buffer), Ok(&b"Linux\n"[..]));
-        assert_eq!(read_file(c"/proc/sys/kernel/ostype", &mut buffer[..3]), Ok(&b"Lin"[..]));
-        assert_eq!(read_file(c"/proc/nowhere", &mut buffer), Err(Errno::ENOENT));
-        assert_eq!(read_file(c"/proc", &mut buffer), Err(Errno::EISDIR));
+        assert_eq!(read_file(c"/proc/sys/kernel/ostype", &mut buffer), b"Linux\n");
+        assert_eq!(read_file(c"/proc/sys/kernel/ostype", &mut buffer[..3]), b"Lin");
+        assert_eq!(read_file(c"/proc/nowhere", &mut buffer), b"");
+        assert_eq!(read_file(c"/proc", &mut buffer), b"");
+    }
+
+    #[test]
+    fn an_empty_send_fails_only_after_a_full_close() {
+        use std::net::Shutdown;
+        use std::os::fd::AsRawFd;
+        use std::os::unix::net::UnixStream;
+
+        let (host, guest) = UnixStream::pair().unwrap();
+        let fd = Fd::inherited(guest.as_raw_fd());
+        assert_eq!(send(fd, b""), Ok(0));
+        host.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(send(fd, b""), Ok(0));
+        drop(host);
+        assert_eq!(send(fd, b""), Err(Errno::EPIPE));
     }
 }

@@ -5,53 +5,52 @@
 /// A slot's sources carry the slot's generation, so that an event of a connection that is closed by now is not
 /// taken for one of its successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Token {
+pub struct Token {
+    /// Which kind of source.
+    pub source: Source,
+    /// The number of the listener or of the slot.
+    pub index: u8,
+    /// The slot's generation.
+    pub generation: u32,
+}
+
+/// A kind of source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
     /// The timer.
     Timer,
     /// The Ready connection.
     Ready,
-    /// The n-th listener.
-    Listener(u8),
+    /// A listener.
+    Listener,
     /// The host's stream of a slot.
-    Host {
-        /// Which slot.
-        slot: u8,
-        /// The slot's generation.
-        generation: u32,
-    },
+    Host,
     /// The scheduler's stream of a slot.
-    Scheduler {
-        /// Which slot.
-        slot: u8,
-        /// The slot's generation.
-        generation: u32,
-    },
+    Scheduler,
 }
 
 impl Token {
-    /// The token's 64 bits.
-    pub fn pack(self) -> u64 {
-        let (kind, index, generation) = match self {
-            Self::Timer => (0, 0, 0),
-            Self::Ready => (1, 0, 0),
-            Self::Listener(index) => (2, index, 0),
-            Self::Host { slot, generation } => (3, slot, generation),
-            Self::Scheduler { slot, generation } => (4, slot, generation),
-        };
-        u64::from(generation) << 32 | u64::from(index) << 8 | kind
+    /// The token of a source that is there once, or of a listener.
+    pub const fn of(source: Source, index: u8) -> Self {
+        Self { source, index, generation: 0 }
     }
 
-    /// The token in 64 bits of an event.
+    /// Returns the token's 64 bits.
+    pub fn pack(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index) << 8 | self.source as u64
+    }
+
+    /// Returns the token in 64 bits of an event.
     pub fn unpack(bits: u64) -> Self {
-        let [kind, slot, _, _, g0, g1, g2, g3] = bits.to_le_bytes();
-        let generation = u32::from_le_bytes([g0, g1, g2, g3]);
-        match kind {
-            0 => Self::Timer,
-            1 => Self::Ready,
-            2 => Self::Listener(slot),
-            3 => Self::Host { slot, generation },
-            _ => Self::Scheduler { slot, generation },
-        }
+        let [source, index, _, _, g0, g1, g2, g3] = bits.to_le_bytes();
+        let source = match source {
+            0 => Source::Timer,
+            1 => Source::Ready,
+            2 => Source::Listener,
+            3 => Source::Host,
+            _ => Source::Scheduler,
+        };
+        Self { source, index, generation: u32::from_le_bytes([g0, g1, g2, g3]) }
     }
 }
 
@@ -62,15 +61,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_survives_its_packing(slot: u8, generation: u32) {
-            let tokens = [
-                Token::Timer,
-                Token::Ready,
-                Token::Listener(slot),
-                Token::Host { slot, generation },
-                Token::Scheduler { slot, generation },
-            ];
-            for token in tokens {
+        fn a_token_survives_its_packing(index: u8, generation: u32) {
+            for source in [Source::Timer, Source::Ready, Source::Listener, Source::Host, Source::Scheduler] {
+                let token = Token { source, index, generation };
                 prop_assert_eq!(Token::unpack(token.pack()), token);
             }
         }

@@ -1,11 +1,13 @@
 //! The wire between a guest's scx-vsock agent and its host, version 1.
 //!
-//! The transport is a vsock stream. The host sends [scx_stats] request lines; the agent passes each to the
-//! scheduler byte for byte and answers it with one *envelope*: a JSON object with exactly one key, on one line.
-//! This crate is the only place where a fact of that wire stands:
+//! The transport is a vsock stream. The host sends [scx_stats] request lines; the agent forwards each to the
+//! scheduler byte for byte and answers it with one *envelope*: a JSON object with exactly one key, on one line. Every
+//! fact of that wire is written in this crate and nowhere else:
 //!
 //! - [`limits`]: ports, byte caps and the protocol's version;
-//! - [`envelope`]: everything the agent says in its own name, and the frame it puts around a scheduler's answer;
+//! - [`verb`]: what a host asks of the agent itself;
+//! - [`envelope`]: what the agent sends, and the frame that it puts around a scheduler's answer;
+//! - [`emit`], [`text`] and [`template`]: how it writes that without a formatter;
 //! - [`line`](mod@line): the fixed buffer whose type is the byte cap.
 //!
 //! It needs neither std nor an allocator. Both sides use it: the agent emits, the host decodes with the `serde`
@@ -15,10 +17,16 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod emit;
 pub mod envelope;
 pub mod limits;
 pub mod line;
+pub mod template;
+pub mod text;
+pub mod verb;
 
-pub use envelope::{AgentEvent, Envelope, HELLO_PREFIX, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Stats, Text};
+pub use envelope::{AgentAnswer, Envelope, HELLO_PREFIX, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Stats};
 pub use limits::{AGENT_PORT, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, SESSIONS};
 pub use line::{Fill, LineBuffer};
+pub use text::Text;
+pub use verb::Verb;

@@ -4,11 +4,10 @@
 
 use scx_vsock_wire::limits::{
     AGENT_LINE_PREFIX, AGENT_PORT, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT,
-    WAIT_SCHEDULER,
 };
-use scx_vsock_wire::{AgentEvent, Envelope, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Text};
+use scx_vsock_wire::{AgentAnswer, Envelope, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Text, Verb};
 
-fn text(text: &str) -> Text {
+fn text(text: &str) -> Text<'_> {
     Text::first_line(text.as_bytes())
 }
 
@@ -24,7 +23,10 @@ fn limits_and_ports() {
 #[test]
 fn lines_for_the_agent() {
     assert_eq!(AGENT_LINE_PREFIX, br#"{"agent":"#);
-    assert_eq!(WAIT_SCHEDULER, br#"{"agent":"wait_scheduler"}"#);
+    let line = br#"{"agent":{"wait_scheduler":{"timeout_ms":4500}}}"#;
+    let verb = Verb::WaitScheduler { timeout_ms: 4500 };
+    assert_eq!(line.strip_prefix(AGENT_LINE_PREFIX).and_then(Verb::parse), Some(verb));
+    assert_eq!(verb.emit().strip_suffix(b"\n"), Some(&line[..]));
 }
 
 #[test]
@@ -35,27 +37,33 @@ fn the_frame_of_an_answer() {
 
 #[test]
 fn every_envelope() {
-    let golden: [(&str, Envelope<Text>); 9] = [
+    let golden: [(&str, Envelope<Text<'_>>); 9] = [
         (
-            r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","max_request_bytes":262144,"max_response_bytes":262144}}"#,
+            r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","boot_id":"0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d","max_request_bytes":262144,"max_response_bytes":262144}}"#,
             Envelope::Hello(Hello {
                 protocol: 1,
                 min_protocol: 1,
                 agent: text("0.1.0"),
+                boot_id: text("0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d"),
                 max_request_bytes: 262_144,
                 max_response_bytes: 262_144,
             }),
         ),
-        (r#"{"agent":"scheduler_ready"}"#, Envelope::Agent(AgentEvent::SchedulerReady)),
+        (r#"{"agent":{"scheduler_ready":{}}}"#, Envelope::Agent(AgentAnswer::SchedulerReady {})),
         (
-            r#"{"relay_error":{"no_scheduler":{"errno":2,"sched_ext":"disabled","ops":""}}}"#,
-            Envelope::RelayError(RelayError::NoScheduler { errno: 2, sched_ext: text("disabled"), ops: text("") }),
+            r#"{"relay_error":{"no_scheduler":{"errno":2,"sched_ext":"disabled","ops":"","cause":""}}}"#,
+            Envelope::RelayError(RelayError::NoScheduler {
+                errno: 2,
+                sched_ext: text("disabled"),
+                ops: text(""),
+                cause: text(""),
+            }),
         ),
         (
-            r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#,
-            Envelope::RelayError(RelayError::SchedulerGone { errno: 0 }),
+            r#"{"relay_error":{"scheduler_gone":{"errno":0,"cause":""}}}"#,
+            Envelope::RelayError(RelayError::SchedulerGone { errno: 0, cause: text("") }),
         ),
-        (r#"{"relay_error":{"scheduler_unasked":{}}}"#, Envelope::RelayError(RelayError::SchedulerUnasked {})),
+        (r#"{"relay_error":{"unsolicited_data":{}}}"#, Envelope::RelayError(RelayError::UnsolicitedData {})),
         (
             r#"{"relay_error":{"request_too_large":{"size":262145,"max":262144}}}"#,
             Envelope::RelayError(RelayError::RequestTooLarge { size: 262_145, max: 262_144 }),

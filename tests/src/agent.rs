@@ -17,8 +17,27 @@ use tempfile::TempDir;
 
 use crate::peer::Peer;
 
-/// The agent's hello.
-pub const HELLO: &str = r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","max_request_bytes":262144,"max_response_bytes":262144}}"#;
+/// The hello of an agent in some guest.
+pub const HELLO: &str = r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","boot_id":"00000000-0000-4000-8000-000000000000","max_request_bytes":262144,"max_response_bytes":262144}}"#;
+
+/// The hello of an agent on this machine.
+///
+/// # Panics
+///
+/// Where the kernel has no boot id.
+#[must_use]
+pub fn hello() -> String {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("the kernel has a boot id");
+    HELLO.replace("00000000-0000-4000-8000-000000000000", boot_id.trim_end())
+}
+
+/// Whether a line without its LF is the agent's hello, from whatever guest.
+#[must_use]
+pub fn is_hello(line: &[u8]) -> bool {
+    const BOOT_ID: usize = r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","boot_id":""#.len();
+    let mask = |(at, byte): (usize, u8)| if (BOOT_ID..BOOT_ID + 36).contains(&at) { b'x' } else { byte };
+    line.iter().copied().enumerate().map(mask).eq(HELLO.bytes().enumerate().map(mask))
+}
 
 /// The repository's top folder.
 #[must_use]
@@ -35,20 +54,21 @@ pub fn repository() -> &'static Path {
 pub fn file() -> &'static Path {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
     FILE.get_or_init(|| {
-        env::var_os("SCX_VSOCK_AGENT").map_or_else(|| build(&[]).expect("the agent builds"), Into::into)
+        env::var_os("SCX_VSOCK_AGENT").map_or_else(|| build(repository()).expect("the agent builds"), Into::into)
     })
 }
 
-/// Builds the agent with more arguments for cargo.
+/// Builds the agent of the sources at `top`; a copy's in a target folder of its own.
 ///
 /// # Errors
 ///
 /// What the build printed.
-pub fn build(arguments: &[&str]) -> Result<PathBuf, String> {
-    let output = Command::new(repository().join("ci/build-agent"))
-        .args(arguments)
-        .output()
-        .map_err(|error| format!("ci/build-agent: {error}"))?;
+pub fn build(top: &Path) -> Result<PathBuf, String> {
+    let mut command = Command::new(top.join("ci/build-agent"));
+    if top != repository() {
+        command.env("CARGO_TARGET_DIR", top.join("target"));
+    }
+    let output = command.output().map_err(|error| format!("ci/build-agent: {error}"))?;
     if output.status.success() {
         Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
     } else {
@@ -65,7 +85,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that leads to one scheduler's socket, at [`scheduler_path`](Self::scheduler_path) of map 0.
+    /// An agent for one scheduler's socket, at [`scheduler_path`](Self::scheduler_path) of map 0.
     #[must_use]
     pub fn start() -> Self {
         Self::with_maps(1)
@@ -108,8 +128,8 @@ impl Agent {
         let mut mappings = Vec::new();
         for (map, child_fd) in (0..maps).zip(10..) {
             let listener = UnixListener::bind(host_path(directory.path(), map)).expect("a socket to listen on");
-            let leads_to = scheduler_path(directory.path(), map);
-            command.arg("--map").arg(format!("{map}={}", leads_to.display()));
+            let socket = scheduler_path(directory.path(), map);
+            command.arg("--map").arg(format!("{map}={}", socket.display()));
             command.arg("--listen-fd").arg(child_fd.to_string());
             mappings.push(FdMapping { parent_fd: OwnedFd::from(listener), child_fd });
         }
@@ -152,7 +172,7 @@ impl Agent {
     #[must_use]
     pub fn host(&self) -> Peer {
         let mut host = self.silent_host();
-        host.expect(HELLO);
+        host.expect(hello());
         host
     }
 
@@ -226,7 +246,7 @@ impl Drop for Agent {
     }
 }
 
-/// Runs the agent's program to its end; gives its status, standard output and standard error.
+/// Runs the agent's program to its end; returns its status, standard output and standard error.
 ///
 /// # Panics
 ///

@@ -1,6 +1,6 @@
 //! An agent that plays a script: a [`ScriptedScheduler`] whose lines are the wire's envelopes.
 
-use scx_vsock_wire::{AgentEvent, Envelope, RelayError, STATS_PREFIX, STATS_SUFFIX, Text};
+use scx_vsock_wire::{AgentAnswer, Envelope, RelayError, STATS_PREFIX, STATS_SUFFIX, Text};
 
 use crate::agent::HELLO;
 use crate::scripted_scheduler::{Script, ScriptedScheduler};
@@ -36,13 +36,15 @@ impl Script {
     /// Sends a relay error.
     #[must_use]
     pub fn relay_error(self, error: RelayError<&str>) -> Self {
-        let text = |text: &str| Text::first_line(text.as_bytes());
+        fn text(text: &str) -> Text<'_> {
+            Text::first_line(text.as_bytes())
+        }
         let error = match error {
-            RelayError::NoScheduler { errno, sched_ext, ops } => {
-                RelayError::NoScheduler { errno, sched_ext: text(sched_ext), ops: text(ops) }
+            RelayError::NoScheduler { errno, sched_ext, ops, cause } => {
+                RelayError::NoScheduler { errno, sched_ext: text(sched_ext), ops: text(ops), cause: text(cause) }
             }
-            RelayError::SchedulerGone { errno } => RelayError::SchedulerGone { errno },
-            RelayError::SchedulerUnasked {} => RelayError::SchedulerUnasked {},
+            RelayError::SchedulerGone { errno, cause } => RelayError::SchedulerGone { errno, cause: text(cause) },
+            RelayError::UnsolicitedData {} => RelayError::UnsolicitedData {},
             RelayError::RequestTooLarge { size, max } => RelayError::RequestTooLarge { size, max },
             RelayError::ResponseTooLarge { size, max } => RelayError::ResponseTooLarge { size, max },
             RelayError::UnknownVerb {} => RelayError::UnknownVerb {},
@@ -51,9 +53,15 @@ impl Script {
         self.send(Envelope::RelayError(error).emit())
     }
 
-    /// Says that the scheduler accepts connections.
+    /// Reads a line, which must ask the agent to wait for the scheduler.
+    #[must_use]
+    pub fn wait_scheduler(self) -> Self {
+        self.expect_prefix(r#"{"agent":{"wait_scheduler":{"timeout_ms":"#)
+    }
+
+    /// Reports that the scheduler accepts connections.
     #[must_use]
     pub fn ready(self) -> Self {
-        self.send(Envelope::<Text>::Agent(AgentEvent::SchedulerReady).emit())
+        self.send(Envelope::<Text<'_>>::Agent(AgentAnswer::SchedulerReady {}).emit())
     }
 }

@@ -29,6 +29,7 @@ pub mod microvm;
 pub mod mmio_driver;
 pub mod notifying_port;
 pub mod oracles;
+pub mod patched;
 pub mod pattern;
 pub mod peer;
 pub mod program;

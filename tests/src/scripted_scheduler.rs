@@ -17,11 +17,11 @@ use tempfile::TempDir;
 
 use crate::peer::DEADLINE;
 
-/// What one connection does, step by step. Behind its last step it waits for the other end to close.
+/// What one connection does, step by step. After its last step it waits for the other end to close.
 #[derive(Clone, Debug, Default)]
 pub struct Script {
     steps: Vec<Step>,
-    /// Played again and again behind the steps, until the other end closes.
+    /// Played again and again after the steps, until the other end closes.
     again: Vec<Step>,
 }
 
@@ -29,10 +29,11 @@ pub struct Script {
 enum Step {
     Line,
     Expect(Vec<u8>),
+    ExpectPrefix(Vec<u8>),
     Send(Vec<u8>),
     SendPieces { bytes: Vec<u8>, size: usize },
-    Number { before: Vec<u8>, behind: Vec<u8> },
-    Echo { before: Vec<u8>, behind: Vec<u8> },
+    Number { before: Vec<u8>, after: Vec<u8> },
+    Echo { before: Vec<u8>, after: Vec<u8> },
     Stall,
     CloseWrite,
     Close,
@@ -43,6 +44,7 @@ impl Step {
         match self {
             Self::Line => "line",
             Self::Expect(_) => "expect",
+            Self::ExpectPrefix(_) => "expect_prefix",
             Self::Send(_) => "send",
             Self::SendPieces { .. } => "send_pieces",
             Self::Number { .. } => "send_number",
@@ -78,6 +80,12 @@ impl Script {
         self.then(Step::Expect(line.as_ref().to_vec()))
     }
 
+    /// Reads a line, which must begin like this.
+    #[must_use]
+    pub fn expect_prefix(self, prefix: impl AsRef<[u8]>) -> Self {
+        self.then(Step::ExpectPrefix(prefix.as_ref().to_vec()))
+    }
+
     /// Sends bytes at once.
     #[must_use]
     pub fn send(self, bytes: impl AsRef<[u8]>) -> Self {
@@ -92,14 +100,14 @@ impl Script {
 
     /// Sends the number of lines that all connections have read by now, between these bytes.
     #[must_use]
-    pub fn send_number(self, before: impl AsRef<[u8]>, behind: impl AsRef<[u8]>) -> Self {
-        self.then(Step::Number { before: before.as_ref().to_vec(), behind: behind.as_ref().to_vec() })
+    pub fn send_number(self, before: impl AsRef<[u8]>, after: impl AsRef<[u8]>) -> Self {
+        self.then(Step::Number { before: before.as_ref().to_vec(), after: after.as_ref().to_vec() })
     }
 
     /// Sends the line that was read last, without its LF, between these bytes.
     #[must_use]
-    pub fn send_echo(self, before: impl AsRef<[u8]>, behind: impl AsRef<[u8]>) -> Self {
-        self.then(Step::Echo { before: before.as_ref().to_vec(), behind: behind.as_ref().to_vec() })
+    pub fn send_echo(self, before: impl AsRef<[u8]>, after: impl AsRef<[u8]>) -> Self {
+        self.then(Step::Echo { before: before.as_ref().to_vec(), after: after.as_ref().to_vec() })
     }
 
     /// Reports [`Event::Stalled`] and waits for [`ScriptedScheduler::release`].
@@ -128,7 +136,7 @@ impl Script {
         self
     }
 
-    /// Plays another script behind this one, again and again until the other end closes.
+    /// Plays another script after this one, again and again until the other end closes.
     #[must_use]
     pub fn forever(mut self, again: Self) -> Self {
         self.again = again.steps;
@@ -145,7 +153,7 @@ pub enum Event {
     Read(usize, Vec<u8>),
     /// It waits for [`ScriptedScheduler::release`].
     Stalled(usize),
-    /// Its script is over and the stream is closed; so many bytes came behind the script.
+    /// Its script is over and the stream is closed; so many bytes came after the script.
     Ended(usize, usize),
     /// Something was not as the script has it.
     Failed(usize, String),
@@ -224,13 +232,13 @@ impl ScriptedScheduler {
         event
     }
 
-    /// Passes over events until this one.
+    /// Skips events until this one.
     ///
     /// # Panics
     ///
     /// When it does not come within [`DEADLINE`] of the one before, or the script failed.
-    pub fn wait_for(&self, wanted: &Event) {
-        while self.event() != *wanted {}
+    pub fn wait_for(&self, expected: &Event) {
+        while self.event() != *expected {}
     }
 }
 
@@ -264,9 +272,9 @@ impl Shared {
             if self.stopped.load(Ordering::SeqCst) {
                 return;
             }
-            self.tell(Event::Connected(number));
+            self.report(Event::Connected(number));
             let Some(script) = scripts.next() else {
-                self.tell(Event::Failed(number, "a connection that no script is for".to_owned()));
+                self.report(Event::Failed(number, "a connection that no script is for".to_owned()));
                 continue;
             };
             stream.set_read_timeout(Some(DEADLINE)).expect("a stream takes a time-out");
@@ -275,22 +283,22 @@ impl Shared {
             let shared = Arc::clone(self);
             thread::spawn(move || {
                 let end = match shared.play(number, &stream, script) {
-                    Ok(behind) => Event::Ended(number, behind),
+                    Ok(count) => Event::Ended(number, count),
                     // A fixture that is being dropped cuts its scripts short.
                     Err(_) if shared.stopped.load(Ordering::SeqCst) => Event::Ended(number, 0),
                     Err(problem) => Event::Failed(number, problem),
                 };
                 let _may_be_closed = stream.shutdown(Shutdown::Both);
-                shared.tell(end);
+                shared.report(end);
             });
         }
     }
 
-    fn tell(&self, event: Event) {
+    fn report(&self, event: Event) {
         let _test_is_over = self.events.send(event);
     }
 
-    /// Plays a script; gives how many bytes came behind it.
+    /// Plays a script; returns how many bytes came after it.
     fn play(&self, number: usize, stream: &UnixStream, script: Script) -> Result<usize, String> {
         let mut connection =
             Connection { shared: self, number, stream, lines: BufReader::new(stream), last: Vec::new() };
@@ -306,10 +314,10 @@ impl Shared {
                 }
             }
         }
-        let mut behind = Vec::new();
+        let mut rest = Vec::new();
         // A peer that closes with bytes of ours unread resets the stream, which is an end like any other.
-        let _end = connection.lines.read_to_end(&mut behind);
-        Ok(behind.len())
+        let _end = connection.lines.read_to_end(&mut rest);
+        Ok(rest.len())
     }
 }
 
@@ -341,26 +349,27 @@ impl Connection<'_> {
         let mut out = self.stream;
         match step {
             Step::Line => self.read()?,
-            Step::Expect(wanted) => {
+            Step::Expect(expected) => {
                 self.read()?;
-                if self.last != *wanted {
-                    let (wanted, got) = (String::from_utf8_lossy(wanted), String::from_utf8_lossy(&self.last));
-                    return Err(io::Error::other(format!("expected {wanted:.200?}, got {got:.200?}")));
-                }
+                self.compare(expected, self.last == *expected)?;
+            }
+            Step::ExpectPrefix(expected) => {
+                self.read()?;
+                self.compare(expected, self.last.starts_with(expected))?;
             }
             Step::Send(bytes) => out.write_all(bytes)?,
             Step::SendPieces { bytes, size } => {
                 bytes.chunks(*size).try_for_each(|piece| out.write_all(piece))?;
             }
-            Step::Number { before, behind } => {
+            Step::Number { before, after } => {
                 let count = self.shared.lines.lock().expect("no connection panics").to_string();
-                out.write_all(&[before, count.as_bytes(), behind].concat())?;
+                out.write_all(&[before, count.as_bytes(), after].concat())?;
             }
-            Step::Echo { before, behind } => {
-                out.write_all(&[&before[..], &self.last, behind].concat())?;
+            Step::Echo { before, after } => {
+                out.write_all(&[&before[..], &self.last, after].concat())?;
             }
             Step::Stall => {
-                self.shared.tell(Event::Stalled(self.number));
+                self.shared.report(Event::Stalled(self.number));
                 let released = self.shared.released.lock().expect("no connection panics");
                 released.recv_timeout(DEADLINE).map_err(io::Error::other)?;
             }
@@ -370,14 +379,22 @@ impl Connection<'_> {
         Ok(true)
     }
 
+    fn compare(&self, expected: &[u8], is_same: bool) -> io::Result<()> {
+        if is_same {
+            return Ok(());
+        }
+        let (expected, read) = (String::from_utf8_lossy(expected), String::from_utf8_lossy(&self.last));
+        Err(io::Error::other(format!("expected {expected:.200?}, read {read:.200?}")))
+    }
+
     fn read(&mut self) -> io::Result<()> {
         self.last.clear();
         self.lines.read_until(b'\n', &mut self.last)?;
         if self.last.pop() != Some(b'\n') {
-            return Err(io::Error::other(format!("the stream ended behind {} bytes", self.last.len())));
+            return Err(io::Error::other(format!("the stream ended after {} bytes", self.last.len())));
         }
         *self.shared.lines.lock().expect("no connection panics") += 1;
-        self.shared.tell(Event::Read(self.number, self.last.clone()));
+        self.shared.report(Event::Read(self.number, self.last.clone()));
         Ok(())
     }
 }

@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use scx_vsock_tests::agent::{self, Agent, HELLO};
+use scx_vsock_tests::agent::{self, Agent, hello};
 use scx_vsock_tests::peer::Peer;
 use scx_vsock_wire::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SESSIONS};
 
@@ -57,7 +58,7 @@ fn a_request_is_forwarded_only_when_its_whole_line_is_there() {
     for byte in REQUEST.as_bytes() {
         host.send([*byte]);
     }
-    // The session that ends inside a line shows that nothing was forwarded: the scheduler was never dialled, and
+    // The session that ends inside a line shows that nothing was forwarded: the scheduler was never connected, and
     // the next connection is the next session's.
     drop(host);
     let mut host = agent.host();
@@ -156,7 +157,9 @@ fn no_scheduler_says_why_and_the_session_goes_on() {
     let kernel = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let (state, ops) = (kernel("/sys/kernel/sched_ext/state"), kernel("/sys/kernel/sched_ext/root/ops"));
     let no_scheduler = |errno| {
-        format!(r#"{{"relay_error":{{"no_scheduler":{{"errno":{errno},"sched_ext":"{state}","ops":"{ops}"}}}}}}"#)
+        format!(
+            r#"{{"relay_error":{{"no_scheduler":{{"errno":{errno},"sched_ext":"{state}","ops":"{ops}","cause":""}}}}}}"#
+        )
     };
     host.send("one\n");
     host.expect(no_scheduler(2));
@@ -183,7 +186,7 @@ fn a_scheduler_that_goes_during_its_answer_ends_the_session_with_the_reason() {
     scheduler.expect("again");
     scheduler.send(r#"{"errno":0,"#);
     drop(scheduler);
-    host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#);
+    host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0,"cause":""}}}"#);
     host.expect_end();
 }
 
@@ -191,19 +194,19 @@ fn a_scheduler_that_goes_during_its_answer_ends_the_session_with_the_reason() {
 fn a_scheduler_that_goes_while_idle_ends_the_session_with_the_reason() {
     let (_agent, _listener, mut host, scheduler) = connected();
     drop(scheduler);
-    host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#);
+    host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0,"cause":""}}}"#);
     host.expect_end();
 }
 
 #[test]
-fn an_answer_right_before_the_scheduler_goes_is_passed_on_first() {
+fn an_answer_right_before_the_scheduler_goes_is_forwarded_first() {
     let (_agent, _listener, mut host, mut scheduler) = connected();
     host.send("again\n");
     scheduler.expect("again");
     scheduler.send("5\n");
     drop(scheduler);
     host.expect(r#"{"stats":5}"#);
-    host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#);
+    host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0,"cause":""}}}"#);
     host.expect_end();
 }
 
@@ -211,18 +214,18 @@ fn an_answer_right_before_the_scheduler_goes_is_passed_on_first() {
 fn bytes_of_an_idle_scheduler_end_the_session_and_answer_nothing() {
     let (_agent, _listener, mut host, mut scheduler) = connected();
     scheduler.send("stale\n");
-    host.expect(r#"{"relay_error":{"scheduler_unasked":{}}}"#);
+    host.expect(r#"{"relay_error":{"unsolicited_data":{}}}"#);
     host.expect_end();
 }
 
 #[test]
-fn a_second_line_behind_the_answer_ends_the_session() {
+fn a_second_line_after_the_answer_ends_the_session() {
     let (_agent, _listener, mut host, mut scheduler) = connected();
     host.send("again\n");
     scheduler.expect("again");
     scheduler.send("1\n2\n");
     host.expect(r#"{"stats":1}"#);
-    host.expect(r#"{"relay_error":{"scheduler_unasked":{}}}"#);
+    host.expect(r#"{"relay_error":{"unsolicited_data":{}}}"#);
     host.expect_end();
 }
 
@@ -249,7 +252,7 @@ fn nul_and_bytes_that_are_not_text_pass_unchanged() {
 #[test]
 fn lines_for_the_agent_are_never_forwarded() {
     let (_agent, _listener, mut host, mut scheduler) = connected();
-    for line in [r#"{"agent":"sing"}"#, r#"{"agent":"#, r#"{"agent":"wait_scheduler"} "#] {
+    for line in [r#"{"agent":{"sing":{}}}"#, r#"{"agent":"#, r#"{"agent":"wait_scheduler"}"#] {
         host.send(format!("{line}\n"));
         host.expect(r#"{"relay_error":{"unknown_verb":{}}}"#);
     }
@@ -260,16 +263,38 @@ fn lines_for_the_agent_are_never_forwarded() {
 fn wait_scheduler_is_answered_when_the_scheduler_comes() {
     let agent = Agent::start();
     let mut host = agent.host();
-    host.send("{\"agent\":\"wait_scheduler\"}\nfirst\n");
+    host.send("{\"agent\": {\"wait_scheduler\": {\"timeout_ms\": 20000, \"later\": []}}}\nfirst\n");
     let listener = agent.scheduler();
     let mut scheduler = Peer::accept(&listener);
-    host.expect(r#"{"agent":"scheduler_ready"}"#);
+    host.expect(r#"{"agent":{"scheduler_ready":{}}}"#);
     scheduler.expect("first");
     scheduler.send("1\n");
     host.expect(r#"{"stats":1}"#);
-    host.send("{\"agent\":\"wait_scheduler\"}\n");
-    host.expect(r#"{"agent":"scheduler_ready"}"#);
+    host.send("{\"agent\":{\"wait_scheduler\":{}}}\n");
+    host.expect(r#"{"agent":{"scheduler_ready":{}}}"#);
     round_trip(&mut host, &mut scheduler);
+}
+
+#[test]
+fn wait_scheduler_ends_when_its_time_is_over() {
+    let agent = Agent::start();
+    let mut host = agent.host();
+    for timeout_ms in [0, 100] {
+        let before = Instant::now();
+        host.send(format!("{{\"agent\":{{\"wait_scheduler\":{{\"timeout_ms\":{timeout_ms}}}}}}}\n"));
+        let line = String::from_utf8(host.line()).unwrap();
+        assert!(line.starts_with(r#"{"relay_error":{"no_scheduler":{"errno":2,"#), "{line}");
+        assert!(before.elapsed() >= Duration::from_millis(timeout_ms), "{:?}", before.elapsed());
+    }
+    // What was seen last is the reason.
+    drop(agent.scheduler());
+    host.send("{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":1}}}\n");
+    let line = String::from_utf8(host.line()).unwrap();
+    assert!(line.starts_with(r#"{"relay_error":{"no_scheduler":{"errno":111,"#), "{line}");
+    fs::remove_file(agent.scheduler_path(0)).unwrap();
+    let listener = agent.scheduler();
+    host.send("next\n");
+    Peer::accept(&listener).expect("next");
 }
 
 #[test]
@@ -280,17 +305,62 @@ fn a_host_that_goes_takes_its_scheduler_connection_with_it() {
 }
 
 #[test]
-fn a_hosts_half_close_ends_the_session() {
+fn a_hosts_half_close_ends_the_session_after_its_answers() {
     let (_agent, _listener, mut host, mut scheduler) = connected();
+    host.send("one\ntwo\n{\"agent\":{\"sing\":{}}}\nincomplete");
+    host.finish();
+    for line in ["one", "two"] {
+        scheduler.expect(line);
+        scheduler.send("1\n");
+        host.expect(r#"{"stats":1}"#);
+    }
+    host.expect(r#"{"relay_error":{"unknown_verb":{}}}"#);
+    host.expect_end();
+    scheduler.expect_end();
+}
+
+#[test]
+fn a_host_that_closes_after_its_half_close_ends_the_session_at_once() {
+    let (agent, _listener, mut host, mut scheduler) = connected();
     host.send("again\n");
     scheduler.expect("again");
     host.finish();
+    // The agent knows of the half-close when it serves the next host.
+    let _next = agent.host();
+    drop(host);
     scheduler.expect_end();
+}
+
+#[test]
+fn a_half_close_and_a_wait_for_a_scheduler_end_with_the_time() {
+    let agent = Agent::start();
+    let mut host = agent.host();
+    host.send("{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":50}}}\n");
+    host.finish();
+    assert!(host.line().starts_with(br#"{"relay_error":{"no_scheduler":{"errno":2,"#));
     host.expect_end();
 }
 
 #[test]
-fn one_session_more_than_there_are_is_told_busy() {
+fn bytes_that_came_right_before_a_request_are_never_its_answer() {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    for _ in 0..2_000 {
+        let mut host = agent.host();
+        host.send("one\n");
+        let mut scheduler = Peer::accept(&listener);
+        scheduler.expect("one");
+        scheduler.send("1\n");
+        host.expect(r#"{"stats":1}"#);
+        scheduler.send("stale\n");
+        // The agent may be anywhere between its sleep and this request.
+        host.send("two\n");
+        host.expect(r#"{"relay_error":{"unsolicited_data":{}}}"#);
+    }
+}
+
+#[test]
+fn one_session_more_than_there_are_is_refused() {
     let agent = Agent::start();
     let sessions: Vec<Peer> = (0..SESSIONS).map(|_| agent.host()).collect();
     let mut one_more = agent.silent_host();
@@ -301,7 +371,7 @@ fn one_session_more_than_there_are_is_told_busy() {
 }
 
 #[test]
-fn nobody_is_told_busy_while_a_session_ends_in_the_same_wake_up() {
+fn nobody_is_refused_while_a_session_ends_in_the_same_wake_up() {
     let agent = Agent::start();
     let mut sessions: Vec<Peer> = (0..SESSIONS).map(|_| agent.host()).collect();
     for _ in 0..200 {
@@ -340,12 +410,12 @@ fn sessions_do_not_delay_each_other() {
 }
 
 #[test]
-fn each_port_leads_to_its_own_scheduler() {
+fn each_port_has_its_own_scheduler() {
     let agent = Agent::with_maps(4);
     for map in 0..4 {
         let listener = UnixListener::bind(agent.scheduler_path(map)).unwrap();
         let mut host = Peer::connect(&agent.host_path(map));
-        host.expect(HELLO);
+        host.expect(hello());
         host.send("who\n");
         let mut scheduler = Peer::accept(&listener);
         scheduler.expect("who");
@@ -359,22 +429,23 @@ fn an_idle_agent_sleeps() {
     let (agent, _listener, _host, _scheduler) = connected();
     let before = agent.wake_ups();
     agent.lives_on(Duration::from_secs(1));
-    // It may still have been on its way to sleep behind its answer. What is tried again is every 20 ms.
+    // It may still have been on its way to sleep after its answer. What is tried again is every 20 ms.
     let wake_ups = agent.wake_ups() - before;
     assert!(wake_ups <= 10, "it woke up {wake_ups} times in a second");
 }
 
 #[test]
 fn wrong_arguments_are_one_line_and_status_2() {
-    for (arguments, complaint) in [
+    for (arguments, message) in [
         (&["--port", "x"][..], "scx-vsock-agent: x: the port must be a decimal number from 0 to 4294967294\n"),
         (&["--sing"], "scx-vsock-agent: --sing: unknown argument; --help lists those that are known\n"),
         (&["--map"], "scx-vsock-agent: --map: a value must follow this argument\n"),
+        (&["--sing\n\u{1b}[2J"], "scx-vsock-agent: --sing: unknown argument; --help lists those that are known\n"),
     ] {
         let (status, output, errors) = agent::run(|command| {
             command.args(arguments);
         });
-        assert_eq!((status.code(), output.as_str(), errors.as_str()), (Some(2), "", complaint));
+        assert_eq!((status.code(), output.as_str(), errors.as_str()), (Some(2), "", message));
     }
 }
 
@@ -384,23 +455,54 @@ fn a_descriptor_that_does_not_listen_is_named() {
         command.args(["--listen-fd", "0"]);
     });
     assert_eq!(status.code(), Some(1));
-    assert_eq!(errors, "scx-vsock-agent: not a listening socket: descriptor 0: errno 88\n");
+    assert_eq!(errors, "scx-vsock-agent: descriptor 0 is not a listening socket: errno 88\n");
 }
 
 #[test]
-fn sockets_that_were_passed_to_another_process_are_not_taken() {
-    // There are more than it has use for, which it only says of its own.
-    let passed_to = |process: &str| {
-        let script = format!("LISTEN_FDS=5 LISTEN_PID={process} exec \"$0\" --listen-fd 0 </dev/null");
-        let output = Command::new("sh").args(["-c", &script]).arg(agent::file()).output().unwrap();
+fn only_sockets_that_were_passed_to_this_process_are_served() {
+    // There are more than there are maps, which is wrong only of its own.
+    let passed = |variable: &str| {
+        let script = format!("unset LISTEN_PID; export LISTEN_FDS=5 {variable}; exec \"$0\"");
+        let output = Command::new(env!("CARGO_BIN_EXE_limited"))
+            .args(["socket:40=1", "sh", "-c", &script])
+            .arg(agent::file())
+            .output()
+            .unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    let (status, errors) = passed_to("$$");
+    let (status, errors) = passed("LISTEN_PID=$$");
     assert_eq!(status, Some(2));
     assert!(errors.contains("as many listening descriptors as maps are needed"), "{errors}");
-    let (status, errors) = passed_to("1");
-    assert_eq!(status, Some(1));
-    assert!(errors.contains("not a listening socket: descriptor 0"), "{errors}");
+    for variable in ["LISTEN_PID=1", "LISTEN_PID=", "OTHER=1"] {
+        let (status, errors) = passed(variable);
+        assert_eq!(status, Some(1), "{variable}");
+        assert!(errors.contains("cannot listen on vsock port 729"), "{variable}: {errors}");
+    }
+}
+
+#[test]
+fn a_socket_path_over_107_bytes_is_refused_at_the_start() {
+    let long = format!("/{}", "x".repeat(107));
+    for arguments in [["--socket".to_owned(), long.clone()], ["--map".to_owned(), format!("1={long}")]] {
+        let (status, _, errors) = agent::run(|command| {
+            command.args(&arguments);
+        });
+        assert_eq!(status.code(), Some(2));
+        assert!(errors.ends_with(": the path is too long: a Unix socket's has at most 107 bytes\n"), "{errors}");
+        assert_eq!(errors.lines().count(), 1);
+    }
+}
+
+#[test]
+fn no_session_gets_the_number_of_a_standard_descriptor() {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$@\" <&- >&- 2>&-", "sh"]);
+    let agent = Agent::started_by(shell);
+    let _host = agent.host();
+    for number in 0..3 {
+        let file = fs::read_link(format!("/proc/{}/fd/{number}", agent.id())).unwrap();
+        assert_eq!(file, Path::new("/dev/null"));
+    }
 }
 
 #[test]

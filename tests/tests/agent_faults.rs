@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 
-use scx_vsock_tests::agent::{Agent, HELLO};
+use scx_vsock_tests::agent::{Agent, hello};
 use scx_vsock_tests::peer::Peer;
 
 const ROUNDS: usize = 10_000;
@@ -88,7 +88,7 @@ fn connected(agent: &Agent) -> Peer {
     for _ in 0..100 {
         let mut host = agent.silent_host();
         let line = host.line();
-        if line == format!("{HELLO}\n").into_bytes() {
+        if line == format!("{}\n", hello()).into_bytes() {
             return host;
         }
         assert_eq!(line, b"{\"relay_error\":{\"busy\":{\"sessions\":8}}}\n");
@@ -107,7 +107,7 @@ const FAULTS: &[Fault] = &[
     scheduler_goes_before_the_answer,
     scheduler_goes_within_the_answer,
     scheduler_goes_idle,
-    scheduler_speaks_unasked,
+    scheduler_sends_unsolicited_data,
     scheduler_answers_twice,
     answer_is_too_large,
     request_is_too_large,
@@ -139,6 +139,8 @@ fn host_goes_within_the_answer(agent: &Agent, listener: &UnixListener, random: &
 fn host_half_closes(agent: &Agent, listener: &UnixListener, _: &mut fastrand::Rng) {
     let (mut host, mut scheduler) = asked(agent, listener);
     host.finish();
+    scheduler.send("1\n");
+    host.expect("{\"stats\":1}");
     scheduler.expect_end();
     host.expect_end();
 }
@@ -146,7 +148,7 @@ fn host_half_closes(agent: &Agent, listener: &UnixListener, _: &mut fastrand::Rn
 fn scheduler_goes_before_the_answer(agent: &Agent, listener: &UnixListener, _: &mut fastrand::Rng) {
     let (mut host, scheduler) = asked(agent, listener);
     drop(scheduler);
-    host.expect("{\"relay_error\":{\"scheduler_gone\":{\"errno\":0}}}");
+    host.expect("{\"relay_error\":{\"scheduler_gone\":{\"errno\":0,\"cause\":\"\"}}}");
     host.expect_end();
 }
 
@@ -154,21 +156,21 @@ fn scheduler_goes_within_the_answer(agent: &Agent, listener: &UnixListener, rand
     let (mut host, mut scheduler) = asked(agent, listener);
     scheduler.send(vec![b'1'; random.usize(..100_000)]);
     drop(scheduler);
-    host.expect("{\"relay_error\":{\"scheduler_gone\":{\"errno\":0}}}");
+    host.expect("{\"relay_error\":{\"scheduler_gone\":{\"errno\":0,\"cause\":\"\"}}}");
     host.expect_end();
 }
 
 fn scheduler_goes_idle(agent: &Agent, listener: &UnixListener, _: &mut fastrand::Rng) {
     let (mut host, scheduler) = served(agent, listener, 10);
     drop(scheduler);
-    host.expect("{\"relay_error\":{\"scheduler_gone\":{\"errno\":0}}}");
+    host.expect("{\"relay_error\":{\"scheduler_gone\":{\"errno\":0,\"cause\":\"\"}}}");
     host.expect_end();
 }
 
-fn scheduler_speaks_unasked(agent: &Agent, listener: &UnixListener, random: &mut fastrand::Rng) {
+fn scheduler_sends_unsolicited_data(agent: &Agent, listener: &UnixListener, random: &mut fastrand::Rng) {
     let (mut host, mut scheduler) = served(agent, listener, 10);
     scheduler.send(vec![b'1'; 1 + random.usize(..100)]);
-    host.expect("{\"relay_error\":{\"scheduler_unasked\":{}}}");
+    host.expect("{\"relay_error\":{\"unsolicited_data\":{}}}");
     host.expect_end();
 }
 
@@ -176,7 +178,7 @@ fn scheduler_answers_twice(agent: &Agent, listener: &UnixListener, _: &mut fastr
     let (mut host, mut scheduler) = asked(agent, listener);
     scheduler.send("1\n2\n");
     host.expect("{\"stats\":1}");
-    host.expect("{\"relay_error\":{\"scheduler_unasked\":{}}}");
+    host.expect("{\"relay_error\":{\"unsolicited_data\":{}}}");
     host.expect_end();
 }
 

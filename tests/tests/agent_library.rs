@@ -9,7 +9,7 @@ use std::thread;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use scx_vsock_agent::{Agent, Config, Map, Storage, Turn};
-use scx_vsock_tests::agent::HELLO;
+use scx_vsock_tests::agent::hello;
 use scx_vsock_tests::peer::Peer;
 
 #[test]
@@ -21,7 +21,7 @@ fn an_init_with_an_event_loop_of_its_own_runs_the_agent() {
     let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
-            let mut storage = Box::new(Storage::<2, 64>::new());
+            let mut storage = Box::new(Storage::<2, 4096>::new());
             let mut config = Config::default();
             config.maps.clear();
             config.maps.push(Map { port: 0, socket: stats_path.as_os_str().as_bytes() }).unwrap();
@@ -43,15 +43,15 @@ fn an_init_with_an_event_loop_of_its_own_runs_the_agent() {
         let mut schedulers = Vec::new();
         let mut hosts: Vec<Peer> = (0..2).map(|_| Peer::connect(&host_path)).collect();
         for host in &mut hosts {
-            host.expect(HELLO);
+            host.expect(hello().replace("262144", "4096"));
             host.send("short\n");
             let mut stats = Peer::accept(&scheduler);
             stats.expect("short");
             stats.send("1\n");
             host.expect(r#"{"stats":1}"#);
             // The caps of this agent are those of its type.
-            host.send([&[b'x'; 64][..], b"\n"].concat());
-            host.expect(r#"{"relay_error":{"request_too_large":{"size":65,"max":64}}}"#);
+            host.send([&[b'x'; 4096][..], b"\n"].concat());
+            host.expect(r#"{"relay_error":{"request_too_large":{"size":4097,"max":4096}}}"#);
             schedulers.push(stats);
         }
         let mut third = Peer::connect(&host_path);

@@ -182,13 +182,16 @@ fn a_line_that_never_ends_is_given_up_at_the_cap_and_the_next_request_has_its_an
 #[test]
 fn every_relay_error_has_its_error() {
     let SchedStatsError::NoScheduler { reason } =
-        relay_error(RelayError::NoScheduler { errno: 2, sched_ext: "enabled", ops: "simple" })
+        relay_error(RelayError::NoScheduler { errno: 2, sched_ext: "enabled", ops: "simple", cause: "" })
     else {
         panic!("not NoScheduler");
     };
     assert_eq!(reason, "its stats socket is not there; the scheduler \"simple\" is loaded but serves no stats there");
-    assert_eq!(relay_error(RelayError::SchedulerGone { errno: 104 }), SchedStatsError::SchedulerGone { errno: 104 });
-    assert_eq!(relay_error(RelayError::SchedulerUnasked {}).kind(), "malformed_response");
+    assert_eq!(
+        relay_error(RelayError::SchedulerGone { errno: 104, cause: "" }),
+        SchedStatsError::SchedulerGone { errno: 104 }
+    );
+    assert_eq!(relay_error(RelayError::UnsolicitedData {}).kind(), "malformed_response");
     assert_eq!(
         relay_error(RelayError::RequestTooLarge { size: 70, max: 64 }),
         SchedStatsError::RequestTooLarge { size: 70, max: 64 }
@@ -205,7 +208,7 @@ fn every_relay_error_has_its_error() {
 
 #[test]
 fn a_guest_without_a_scheduler_keeps_its_session() {
-    let no_scheduler = RelayError::NoScheduler { errno: 2, sched_ext: "disabled", ops: "" };
+    let no_scheduler = RelayError::NoScheduler { errno: 2, sched_ext: "disabled", ops: "", cause: "" };
     let agent = FakeAgent::start([Script::agent().line().relay_error(no_scheduler).line().stats_number()]);
     let client = client(&agent);
     assert_eq!(client.stats(&[]).unwrap_err().kind(), "no_scheduler");
@@ -237,6 +240,18 @@ fn a_newer_agent_that_still_speaks_version_1_is_understood() {
 }
 
 #[test]
+fn a_line_over_the_agents_own_cap_is_refused_before_it_is_sent() {
+    let hello = HELLO.replace("\"max_request_bytes\":262144", "\"max_request_bytes\":1024");
+    let agent = FakeAgent::start([Script::new().send(format!("{hello}\n")).line().stats(OK).line().stats(OK)]);
+    let client = client(&agent);
+    client.stats(&[]).unwrap();
+    let line = vec![b'x'; 1024];
+    assert_eq!(client.request_raw(&line), Err(SchedStatsError::RequestTooLarge { size: 1025, max: 1024 }));
+    assert_eq!(client.stats(&[]), Ok(json!({ "nr": 7 })));
+    assert_eq!(client.session(), 1);
+}
+
+#[test]
 fn whatever_is_not_exactly_one_envelope_is_malformed() {
     let deep = format!(r#"{{"args":{{"resp":{}{}}}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     for line in [
@@ -258,7 +273,7 @@ fn whatever_is_not_exactly_one_envelope_is_malformed() {
         b"{\"more\":1,\"stats\":{\"args\":{\"resp\":1}}}\n".to_vec(),
         b"{\"relay_error\":{\"busy\":{\"sessions\":8}},\"more\":1}\n".to_vec(),
         b"{\"relay_error\":{}}\n".to_vec(),
-        b"{\"agent\":\"scheduler_ready\"}\n".to_vec(),
+        b"{\"agent\":{\"scheduler_ready\":{}}}\n".to_vec(),
         b"{\"agent\":\"dance\"}\n".to_vec(),
         [&b"{\"x\":".repeat(50_000)[..], b"\n"].concat(),
         b"\0\n".to_vec(),
@@ -334,7 +349,7 @@ fn a_backlog_that_is_full_is_told_at_once() {
 fn a_line_that_cannot_be_sent_opens_no_session() {
     let agent = FakeAgent::start([]);
     let client = client(&agent);
-    for line in ["", "\n", "{}\n{}", r#"{"agent":"wait_scheduler"}"#, r#"{"agent":"#] {
+    for line in ["", "\n", "{}\n{}", r#"{"agent":{"wait_scheduler":{}}}"#, r#"{"agent":"#] {
         assert_eq!(client.request_raw(line).unwrap_err().kind(), "invalid_request", "{line:?}");
     }
     let (size, max) = (MAX_REQUEST_BYTES + 1, MAX_REQUEST_BYTES);
@@ -353,7 +368,7 @@ fn a_request_of_the_cap_is_sent_whole() {
 
 #[test]
 fn after_a_write_that_failed_what_the_agent_said_is_why() {
-    let gone = Script::agent().relay_error(RelayError::SchedulerGone { errno: 0 }).close();
+    let gone = Script::agent().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" }).close();
     let agent = FakeAgent::start(vec![gone; 20]);
     for _ in 0..20 {
         // Twenty times since the agent's end comes before, within or behind the write.
@@ -514,8 +529,8 @@ fn a_client_does_nothing_until_it_is_asked_and_closes_its_session_with_its_last_
 fn a_session_that_ended_while_idle_is_renewed_silently() {
     let idle_end = |script: Script| FakeAgent::start([Script::agent().line().stats_number().and(script), counting()]);
     for script in [
-        Script::new().stall().relay_error(RelayError::SchedulerGone { errno: 0 }).close(),
-        Script::new().stall().relay_error(RelayError::SchedulerUnasked {}).close(),
+        Script::new().stall().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" }).close(),
+        Script::new().stall().relay_error(RelayError::UnsolicitedData {}).close(),
         Script::new().stall().close(),
         // More than the answer, and then open: what nobody asked for is never taken for the next answer.
         Script::new().stats_number().stall().close(),
@@ -533,7 +548,7 @@ fn a_session_that_ended_while_idle_is_renewed_silently() {
 
 #[test]
 fn a_session_that_ends_behind_the_request_fails_the_call_which_is_not_repeated() {
-    let gone = Script::agent().line().relay_error(RelayError::SchedulerGone { errno: 0 }).close();
+    let gone = Script::agent().line().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" }).close();
     let agent = FakeAgent::start([gone, Script::agent().line().close(), counting()]);
     let client = client(&agent);
     assert_eq!(client.stats(&[]), Err(SchedStatsError::SchedulerGone { errno: 0 }));
@@ -547,7 +562,7 @@ fn a_session_that_ends_behind_the_request_fails_the_call_which_is_not_repeated()
 
 #[test]
 fn waiting_for_the_scheduler_is_one_request_and_one_answer() {
-    let waits = Script::agent().expect(r#"{"agent":"wait_scheduler"}"#).stall().ready().line().stats(OK);
+    let waits = Script::agent().wait_scheduler().stall().ready().line().stats(OK);
     let agent = FakeAgent::start([waits]);
     let client = client(&agent);
     thread::scope(|scope| {
@@ -623,8 +638,8 @@ fn a_client_counts_what_its_calls_and_those_of_its_clones_came_to() {
     assert_eq!(reasons, [("invalid_request", 1), ("scheduler_error", 1), ("timed_out", 1)]);
     assert_eq!((statistics.sessions, statistics.renewals()), (2, 1));
     let stats = StatsRequest::stats(&[]).line().unwrap().as_bytes().len();
-    assert_eq!(statistics.bytes_sent, (3 * stats + RequestLine::wait_scheduler().as_bytes().len()) as u64);
-    let ready = "{\"agent\":\"scheduler_ready\"}\n".len();
+    assert_eq!(statistics.bytes_sent, (3 * stats + RequestLine::wait_scheduler(DEADLINE).as_bytes().len()) as u64);
+    let ready = "{\"agent\":{\"scheduler_ready\":{}}}\n".len();
     let received = HELLO.len() + 1 + framed(OK).len() + ready + framed(refused).len();
     assert_eq!(statistics.bytes_received, received as u64);
     assert_eq!(statistics.latency.count(), 1, "of the one answer of the scheduler's");

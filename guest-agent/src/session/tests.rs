@@ -1,63 +1,107 @@
-//! The session machine against scripts and against its model.
+//! The session machine against scripts and against its oracle.
 
 use proptest::prelude::*;
 use std::vec::Vec;
 
-use super::model::{Driver, MAX, check};
+use super::oracle::{Driver, MAX, check, hello, open, wait_scheduler};
 use super::*;
 
-fn greeted(buffers: &mut Buffers<MAX>) -> Session<'_, MAX> {
-    let mut session = Session::new(buffers);
-    session.open("0.1.0");
+fn greeted() -> Session<MAX> {
+    let mut session = Session::new();
+    open(&mut session);
     let mut driver = Driver::new(b"");
     driver.run(&mut session);
-    assert_eq!(driver.to_host, *Envelope::hello("0.1.0").emit());
+    assert_eq!(driver.to_host, hello());
     session
 }
 
 #[test]
 fn a_new_session_is_closed_until_it_is_opened() {
-    let mut buffers = Buffers::<MAX>::new();
-    let mut session = Session::new(&mut buffers);
+    let mut session = Session::<MAX>::new();
     assert!(session.is_closed());
     assert_eq!(session.action(), Action::Close);
-    session.open("0.1.0");
+    open(&mut session);
     assert!(!session.is_closed());
 }
 
 #[test]
-fn a_session_awaits_the_scheduler_from_the_hosts_wish_to_its_answer() {
-    let mut buffers = Buffers::<MAX>::new();
-    let mut session = greeted(&mut buffers);
-    assert!(!session.awaits_scheduler());
-    let mut driver = Driver::new(&[WAIT_SCHEDULER, b"\n"].concat());
-    driver.reachable = false;
-    driver.run(&mut session);
-    assert!(session.awaits_scheduler());
-    driver.reachable = true;
-    driver.run(&mut session);
-    assert!(!session.awaits_scheduler());
-    assert_eq!(driver.host_lines(), [r#"{"agent":"scheduler_ready"}"#]);
+fn hello_announces_the_real_buffers() {
+    let mut session = Session::<4096>::new();
+    session.open(Text::first_line(b"0.1.0"), Text::EMPTY);
+    let Action::WriteHost(pieces) = session.action() else { panic!("no hello") };
+    let expected = r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","boot_id":"","max_request_bytes":4096,"max_response_bytes":4096}}"#;
+    assert_eq!(pieces.concat().trim_ascii_end(), expected.as_bytes());
 }
 
 #[test]
-fn the_hosts_end_closes_the_session_in_every_state() {
-    let mut buffers = Buffers::<MAX>::new();
-    let mut session = greeted(&mut buffers);
+fn a_session_awaits_the_scheduler_from_the_verb_to_its_answer() {
+    let mut session = greeted();
+    assert!(!session.awaits_scheduler());
+    let mut driver = Driver::new(&wait_scheduler());
+    driver.reachable = false;
+    driver.run(&mut session);
+    assert!(session.awaits_scheduler());
+    assert_eq!(session.action(), Action::AwaitScheduler { timeout_ms: 50 });
+    driver.reachable = true;
+    driver.run(&mut session);
+    assert!(!session.awaits_scheduler());
+    assert_eq!(driver.host_lines(), [r#"{"agent":{"scheduler_ready":{}}}"#]);
+}
+
+#[test]
+fn a_wait_whose_time_is_over_ends_without_a_scheduler() {
+    let mut session = greeted();
+    let mut driver = Driver::new(&wait_scheduler());
+    driver.reachable = false;
+    driver.time_is_over = true;
+    driver.run(&mut session);
+    let expected = r#"{"relay_error":{"no_scheduler":{"errno":2,"sched_ext":"","ops":"","cause":""}}}"#;
+    assert_eq!(driver.host_lines(), [expected]);
+    assert!(matches!(session.action(), Action::ReadHost(_)), "the session goes on");
+}
+
+#[test]
+fn complete_lines_are_answered_before_the_hosts_end() {
+    let mut session = greeted();
+    let mut driver = Driver::new(b"{\"agent\":{\"a\":{}}}\n{\"agent\":{\"b\":{}}}\nincomplete");
+    driver.host_ended = true;
+    driver.run(&mut session);
+    assert_eq!(driver.host_lines().len(), 2);
+    assert!(session.is_closed());
+}
+
+#[test]
+fn bytes_that_came_before_the_request_are_not_its_answer() {
+    let mut session = greeted();
+    let mut driver = Driver::new(b"one\n");
+    driver.run(&mut session);
+    driver.from_scheduler.extend(b"1\n");
+    driver.run(&mut session);
+    driver.late_events = true;
+    driver.from_scheduler.extend(b"stale\n");
+    driver.from_host.extend(b"two\n");
+    driver.run(&mut session);
+    assert_eq!(driver.host_lines(), [r#"{"stats":1}"#, r#"{"relay_error":{"unsolicited_data":{}}}"#]);
+    assert_eq!(driver.to_scheduler, b"one\n");
+    assert!(session.is_closed());
+}
+
+#[test]
+fn the_hosts_close_ends_the_session_in_every_state() {
+    let mut session = greeted();
     session.host_read(0);
     assert!(session.is_closed());
-    session.scheduler_ended(0);
-    session.scheduler_unasked();
+    session.scheduler_gone(0);
+    session.unsolicited_data();
     assert!(session.is_closed(), "nothing reopens a session but open");
 }
 
 #[test]
 fn an_opened_session_remembers_nothing_of_the_one_before() {
-    let mut buffers = Buffers::<MAX>::new();
-    let mut session = greeted(&mut buffers);
+    let mut session = greeted();
     Driver::new(b"one\ntwo\nthr").step(&mut session, usize::MAX);
-    session.host_ended();
-    session.open("0.1.0");
+    session.host_closed();
+    open(&mut session);
     let mut driver = Driver::new(b"ee\n");
     driver.run(&mut session);
     assert_eq!(driver.to_scheduler, b"ee\n");
@@ -65,21 +109,20 @@ fn an_opened_session_remembers_nothing_of_the_one_before() {
 
 #[test]
 fn reports_that_do_not_fit_the_state_change_nothing() {
-    let mut buffers = Buffers::<MAX>::new();
-    let mut session = greeted(&mut buffers);
+    let mut session = greeted();
     session.host_wrote(5);
     session.scheduler_connected();
+    session.scheduler_silent();
     session.scheduler_wrote(5);
     session.scheduler_read(5);
-    session.scheduler_refused(2, Text::default(), Text::default());
+    session.no_scheduler(2, Text::EMPTY, Text::EMPTY);
     assert!(matches!(session.action(), Action::ReadHost(buffer) if buffer.len() == MAX));
 }
 
 #[test]
 fn a_dropped_line_counts_its_line_feed_and_saturates() {
-    let mut buffers = Buffers::<MAX>::new();
-    let mut session = greeted(&mut buffers);
-    session.state = State::Dropping { size: u32::MAX - 1 };
+    let mut session = greeted();
+    session.state = State::Discarding { size: u32::MAX - 1 };
     let mut driver = Driver::new(b"xxx\n");
     driver.run(&mut session);
     let expected = format!(r#"{{"relay_error":{{"request_too_large":{{"size":{},"max":{MAX}}}}}}}"#, u32::MAX);
@@ -87,12 +130,13 @@ fn a_dropped_line_counts_its_line_feed_and_saturates() {
 }
 
 #[test]
-fn an_answer_frame_is_cut_anywhere_without_loss() {
-    let whole = framed(b"{\"a\":1}", 0).concat();
+fn a_frame_can_be_written_in_any_two_parts() {
+    let mut line = LineBuffer::<64>::new();
+    line.take_line(b"{\"a\":1}\n");
+    let whole = unsent(&line, Frame::Stats, 0).concat();
     assert_eq!(whole, b"{\"stats\":{\"a\":1}}\n");
-    assert_eq!(framed_length(b"{\"a\":1}"), whole.len());
     for sent in 0..=whole.len() {
-        assert_eq!(framed(b"{\"a\":1}", sent).concat(), &whole[sent..]);
+        assert_eq!(unsent(&line, Frame::Stats, sent).concat(), &whole[sent..]);
     }
 }
 
@@ -108,10 +152,9 @@ proptest! {
 
     #[test]
     fn no_report_in_any_order_tears_an_envelope_or_answers_twice(
-        reports in proptest::collection::vec((0u8..9, 0usize..40), 0..300),
+        reports in proptest::collection::vec((0u8..10, 0usize..40), 0..300),
     ) {
-        let mut buffers = Buffers::<MAX>::new();
-        let mut session = greeted(&mut buffers);
+        let mut session = greeted();
         let mut sent: Vec<u8> = Vec::new();
         for (report, count) in reports {
             // Reports are honest about counts: a driver cannot read or write more than it was offered.
@@ -137,11 +180,12 @@ proptest! {
                 0 if reading_host && count > 0 => session.host_read(count),
                 1 => session.host_wrote(count),
                 2 => session.scheduler_connected(),
-                3 => session.scheduler_refused(111, Text::default(), Text::default()),
+                3 => session.no_scheduler(111, Text::EMPTY, Text::EMPTY),
                 4 => session.scheduler_wrote(count),
                 5 if reading_scheduler && count > 0 => session.scheduler_read(count),
-                6 if session.awaits_no_answer() => session.scheduler_ended(0),
-                7 if session.awaits_no_answer() => session.scheduler_unasked(),
+                6 if session.expects_no_answer() => session.scheduler_gone(0),
+                7 if session.expects_no_answer() => session.unsolicited_data(),
+                8 => session.scheduler_silent(),
                 _ => {}
             }
         }

@@ -59,7 +59,7 @@ fn the_target_is_asked_for_and_deltas_are_counted_over_a_time() {
 
 #[test]
 fn a_scheduler_is_waited_for_where_that_is_asked() {
-    let waited = Script::agent().expect(r#"{"agent":"wait_scheduler"}"#).ready().line().stats(OK);
+    let waited = Script::agent().wait_scheduler().ready().line().stats(OK);
     printed(&asked("stats", &["--wait", "5"], [waited]));
 }
 
@@ -75,7 +75,7 @@ fn every_kind_of_place_is_understood() {
 #[test]
 fn why_there_are_no_stats_is_one_line_and_an_exit_code() {
     let line = || Script::agent().line();
-    let no_scheduler = RelayError::NoScheduler { errno: 2, sched_ext: "disabled", ops: "" };
+    let no_scheduler = RelayError::NoScheduler { errno: 2, sched_ext: "disabled", ops: "", cause: "" };
     let too_large = RelayError::ResponseTooLarge { size: 262_145, max: 262_144 };
     let cases = [
         (
@@ -87,7 +87,7 @@ fn why_there_are_no_stats_is_one_line_and_an_exit_code() {
         (15, "the scheduler answered without args.resp", line().stats("{}")),
         (17, "the answer passed 262144 bytes", line().relay_error(too_large)),
         (19, "no answer within 100 ms", line()),
-        (20, "the scheduler went away", line().relay_error(RelayError::SchedulerGone { errno: 0 })),
+        (20, "the scheduler went away", line().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" })),
         (21, "no agent to talk to: unix:", Script::new().close()),
         (22, "all 8 sessions", Script::new().relay_error(RelayError::Busy { sessions: 8 })),
         (23, "the answer is not what the protocol allows", line().stats("no json")),

@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// What an agent says of a scheduler that ended, before it ends the session.
-const GONE: RelayError<&str> = RelayError::SchedulerGone { errno: 0 };
+const GONE: RelayError<&str> = RelayError::SchedulerGone { errno: 0, cause: "" };
 
 fn export() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));

@@ -32,11 +32,11 @@ fn unknown_relay_error(line: &[u8]) -> Option<String> {
 /// The error that an agent's reason is for the request that it answers.
 pub(super) fn error(error: &RelayError<String>) -> SchedStatsError {
     match error {
-        RelayError::NoScheduler { errno, sched_ext, ops } => {
-            SchedStatsError::NoScheduler { reason: no_scheduler(*errno, sched_ext, ops) }
+        RelayError::NoScheduler { errno, sched_ext, ops, cause } => {
+            SchedStatsError::NoScheduler { reason: no_scheduler(*errno, sched_ext, ops, cause) }
         }
-        RelayError::SchedulerGone { errno } => SchedStatsError::SchedulerGone { errno: *errno },
-        RelayError::SchedulerUnasked {} => SchedStatsError::malformed(
+        RelayError::SchedulerGone { errno, cause: _ } => SchedStatsError::SchedulerGone { errno: *errno },
+        RelayError::UnsolicitedData {} => SchedStatsError::malformed(
             "the scheduler sent bytes that nobody had asked for, so its answers are in doubt",
         ),
         RelayError::RequestTooLarge { size, max } => {
@@ -66,7 +66,7 @@ pub(super) fn no_socket(error: &io::Error) -> String {
 }
 
 /// What the agent found where the scheduler should be: what connecting said, then what the guest's kernel says.
-fn no_scheduler(errno: i32, sched_ext: &str, ops: &str) -> String {
+fn no_scheduler(errno: i32, sched_ext: &str, ops: &str, cause: &str) -> String {
     let socket = no_socket(&Errno::from_raw_os_error(errno).into());
     let named = if ops.is_empty() { String::new() } else { format!(" {:?}", excerpt(ops)) };
     let kernel = match sched_ext {
@@ -77,7 +77,8 @@ fn no_scheduler(errno: i32, sched_ext: &str, ops: &str) -> String {
         "enabled" => format!("the scheduler{named} is loaded but serves no stats there"),
         other => format!("sched_ext is {:?} the scheduler{named}", excerpt(other)),
     };
-    format!("{socket}; {kernel}")
+    let cause = if cause.is_empty() { String::new() } else { format!("; the kernel says {:?}", excerpt(cause)) };
+    format!("{socket}; {kernel}{cause}")
 }
 
 #[cfg(test)]
@@ -101,9 +102,11 @@ mod tests {
             (2, "enabling", "rusty", "; sched_ext is \"enabling\" the scheduler \"rusty\""),
         ];
         for (errno, sched_ext, ops, expected) in cases {
-            let reason = no_scheduler(errno, sched_ext, ops);
+            let reason = no_scheduler(errno, sched_ext, ops, "");
             assert!(reason.contains(expected), "{reason}");
         }
+        let reason = no_scheduler(2, "disabled", "", "runtime error");
+        assert!(reason.ends_with("(sched_ext is disabled); the kernel says \"runtime error\""), "{reason}");
     }
 
     #[test]
@@ -116,8 +119,8 @@ mod tests {
     #[test]
     fn an_envelope_has_exactly_one_key_and_nothing_behind_it() {
         for line in [
-            r#"{"agent":"scheduler_ready","x":1}"#,
-            r#"{"agent":"scheduler_ready"}x"#,
+            r#"{"agent":{"scheduler_ready":{}},"x":1}"#,
+            r#"{"agent":{"scheduler_ready":{}}}x"#,
             r#"{"relay_error":{"busy":{"sessions":1},"unknown_verb":{}}}"#,
             "{}",
             "",

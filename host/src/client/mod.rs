@@ -338,9 +338,9 @@ impl SchedStatsClient {
     ///
     /// # Errors
     ///
-    /// [`SchedStatsError::TimedOut`], or that there is no agent to wait.
+    /// [`SchedStatsError::NoScheduler`] with what the agent saw last, or that there is no agent to wait.
     pub fn wait_for_scheduler(&self, deadline: Duration) -> Result<(), SchedStatsError> {
-        self.with_deadline(deadline).ask(Ok(RequestLine::wait_scheduler()), decode::ready)
+        self.with_deadline(deadline).ask(Ok(RequestLine::wait_scheduler(deadline)), decode::ready)
     }
 
     /// The scheduler's stats, unless `stop` is cancelled before they are there.

@@ -181,12 +181,18 @@ impl PollClient {
     /// # Errors
     ///
     /// [`SchedStatsError::AgentUnreachable`] where it is known at once that there is no way to the agent;
-    /// [`SchedStatsError::NoScheduler`] where there should be a scheduler without an agent.
+    /// [`SchedStatsError::NoScheduler`] where there should be a scheduler without an agent;
+    /// [`SchedStatsError::RequestTooLarge`] where this session's agent has a smaller buffer.
     pub fn start(&mut self, line: RequestLine, deadline: Deadline) -> Result<(), SchedStatsError> {
         self.link = match self.link.take().filter(Link::is_good) {
             Some(mut link) => {
-                link.session.ask(line);
-                Some(Link { deadline, ..link })
+                let admitted = link.session.admits(&line);
+                if admitted.is_ok() {
+                    link.session.ask(line);
+                    link.deadline = deadline;
+                }
+                self.link = Some(link);
+                return admitted;
             }
             None => {
                 let greeting = self.connect.greeting();

@@ -13,8 +13,10 @@
 //! drops it, and with it whatever answer may still come.
 
 use rustix::io::Errno;
-use scx_vsock_wire::limits::{MIN_PROTOCOL, PROTOCOL};
-use scx_vsock_wire::{AgentEvent, Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX};
+use scx_vsock_wire::limits::{MAX_AGENT_ENVELOPE_BYTES, MIN_PROTOCOL, PROTOCOL};
+use scx_vsock_wire::{
+    AgentAnswer, Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX,
+};
 
 use super::agent_message;
 use crate::endpoint::{Greeting, hybrid};
@@ -124,21 +126,14 @@ enum Frame {
     Plain,
 }
 
-impl Frame {
-    /// The longest line, its LF counted.
-    fn max_bytes(self) -> usize {
-        match self {
-            Self::Envelope => MAX_ENVELOPE_BYTES,
-            Self::Plain => MAX_RESPONSE_BYTES,
-        }
-    }
-}
+/// Bytes that a frame adds to an answer.
+const FRAME_BYTES: usize = MAX_ENVELOPE_BYTES - MAX_RESPONSE_BYTES;
 
 #[derive(Debug)]
 pub(super) struct Session {
     frame: Frame,
-    /// The agent's own version, once it has said hello.
-    agent: Option<String>,
+    /// The agent's hello, once it was read: its version, the guest's boot id and its caps.
+    hello: Option<Hello<String>>,
     state: State,
     received: Vec<u8>,
     /// Bytes at the front of `received` that are known to have no LF.
@@ -154,12 +149,41 @@ impl Session {
             Greeting::Dial { port } => (Frame::Envelope, State::Dialling { line, dial: Dial::new(port), sent }),
             Greeting::Plain => (Frame::Plain, State::Asked { line, sent, expects: Expects::Answer }),
         };
-        Self { frame, agent: None, state, received: Vec::new(), searched: 0 }
+        Self { frame, hello: None, state, received: Vec::new(), searched: 0 }
     }
 
     /// The agent's own version, as its hello has it.
     pub(super) fn agent(&self) -> Option<&str> {
-        self.agent.as_deref()
+        self.hello.as_ref().map(|hello| hello.agent.as_str())
+    }
+
+    /// The guest's boot id, as the agent's hello has it; empty where the guest's kernel has none.
+    #[allow(dead_code, reason = "samples will carry it")]
+    pub(super) fn boot_id(&self) -> Option<&str> {
+        self.hello.as_ref().map(|hello| hello.boot_id.as_str())
+    }
+
+    /// Whether the agent forwards a line as long as this.
+    pub(super) fn admits(&self, line: &RequestLine) -> Result<(), SchedStatsError> {
+        let size = line.as_bytes().len();
+        match self.hello.as_ref().and_then(|hello| usize::try_from(hello.max_request_bytes).ok()) {
+            Some(max) if size > max => Err(SchedStatsError::RequestTooLarge { size, max }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The longest answer that the agent forwards, its LF counted.
+    fn max_response_bytes(&self) -> usize {
+        let agents = self.hello.as_ref().and_then(|hello| usize::try_from(hello.max_response_bytes).ok());
+        agents.map_or(MAX_RESPONSE_BYTES, |max| max.min(MAX_RESPONSE_BYTES))
+    }
+
+    /// The longest line, its LF counted.
+    fn max_line_bytes(&self) -> usize {
+        match self.frame {
+            Frame::Envelope => (self.max_response_bytes() + FRAME_BYTES).max(MAX_AGENT_ENVELOPE_BYTES),
+            Frame::Plain => MAX_RESPONSE_BYTES,
+        }
     }
 
     /// Whether it can carry a request.
@@ -206,7 +230,7 @@ impl Session {
     pub(super) fn spare(&mut self) -> &mut Vec<u8> {
         let length = self.received.len();
         if length == self.received.capacity() {
-            let most = self.frame.max_bytes().saturating_sub(length);
+            let most = self.max_line_bytes().saturating_sub(length);
             self.received.reserve_exact(length.max(MIN_READ).min(most));
         }
         &mut self.received
@@ -275,9 +299,9 @@ impl Session {
                     Err(error) => return self.over(error),
                 },
                 State::Asked { expects: expects @ Expects::Hello, .. } => match hello(line) {
-                    Ok(agent) => {
+                    Ok(hello) => {
                         *expects = Expects::Answer;
-                        self.agent = Some(agent);
+                        self.hello = Some(hello);
                     }
                     Err(error) => return self.over(error),
                 },
@@ -301,7 +325,7 @@ impl Session {
 
     /// Where the first LF is, among the bytes that a line can have.
     fn line_end(&mut self) -> Option<usize> {
-        let received = self.received.get(..self.received.len().min(self.frame.max_bytes()))?;
+        let received = self.received.get(..self.received.len().min(self.max_line_bytes()))?;
         let end = received.get(self.searched..)?.iter().position(|&byte| byte == b'\n').map(|at| self.searched + at);
         self.searched = received.len();
         end
@@ -331,8 +355,8 @@ impl Session {
                 let quoted = quoted(&self.received);
                 SchedStatsError::unreachable(format!("the first {size} bytes are no hello: {quoted}"))
             }
-            State::Asked { expects: Expects::Answer, .. } if size >= self.frame.max_bytes() => {
-                let max = MAX_RESPONSE_BYTES;
+            State::Asked { expects: Expects::Answer, .. } if size >= self.max_line_bytes() => {
+                let max = self.max_response_bytes();
                 SchedStatsError::ResponseTooLarge { size: max + 1, max }
             }
             State::Dialling { .. } | State::Asked { .. } | State::Idle | State::Answered { .. } | State::Over => {
@@ -403,10 +427,13 @@ fn unframed(line: &[u8]) -> Option<&[u8]> {
     line.strip_prefix(STATS_PREFIX)?.strip_suffix(STATS_SUFFIX)
 }
 
-/// Judges the first line of a session; gives the agent's own version.
-fn hello(line: &[u8]) -> Result<String, SchedStatsError> {
+/// Judges the first line of a session; returns the hello.
+fn hello(line: &[u8]) -> Result<Hello<String>, SchedStatsError> {
     match agent_message::parse(line) {
-        Ok(Envelope::Hello(hello)) => same_protocol(&hello).map(|()| excerpt(&hello.agent)),
+        Ok(Envelope::Hello(hello)) => {
+            same_protocol(&hello)?;
+            Ok(Hello { agent: excerpt(&hello.agent), boot_id: excerpt(&hello.boot_id), ..hello })
+        }
         Ok(Envelope::RelayError(error)) => Err(agent_message::error(&error)),
         Ok(Envelope::Agent(_)) | Err(_) => {
             Err(SchedStatsError::AgentUnreachable { reason: format!("the first line is no hello: {}", quoted(line)) })
@@ -433,7 +460,7 @@ fn read_answer(line: &[u8], frame: Frame, sent: Sent) -> Result<Kind, SchedStats
         Kind::Scheduler
     } else {
         match agent_message::parse(line)? {
-            Envelope::Agent(AgentEvent::SchedulerReady) => Kind::SchedulerReady,
+            Envelope::Agent(AgentAnswer::SchedulerReady {}) => Kind::SchedulerReady,
             Envelope::RelayError(error) => return Err(agent_message::error(&error)),
             Envelope::Hello(_) => return Err(SchedStatsError::malformed("a second hello")),
         }

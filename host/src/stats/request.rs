@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use scx_vsock_wire::MAX_REQUEST_BYTES;
-use scx_vsock_wire::limits::{AGENT_LINE_PREFIX, WAIT_SCHEDULER};
+use std::time::Duration;
+
+use scx_vsock_wire::limits::AGENT_LINE_PREFIX;
+use scx_vsock_wire::{MAX_REQUEST_BYTES, Verb};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -85,6 +87,9 @@ pub struct StatsResponse {
     pub args: Value,
 }
 
+/// How long before a call's deadline the agent gives up waiting for a scheduler.
+const WAIT_MARGIN: Duration = Duration::from_millis(500);
+
 /// One line that may be sent to an agent, its LF included.
 ///
 /// ```
@@ -130,15 +135,19 @@ impl RequestLine {
         Err(SchedStatsError::InvalidRequest { reason: wrong.to_owned() })
     }
 
-    /// The line that asks the agent to answer as soon as the scheduler accepts a connection.
+    /// The line that asks the agent to answer as soon as the scheduler accepts a connection, in a call with this
+    /// deadline. The agent gives up 500 ms before it, or at half of it where that is later, so that its reason still
+    /// arrives in time.
     ///
     /// ```
-    /// let line = scx_vsock::stats::RequestLine::wait_scheduler();
-    /// assert_eq!(line.as_bytes(), b"{\"agent\":\"wait_scheduler\"}\n");
+    /// let line = scx_vsock::stats::RequestLine::wait_scheduler(std::time::Duration::from_secs(5));
+    /// assert_eq!(line.as_bytes(), b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":4500}}}\n");
     /// ```
     #[must_use]
-    pub fn wait_scheduler() -> Self {
-        Self::complete(WAIT_SCHEDULER)
+    pub fn wait_scheduler(deadline: Duration) -> Self {
+        let timeout = deadline.saturating_sub(WAIT_MARGIN).max(deadline / 2);
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        Self(Verb::WaitScheduler { timeout_ms }.emit().to_vec())
     }
 
     /// Whether it is for the agent, not for the scheduler.
@@ -185,8 +194,16 @@ mod tests {
         assert!(invalid(b"\n"));
         assert!(invalid(b"{}\n{}"));
         assert!(invalid(b"{}\n\n"));
-        assert!(invalid(br#"{"agent":"wait_scheduler"}"#));
+        assert!(invalid(br#"{"agent":{"wait_scheduler":{"timeout_ms":1}}}"#));
         assert!(!invalid(br#" {"agent":1}"#));
+    }
+
+    #[test]
+    fn the_agent_waits_less_than_the_call() {
+        let line = |ms| RequestLine::wait_scheduler(Duration::from_millis(ms)).0;
+        assert_eq!(line(100), b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":50}}}\n");
+        assert_eq!(line(1_000), b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":500}}}\n");
+        assert_eq!(line(u64::MAX), b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":4294967295}}}\n");
     }
 
     #[test]

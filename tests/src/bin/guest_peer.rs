@@ -93,9 +93,8 @@ fn traffic(bytes: &str) -> Result<(), Box<dyn Error>> {
 
 fn listen(port: u32) -> Result<OwnedFd, Box<dyn Error>> {
     let listener = listen_vsock(port, 64).map_err(|errno| format!("port {port}: {errno}"))?;
-    // SAFETY: the descriptor is open, and its former owner forgets it.
+    // SAFETY: the descriptor is open, and a number of the agent never closes what it names.
     let owned = unsafe { OwnedFd::from_raw_fd(listener.raw()) };
-    std::mem::forget(listener);
     Ok(owned)
 }
 
@@ -141,7 +140,8 @@ fn activate(port: &str, program: &str) -> Result<(), Box<dyn Error>> {
     let parent_fd = listen(port.parse()?)?;
     println!("listening");
     let mut command = Command::new(program);
-    command.env("LISTEN_FDS", "1").fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }])?;
+    command.env("LISTEN_FDS", "1").env("LISTEN_PID", std::process::id().to_string());
+    command.fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }])?;
     Err(command.exec().into())
 }
 

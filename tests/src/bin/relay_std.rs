@@ -11,7 +11,7 @@ use std::os::fd::FromRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
-use scx_vsock_wire::Envelope;
+use scx_vsock_wire::{Envelope, MAX_RESPONSE_BYTES, Text};
 
 /// Where the listener is inherited.
 const LISTENER: i32 = 10;
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn relay(mut host: &UnixStream, path: &str) -> Result<(), Box<dyn Error>> {
-    host.write_all(&Envelope::hello("0.0.0").emit())?;
+    host.write_all(&Envelope::hello(Text::first_line(b"0.0.0"), Text::EMPTY, MAX_RESPONSE_BYTES).emit())?;
     let mut requests = BufReader::new(host);
     let mut line = Vec::new();
     let mut scheduler: Option<BufReader<UnixStream>> = None;

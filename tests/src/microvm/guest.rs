@@ -19,7 +19,7 @@ use super::machine::Machine;
 use super::processor::{End, Processor, Running};
 use super::serial::{COMMANDS, CONSOLE, SerialPort};
 use super::{acpi, kernel};
-use crate::agent::HELLO;
+use crate::agent::{HELLO, is_hello};
 use crate::device_thread::DeviceThread;
 
 /// What of a guest outlives its pauses.
@@ -224,7 +224,7 @@ fn says_hello(mut stream: UnixStream, within: Duration) -> Result<()> {
     stream.set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
     let mut hello = [0; HELLO.len()];
     stream.read_exact(&mut hello).context("the agent's hello")?;
-    ensure!(hello == HELLO.as_bytes(), "{:?} is not the agent's hello", String::from_utf8_lossy(&hello));
+    ensure!(is_hello(&hello), "{:?} is not the agent's hello", String::from_utf8_lossy(&hello));
     Ok(())
 }
 

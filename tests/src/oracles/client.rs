@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use scx_vsock::client::{Deadline, PollClient, decode};
 use scx_vsock::stats::RequestLine;
 use scx_vsock::{Connect, SchedStatsError};
-use scx_vsock_wire::{Envelope, STATS_PREFIX, STATS_SUFFIX, Text};
+use scx_vsock_wire::{Envelope, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX, Text};
 
 use super::{Script, send};
 
@@ -112,11 +112,11 @@ impl Session {
     fn speak(&mut self, script: &mut Script<'_>) -> bool {
         let step = script.byte();
         let said = match step % 8 {
-            0 => Envelope::<Text>::hello("0.1.0").emit().to_vec(),
+            0 => Envelope::hello(Text::first_line(b"0.1.0"), Text::EMPTY, MAX_RESPONSE_BYTES).emit().to_vec(),
             1 => [STATS_PREFIX, br#"{"errno":0,"args":{"resp":1}}"#, STATS_SUFFIX, b"\n"].concat(),
             2 => [STATS_PREFIX, script.bytes(usize::from(step >> 3)), STATS_SUFFIX, b"\n"].concat(),
             3 => b"\n".to_vec(),
-            4 if step >> 3 == 0 => b"{\"agent\":\"scheduler_ready\"}\n".to_vec(),
+            4 if step >> 3 == 0 => b"{\"agent\":{\"scheduler_ready\":{}}}\n".to_vec(),
             // An answer, and behind it in the same piece what nobody asked for.
             4 => [STATS_PREFIX, b"{}", STATS_SUFFIX, b"\n", script.bytes(usize::from(step >> 3))].concat(),
             5 if !script.is_over() => {

@@ -1,7 +1,7 @@
 //! The line buffer and the envelopes against what they must do.
 
-use scx_vsock_wire::limits::{MAX_NOTICE_BYTES, MAX_TEXT_BYTES};
-use scx_vsock_wire::{Envelope, Fill, LineBuffer, RelayError, Text};
+use scx_vsock_wire::limits::{AGENT_LINE_PREFIX, MAX_AGENT_ENVELOPE_BYTES};
+use scx_vsock_wire::{Envelope, Fill, LineBuffer, RelayError, Text, Verb};
 
 use super::Script;
 
@@ -11,15 +11,16 @@ const CAP: usize = 16;
 /// Runs a script.
 pub fn check(input: &[u8]) {
     let mut script = Script::new(input);
-    match script.byte() % 3 {
-        0 => any_fills_give_the_first_line(&mut script),
+    match script.byte() % 4 {
+        0 => any_fills_yield_the_first_line(&mut script),
         1 => any_envelope_reads_back(&mut script),
+        3 => any_verb_is_that_of_a_json_parser(script.bytes(usize::MAX)),
         _ => any_line_is_one_envelope_or_none(script.bytes(usize::MAX)),
     }
 }
 
 /// What a buffer holds is what it was given: up to its cap by `fill`, up to a line's end by `take_line`.
-fn any_fills_give_the_first_line(script: &mut Script<'_>) {
+fn any_fills_yield_the_first_line(script: &mut Script<'_>) {
     let mut buffer = LineBuffer::<CAP>::new();
     let mut given = Vec::new();
     while !script.is_over() {
@@ -55,13 +56,13 @@ fn any_fills_give_the_first_line(script: &mut Script<'_>) {
 fn holds(buffer: &LineBuffer<CAP>, fill: Fill, given: &[u8]) {
     let end = given.iter().position(|&byte| byte == b'\n');
     let expected = match end {
-        Some(at) => Fill::Line { behind: given.len() - at - 1 },
+        Some(at) => Fill::Line { after: given.len() - at - 1 },
         None if given.len() == CAP => Fill::Over,
         None => Fill::Partial,
     };
     assert_eq!(fill, expected);
-    let (line, behind) = end.map_or((&[][..], &[][..]), |at| given.split_at(at + 1));
-    assert_eq!((buffer.line(), buffer.behind()), (line, behind));
+    let (line, rest) = end.map_or((&[][..], &[][..]), |at| given.split_at(at + 1));
+    assert_eq!((buffer.line(), buffer.rest()), (line, rest));
     assert_eq!(buffer.content(), line.strip_suffix(b"\n").unwrap_or(line));
     assert_eq!((buffer.len(), buffer.is_empty()), (given.len(), given.is_empty()));
 }
@@ -69,31 +70,65 @@ fn holds(buffer: &LineBuffer<CAP>, fill: Fill, given: &[u8]) {
 /// What the agent emits, a host reads as the same, on one line that fits its buffer.
 fn any_envelope_reads_back(script: &mut Script<'_>) {
     let error = match script.byte() % 7 {
-        0 => RelayError::NoScheduler { errno: script.word().cast_signed(), sched_ext: text(script), ops: text(script) },
-        1 => RelayError::SchedulerGone { errno: script.word().cast_signed() },
-        2 => RelayError::SchedulerUnasked {},
+        0 => RelayError::NoScheduler {
+            errno: script.word().cast_signed(),
+            sched_ext: text(script),
+            ops: text(script),
+            cause: text(script),
+        },
+        1 => RelayError::SchedulerGone { errno: script.word().cast_signed(), cause: text(script) },
+        2 => RelayError::UnsolicitedData {},
         3 => RelayError::RequestTooLarge { size: script.word(), max: script.word() },
         4 => RelayError::ResponseTooLarge { size: script.word(), max: script.word() },
         5 => RelayError::UnknownVerb {},
         _ => RelayError::Busy { sessions: script.word() },
     };
-    let envelope =
-        if script.byte() == 0 { Envelope::hello(text(script).as_str()) } else { Envelope::RelayError(error) };
+    let envelope = if script.byte() == 0 {
+        Envelope::hello(text(script), text(script), 4096)
+    } else {
+        Envelope::RelayError(error)
+    };
     let line = envelope.emit();
-    assert!(line.len() < MAX_NOTICE_BYTES);
+    assert!(line.len() < MAX_AGENT_ENVELOPE_BYTES);
     let body = line.strip_suffix(b"\n").expect("a line");
     assert!(!body.contains(&b'\n'));
     let read: Envelope<String> = serde_json::from_slice(body).expect("an envelope");
     assert_eq!(serde_json::to_value(read).expect("JSON"), serde_json::to_value(envelope).expect("JSON"));
 }
 
-fn text(script: &mut Script<'_>) -> Text {
-    let length = script.below(100);
+/// A text as long as every bound allows.
+fn text<'a>(script: &mut Script<'a>) -> Text<'a> {
+    let length = script.below(65);
     let bytes = script.bytes(length);
     let text = Text::first_line(bytes);
     let line = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
-    assert_eq!(text.as_str().len(), line.min(MAX_TEXT_BYTES));
+    assert_eq!(text.to_string().len(), line);
     text
+}
+
+/// What serde_json reads as a verb, the agent reads as the same; what the agent reads as a verb and is JSON, too.
+fn any_verb_is_that_of_a_json_parser(rest: &[u8]) {
+    let rest = [br#"{"wait_scheduler":{"#, rest].concat();
+    let verb = Verb::parse(&rest);
+    let line = [AGENT_LINE_PREFIX, &rest].concat();
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(&line) else { return };
+    let body = &value["agent"]["wait_scheduler"];
+    let is_one = [&value, &value["agent"]].iter().all(|object| object.as_object().is_some_and(|keys| keys.len() == 1));
+    // The agent compares names as they are written, and reads numbers up to a fraction or an exponent.
+    let is_plain = !rest.iter().any(|byte| b"\\.+-".contains(byte)) && !is_repeated(&rest);
+    if is_one && is_plain && body.is_object() {
+        let timeout = match &body["timeout_ms"] {
+            serde_json::Value::Null if body.get("timeout_ms").is_none() => Some(u32::MAX),
+            timeout => timeout.as_u64().map(|timeout| u32::try_from(timeout).unwrap_or(u32::MAX)),
+        };
+        assert_eq!(verb, timeout.map(|timeout_ms| Verb::WaitScheduler { timeout_ms }), "{value}");
+    }
+}
+
+/// Whether a name of the verb occurs twice, of which the last counts, as JSON parsers do not agree.
+fn is_repeated(rest: &[u8]) -> bool {
+    let occurs = |name: &[u8]| rest.windows(name.len()).filter(|window| *window == name).count();
+    occurs(b"\"timeout_ms\"") > 1 || occurs(b"\"wait_scheduler\"") > 1 || occurs(b"\"agent\"") > 0
 }
 
 /// A line that reads as an envelope has one key, which is the envelope's.

@@ -50,7 +50,12 @@ fn say(mut agent: &UnixStream, lines: &[&str]) {
 }
 
 fn hello() -> String {
-    String::from_utf8(Envelope::<Text>::hello("0.1.0").emit().to_vec()).unwrap().trim_end().to_owned()
+    String::from_utf8(
+        Envelope::hello(Text::first_line(b"0.1.0"), Text::EMPTY, scx_vsock_wire::MAX_RESPONSE_BYTES).emit().to_vec(),
+    )
+    .unwrap()
+    .trim_end()
+    .to_owned()
 }
 
 const ONE: &str = r#"{"stats":{"errno":0,"args":{"resp":1}}}"#;

@@ -14,7 +14,8 @@ fn line() -> RequestLine {
 }
 
 fn hello() -> Vec<u8> {
-    Envelope::<Text>::hello("0.1.0").emit().to_vec()
+    let text = |text: &'static str| Text::first_line(text.as_bytes());
+    Envelope::hello(text("0.1.0"), text("an-id"), MAX_RESPONSE_BYTES).emit().to_vec()
 }
 
 /// A session whose first request is written.
@@ -101,7 +102,7 @@ fn versions_must_overlap() {
 fn what_stands_where_hello_must_be_is_shown() {
     assert!(unreachable(outcome(&[b"SSH-2.0-OpenSSH_9.2"])).contains("\"SSH-2.0-OpenSSH_9.2\""));
     unreachable(outcome(&[STATS]));
-    unreachable(outcome(&[br#"{"agent":"scheduler_ready"}"#]));
+    unreachable(outcome(&[br#"{"agent":{"scheduler_ready":{}}}"#]));
     unreachable(outcome(&[b""]));
     unreachable(receive(&mut asked(), &[b'x'; MAX_HELLO_BYTES]));
 }
@@ -196,11 +197,15 @@ fn the_buffer_grows_by_need_and_never_past_the_longest_envelope() {
 
 #[test]
 fn each_relay_error_is_an_error_of_its_own_and_some_keep_the_session() {
-    let text = |text: &str| Text::first_line(text.as_bytes());
+    let text = |text: &'static str| Text::first_line(text.as_bytes());
     let cases = [
-        (RelayError::NoScheduler { errno: 2, sched_ext: text("disabled"), ops: text("") }, "no_scheduler", true),
-        (RelayError::SchedulerGone { errno: 0 }, "scheduler_gone", false),
-        (RelayError::SchedulerUnasked {}, "malformed_response", false),
+        (
+            RelayError::NoScheduler { errno: 2, sched_ext: text("disabled"), ops: text(""), cause: text("") },
+            "no_scheduler",
+            true,
+        ),
+        (RelayError::SchedulerGone { errno: 0, cause: text("") }, "scheduler_gone", false),
+        (RelayError::UnsolicitedData {}, "malformed_response", false),
         (RelayError::RequestTooLarge { size: 2, max: 1 }, "request_too_large", true),
         (RelayError::ResponseTooLarge { size: 2, max: 1 }, "response_too_large", false),
         (RelayError::UnknownVerb {}, "agent_unreachable", false),
@@ -418,12 +423,12 @@ fn a_plain_answer_before_the_request_is_written_is_refused() {
 
 #[test]
 fn a_plain_scheduler_that_accepts_is_ready_without_a_word() {
-    let mut session = Session::open(Greeting::Plain, RequestLine::wait_scheduler());
+    let mut session = Session::open(Greeting::Plain, RequestLine::wait_scheduler(std::time::Duration::from_secs(5)));
     assert_eq!(session.known_outcome(), Some(Ok(())));
     assert_eq!(session.unsent(), b"");
     assert_eq!(session.answer(), Answer::SchedulerReady);
     session.rest();
     assert!(session.is_idle());
-    let mut with_agent = Session::open(Greeting::Hello, RequestLine::wait_scheduler());
+    let mut with_agent = Session::open(Greeting::Hello, RequestLine::wait_scheduler(std::time::Duration::from_secs(5)));
     assert_eq!(with_agent.known_outcome(), None);
 }

@@ -6,34 +6,48 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-use scx_vsock_wire::limits::{AGENT_LINE_PREFIX, WAIT_SCHEDULER};
-use scx_vsock_wire::{Envelope, STATS_PREFIX, STATS_SUFFIX, Text};
+use scx_vsock_wire::limits::AGENT_LINE_PREFIX;
+use scx_vsock_wire::{Envelope, STATS_PREFIX, STATS_SUFFIX, Text, Verb};
 
-use super::{Action, Buffers, Session};
+use super::{Action, Session};
 
-/// The cap of a line in a model: above the longest line for the agent, and soon reached.
-pub const MAX: usize = 32;
+/// The cap of a line of the oracle: the least that there is.
+pub const MAX: usize = 1024;
 
-/// The version that the model's agent says.
-pub const VERSION: &str = "0.1.0";
+/// The hello of the oracle's agent.
+#[must_use]
+pub fn hello() -> Vec<u8> {
+    Envelope::hello(Text::first_line(b"0.1.0"), Text::first_line(b"an-id"), MAX).emit().to_vec()
+}
 
-/// A driver on memory: what the host and the scheduler sent, and what they got.
+/// Opens a session whose agent says [`hello`].
+pub fn open(session: &mut Session<MAX>) {
+    session.open(Text::first_line(b"0.1.0"), Text::first_line(b"an-id\n"));
+}
+
+/// A driver on memory: what the host and the scheduler sent, and what they received.
 #[derive(Debug)]
 pub struct Driver {
     /// Bytes on their way from the host.
     pub from_host: VecDeque<u8>,
-    /// What the host got.
+    /// Whether the host ended its sending side, after its bytes.
+    pub host_ended: bool,
+    /// What the host received.
     pub to_host: Vec<u8>,
     /// Bytes on their way from the scheduler.
     pub from_scheduler: VecDeque<u8>,
-    /// What the scheduler got.
+    /// What the scheduler received.
     pub to_scheduler: Vec<u8>,
-    /// Whether the scheduler has closed, behind its bytes.
+    /// Whether the scheduler has closed, after its bytes.
     pub scheduler_closed: bool,
     /// Whether there is a connection to the scheduler.
     pub connected: bool,
     /// Whether the scheduler would accept one.
     pub reachable: bool,
+    /// Whether the time to wait for a scheduler is over.
+    pub time_is_over: bool,
+    /// Whether bytes of the scheduler are only seen when the session reads them: the event comes late.
+    pub late_events: bool,
 }
 
 /// What a step of the driver was.
@@ -41,68 +55,78 @@ pub struct Driver {
 pub enum Step {
     /// Nothing could be done.
     Blocked,
-    /// Something was done that needs no note.
+    /// Something was done that says nothing about the host's lines.
     Done,
     /// The scheduler was connected.
     Connected,
     /// The scheduler could not be connected.
     Refused,
-    /// Bytes that nobody had asked for were reported.
-    Unasked,
+    /// Unsolicited bytes were reported.
+    Unsolicited,
     /// The scheduler's end was reported.
-    SchedulerEnded,
+    SchedulerGone,
+    /// The end of the host's bytes was reported.
+    HostEnded,
 }
 
 impl Driver {
-    /// A driver whose host has sent these bytes.
+    /// Creates a driver whose host has sent these bytes.
     #[must_use]
     pub fn new(from_host: &[u8]) -> Self {
         Self {
             from_host: from_host.iter().copied().collect(),
+            host_ended: false,
             to_host: Vec::new(),
             from_scheduler: VecDeque::new(),
             to_scheduler: Vec::new(),
             scheduler_closed: false,
             connected: false,
             reachable: true,
+            time_is_over: false,
+            late_events: false,
         }
     }
 
-    /// Looks at the scheduler first, then does one action with at most `most` bytes.
-    pub fn step(&mut self, session: &mut Session<'_, MAX>, most: usize) -> Step {
-        if session.awaits_no_answer() && self.connected {
-            if !self.from_scheduler.is_empty() {
-                session.scheduler_unasked();
-                return Step::Unasked;
-            }
-            if self.scheduler_closed {
-                session.scheduler_ended(0);
-                return Step::SchedulerEnded;
+    /// Reads from the scheduler first if nothing is expected of it, then does one action with at most `most` bytes.
+    pub fn step(&mut self, session: &mut Session<MAX>, most: usize) -> Step {
+        if session.expects_no_answer() && self.connected && !self.late_events {
+            let step = self.check_scheduler(session);
+            if step != Step::Blocked {
+                return step;
             }
         }
         match session.action() {
             Action::ReadHost(buffer) => {
                 let count = take(&mut self.from_host, buffer, most);
-                if count == 0 {
+                if count == 0 && !self.host_ended {
                     return Step::Blocked;
                 }
                 session.host_read(count);
+                return if count == 0 { Step::HostEnded } else { Step::Done };
             }
             Action::WriteHost(pieces) => {
-                let count = give(&mut self.to_host, &pieces.concat(), most);
+                let count = append(&mut self.to_host, &pieces.concat(), most);
                 session.host_wrote(count);
             }
-            Action::ConnectScheduler | Action::AwaitScheduler if self.connected || self.reachable => {
+            Action::ConnectScheduler | Action::AwaitScheduler { .. } if self.connected || self.reachable => {
                 self.connected = true;
                 session.scheduler_connected();
                 return Step::Connected;
             }
-            Action::ConnectScheduler => {
-                session.scheduler_refused(2, Text::default(), Text::default());
+            Action::AwaitScheduler { .. } if !self.time_is_over => return Step::Blocked,
+            Action::ConnectScheduler | Action::AwaitScheduler { .. } => {
+                session.no_scheduler(2, Text::EMPTY, Text::EMPTY);
                 return Step::Refused;
             }
+            Action::CheckScheduler => {
+                let step = self.check_scheduler(session);
+                if step != Step::Blocked {
+                    return step;
+                }
+                session.scheduler_silent();
+            }
             Action::WriteScheduler(line) => {
-                let count = give(&mut self.to_scheduler, line, most);
+                let count = append(&mut self.to_scheduler, line, most);
                 session.scheduler_wrote(count);
             }
             Action::ReadScheduler(buffer) => {
@@ -111,19 +135,31 @@ impl Driver {
                     return Step::Blocked;
                 }
                 session.scheduler_read(count);
-                return if count == 0 { Step::SchedulerEnded } else { Step::Done };
+                return if count == 0 { Step::SchedulerGone } else { Step::Done };
             }
-            Action::AwaitScheduler | Action::Close => return Step::Blocked,
+            Action::Close => return Step::Blocked,
         }
         Step::Done
     }
 
+    fn check_scheduler(&self, session: &mut Session<MAX>) -> Step {
+        if !self.from_scheduler.is_empty() {
+            session.unsolicited_data();
+            return Step::Unsolicited;
+        }
+        if self.scheduler_closed {
+            session.scheduler_gone(0);
+            return Step::SchedulerGone;
+        }
+        Step::Blocked
+    }
+
     /// Does all that can be done.
-    pub fn run(&mut self, session: &mut Session<'_, MAX>) {
+    pub fn run(&mut self, session: &mut Session<MAX>) {
         while self.step(session, usize::MAX) != Step::Blocked {}
     }
 
-    /// The lines that the host got.
+    /// The lines that the host received.
     #[must_use]
     pub fn host_lines(&self) -> Vec<String> {
         String::from_utf8_lossy(&self.to_host).lines().map(String::from).collect()
@@ -138,7 +174,7 @@ fn take(from: &mut VecDeque<u8>, buffer: &mut [u8], most: usize) -> usize {
     count
 }
 
-fn give(to: &mut Vec<u8>, bytes: &[u8], most: usize) -> usize {
+fn append(to: &mut Vec<u8>, bytes: &[u8], most: usize) -> usize {
     let count = bytes.len().min(most);
     to.extend_from_slice(bytes.get(..count).unwrap_or(&[]));
     count
@@ -150,13 +186,23 @@ pub fn relay_error(body: &str) -> Vec<u8> {
     format!("{{\"relay_error\":{{{body}}}}}\n").into_bytes()
 }
 
+/// The verb that this oracle sends.
+#[must_use]
+pub fn wait_scheduler() -> Vec<u8> {
+    Verb::WaitScheduler { timeout_ms: 50 }.emit().to_vec()
+}
+
+fn is_wait(line: &[u8]) -> bool {
+    wait_scheduler().strip_suffix(b"\n") == Some(line)
+}
+
 /// What a line of the host must be answered with, as far as that does not depend on the scheduler.
 #[must_use]
 pub fn own_answer(line: &[u8]) -> Option<Vec<u8>> {
     let size = line.len() + 1;
     if size > MAX {
         Some(relay_error(&format!("\"request_too_large\":{{\"size\":{size},\"max\":{MAX}}}")))
-    } else if line != WAIT_SCHEDULER && line.starts_with(AGENT_LINE_PREFIX) {
+    } else if line.starts_with(AGENT_LINE_PREFIX) && !is_wait(line) {
         Some(relay_error("\"unknown_verb\":{}"))
     } else {
         None
@@ -164,7 +210,7 @@ pub fn own_answer(line: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// A host, a scheduler and what the host must read.
-struct Model {
+struct Oracle {
     driver: Driver,
     /// Complete lines that the host has sent and that have no answer yet, without their LF.
     unanswered: VecDeque<Vec<u8>>,
@@ -188,43 +234,32 @@ struct Model {
 ///
 /// # Panics
 ///
-/// When the session does anything else than the model.
+/// When the session does anything else than the oracle.
 pub fn check(input: &[u8]) {
-    let mut buffers = Buffers::<MAX>::new();
-    let mut session = Session::new(&mut buffers);
-    session.open(VERSION);
-    let mut model = Model::new();
+    let mut session = std::boxed::Box::new(Session::<MAX>::new());
+    open(&mut session);
+    let mut oracle = Oracle::new();
     for pair in input.chunks_exact(2) {
         let &[what, much] = pair else { continue };
-        let much = usize::from(much);
-        match what % 12 {
-            0 | 1 => model.host_sends(&std::vec![b'a' + what % 16; much % (2 * MAX)]),
-            2 | 3 => model.host_sends(b"\n"),
-            4 => model.host_sends(&[WAIT_SCHEDULER, b"\n"].concat()),
-            5 => model.host_sends(b"{\"agent\":\"?\"}\n"),
-            6 => model.scheduler_sends(&std::vec![b'1'; much % (2 * MAX)]),
-            7 => model.scheduler_sends(b"\n"),
-            8 if much < 32 => model.driver.scheduler_closed = model.driver.connected,
-            9 => model.driver.reachable = much % 4 != 0,
-            _ => drop(model.step(&mut session, 1 + much)),
-        }
+        oracle.act(&mut session, what, usize::from(much));
     }
     // The rest comes to an end with a scheduler that answers.
-    model.driver.reachable = true;
+    oracle.driver.reachable = true;
+    oracle.driver.late_events = false;
     for _ in 0..100_000 {
-        if model.asked && !model.driver.scheduler_closed {
-            model.scheduler_sends(b"\n");
+        if oracle.asked && !oracle.driver.scheduler_closed {
+            oracle.scheduler_sends(b"\n");
         }
-        if !model.step(&mut session, usize::MAX) {
+        if !oracle.step(&mut session, usize::MAX) {
             break;
         }
     }
-    assert_eq!(model.driver.to_host.len(), model.expected.len(), "the host did not get all: {model:?}");
-    assert!(model.over || model.unanswered.is_empty(), "a line got no answer: {model:?}");
-    assert_eq!(session.is_closed(), model.over);
+    assert_eq!(oracle.driver.to_host.len(), oracle.expected.len(), "the host did not receive all: {oracle:?}");
+    assert!(oracle.over || oracle.unanswered.is_empty(), "a line has no answer: {oracle:?}");
+    assert_eq!(session.is_closed(), oracle.over);
 }
 
-impl Model {
+impl Oracle {
     fn new() -> Self {
         Self {
             driver: Driver::new(b""),
@@ -233,12 +268,39 @@ impl Model {
             served: 0,
             answer: Vec::new(),
             asked: false,
-            expected: Envelope::hello(VERSION).emit().to_vec(),
+            expected: hello(),
             over: false,
         }
     }
 
-    /// What the host got is what it must get, as far as it goes. A line that the agent answers by itself has its
+    /// Does one thing.
+    fn act(&mut self, session: &mut Session<MAX>, what: u8, much: usize) {
+        match what % 16 {
+            0 => self.host_sends(&std::vec![b'a' + what / 16; much]),
+            // Up to a few bytes around the cap.
+            1 => {
+                let count = (MAX - 2 + much % 4).saturating_sub(self.unfinished.len());
+                self.host_sends(&std::vec![b'z'; count]);
+            }
+            2 | 3 => self.host_sends(b"\n"),
+            4 => self.host_sends(&wait_scheduler()),
+            5 => self.host_sends(b"{\"agent\":{\"?\":{}}}\n"),
+            6 => self.scheduler_sends(&std::vec![b'1'; much]),
+            7 => {
+                let count = (MAX - 2 + much % 4).saturating_sub(self.answer.len());
+                self.scheduler_sends(&std::vec![b'2'; count]);
+            }
+            8 => self.scheduler_sends(b"\n"),
+            9 if much < 32 => self.driver.scheduler_closed = self.driver.connected,
+            10 => self.driver.reachable = !much.is_multiple_of(4),
+            11 => self.driver.time_is_over = !much.is_multiple_of(2),
+            12 => self.driver.late_events = !much.is_multiple_of(2),
+            13 if much < 16 => self.driver.host_ended = true,
+            _ => drop(self.step(session, 1 + much)),
+        }
+    }
+
+    /// What the host received is what it must, as far as it goes. A line that the agent answers by itself has its
     /// answer when that begins: until then the scheduler can still end the session.
     fn agrees(&mut self) {
         while self.driver.to_host.len() > self.expected.len() {
@@ -246,12 +308,13 @@ impl Model {
             self.expect(&answer);
         }
         let got = &self.driver.to_host;
-        assert_eq!(Some(got.as_slice()), self.expected.get(..got.len()), "the host got something else: {self:?}");
+        assert_eq!(Some(got.as_slice()), self.expected.get(..got.len()), "the host received something else: {self:?}");
     }
-}
 
-impl Model {
     fn host_sends(&mut self, bytes: &[u8]) {
+        if self.driver.host_ended {
+            return;
+        }
         self.driver.from_host.extend(bytes);
         for &byte in bytes {
             if byte == b'\n' {
@@ -283,45 +346,51 @@ impl Model {
         }
     }
 
-    /// One action of the session, and what it means for the host; gives whether anything was done.
-    fn step(&mut self, session: &mut Session<'_, MAX>, most: usize) -> bool {
+    /// One action of the session, and what it means for the host; returns whether anything was done.
+    fn step(&mut self, session: &mut Session<MAX>, most: usize) -> bool {
         let step = self.driver.step(session, most);
         match step {
             Step::Refused => {
-                let refused = self.unanswered.pop_front();
-                assert!(refused.is_some(), "nobody asked for a scheduler");
-                self.expect(&relay_error("\"no_scheduler\":{\"errno\":2,\"sched_ext\":\"\",\"ops\":\"\"}"));
+                assert!(self.unanswered.pop_front().is_some(), "nobody asked for a scheduler");
+                self.expect(&relay_error(
+                    "\"no_scheduler\":{\"errno\":2,\"sched_ext\":\"\",\"ops\":\"\",\"cause\":\"\"}",
+                ));
             }
-            Step::Connected if self.unanswered.front().is_some_and(|line| line == WAIT_SCHEDULER) => {
+            Step::Connected if self.unanswered.front().is_some_and(|line| is_wait(line)) => {
                 self.unanswered.pop_front();
-                self.expect(b"{\"agent\":\"scheduler_ready\"}\n");
+                self.expect(b"{\"agent\":{\"scheduler_ready\":{}}}\n");
             }
-            Step::Unasked => self.end_with("\"scheduler_unasked\":{}"),
-            Step::SchedulerEnded => self.end_with("\"scheduler_gone\":{\"errno\":0}"),
+            Step::Unsolicited => self.end_with("\"unsolicited_data\":{}"),
+            Step::SchedulerGone => self.end_with("\"scheduler_gone\":{\"errno\":0,\"cause\":\"\"}"),
+            Step::HostEnded => {
+                assert!(self.unanswered.is_empty(), "complete lines are answered before the end");
+                self.over = true;
+            }
             Step::Blocked | Step::Done | Step::Connected => {}
         }
-        self.note_request();
+        self.on_request();
         if self.asked {
-            self.note_answer();
+            self.on_answer();
         }
         self.agrees();
         step != Step::Blocked
     }
 
     /// A whole request has reached the scheduler: it is the line at the front.
-    fn note_request(&mut self) {
+    fn on_request(&mut self) {
         let Some(line) = self.driver.to_scheduler.get(self.served..).and_then(|rest| rest.strip_suffix(b"\n")) else {
             return;
         };
         assert_eq!(Some(line), self.unanswered.front().map(Vec::as_slice), "another line was forwarded");
-        assert!(self.driver.from_scheduler.is_empty(), "what came unasked would be taken for the answer");
         self.served = self.driver.to_scheduler.len();
         self.asked = true;
-        self.answer.clear();
+        // Only what came while the request was written can be here: no relay can tell that from the answer.
+        self.answer = self.driver.from_scheduler.iter().copied().collect();
+        assert!(self.driver.late_events || self.answer.is_empty(), "what came unsolicited would be the answer");
     }
 
     /// What the session has read of the answer decides: a whole line, more than one, or more than the cap.
-    fn note_answer(&mut self) {
+    fn on_answer(&mut self) {
         let read = self.answer.len().saturating_sub(self.driver.from_scheduler.len());
         let answer = self.answer.get(..read).unwrap_or(&[]);
         let line_end = answer.iter().position(|&byte| byte == b'\n');
@@ -339,16 +408,16 @@ impl Model {
         let followed = answer.len() > end + 1;
         self.expect(&framed);
         if followed {
-            self.end_with("\"scheduler_unasked\":{}");
+            self.end_with("\"unsolicited_data\":{}");
         }
     }
 }
 
-impl std::fmt::Debug for Model {
+impl std::fmt::Debug for Oracle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        f.debug_struct("Model")
-            .field("got", &text(&self.driver.to_host))
+        f.debug_struct("Oracle")
+            .field("received", &text(&self.driver.to_host))
             .field("expected", &text(&self.expected))
             .field("over", &self.over)
             .finish_non_exhaustive()

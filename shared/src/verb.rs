@@ -1,0 +1,223 @@
+//! What a host asks of the agent itself.
+//!
+//! A line that begins with exactly [`AGENT_LINE_PREFIX`] is for the agent: an object with the one key `agent`, whose
+//! value is an object with one key, the verb, whose value is an object: the verb's body.
+//!
+//! The parser is liberal. ASCII whitespace may stand between any two tokens after the prefix; keys of a body may come in
+//! any order, the last of several of one name counts, and keys that it does not know are skipped with their values. It
+//! needs balanced brackets, one verb, an object as its body, and digits where a number belongs (a fraction is ignored);
+//! otherwise it does not judge the JSON. Names are compared as they are written: one with an escape is an unknown one.
+//! It reads each byte once and neither recurses nor allocates.
+
+use heapless::Vec;
+
+#[cfg(doc)]
+use crate::limits::AGENT_LINE_PREFIX;
+use crate::template;
+
+/// Bytes that suffice for every verb's line.
+const MAX_VERB_BYTES: usize = 64;
+
+/// A line for the agent.
+///
+/// ```
+/// use scx_vsock_wire::Verb;
+///
+/// let verb = Verb::WaitScheduler { timeout_ms: 4500 };
+/// assert_eq!(verb.emit(), b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":4500}}}\n");
+/// assert_eq!(Verb::parse(br#" {"wait_scheduler": {"timeout_ms": 4500, "since": [1]}}}"#), Some(verb));
+/// assert_eq!(Verb::parse(br#""wait_scheduler"}"#), None);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Answer when the scheduler accepts a connection.
+    WaitScheduler {
+        /// Milliseconds after which the answer is `no_scheduler`. A greater number than a `u32` holds means the
+        /// greatest, and so does a body without this key.
+        timeout_ms: u32,
+    },
+}
+
+impl Verb {
+    /// Parses what follows [`AGENT_LINE_PREFIX`] in a line, with or without the line's LF. `None` for a verb that this
+    /// version does not know.
+    #[must_use]
+    pub fn parse(mut rest: &[u8]) -> Option<Self> {
+        let (mut verb, mut name) = (&[][..], &[][..]);
+        let mut timeout_ms = u32::MAX;
+        let mut depth = LINE;
+        while depth > 0 {
+            let (&byte, after) = rest.split_first()?;
+            rest = after;
+            match byte {
+                b'"' => (name, rest) = split_string(rest)?,
+                b'{' | b'[' => {
+                    if byte == b'{' && depth == VERB {
+                        verb = name;
+                    }
+                    depth += 1;
+                }
+                b'}' | b']' => depth -= 1,
+                b',' if depth <= VERB => return None,
+                b':' if depth == BODY && name == TIMEOUT_MS => (timeout_ms, rest) = split_number(rest)?,
+                _ => {}
+            }
+        }
+        (verb == WAIT_SCHEDULER && rest.trim_ascii_start().is_empty()).then_some(Self::WaitScheduler { timeout_ms })
+    }
+
+    /// Returns the verb's line with its LF.
+    #[must_use]
+    pub fn emit(&self) -> Vec<u8, MAX_VERB_BYTES> {
+        let mut line = [0; MAX_VERB_BYTES];
+        let Self::WaitScheduler { timeout_ms } = *self;
+        let template = b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":#}}}\n";
+        let length = template::fill(&mut line, template, &[timeout_ms], &[]);
+        line.iter().take(length).copied().collect()
+    }
+}
+
+const WAIT_SCHEDULER: &[u8] = b"wait_scheduler";
+const TIMEOUT_MS: &[u8] = b"timeout_ms";
+
+/// How many brackets are open after the prefix, before the verb and in its body.
+const LINE: u32 = 1;
+const VERB: u32 = 2;
+const BODY: u32 = 3;
+
+/// Returns what stands before a string's closing quote, and what stands after it.
+fn split_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut escaped = false;
+    let end = bytes.iter().position(|&byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        ends
+    })?;
+    Some((bytes.get(..end)?, bytes.get(end + 1..)?))
+}
+
+/// Returns the whole number that `bytes` begin with, saturating, and what stands after it.
+fn split_number(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let mut rest = bytes.trim_ascii_start();
+    let mut number = None;
+    while let [digit @ b'0'..=b'9', after @ ..] = rest {
+        number = Some(number.unwrap_or(0u32).saturating_mul(10).saturating_add(u32::from(digit - b'0')));
+        rest = after;
+    }
+    Some((number?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::AGENT_LINE_PREFIX;
+    use proptest::prelude::*;
+
+    fn parse(line: &[u8]) -> Option<Verb> {
+        line.strip_prefix(AGENT_LINE_PREFIX).and_then(Verb::parse)
+    }
+
+    fn timeout_of(body: &str) -> Option<u32> {
+        parse(format!("{{\"agent\":{{\"wait_scheduler\":{body}}}}}").as_bytes())
+            .map(|Verb::WaitScheduler { timeout_ms }| timeout_ms)
+    }
+
+    #[test]
+    fn whitespace_between_tokens_is_skipped() {
+        let line = b"{\"agent\": {\t\"wait_scheduler\" : { \"timeout_ms\" : 7 } } } \r\n";
+        assert_eq!(parse(line), Some(Verb::WaitScheduler { timeout_ms: 7 }));
+    }
+
+    #[test]
+    fn unknown_keys_of_a_body_are_skipped() {
+        for body in [
+            r#"{"a":1,"timeout_ms":7}"#,
+            r#"{"timeout_ms":7,"a":{"b":[1,{"timeout_ms":8},"}]"],"c":"\"}"}}"#,
+            r#"{"a":[[[]]],"timeout_ms":7,"b":null,"c":-1.5e3,"d":true}"#,
+            r#"{"timeout_ms":1,"timeout_ms":7}"#,
+            r#"{"timeout_ms":7.5}"#,
+            r#"{"a":{"timeout_ms":8},"timeout_ms":7,"b":{"timeout_ms":9}}"#,
+            r#"{"timeout_ms":7,"timeout\u005fms":8}"#,
+        ] {
+            assert_eq!(timeout_of(body), Some(7), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_missing_or_huge_timeout_is_the_greatest() {
+        assert_eq!(timeout_of("{}"), Some(u32::MAX));
+        assert_eq!(timeout_of(r#"{"timeout_ms":99999999999999999999}"#), Some(u32::MAX));
+        assert_eq!(timeout_of(r#"{"timeout_ms":4294967295}"#), Some(u32::MAX));
+        assert_eq!(timeout_of(r#"{"timeout_ms":0}"#), Some(0));
+    }
+
+    #[test]
+    fn everything_else_is_an_unknown_verb() {
+        for line in [
+            r#"{"agent":"#,
+            r#"{"agent":"wait_scheduler"}"#,
+            r#"{"agent":{}}"#,
+            r#"{"agent":{"sing":{}}}"#,
+            r#"{"agent":{"sched_ext":{}}}"#,
+            r#"{"agent":{"wait_scheduler":5}}"#,
+            r#"{"agent":{"wait_scheduler":{}}"#,
+            r#"{"agent":{"wait_scheduler":{}}}x"#,
+            r#"{"agent":{"wait_scheduler":{}},"x":1}"#,
+            r#"{"agent":{"wait_scheduler":{},"x":{}}}"#,
+            r#"{"agent":{"wait_scheduler":{"timeout_ms":-1}}}"#,
+            r#"{"agent":{"wait_scheduler":{"timeout_ms":"1"}}}"#,
+            r#"{"agent":{"wait_scheduler":{"a":1"#,
+            r#"{"agent":{"wait_scheduler":{"a"#,
+            r#"{"agent":{"wait_scheduler":{"a\"#,
+            r#"{"agent":{"wait_scheduler":{"a":[}}}"#,
+            r#"{"agent":{"wait_scheduler":[]}}"#,
+            r#"{"agent":["wait_scheduler",{}]}"#,
+            r#"{"agent":{"wait\u005fscheduler":{}}}"#,
+        ] {
+            assert_eq!(parse(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_emitted_verb_reads_back(timeout_ms: u32) {
+            let verb = Verb::WaitScheduler { timeout_ms };
+            prop_assert_eq!(parse(&verb.emit()), Some(verb));
+            let json = serde_json::json!({ "agent": { "wait_scheduler": { "timeout_ms": timeout_ms } } });
+            let line = format!("{json}\n");
+            prop_assert_eq!(&*verb.emit(), line.as_bytes());
+        }
+
+        #[test]
+        fn any_json_that_is_the_verb_is_read_as_such(timeout_ms: u32, others in proptest::collection::btree_map("[a-z\"\\\\]{0,4}", json_value(), 0..4)) {
+            let mut body: serde_json::Map<_, _> = others.into_iter().collect();
+            body.insert("timeout_ms".to_owned(), timeout_ms.into());
+            let json = serde_json::json!({ "agent": { "wait_scheduler": body } });
+            prop_assert_eq!(parse(json.to_string().as_bytes()), Some(Verb::WaitScheduler { timeout_ms }));
+        }
+
+        #[test]
+        fn no_bytes_panic(rest in proptest::collection::vec(prop_oneof![
+            Just(b'"'), Just(b'{'), Just(b'}'), Just(b'['), Just(b']'), Just(b':'), Just(b','), Just(b'\\'), any::<u8>(),
+        ], 0..60)) {
+            let _any = parse(&[AGENT_LINE_PREFIX, br#"{"wait_scheduler":{"#, &rest].concat());
+            let _any = parse(&[AGENT_LINE_PREFIX, &rest].concat());
+        }
+    }
+
+    fn json_value() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            "[a-z\"\\\\{}\\[\\],]{0,6}".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
+                proptest::collection::btree_map("[a-z]{0,3}", inner, 0..4)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+}
