@@ -1,15 +1,14 @@
-//! `scx-vsock completions`: what shells need to complete this command's words.
+//! `scx-vsock completions`: completion scripts for shells.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::Arguments;
+use crate::output;
 
-/// Print a shell's completions of this command
+/// Print a completion script for a shell
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -22,11 +21,11 @@ pub struct Completions {
 }
 
 impl Completions {
-    /// Prints.
-    pub fn run(&self) -> Result<ExitCode> {
+    /// Prints the script for this command.
+    pub fn run(&self, command: &mut Command) -> Result<ExitCode> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Arguments::command(), "scx-vsock", &mut script);
-        io::stdout().write_all(&script)?;
+        clap_complete::generate(self.shell, command, "scx-vsock", &mut script);
+        output::print_bytes(&script)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,4 +1,4 @@
-//! Samples for a person to read.
+//! Samples as text for people.
 
 use std::fmt::Write;
 
@@ -6,19 +6,19 @@ use anstyle::Style;
 use scx_vsock::Sample;
 use serde_json::Value;
 
-/// What the eye is to find. Printed through anstream, which leaves styles out where there is no terminal.
+/// The style of names and values. anstream removes it where stdout is not a terminal.
 pub const BOLD: Style = Style::new().bold();
 
-/// What is there for those who look for it.
+/// The style of details.
 pub const DIM: Style = Style::new().dimmed();
 
-/// Fields of one sample among many that are shown.
+/// The most fields shown of one sample among many.
 const MAX_FIELDS: usize = 24;
 
-/// Characters of a guest's text that are shown.
+/// The most characters shown of a guest's text.
 const MAX_CHARACTERS: usize = 200;
 
-/// A sample as a heading and its fields, a line each.
+/// A sample as a heading and a line for each field.
 pub fn sample(sample: &Sample) -> String {
     let mut text = heading(sample);
     match &sample.stats {
@@ -36,12 +36,12 @@ pub fn seconds(ms: u64) -> String {
 fn heading(sample: &Sample) -> String {
     let span = match sample.interval_ms {
         Some(ms) => format!("deltas over {}", seconds(ms)),
-        None => "deltas begin".into(),
+        None => "new baseline".into(),
     };
     format!("{} at {} (session {}, {span})\n", sample.tag, seconds(sample.elapsed_ms), sample.session)
 }
 
-/// Every scalar by its dotted path; what stands higher comes first.
+/// Every scalar with its dotted path, the least nested first.
 pub fn rows(stats: &Value) -> Vec<(String, String)> {
     let mut rows = Vec::new();
     collect("", stats, &mut rows);
@@ -49,16 +49,16 @@ pub fn rows(stats: &Value) -> Vec<(String, String)> {
     rows
 }
 
-/// Every scalar, aligned, up to so many.
-pub fn fields(stats: &Value, most: usize) -> String {
+/// A line for each scalar, aligned, up to `max` of them.
+pub fn fields(stats: &Value, max: usize) -> String {
     let rows = rows(stats);
-    let width = rows.iter().take(most).map(|(path, _)| path.chars().count()).max().unwrap_or(0);
+    let width = rows.iter().take(max).map(|(path, _)| path.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
-    for (path, value) in rows.iter().take(most) {
+    for (path, value) in rows.iter().take(max) {
         // Writing to a string cannot fail.
         let _written = writeln!(text, "  {path:<width$}  {BOLD}{value:>16}{BOLD:#}");
     }
-    if let Some(more @ 1..) = rows.len().checked_sub(most) {
+    if let Some(more @ 1..) = rows.len().checked_sub(max) {
         let _written = writeln!(text, "  and {more} more fields: --jsonl prints all");
     }
     text
@@ -76,7 +76,7 @@ fn collect(path: &str, value: &Value, rows: &mut Vec<(String, String)>) {
     }
 }
 
-/// A guest's text, without what would act on a terminal.
+/// A guest's text without control characters, which could act on the terminal, and truncated.
 pub fn clean(text: &str) -> String {
     text.chars().filter(|character| !character.is_control()).take(MAX_CHARACTERS).collect()
 }
@@ -87,17 +87,17 @@ mod tests {
     use scx_vsock::MissingStatsReason;
     use serde_json::json;
 
-    fn taken(stats: Result<Value, MissingStatsReason>) -> Sample {
+    fn sample_of(stats: Result<Value, MissingStatsReason>) -> Sample {
         Sample { tag: "sample 2".into(), elapsed_ms: 2_017, session: 1, interval_ms: Some(1_001), stats }
     }
 
-    fn plain(taken: &Sample) -> String {
-        anstream::adapter::strip_str(&sample(taken)).to_string()
+    fn plain(of: &Sample) -> String {
+        anstream::adapter::strip_str(&sample(of)).to_string()
     }
 
     #[test]
     fn a_sample_is_a_heading_and_its_fields() {
-        let text = plain(&taken(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2Jb"}))));
+        let text = plain(&sample_of(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2Jb"}))));
         assert_eq!(
             text,
             "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  name                    a[2Jb\n  cpus.0.busy                 3\n"
@@ -106,14 +106,14 @@ mod tests {
 
     #[test]
     fn a_missing_sample_says_why() {
-        let text = plain(&taken(Err(MissingStatsReason::TimedOut { after_ms: 5 })));
+        let text = plain(&sample_of(Err(MissingStatsReason::TimedOut { after_ms: 5 })));
         assert!(text.contains("no stats: no answer within 5 ms"), "{text}");
     }
 
     #[test]
-    fn a_huge_sample_is_cut_and_says_so() {
+    fn a_huge_sample_is_truncated() {
         let many: Vec<u32> = (0..100).collect();
-        let text = plain(&taken(Ok(json!(many))));
+        let text = plain(&sample_of(Ok(json!(many))));
         assert_eq!(text.lines().count(), 1 + MAX_FIELDS + 1);
         assert!(text.ends_with("and 76 more fields: --jsonl prints all\n"), "{text}");
     }

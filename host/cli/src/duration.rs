@@ -2,24 +2,27 @@
 
 use std::time::Duration;
 
-/// The longest that may be asked for.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Parses a time of more than nothing. A number alone means seconds.
+/// Parses a time above 0 and of at most a day. A number alone means seconds.
+///
+/// # Errors
+///
+/// A message that says which form is expected.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let number = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
     let unit = match text.get(number.len()..).unwrap_or_default() {
         "ms" => 0.001,
         "s" | "" => 1.0,
         "m" => 60.0,
-        other => return Err(format!("{other:?} is no unit of time: ms, s and m are, as in 250ms")),
+        other => return Err(format!("unknown unit {other:?}; use ms, s or m, as in 250ms")),
     };
     let seconds = number.parse().map(|number: f64| number * unit);
     let duration = seconds.ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     match duration {
-        Some(duration) if duration > LONGEST => Err("it is more than a day".into()),
+        Some(duration) if duration > MAX => Err("the maximum is 24 hours".into()),
         Some(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("it is no time above 0, such as 5 (seconds), 0.5 or 250ms".into()),
+        _ => Err("expected a time above 0, such as 5 (seconds), 0.5 or 250ms".into()),
     }
 }
 
@@ -37,19 +40,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_is_told_the_form() {
-        for (text, said) in [
-            ("", "no time above 0"),
-            ("0", "no time above 0"),
-            ("-1", "no time above 0"),
-            ("s", "no time above 0"),
-            ("nan", "\"nan\" is no unit"),
-            ("inf", "\"inf\" is no unit"),
-            ("5h", "\"h\" is no unit of time: ms, s and m are"),
-            ("1e400", "no time above 0"),
-            ("86401", "more than a day"),
+    fn wrong_times_are_refused() {
+        for (text, expected) in [
+            ("", "expected a time above 0"),
+            ("0", "expected a time above 0"),
+            ("-1", "expected a time above 0"),
+            ("s", "expected a time above 0"),
+            ("nan", "unknown unit \"nan\""),
+            ("inf", "unknown unit \"inf\""),
+            ("5h", "unknown unit \"h\"; use ms, s or m"),
+            ("1e400", "expected a time above 0"),
+            ("86401", "24 hours"),
         ] {
-            assert!(parse(text).unwrap_err().contains(said), "{text}: {:?}", parse(text));
+            assert!(parse(text).unwrap_err().contains(expected), "{text}: {:?}", parse(text));
         }
     }
 }

@@ -1,34 +1,51 @@
-//! Errors as one line: what is wrong, and what mends it.
+//! Errors as one line on stderr.
 
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
+use clap::Command;
 use clap::error::ErrorKind;
 
-/// Prints help that was asked for, or says in one line what is wrong with the arguments.
-pub fn about_arguments(error: &clap::Error) -> ExitCode {
+/// Prints the help that was asked for, or one line about wrong arguments.
+///
+/// # Errors
+///
+/// The help cannot be written.
+pub fn report_usage(error: &clap::Error, command: &Command) -> Result<ExitCode> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // A reader that has seen enough closes the pipe.
-            let _printed = error.print();
+            error.print().and_then(|()| io::stdout().flush()).context("cannot write the help")?;
         }
-        _ => eprintln!("scx-vsock: {}", of_arguments(&error.render().to_string())),
+        _ => {
+            let help = format!("{} --help", command_name(command, env::args_os().skip(1)));
+            eprintln!("scx-vsock: {}; try '{help}'", usage_problem(&error.render().to_string()));
+        }
     }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+    Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)))
 }
 
-/// What is said about wrong arguments, without the usage that follows it, and with the command that prints more.
-fn of_arguments(rendered: &str) -> String {
-    let (problem, rest) = rendered.split_once("\n\nUsage: ").unwrap_or((rendered, ""));
+/// The command's name with the verbs that the words begin with.
+fn command_name(mut command: &Command, words: impl Iterator<Item = OsString>) -> String {
+    let mut name = command.get_name().to_owned();
+    for word in words {
+        let Some(verb) = command.find_subcommand(&word) else { break };
+        name = format!("{name} {}", verb.get_name());
+        command = verb;
+    }
+    name
+}
+
+/// The problem that clap's message begins with, without the usage after it.
+fn usage_problem(rendered: &str) -> String {
+    let problem = rendered.split("\n\nUsage: ").next().unwrap_or_default();
     let problem = problem.split("\n\nFor more information").next().unwrap_or_default();
-    let problem = one_line(problem.strip_prefix("error: ").unwrap_or(problem));
-    // The usage begins with the command and its verb; what follows are their arguments.
-    let words = rest.split_whitespace().take_while(|word| word.starts_with(|first: char| first.is_ascii_lowercase()));
-    let command = words.collect::<Vec<_>>().join(" ");
-    let command = if command.is_empty() { "scx-vsock" } else { &command };
-    format!("{problem}; see {command} --help")
+    one_line(problem.strip_prefix("error: ").unwrap_or(problem))
 }
 
-/// A text of several lines as one, with nothing in it that would act on a terminal.
+/// Joins the lines of a text to one, without control characters.
 pub fn one_line(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let mut joined = String::new();
@@ -48,25 +65,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_argument_is_one_line_that_names_the_help() {
+    fn a_usage_error_is_one_line() {
         let rendered = "error: unrecognized subcommand 'bot'\n\n  tip: a similar subcommand exists: 'boot'\n\n\
                         Usage: scx-vsock <COMMAND>\n\nFor more information, try '--help'.\n";
-        assert_eq!(
-            of_arguments(rendered),
-            "unrecognized subcommand 'bot'; tip: a similar subcommand exists: 'boot'; see scx-vsock --help"
-        );
+        assert_eq!(usage_problem(rendered), "unrecognized subcommand 'bot'; tip: a similar subcommand exists: 'boot'");
         let rendered = "error: the following required arguments were not provided:\n  --kernel <FILE>\n\n\
                         Usage: scx-vsock boot --kernel <FILE> [-- <CMD>...]\n\nFor more information, try '--help'.\n";
-        assert_eq!(
-            of_arguments(rendered),
-            "the following required arguments were not provided: --kernel <FILE>; see scx-vsock boot --help"
-        );
+        assert_eq!(usage_problem(rendered), "the following required arguments were not provided: --kernel <FILE>");
         let rendered = "error: invalid value 'x' for '--cpus <N>': no\n\nFor more information, try '--help'.\n";
-        assert_eq!(of_arguments(rendered), "invalid value 'x' for '--cpus <N>': no; see scx-vsock --help");
+        assert_eq!(usage_problem(rendered), "invalid value 'x' for '--cpus <N>': no");
     }
 
     #[test]
-    fn a_text_of_many_lines_is_one() {
+    fn the_help_is_that_of_the_verb() {
+        let verbs = Command::new("scx-vsock")
+            .subcommands([Command::new("boot"), Command::new("image").subcommand(Command::new("add"))]);
+        let name = |words: &[&str]| command_name(&verbs, words.iter().map(OsString::from));
+        assert_eq!(name(&[]), "scx-vsock");
+        assert_eq!(name(&["bot"]), "scx-vsock");
+        assert_eq!(name(&["boot", "--cpus", "image"]), "scx-vsock boot");
+        assert_eq!(name(&["image", "add", "boot"]), "scx-vsock image add");
+    }
+
+    #[test]
+    fn many_lines_become_one() {
         assert_eq!(one_line("a\n  b:\n\nc\u{1b}[2J\n"), "a; b: c[2J");
         assert_eq!(one_line(""), "");
     }

@@ -1,4 +1,4 @@
-//! `scx-vsock export`: many guests' stats for Prometheus.
+//! `scx-vsock export`: the stats of many guests for Prometheus.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use clap::Args;
 use nix::sys::signal::Signal;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -17,14 +17,16 @@ use scx_vsock::export::Exporter;
 
 use crate::duration;
 use crate::signals::Signals;
+use crate::target::URIS_HELP;
 
-/// Serve many guests' stats to Prometheus
+/// Export the stats of many guests to Prometheus
 ///
-/// A scrape of http://ADDR/metrics asks all guests at once, and has the numbers of those that answer in time; names,
-/// labels and help are what each scheduler says that its stats mean. The label `guest` is NAME, else the URI.
+/// A scrape of http://ADDR/metrics asks all guests at once and returns the stats of those that answer in time. Metric
+/// names, labels and help come from each scheduler's description of its stats. The label guest is NAME, or the URI
+/// without one.
 ///
-/// scx_vsock_up is 0 for a guest without stats, which then has no other numbers, and
-/// scx_vsock_missing_stats_total{guest,reason} counts why. A guest that comes back is found by the next scrape.
+/// For a guest without stats, scx_vsock_up is 0 and scx_vsock_missing_stats_total{guest,reason} counts the reason. It is
+/// asked again at each scrape.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -32,25 +34,24 @@ Examples:
   scx-vsock export web=vsock://3 database=hybrid:/run/guest2/v.sock
   curl http://127.0.0.1:9729/metrics
 
-For Prometheus:
+Configuration of Prometheus:
   scrape_configs:
     - job_name: scx-vsock
       static_configs: [{targets: ['127.0.0.1:9729']}]")]
 pub struct Export {
-    /// The guests' agents: vsock://CID[:PORT], hybrid:PATH[?port=N] or unix:PATH; or scx:PATH, a scheduler without one
-    #[arg(required = true, value_name = "[NAME=]URI")]
+    #[arg(required = true, value_name = "[NAME=]URI", help = URIS_HELP)]
     guests: Vec<Named>,
 
-    /// Where to listen; with port 0 at a free one, which is printed
+    /// The address to listen on; port 0 takes a free port, which is printed
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9729")]
     listen: SocketAddr,
 
-    /// The time that guests have for a scrape, in seconds or with a unit (250ms); less where the scraper says so
+    /// How long a scrape waits for guests, in seconds or with a unit (250ms); a scraper can ask for less
     #[arg(long, value_name = "TIME", default_value = "5", value_parser = duration::parse)]
     deadline: Duration,
 }
 
-/// A guest and its name.
+/// A guest with a name.
 #[derive(Clone, Debug)]
 struct Named {
     name: String,
@@ -61,7 +62,7 @@ impl FromStr for Named {
     type Err = ParseEndpointError;
 
     fn from_str(text: &str) -> Result<Self, ParseEndpointError> {
-        // A name has no colon, and a URI's first part no equals sign.
+        // A name has no colon, and the scheme of a URI has no equals sign.
         let (name, uri) = match text.split_once('=') {
             Some((name, uri)) if !name.is_empty() && !name.contains(':') => (name, uri),
             _ => (text, text),
@@ -71,32 +72,32 @@ impl FromStr for Named {
 }
 
 impl Export {
-    /// Serves until a signal.
+    /// Serves until a signal asks it to end.
     pub fn run(&self) -> Result<ExitCode> {
         raise_descriptor_limit();
-        let signals = Signals::take(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
+        let signals = Signals::block(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
         let listener = TcpListener::bind(self.listen)
-            .with_context(|| format!("cannot listen on {} (choose another --listen ADDR)", self.listen))?;
-        let at = listener.local_addr()?;
+            .map_err(|error| anyhow!("cannot listen on {}: {error}; choose another --listen ADDR", self.listen))?;
+        let address = listener.local_addr()?;
         let mut exporter = Exporter::new(listener)?.deadline(self.deadline);
         let mut names = BTreeSet::new();
         for Named { name, endpoint } in &self.guests {
-            ensure!(names.insert(name), "two guests have the name {name:?}; give each its own as NAME=URI");
+            ensure!(names.insert(name), "two guests are named {name:?}; give each a name of its own, as in NAME=URI");
             exporter.add(name, endpoint.clone());
         }
-        eprintln!("scx-vsock: the metrics of {} are at http://{at}/metrics", guests(self.guests.len()));
+        eprintln!("scx-vsock: serving the stats of {} at http://{address}/metrics", guests(self.guests.len()));
         exporter.run(&[signals.as_fd()])?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// A descriptor is needed for each guest, and many systems give a process 1,024 unless it asks for more.
+/// Each guest needs a descriptor, and the soft limit is often 1,024.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
-    // Without it, guests that have none say so.
+    // If it fails, guests without a descriptor are reported at each scrape.
     let _raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn guests(count: usize) -> String {
-    if count == 1 { "one guest".to_owned() } else { format!("{count} guests") }
+    if count == 1 { "1 guest".to_owned() } else { format!("{count} guests") }
 }

@@ -1,7 +1,7 @@
 //! The `scx-vsock` command: a guest's sched_ext scheduler, seen from the host.
 //!
-//! Each verb is a module of its own. Results go to stdout, everything else to stderr, an error as one line; what the
-//! exit code says is in [`exit`].
+//! Each verb is a module of its own. Results go to stdout, messages to stderr, an error as one line. The exit codes are
+//! in [`exit`].
 #![allow(clippy::print_stderr, reason = "a command's messages")]
 
 mod boot;
@@ -15,6 +15,7 @@ mod export;
 mod image;
 mod man;
 mod meta;
+mod output;
 mod proxy;
 mod serve;
 mod signals;
@@ -25,14 +26,32 @@ mod watch;
 use std::io;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-/// See a guest's sched_ext scheduler from the host.
+/// Read the stats of a guest's sched_ext scheduler from the host
 #[derive(Parser)]
-#[command(name = "scx-vsock", version, propagate_version = true, max_term_width = 100, after_long_help = exit::help())]
+#[command(name = "scx-vsock", version, propagate_version = true, max_term_width = 100, after_long_help = after_help())]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
+}
+
+const ADDRESSES: &str = "\
+Addresses of agents:
+  vsock://CID[:PORT]    a guest with a vhost-vsock device of this host; port 729 by default
+  hybrid:PATH[?port=N]  the Unix socket of Firecracker, Cloud Hypervisor, vhost-device-vsock or scx-vsock serve
+  unix:PATH             an agent on a Unix socket of this host
+  scx:PATH              a scheduler's own stats socket, without an agent";
+
+const ENVIRONMENT: &str = "\
+Environment:
+  SCX_VSOCK_AGENT        the agent's file, for boot, image and doctor
+  SCX_VSOCK_ACCELERATOR  kvm or tcg; by default boot uses KVM where it works
+  QEMU                   the QEMU program; by default qemu-system-x86_64
+  NO_COLOR               if it is not empty, output has no colors";
+
+fn after_help() -> String {
+    format!("{ADDRESSES}\n\n{ENVIRONMENT}\n\n{}", exit::help())
 }
 
 // One line a verb, in the order of the help.
@@ -64,20 +83,20 @@ impl Verb {
             Self::Doctor(verb) => verb.run(),
             Self::Boot(verb) => verb.run(),
             Self::Image(verb) => verb.run(),
-            Self::Completions(verb) => verb.run(),
-            Self::Man(verb) => verb.run(),
+            Self::Completions(verb) => verb.run(&mut Arguments::command()),
+            Self::Man(verb) => verb.run(Arguments::command()),
         }
     }
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) => return error_report::about_arguments(&error),
+    let outcome = match Arguments::try_parse() {
+        Ok(arguments) => arguments.verb.run(),
+        Err(error) => error_report::report_usage(&error, &Arguments::command()),
     };
-    match arguments.verb.run() {
+    match outcome {
         Ok(code) => code,
-        // Whoever read the output has seen enough.
+        // The reader closed the pipe: it has read what it needs.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("scx-vsock: {}", error_report::one_line(&format!("{error:#}")));

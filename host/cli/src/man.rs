@@ -1,18 +1,17 @@
-//! `scx-vsock man`: the manual's pages, made from the help.
+//! `scx-vsock man`: man pages, made from the help.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::Man as Page;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::{Arguments, exit};
+use crate::{exit, output};
 
-/// Print this command's man page, or write one for each verb
+/// Print this command's man page, or write the pages of all verbs
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -25,43 +24,83 @@ pub struct Man {
 }
 
 impl Man {
-    /// Prints or writes.
-    pub fn run(&self) -> Result<ExitCode> {
-        let mut command = Arguments::command();
+    /// Prints or writes the pages of this command.
+    pub fn run(&self, command: Command) -> Result<ExitCode> {
+        let mut command = without_help_verb(command);
         command.build();
         let Some(folder) = &self.folder else {
-            io::stdout().write_all(&page(&command)?)?;
+            output::print_bytes(&page(&command, None)?)?;
             return Ok(ExitCode::SUCCESS);
         };
-        for of in with_verbs(&command) {
-            let path = folder.join(format!("{}.1", of.get_display_name().unwrap_or_else(|| of.get_name())));
-            let write = fs::write(&path, page(of)?);
-            write.with_context(|| format!("cannot write {} (name a folder that is there)", path.display()))?;
+        for (command, parent) in with_verbs(&command, None) {
+            let path = folder.join(format!("{}.1", page_name(command)));
+            fs::write(&path, page(command, parent)?).with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// A command, and those below it.
-fn with_verbs(command: &Command) -> Vec<&Command> {
-    let verbs = command.get_subcommands().filter(|verb| verb.get_name() != "help");
-    [command].into_iter().chain(verbs.flat_map(with_verbs)).collect()
+/// Removes the verb `help`, for which no page is written.
+fn without_help_verb(command: Command) -> Command {
+    command.disable_help_subcommand(true).mut_subcommands(without_help_verb)
 }
 
-/// A page, with what exit codes say at its end.
-fn page(command: &Command) -> io::Result<Vec<u8>> {
-    // The table has a section of its own.
-    let shown = match command.get_after_long_help() {
-        Some(help) if help.to_string() == exit::help() => command.clone().after_long_help(""),
-        _ => command.clone(),
-    };
+/// A command and all below it, each with the command that it belongs to.
+fn with_verbs<'c>(command: &'c Command, parent: Option<&'c Command>) -> Vec<(&'c Command, Option<&'c Command>)> {
+    let below = command.get_subcommands().flat_map(|verb| with_verbs(verb, Some(command)));
+    [(command, parent)].into_iter().chain(below).collect()
+}
+
+fn page_name(command: &Command) -> &str {
+    command.get_display_name().unwrap_or_else(|| command.get_name())
+}
+
+fn page(command: &Command, parent: Option<&Command>) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    Page::new(shown).render(&mut bytes)?;
-    let mut codes = Roff::new();
-    codes.control("SH", ["EXIT STATUS"]);
-    for (code, text) in exit::rows() {
-        codes.control("TP", []).text([bold(code)]).text([roman(text)]);
+    let version = command.get_version().unwrap_or_default();
+    let page = Page::new(command.clone()).source(format!("scx-vsock {version}")).manual("scx-vsock manual");
+    page.render_title(&mut bytes)?;
+    page.render_name_section(&mut bytes)?;
+    page.render_synopsis_section(&mut bytes)?;
+    page.render_description_section(&mut bytes)?;
+    page.render_options_section(&mut bytes)?;
+    if command.has_subcommands() {
+        page.render_subcommands_section(&mut bytes)?;
     }
-    codes.to_writer(&mut bytes)?;
+    let mut rest = Roff::new();
+    add_help_sections(&mut rest, command);
+    add_exit_codes(&mut rest);
+    add_see_also(&mut rest, command, parent);
+    rest.to_writer(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The sections after the options in the help, such as the examples. Their lines are not filled.
+fn add_help_sections(roff: &mut Roff, command: &Command) {
+    let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    let exit_codes = exit::help();
+    for section in help.split("\n\n") {
+        let mut lines = section.lines();
+        let heading = lines.next().and_then(|line| line.strip_suffix(':'));
+        // The table of exit codes has a form of its own.
+        let Some(heading) = heading.filter(|heading| !exit_codes.starts_with(heading)) else { continue };
+        roff.control("SH", [heading.to_uppercase().as_str()]).control("nf", []);
+        for line in lines {
+            roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]);
+        }
+        roff.control("fi", []);
+    }
+}
+
+fn add_exit_codes(roff: &mut Roff) {
+    roff.control("SH", ["EXIT STATUS"]);
+    for (code, text) in exit::rows() {
+        roff.control("TP", []).text([bold(code)]).text([roman(text)]);
+    }
+}
+
+fn add_see_also(roff: &mut Roff, command: &Command, parent: Option<&Command>) {
+    let pages: Vec<String> =
+        parent.into_iter().chain(command.get_subcommands()).map(|other| format!("{}(1)", page_name(other))).collect();
+    roff.control("SH", ["SEE ALSO"]).text([roman(pages.join(", "))]);
 }

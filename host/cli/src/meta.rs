@@ -1,8 +1,7 @@
-//! `scx-vsock meta`: what a scheduler's stats mean.
+//! `scx-vsock meta`: the description of a scheduler's stats.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -11,53 +10,55 @@ use scx_vsock::stats::meta::{Field, MAX_DEPTH, Struct};
 use scx_vsock::{Meta as Description, SchedStatsError};
 
 use crate::display::{BOLD, DIM, clean};
+use crate::output;
 use crate::target::Target;
 
-/// Fields that are listed. A guest can describe more than there is time to print.
+/// The most fields that are listed: a guest can describe more than there is time to print.
 const MAX_LEAVES: usize = 10_000;
 
-/// Columns that a name and a kind may take before others have to move.
+/// The widest name and kind that columns are aligned to.
 const MAX_COLUMN: usize = 40;
 
-/// Print what a scheduler can report: fields, kinds and descriptions
+/// List the stats that a scheduler can report
+///
+/// Each field has a kind and a description. The kinds are i64, u64, float, string and structs by their names; [KIND] is an
+/// array and {KEY:KIND} a dict.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   scx-vsock meta vsock://3
   scx-vsock meta hybrid:/run/guest1/v.sock --fields | cut -f 1
-  scx-vsock meta scx:/var/run/scx/root/stats --json
-
-Kinds: i64, u64, float, string and structs by their names; [KIND] is an array and {KEY:KIND} a dict.")]
+  scx-vsock meta scx:/var/run/scx/root/stats --json")]
 pub struct Meta {
     #[command(flatten)]
-    place: Target,
+    guest: Target,
 
-    /// Print a line for each field: its path, kind and description with tabs between; * is any key or index
+    /// Print a line for each field: path, kind and description, separated by tabs; * in a path is any key or index
     #[arg(long, conflicts_with = "json")]
     fields: bool,
 
-    /// Print JSON, as the scheduler has it
+    /// Print the JSON that the scheduler sent
     #[arg(long)]
     json: bool,
 }
 
 impl Meta {
-    /// Asks and prints.
+    /// Reads the description and prints it.
     pub fn run(&self) -> Result<ExitCode> {
-        let described = self.place.client().stats_meta()?;
+        let answer = self.guest.client().stats_meta()?;
         let text = if self.json {
-            format!("{described}\n")
+            format!("{answer}\n")
         } else {
-            let meta = serde_json::from_value(described).map_err(no_description)?;
+            let meta = serde_json::from_value(answer).map_err(malformed)?;
             if self.fields { list(&meta) } else { Tree::of(&meta).text() }
         };
-        anstream::stdout().write_all(text.as_bytes())?;
+        output::print(&text)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn no_description(error: serde_json::Error) -> SchedStatsError {
-    SchedStatsError::MalformedResponse { reason: format!("its stats_meta describes no structs: {error}") }
+fn malformed(error: serde_json::Error) -> SchedStatsError {
+    SchedStatsError::MalformedResponse { reason: format!("stats_meta does not describe structs: {error}") }
 }
 
 /// A line for each leaf.
@@ -71,16 +72,16 @@ fn list(meta: &Description) -> String {
         let _written = writeln!(text, "{}\t{}\t{}", clean(&leaf.to_string()), clean(&kind), clean(desc));
     }
     if leaves.next().is_some() {
-        eprintln!("scx-vsock: only the first {MAX_LEAVES} fields are listed; --json prints what describes them all");
+        eprintln!("scx-vsock: only the first {MAX_LEAVES} fields are listed; --json prints the whole description");
     }
     text
 }
 
-/// Fields by indentation. A struct is unfolded where it is met first.
+/// The fields as an indented tree. Each struct is expanded where it occurs first.
 struct Tree<'m> {
     meta: &'m Description,
     rows: Vec<Row>,
-    unfolded: BTreeSet<&'m str>,
+    expanded: BTreeSet<&'m str>,
 }
 
 struct Row {
@@ -91,22 +92,21 @@ struct Row {
 
 impl<'m> Tree<'m> {
     fn of(meta: &'m Description) -> Self {
-        let mut tree = Self { meta, rows: Vec::new(), unfolded: BTreeSet::new() };
+        let mut tree = Self { meta, rows: Vec::new(), expanded: BTreeSet::new() };
         for top in meta.tops() {
-            tree.rows.push(Row { name: clean(&top.name), kind: String::new(), desc: described(top.desc.as_deref()) });
-            tree.unfold(top, 1);
+            tree.rows.push(Row { name: clean(&top.name), kind: String::new(), desc: clean_text(top.desc.as_deref()) });
+            tree.expand(top, 1);
         }
         tree
     }
 
-    fn unfold(&mut self, of: &'m Struct, depth: usize) {
+    fn expand(&mut self, of: &'m Struct, depth: usize) {
         for (name, field) in &of.fields {
             let inner = self.meta.struct_of(field);
-            // A struct without a name of its own is still one by where it stands.
-            let again = inner.is_some_and(|inner| depth >= MAX_DEPTH || !self.unfolded.insert(&inner.name));
-            self.rows.push(row(name, field, depth, again));
-            if let Some(inner) = inner.filter(|_| !again) {
-                self.unfold(inner, depth + 1);
+            let repeated = inner.is_some_and(|inner| depth >= MAX_DEPTH || !self.expanded.insert(&inner.name));
+            self.rows.push(row(name, field, depth, repeated));
+            if let Some(inner) = inner.filter(|_| !repeated) {
+                self.expand(inner, depth + 1);
             }
         }
     }
@@ -128,15 +128,15 @@ impl<'m> Tree<'m> {
     }
 }
 
-fn row(name: &str, field: &Field, depth: usize, again: bool) -> Row {
-    let mut desc = described(field.desc.as_deref());
-    if again {
-        desc += " (unfolded above)";
+fn row(name: &str, field: &Field, depth: usize, repeated: bool) -> Row {
+    let mut desc = clean_text(field.desc.as_deref());
+    if repeated {
+        desc += " (see above)";
     }
     Row { name: format!("{:width$}{}", "", clean(name), width = 2 * depth), kind: clean(&field.data.to_string()), desc }
 }
 
-fn described(desc: Option<&str>) -> String {
+fn clean_text(desc: Option<&str>) -> String {
     clean(desc.unwrap_or_default())
 }
 
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn described() -> Description {
+    fn description() -> Description {
         let counters = json!({ "datum": { "struct": "Counters" }, "desc": "all of them" });
         let all = json!({ "dict": { "key": "u64", "datum": { "struct": "Counters" } } });
         serde_json::from_value(json!({
@@ -157,8 +157,8 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_unfolds_each_struct_once() {
-        let text = anstream::adapter::strip_str(&Tree::of(&described()).text()).to_string();
+    fn a_tree_expands_each_struct_once() {
+        let text = anstream::adapter::strip_str(&Tree::of(&description()).text()).to_string();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines,
@@ -166,7 +166,7 @@ mod tests {
                 "Top  the [2Jtop",
                 "  a      Counters        all of them",
                 "    n.o  u64             a number",
-                "  each   {u64:Counters}   (unfolded above)",
+                "  each   {u64:Counters}   (see above)",
                 "  load   [float]         byminute",
             ]
         );
@@ -175,13 +175,13 @@ mod tests {
     #[test]
     fn fields_are_lines_of_three_columns() {
         assert_eq!(
-            list(&described()),
+            list(&description()),
             "a.n\\.o\tu64\ta number\neach.*.n\\.o\tu64\ta number\nload.*\tfloat\tbyminute\n"
         );
     }
 
     #[test]
-    fn a_description_in_a_circle_or_without_end_is_cut() {
+    fn cycles_and_endless_descriptions_are_truncated() {
         let meta = serde_json::from_value(json!({
             "A": { "name": "A", "top": true, "fields": { "a": { "datum": { "struct": "A" } }, "b": { "datum": "u64" } } },
         }));

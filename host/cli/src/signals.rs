@@ -1,4 +1,4 @@
-//! The signals that ask this command to end, as events instead of interruptions.
+//! Signals as events: blocked, and read from a descriptor.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,40 +7,40 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// Signals that are read instead of being acted upon.
+/// A descriptor that reports blocked signals.
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
-/// A signal that came.
+/// A signal that was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Its number.
+    /// The signal's number.
     pub number: i32,
-    /// Whether it came from the terminal, which then sent it to every process in the foreground.
+    /// Whether the terminal sent it, and so sent it to every process in the foreground.
     pub from_terminal: bool,
 }
 
 impl Signals {
-    /// Takes these signals over, those excepted that this process was started to ignore. To be called while there is
-    /// one thread; processes that are started inherit it, and undo it with [`give_back`].
+    /// Blocks these signals and reports them, except those that this process was started to ignore. Must be called
+    /// while there is one thread. Child processes inherit the block, and end it with [`unblock_all`].
     ///
     /// # Errors
     ///
-    /// What the kernel says if it cannot.
-    pub fn take(signals: &[Signal]) -> Result<Self> {
+    /// The kernel's error.
+    pub fn block(signals: &[Signal]) -> Result<Self> {
         let ignored = ignored();
-        let taken: SigSet = signals.iter().copied().filter(|&signal| ignored & bit(signal) == 0).collect();
-        taken.thread_block()?;
-        Ok(Self(SignalFd::with_flags(&taken, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
+        let blocked: SigSet = signals.iter().copied().filter(|&signal| ignored & bit(signal) == 0).collect();
+        blocked.thread_block()?;
+        Ok(Self(SignalFd::with_flags(&blocked, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
     }
 
-    /// The next signal that came; none if there is no other.
+    /// The next signal that was received; `None` if there is none.
     ///
     /// # Errors
     ///
-    /// What the kernel says if it cannot be read.
+    /// The kernel's error.
     pub fn next(&self) -> Result<Option<Received>> {
-        let Some(info) = self.0.read_signal().context("cannot read which signal came")? else { return Ok(None) };
+        let Some(info) = self.0.read_signal().context("cannot read from signalfd")? else { return Ok(None) };
         let number = i32::try_from(info.ssi_signo)?;
         Ok(Some(Received { number, from_terminal: info.ssi_code == SENT_BY_KERNEL }))
     }
@@ -49,16 +49,16 @@ impl Signals {
 /// `SI_KERNEL` of `asm-generic/siginfo.h`.
 const SENT_BY_KERNEL: i32 = 0x80;
 
-/// Lets all signals act on this thread, as they do where nothing was taken.
+/// Ends the block of all signals of this thread.
 ///
 /// # Errors
 ///
-/// What the kernel says if it cannot.
-pub fn give_back() -> Result<()> {
+/// The kernel's error.
+pub fn unblock_all() -> Result<()> {
     Ok(SigSet::empty().thread_set_mask()?)
 }
 
-/// The signals that are ignored, such as SIGHUP under nohup; a bit each. None where the kernel does not tell.
+/// The ignored signals, such as SIGHUP under nohup, as a mask; empty where /proc is not mounted.
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,6 +1,5 @@
 //! `scx-vsock stats`: one sample.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -9,32 +8,37 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::target::Target;
-use crate::{display, duration};
+use crate::{display, duration, output};
 
 /// Print a scheduler's stats once
 ///
-/// Many numbers are deltas since the same connection's last read, so that a first read has nothing to count yet: --over
-/// reads twice. Without stats, the message and the exit code say why.
+/// Many fields are deltas since the previous read on the same connection, and a first read has none: with --over, the
+/// stats are read twice, and the second answer is printed. If there are no stats, the message and the exit code say why.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   scx-vsock stats vsock://3
   scx-vsock stats hybrid:/run/guest1/v.sock --over 1 --json | jq .nr_running
   scx-vsock stats scx:/var/run/scx/root/stats --target top
+  scx-vsock stats vsock://3 --arg nr_samples=5
   scx-vsock stats vsock://3 --wait 60 || [ $? = 11 ]")]
 pub struct Stats {
     #[command(flatten)]
-    place: Target,
+    guest: Target,
 
-    /// Which of the scheduler's stats; without it the scheduler chooses its top
+    /// Which of the scheduler's stats to read; by default the scheduler's top-level ones
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
 
-    /// Count deltas over this time: read, wait, and print what is read then
+    /// An argument of the stats request, such as scx_lavd's nr_samples; may be repeated
+    #[arg(long = "arg", value_name = "KEY=VALUE", value_parser = parse_argument)]
+    arguments: Vec<(String, String)>,
+
+    /// Read twice, this long apart, and print the second answer, whose deltas span that time
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     over: Option<Duration>,
 
-    /// Wait first, at most this long, until the scheduler is ready; behind a hybrid socket also for the guest to boot
+    /// Wait up to this long until the scheduler serves stats; at a hybrid: address also until the guest is up
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     wait: Option<Duration>,
 
@@ -44,20 +48,32 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Asks and prints.
+    /// Reads the stats and prints them.
     pub fn run(&self) -> Result<ExitCode> {
-        let client = self.place.client();
-        if let Some(time) = self.wait {
-            self.place.wait(&client, time)?;
+        let client = self.guest.client();
+        if let Some(timeout) = self.wait {
+            self.guest.wait(&client, timeout)?;
         }
-        let arguments: Vec<(&str, &str)> = self.target.iter().map(|name| ("target", name.as_str())).collect();
+        let arguments = self.request_arguments();
         if let Some(time) = self.over {
             client.stats(&arguments)?;
             thread::sleep(time);
         }
         let stats = client.stats(&arguments)?;
-        let text = if self.json { format!("{stats}\n") } else { display::fields(&stats, usize::MAX) };
-        anstream::stdout().write_all(text.as_bytes())?;
+        output::print(&if self.json { format!("{stats}\n") } else { display::fields(&stats, usize::MAX) })?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn request_arguments(&self) -> Vec<(&str, &str)> {
+        let target = self.target.iter().map(|name| ("target", name.as_str()));
+        let others = self.arguments.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        target.chain(others).collect()
+    }
+}
+
+fn parse_argument(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, as in nr_samples=5".into()),
     }
 }

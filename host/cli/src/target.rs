@@ -1,4 +1,4 @@
-//! Which guest a verb is about, and how long it may take.
+//! The guest that a verb asks, and how long the answer may take.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -11,44 +11,51 @@ use scx_vsock::{Endpoint, READY_PORT, SchedStatsClient, SchedStatsError};
 
 use crate::duration;
 
+/// The help of an argument that names one guest.
+pub const URI_HELP: &str = "The agent's address: vsock://CID[:PORT], hybrid:PATH[?port=N] or unix:PATH; or scx:PATH, \
+                            a scheduler's own socket, without an agent";
+
+/// The help of an argument that names several guests.
+pub const URIS_HELP: &str = "The agents' addresses: vsock://CID[:PORT], hybrid:PATH[?port=N] or unix:PATH; or \
+                             scx:PATH, a scheduler's own socket, without an agent";
+
 /// The arguments of verbs that ask one guest.
 #[derive(Args)]
 pub struct Target {
-    /// The guest's agent: vsock://CID[:PORT], hybrid:PATH[?port=N] or unix:PATH; or scx:PATH, a scheduler without one
-    #[arg(value_name = "URI")]
+    #[arg(value_name = "URI", help = URI_HELP)]
     uri: Endpoint,
 
-    /// The time within which an answer must be there, in seconds or with a unit (250ms)
+    /// How long to wait for an answer, in seconds or with a unit (250ms)
     #[arg(long, value_name = "TIME", default_value = "5", value_parser = duration::parse)]
     deadline: Duration,
 }
 
 impl Target {
-    /// A client of that guest's scheduler.
+    /// A client of the guest's scheduler.
     pub fn client(&self) -> SchedStatsClient {
         SchedStatsClient::builder(self.uri.clone()).deadline(self.deadline).build()
     }
 
-    /// Waits until the scheduler is ready. Behind a hybrid socket that is also for an agent that is not there yet, since
-    /// an agent that comes up says so on a port of the host.
+    /// Waits until the scheduler serves stats. Where the guest has a hybrid socket, that includes an agent that is not
+    /// up yet: it connects to a port of the host when it is.
     ///
     /// # Errors
     ///
     /// Why there is no scheduler, or no agent to wait for it.
-    pub fn wait(&self, client: &SchedStatsClient, within: Duration) -> Result<(), SchedStatsError> {
-        let until = Instant::now() + within;
+    pub fn wait(&self, client: &SchedStatsClient, timeout: Duration) -> Result<(), SchedStatsError> {
+        let until = Instant::now() + timeout;
         let left = || until.saturating_duration_since(Instant::now());
-        let ready = self.ready();
+        let ready = self.ready_listener();
         loop {
             match (client.wait_for_scheduler(left()), &ready) {
-                (Err(SchedStatsError::AgentUnreachable { .. }), Some(ready)) if has_news(ready, left()) => {}
+                (Err(SchedStatsError::AgentUnreachable { .. }), Some(ready)) if wait_for_agent(ready, left()) => {}
                 (outcome, _) => return outcome,
             }
         }
     }
 
-    /// Where an agent says that it is ready, unless somebody else listens there.
-    fn ready(&self) -> Option<OwnedUnixListener> {
+    /// Listens for the agent's ready connection, unless another program does already.
+    fn ready_listener(&self) -> Option<OwnedUnixListener> {
         let Endpoint::Hybrid { path, .. } = &self.uri else { return None };
         let ready = OwnedUnixListener::bind(listener_path(path, READY_PORT)).ok()?;
         ready.listener().set_nonblocking(true).ok()?;
@@ -56,9 +63,9 @@ impl Target {
     }
 }
 
-/// Takes what was said, or waits for something to be.
-fn has_news(ready: &OwnedUnixListener, within: Duration) -> bool {
-    let until = Instant::now() + within;
+/// Waits for a ready connection; false if none came in time.
+fn wait_for_agent(ready: &OwnedUnixListener, timeout: Duration) -> bool {
+    let until = Instant::now() + timeout;
     loop {
         match ready.listener().accept() {
             Ok(_) => return true,

@@ -1,4 +1,4 @@
-//! `scx-vsock watch`: several guests' stats as they change.
+//! `scx-vsock watch`: the stats of several guests as they change.
 
 mod table;
 
@@ -14,15 +14,16 @@ use scx_vsock::series::StatPath;
 use scx_vsock::{Endpoint, Sample, Sampler, SchedStatsClient};
 
 use crate::duration;
+use crate::target::URIS_HELP;
 use table::Table;
 
-/// Samples that wait to be printed. With more, whoever samples waits too.
-const WAITING: usize = 64;
+/// The most samples that wait to be printed; with more, the samplers wait.
+const QUEUE_LENGTH: usize = 64;
 
-/// Watch several guests' stats, with the way that each number took
+/// Watch the stats of several guests
 ///
-/// On a terminal it is a table that is drawn anew with each sample; elsewhere, or with --jsonl, samples are printed as
-/// JSON Lines, tagged with their guest's place. Ctrl-C ends it.
+/// On a terminal, a table shows the newest value of each field and a sparkline of the latest ones. If stdout is not a
+/// terminal, or with --jsonl, samples are printed as JSON Lines, each tagged with the URI of its guest. Ctrl-C ends watch.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -30,19 +31,18 @@ Examples:
   scx-vsock watch hybrid:/run/guest1/v.sock --field delta.ctxt --field load.one --interval 250ms
   scx-vsock watch vsock://3 --jsonl --samples 60 >samples.jsonl")]
 pub struct Watch {
-    /// The guests' agents: vsock://CID[:PORT], hybrid:PATH[?port=N] or unix:PATH; or scx:PATH, a scheduler without one
-    #[arg(value_name = "URI", required = true)]
+    #[arg(value_name = "URI", required = true, help = URIS_HELP)]
     uris: Vec<Endpoint>,
 
-    /// The time between two samples, in seconds or with a unit (250ms); also the time within which each must be there
+    /// The time between two samples, in seconds or with a unit (250ms); also how long to wait for each
     #[arg(long, value_name = "TIME", default_value = "1", value_parser = duration::parse)]
     interval: Duration,
 
-    /// A field to show, by its dotted path (meta --fields lists them); may be repeated; without it the first ones
+    /// A field to show, by its dotted path as in meta --fields; may be repeated; by default the first numbers
     #[arg(long = "field", value_name = "PATH")]
     fields: Vec<StatPath>,
 
-    /// End after this many samples of each guest
+    /// Exit after this many samples of each guest
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     samples: Option<u64>,
 
@@ -52,9 +52,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Samples and prints until there are as many samples as were asked for.
+    /// Takes samples and prints them, without end or until each guest has --samples of them.
     pub fn run(&self) -> Result<ExitCode> {
-        let (sender, samples) = sync_channel(WAITING);
+        let (sender, samples) = sync_channel(QUEUE_LENGTH);
         let guests = self.uris.iter().enumerate();
         let _samplers: Vec<BackgroundSampler> =
             guests.map(|(guest, uri)| self.sampler(guest, uri, sender.clone())).collect::<Result<_>>()?;
@@ -66,15 +66,15 @@ impl Watch {
         let client = SchedStatsClient::builder(uri.clone()).deadline(self.interval).build();
         let name = uri.to_string();
         let sink = move |sample: Sample, _late| {
-            // When nobody prints any more, the process ends.
-            let _printed = sender.send((guest, Sample { tag: name.clone(), ..sample }));
+            // It fails only when the process is about to end.
+            let _sent = sender.send((guest, Sample { tag: name.clone(), ..sample }));
         };
         Ok(Sampler::new(Some(client)).spawn(Schedule::Every(self.interval), sink)?)
     }
 
     fn print_lines(&self, samples: &Receiver<(usize, Sample)>) -> Result<ExitCode> {
         let mut stdout = io::stdout().lock();
-        for (_, sample) in self.wanted(samples) {
+        for (_, sample) in self.limited(samples) {
             let mut line = serde_json::to_vec(&sample)?;
             line.push(b'\n');
             stdout.write_all(&line)?;
@@ -86,17 +86,17 @@ impl Watch {
     fn draw(&self, samples: &Receiver<(usize, Sample)>) -> Result<ExitCode> {
         let mut table = Table::new(self.uris.iter().map(ToString::to_string), &self.fields);
         let mut drawn = 0;
-        for (guest, sample) in self.wanted(samples) {
-            table.note(guest, &sample);
+        for (guest, sample) in self.limited(samples) {
+            table.record(guest, &sample);
             let (width, height) = terminal_size::terminal_size()
                 .map_or((80, 24), |(width, height)| (usize::from(width.0), usize::from(height.0)));
             let lines = table.lines(width, height.saturating_sub(1));
-            // Up to where the last table began, and all below it away.
+            // The cursor goes to the first line of the last table, and all from there on is cleared.
             let up = if drawn > 0 { format!("\x1b[{drawn}A") } else { String::new() };
             let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
             drawn = lines.len();
             let mut stdout = anstream::stdout().lock();
-            // A terminal takes these whether it is to show colours or not.
+            // Needed without colors, too, so that anstream must not remove them.
             io::stdout().write_all(format!("{up}\r\x1b[J").as_bytes())?;
             stdout.write_all(text.as_bytes())?;
             stdout.flush()?;
@@ -104,9 +104,9 @@ impl Watch {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The samples up to the last one that was asked for.
-    fn wanted<'r>(&self, samples: &'r Receiver<(usize, Sample)>) -> impl Iterator<Item = (usize, Sample)> + 'r {
-        let most = self.samples.unwrap_or(u64::MAX);
+    /// The samples, at most --samples of each guest.
+    fn limited<'r>(&self, samples: &'r Receiver<(usize, Sample)>) -> impl Iterator<Item = (usize, Sample)> + 'r {
+        let limit = self.samples.unwrap_or(u64::MAX);
         let mut counts = vec![0; self.uris.len()];
         let mut left = self.uris.len();
         std::iter::from_fn(move || {
@@ -114,10 +114,10 @@ impl Watch {
                 let (guest, sample) = samples.recv().ok()?;
                 let count: &mut u64 = counts.get_mut(guest)?;
                 *count += 1;
-                if *count == most {
+                if *count == limit {
                     left -= 1;
                 }
-                if *count <= most {
+                if *count <= limit {
                     return Some((guest, sample));
                 }
             }

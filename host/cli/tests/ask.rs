@@ -1,4 +1,4 @@
-//! `scx-vsock stats` and `scx-vsock meta` as processes, against agents and schedulers that play scripts.
+//! `scx-vsock stats`, `meta` and `watch` as processes, against scripted agents and schedulers.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::os::unix::process::ExitStatusExt;
@@ -19,19 +19,19 @@ fn scx_vsock(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a verb on an agent that plays these scripts.
-fn asked(verb: &str, options: &[&str], scripts: impl IntoIterator<Item = Script>) -> Output {
+/// Runs a verb against an agent that plays these scripts.
+fn run(verb: &str, options: &[&str], scripts: impl IntoIterator<Item = Script>) -> Output {
     let agent = FakeAgent::start(scripts.into_iter().collect::<Vec<_>>());
     let uri = format!("unix:{}", agent.path().display());
     scx_vsock(&[verb, &uri]).args(options).output().unwrap()
 }
 
 fn printed(output: &Output) -> &str {
-    assert!(output.status.success(), "{}", said(output));
+    assert!(output.status.success(), "{}", message(output));
     std::str::from_utf8(&output.stdout).unwrap()
 }
 
-fn said(output: &Output) -> &str {
+fn message(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
@@ -40,31 +40,42 @@ fn answering() -> Script {
 }
 
 #[test]
-fn stats_are_printed_for_people_or_as_json() {
-    let output = asked("stats", &[], [answering()]);
+fn stats_are_text_or_json() {
+    let output = run("stats", &[], [answering()]);
     assert_eq!(printed(&output), "  nr                          7\n  cpus.0.util               1.5\n");
-    let output = asked("stats", &["--json"], [answering()]);
+    let output = run("stats", &["--json"], [answering()]);
     let stats: Value = serde_json::from_str(printed(&output)).unwrap();
     assert_eq!(stats, json!({ "nr": 7, "cpus": { "0": { "util": 1.5 } } }));
 }
 
 #[test]
-fn the_target_is_asked_for_and_deltas_are_counted_over_a_time() {
-    let asked_for = Script::new().expect(r#"{"req":"stats","args":{"target":"cpu"}}"#);
-    let once = asked_for.clone().stats(OK);
-    asked("stats", &["--target", "cpu"], [Script::agent().and(once.clone())]);
-    let twice = Script::agent().and(once).and(asked_for).stats(r#"{"args":{"resp":2}}"#);
-    assert_eq!(printed(&asked("stats", &["--target", "cpu", "--over", "1ms", "--json"], [twice])), "2\n");
+fn target_and_time_are_options() {
+    let request = Script::new().expect(r#"{"req":"stats","args":{"target":"cpu"}}"#);
+    let once = request.clone().stats(OK);
+    run("stats", &["--target", "cpu"], [Script::agent().and(once.clone())]);
+    let twice = Script::agent().and(once).and(request).stats(r#"{"args":{"resp":2}}"#);
+    assert_eq!(printed(&run("stats", &["--target", "cpu", "--over", "1ms", "--json"], [twice])), "2\n");
 }
 
 #[test]
-fn a_scheduler_is_waited_for_where_that_is_asked() {
+fn arguments_are_sent_with_the_request() {
+    let request = Script::agent().expect(r#"{"req":"stats","args":{"nr_samples":"5","target":"top","text":"a=b"}}"#);
+    let options = ["--arg", "nr_samples=5", "--target", "top", "--arg", "text=a=b"];
+    printed(&run("stats", &options, [request.stats(OK)]));
+    let output = scx_vsock(&["stats", "vsock://3", "--arg", "nr_samples"]).output().unwrap();
+    let expected = "invalid value 'nr_samples' for '--arg <KEY=VALUE>': expected KEY=VALUE, as in nr_samples=5";
+    assert!(message(&output).contains(expected), "{output:?}");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn wait_waits_for_the_scheduler() {
     let waited = Script::agent().wait_scheduler().ready().line().stats(OK);
-    printed(&asked("stats", &["--wait", "5"], [waited]));
+    printed(&run("stats", &["--wait", "5"], [waited]));
 }
 
 #[test]
-fn every_kind_of_place_is_understood() {
+fn every_scheme_is_accepted() {
     let hybrid = FakeAgent::start([Script::new().expect("CONNECT 5").send("OK 1\n").and(answering())]);
     let plain = FakeAgent::start([Script::new().line().send(format!("{OK}\n"))]);
     for uri in [format!("hybrid:{}?port=5", hybrid.path().display()), format!("scx:{}", plain.path().display())] {
@@ -73,7 +84,7 @@ fn every_kind_of_place_is_understood() {
 }
 
 #[test]
-fn why_there_are_no_stats_is_one_line_and_an_exit_code() {
+fn a_reason_is_one_line_and_an_exit_code() {
     let line = || Script::agent().line();
     let no_scheduler = RelayError::NoScheduler { errno: 2, sched_ext: "disabled", ops: "", cause: "" };
     let too_large = RelayError::ResponseTooLarge { size: 262_145, max: 262_144 };
@@ -92,38 +103,38 @@ fn why_there_are_no_stats_is_one_line_and_an_exit_code() {
         (22, "all 8 sessions", Script::new().relay_error(RelayError::Busy { sessions: 8 })),
         (23, "the answer is not what the protocol allows", line().stats("no json")),
     ];
-    for (code, message, script) in cases {
-        let output = asked("stats", &["--deadline", "100ms"], [script]);
-        let said = said(&output);
-        assert!(said.starts_with(&format!("scx-vsock: {message}")), "{said}");
-        assert_eq!((output.status.code(), said.lines().count()), (Some(code), 1), "{said}");
+    for (code, expected, script) in cases {
+        let output = run("stats", &["--deadline", "100ms"], [script]);
+        let line = message(&output);
+        assert!(line.starts_with(&format!("scx-vsock: {expected}")), "{line}");
+        assert_eq!((output.status.code(), line.lines().count()), (Some(code), 1), "{line}");
         assert!(output.stdout.is_empty());
     }
     let long = "x".repeat(100_000);
-    let output = asked("stats", &["--target", &long, "--deadline", "5"], [answering()]);
+    let output = run("stats", &["--target", &long, "--deadline", "5"], [answering()]);
     assert_eq!(output.status.code(), Some(0), "under the cap");
 }
 
 #[test]
-fn what_is_no_place_is_told_the_forms() {
+fn a_wrong_uri_lists_the_forms() {
     let output = scx_vsock(&["stats", "/run/v.sock"]).output().unwrap();
     assert_eq!(
-        said(&output),
+        message(&output),
         "scx-vsock: invalid value '/run/v.sock' for '<URI>': \"/run/v.sock\" is no place of an agent: there is no scheme; \
-         the forms are vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH and scx:PATH; see scx-vsock --help\n"
+         the forms are vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH and scx:PATH; try 'scx-vsock stats --help'\n"
     );
     assert_eq!(output.status.code(), Some(2));
     let long = format!("unix:/{}", "x".repeat(107));
     let output = scx_vsock(&["stats", &long]).output().unwrap();
-    assert!(said(&output).contains("the path has 108 bytes and a Unix socket's at most 107; choose a shorter one"));
+    assert!(message(&output).contains("the path has 108 bytes and a Unix socket's at most 107; choose a shorter one"));
     assert_eq!(output.status.code(), Some(21));
     let output = scx_vsock(&["stats", "scx:/nowhere/stats"]).output().unwrap();
-    assert_eq!(said(&output), "scx-vsock: no scheduler to ask: scx:/nowhere/stats: its stats socket is not there\n");
+    assert_eq!(message(&output), "scx-vsock: no scheduler to ask: scx:/nowhere/stats: its stats socket is not there\n");
     assert_eq!(output.status.code(), Some(11));
 }
 
 #[test]
-fn styles_are_for_terminals_without_no_color() {
+fn styles_need_a_terminal_without_no_color() {
     // A terminal of its own, from util-linux.
     let on_a_terminal = |no_color: &str| {
         let agent = FakeAgent::start([answering()]);
@@ -135,11 +146,11 @@ fn styles_are_for_terminals_without_no_color() {
     };
     assert!(on_a_terminal(""));
     assert!(!on_a_terminal("1"));
-    assert!(!printed(&asked("stats", &[], [answering()])).contains('\u{1b}'));
+    assert!(!printed(&run("stats", &[], [answering()])).contains('\u{1b}'));
 }
 
 #[test]
-fn an_interrupt_ends_it_at_once_without_a_word() {
+fn an_interrupt_ends_it_silently() {
     let agent = FakeAgent::start([Script::agent().line().stall()]);
     let uri = format!("unix:{}", agent.path().display());
     let mut command = scx_vsock(&["stats", &uri, "--deadline", "60"]);
@@ -152,7 +163,7 @@ fn an_interrupt_ends_it_at_once_without_a_word() {
     agent.release();
 }
 
-fn described() -> String {
+fn description() -> String {
     json!({ "errno": 0, "args": { "resp": {
         "Top": { "name": "Top", "desc": "the top", "top": "true", "fields": {
             "nr": { "datum": "u64", "desc": "a number" },
@@ -163,26 +174,26 @@ fn described() -> String {
 }
 
 #[test]
-fn meta_is_a_tree_or_lines_or_json() {
-    let describing = || [Script::agent().expect(r#"{"req":"stats_meta","args":{}}"#).stats(described())];
+fn meta_is_a_tree_lines_or_json() {
+    let describing = || [Script::agent().expect(r#"{"req":"stats_meta","args":{}}"#).stats(description())];
     let tree = "Top  the top\n  cpus    {string:Cpu}  each\n    util  float         in percent\n  nr      u64           a number\n";
-    assert_eq!(printed(&asked("meta", &[], describing())), tree);
+    assert_eq!(printed(&run("meta", &[], describing())), tree);
     let lines = "cpus.*.util\tfloat\tin percent\nnr\tu64\ta number\n";
-    assert_eq!(printed(&asked("meta", &["--fields"], describing())), lines);
-    let output = asked("meta", &["--json"], describing());
+    assert_eq!(printed(&run("meta", &["--fields"], describing())), lines);
+    let output = run("meta", &["--json"], describing());
     let json: Value = serde_json::from_str(printed(&output)).unwrap();
     assert_eq!(json["Cpu"]["fields"]["util"]["datum"], "float");
 }
 
 #[test]
-fn a_meta_that_is_none_is_told() {
-    let output = asked("meta", &[], [answering()]);
-    assert!(said(&output).contains("its stats_meta describes no structs: invalid type"), "{output:?}");
+fn a_malformed_meta_is_reported() {
+    let output = run("meta", &[], [answering()]);
+    assert!(message(&output).contains("stats_meta does not describe structs: invalid type"), "{output:?}");
     assert_eq!(output.status.code(), Some(23));
 }
 
 #[test]
-fn watch_prints_each_guests_samples_as_lines_where_no_terminal_is() {
+fn watch_prints_json_lines_without_a_terminal() {
     let counting = || Script::agent().forever(Script::new().line().stats_number());
     let (first, second) = (FakeAgent::start([counting()]), FakeAgent::start([Script::new().close(), counting()]));
     let uris = [&first, &second].map(|agent| format!("unix:{}", agent.path().display()));

@@ -1,4 +1,4 @@
-//! `scx-vsock boot` as a process: what it says when something is missing, and that nothing outlives it.
+//! `scx-vsock boot` as a process: its errors when something is missing, and that nothing outlives it.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -29,8 +29,8 @@ fn stand_ins() -> TempDir {
     folder
 }
 
-/// What boot says with all stand-ins but the one that is taken away.
-fn complaint_without(missing: &str) -> (i32, String, PathBuf) {
+/// The exit code and the error of boot with all stand-ins but one, and the path of that one.
+fn error_without(missing: &str) -> (i32, String, PathBuf) {
     let folder = stand_ins();
     let path = |name: &str| folder.path().join(name);
     if !missing.is_empty() {
@@ -42,38 +42,38 @@ fn complaint_without(missing: &str) -> (i32, String, PathBuf) {
     }
     let output = command.env("PATH", folder.path()).env("SCX_VSOCK_ACCELERATOR", "tcg").output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    let complaint = stderr.lines().last().unwrap().to_owned();
-    (output.status.code().unwrap(), complaint, path(missing))
+    let error = stderr.lines().last().unwrap().to_owned();
+    (output.status.code().unwrap(), error, path(missing))
 }
 
 #[test]
-fn a_missing_file_is_named_with_what_mends_it() {
-    for (missing, mend) in [
+fn a_missing_file_is_named_with_its_fix() {
+    for (missing, fix) in [
         ("kernel", "name a file that is there and can be read"),
         ("agent", "name a file that is there and can be read"),
         ("qemu", "install QEMU, Debian's package qemu-system-x86, or set QEMU to its path"),
         ("scheduler", "name the scheduler's file, or put its folder into PATH"),
     ] {
-        let (code, complaint, path) = complaint_without(missing);
-        assert!(complaint.contains(&format!("{} ({mend}): No such file", path.display())), "{complaint}");
+        let (code, error, path) = error_without(missing);
+        assert!(error.contains(&format!("{} ({fix}): No such file", path.display())), "{error}");
         assert_eq!(code, 1);
     }
-    let (code, complaint, _) = complaint_without("busybox");
+    let (code, error, _) = error_without("busybox");
     assert!(
-        code == 1 && complaint.contains("busybox (install it, Debian's package busybox-static): it is not in PATH"),
-        "{complaint}"
+        code == 1 && error.contains("busybox (install it, Debian's package busybox-static): it is not in PATH"),
+        "{error}"
     );
 }
 
 #[test]
-fn a_qemu_that_ends_at_once_is_quoted() {
-    let (code, complaint, _) = complaint_without("");
-    assert_eq!(complaint, "scx-vsock: the guest ended before its agent was ready; its last words: it ends");
+fn a_qemu_that_exits_at_once_is_quoted() {
+    let (code, error, _) = error_without("");
+    assert_eq!(error, "scx-vsock: the guest ended before its agent was ready; its last words: it ends");
     assert_eq!(code, 1);
 }
 
 #[test]
-fn without_an_agent_the_command_that_builds_one_is_named() {
+fn a_missing_agent_is_named_with_its_fix() {
     let folder = stand_ins();
     let output = boot()
         .arg("--kernel")
@@ -83,10 +83,7 @@ fn without_an_agent_the_command_that_builds_one_is_named() {
         .output()
         .unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        stderr.trim_end().ends_with("build it with ci/build-agent and set SCX_VSOCK_AGENT to the path it prints"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("the agent's file") && stderr.contains("SCX_VSOCK_AGENT"), "{stderr}");
 }
 
 #[test]
@@ -117,7 +114,7 @@ fn booted(arguments: &[&str]) -> Command {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn the_commands_output_and_exit_code_come_out_of_the_guest() {
+fn the_commands_output_and_exit_code_are_boots() {
     let output = booted(&["--jsonl", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(7) && stderr.ends_with("out\nerr\n"), "{stderr}");
@@ -127,11 +124,11 @@ fn the_commands_output_and_exit_code_come_out_of_the_guest() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn a_scheduler_that_ends_at_once_is_named_with_its_last_words() {
+fn a_scheduler_that_exits_at_once_is_named() {
     let output = booted(&["--timeout", "15", "--scheduler", "/bin/false"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    let complaint = stderr.lines().last().unwrap();
-    assert!(output.status.code() == Some(19) && complaint.contains("false serves no stats"), "{complaint}");
+    let error = stderr.lines().last().unwrap();
+    assert!(output.status.code() == Some(19) && error.contains("false does not serve stats"), "{error}");
 }
 
 #[test]
@@ -150,7 +147,7 @@ fn a_guest_does_not_outlive_a_command_that_is_killed() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn others_reach_the_guest_through_its_hybrid_socket() {
+fn others_reach_the_guest_by_its_hybrid_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("guest").to_str().unwrap().to_owned();
     let procsched = program::built("procsched").to_str().unwrap().to_owned();
@@ -175,7 +172,7 @@ fn others_reach_the_guest_through_its_hybrid_socket() {
 }
 
 #[test]
-fn a_hybrid_socket_that_cannot_be_made_is_told_before_anything_boots() {
+fn a_wrong_hybrid_socket_fails_before_booting() {
     let output = boot().args(["--kernel", "/nowhere/k", "--hybrid", "/nowhere/guest"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     let expected = "scx-vsock: the folder of /nowhere/guest is not there: make it, or choose another path\n";

@@ -1,7 +1,7 @@
-//! The command's frame: help, completions, man pages, and what is said about wrong words.
-#![allow(clippy::unwrap_used, reason = "tests")]
+//! The command line itself: help, completions, man pages and usage errors.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
@@ -23,19 +23,32 @@ fn verbs() -> Vec<String> {
 }
 
 #[test]
-fn wrong_words_are_told_in_one_line_with_the_help_that_mends_it() {
-    for (arguments, said) in [
-        (&["bot"][..], "unrecognized subcommand 'bot'; tip: a similar subcommand exists: 'boot'; see scx-vsock --help"),
+fn usage_errors_are_one_line_with_the_help() {
+    for (arguments, message) in [
+        (
+            &["bot"][..],
+            "unrecognized subcommand 'bot'; tip: a similar subcommand exists: 'boot'; try 'scx-vsock --help'",
+        ),
         (
             &["man", "--foler"],
-            "unexpected argument '--foler' found; tip: a similar argument exists: '--folder'; see scx-vsock man --help",
+            "unexpected argument '--foler' found; tip: a similar argument exists: '--folder'; try 'scx-vsock man --help'",
+        ),
+        (
+            &["stats", "vsock://3", "--deadline", "x"],
+            "invalid value 'x' for '--deadline <TIME>': unknown unit \"x\"; use ms, s or m, as in 250ms; \
+             try 'scx-vsock stats --help'",
+        ),
+        (&["stats"], "the following required arguments were not provided: <URI>; try 'scx-vsock stats --help'"),
+        (
+            &["image", "add", "base"],
+            "the following required arguments were not provided: <OUT>; try 'scx-vsock image add --help'",
         ),
         (&["completions", "tcsh"], "invalid value 'tcsh' for '<SHELL>'; [possible values: bash, elvish, fish"),
-        (&["man", "page"], "unexpected argument 'page' found; see scx-vsock man --help"),
+        (&["man", "page"], "unexpected argument 'page' found; try 'scx-vsock man --help'"),
     ] {
         let output = scx_vsock(arguments);
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(stderr.starts_with(&format!("scx-vsock: {said}")), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with(&format!("scx-vsock: {message}")), "{arguments:?}: {stderr}");
         assert_eq!((stderr.lines().count(), output.status.code()), (1, Some(2)), "{arguments:?}: {stderr}");
     }
 }
@@ -48,15 +61,19 @@ fn without_a_verb_the_help_is_printed() {
 }
 
 #[test]
-fn every_verb_has_examples_and_the_help_has_the_exit_codes() {
+fn help_has_examples_and_exit_codes() {
     assert!(printed(&["--help"]).contains("   19  timed_out "));
     for verb in verbs() {
-        assert!(printed(&[&verb, "--help"]).contains("Examples:\n  scx-vsock "), "{verb}");
+        let help = printed(&[&verb, "--help"]);
+        let (_, examples) = help.split_once("\nExamples:\n  scx-vsock ").unwrap_or_else(|| panic!("{verb}: {help}"));
+        // Each is a command line, not prose.
+        let prose = |line: &&str| line.ends_with('.') || line.contains(" prints ");
+        assert_eq!(examples.lines().find(prose), None, "{verb}");
     }
 }
 
 #[test]
-fn completions_are_scripts_that_know_every_verb() {
+fn completions_know_every_verb() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let script = printed(&["completions", shell]);
         assert!(verbs().iter().all(|verb| script.contains(verb)), "{shell}");
@@ -67,7 +84,7 @@ fn completions_are_scripts_that_know_every_verb() {
 }
 
 #[test]
-fn each_verb_has_a_man_page_and_all_say_what_exit_codes_mean() {
+fn every_verb_has_a_man_page() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(printed(&["man", "--folder", folder.path().to_str().unwrap()]), "");
     let page = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
@@ -77,22 +94,49 @@ fn each_verb_has_a_man_page_and_all_say_what_exit_codes_mean() {
         let page = page(&name);
         assert!(page.contains(".SH \"EXIT STATUS\"\n.TP\n\\fB0 (success)\\fR"), "{name}");
         assert_eq!(page.matches("timed_out").count(), 1, "{name}");
+        let footer = format!("\"scx-vsock {}\"", env!("CARGO_PKG_VERSION"));
+        let title = page.lines().find(|line| line.starts_with(".TH ")).unwrap();
+        assert!(title.replace("\\-", "-").contains(&footer), "{title}");
+        assert!(!page.contains(".SH EXTRA"), "{name}");
+        assert!(page.contains("\n.SH EXAMPLES\n.nf\n") || name == "scx-vsock.1", "{name}");
+        for other in referenced(&page) {
+            assert!(folder.path().join(format!("{other}.1")).exists(), "{name} references {other}(1)");
+        }
+    }
+    assert!(page("scx-vsock.1").contains("\n.SH ENVIRONMENT\n.nf\nSCX_VSOCK_AGENT "));
+    assert_eq!(referenced(&page("scx-vsock-image-add.1")), ["scx-vsock-image"]);
+}
+
+/// The pages of section 1 that a page references.
+fn referenced(page: &str) -> Vec<String> {
+    let page = page.replace("\\-", "-");
+    let words = page.split(|character: char| character.is_whitespace() || character == ',');
+    words.filter_map(|word| word.strip_suffix("(1)")).map(str::to_owned).collect()
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    for arguments in [&["--help"][..], &["--version"], &["stats", "--help"], &["man"], &["completions", "bash"]] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_scx-vsock")).args(arguments).stdout(full).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.code() == Some(1) && stderr.contains("No space left on device"),
+            "{arguments:?}: {stderr}"
+        );
     }
 }
 
 #[test]
-fn a_folder_that_is_not_there_is_named() {
+fn a_missing_folder_is_named() {
     let output = scx_vsock(&["man", "--folder", "/nowhere"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(
-        stderr,
-        "scx-vsock: cannot write /nowhere/scx-vsock.1 (name a folder that is there): No such file or directory (os error 2)\n"
-    );
+    assert_eq!(stderr, "scx-vsock: cannot write /nowhere/scx-vsock.1: No such file or directory (os error 2)\n");
     assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_scx-vsock"))
         .args(["completions", "bash"])
         .stdout(Stdio::piped())

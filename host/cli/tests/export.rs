@@ -346,10 +346,10 @@ fn wrong_arguments_are_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = taken.local_addr().unwrap().to_string();
     for (arguments, expected) in [
-        (&["unix:/x", "--listen", &at][..], "(choose another --listen ADDR): Address already in use"),
+        (&["unix:/x", "--listen", &at][..], ": Address already in use (os error 98); choose another --listen ADDR"),
         (
             &["a=unix:/x", "a=unix:/y", "--listen", "127.0.0.1:0"],
-            "two guests have the name \"a\"; give each its own as NAME=URI",
+            "two guests are named \"a\"; give each a name of its own, as in NAME=URI",
         ),
     ] {
         let output = export().args(arguments).output().unwrap();

@@ -47,13 +47,13 @@ impl Foreign {
 
 #[test]
 #[ignore = "boots a QEMU guest behind vhost-device-vsock; run ci/test peers"]
-fn our_agent_and_client_understand_each_other_through_vhost_device_vsock() {
+fn client_and_agent_work_over_vhost_device_vsock() {
     let guest = Foreign::boot();
-    let (code, stats, said) = guest.ask(&["stats", "--wait", "120", "--json"]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, stats, errors) = guest.ask(&["stats", "--wait", "120", "--json"]);
+    assert_eq!(code, Some(0), "{errors}");
     let before = serde_json::from_str::<Value>(&stats).unwrap()["totals"]["ctxt"].as_u64().unwrap();
-    let (code, fields, said) = guest.ask(&["meta", "--fields"]);
-    assert!(code == Some(0) && fields.contains("delta.cpus.*.user\tu64\tTicks in user mode\n"), "{said}");
+    let (code, fields, errors) = guest.ask(&["meta", "--fields"]);
+    assert!(code == Some(0) && fields.contains("delta.cpus.*.user\tu64\tTicks in user mode\n"), "{errors}");
 
     // One session carries many requests, sessions beside each other do not mix.
     let clients: Vec<SchedStatsClient> = (0..4).map(|_| guest.client()).collect();
@@ -70,21 +70,21 @@ fn our_agent_and_client_understand_each_other_through_vhost_device_vsock() {
             });
         }
     });
-    // A line of the cap goes through whole.
+    // A request of the largest size is answered.
     let answer = guest.client().request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]).unwrap();
     assert!(String::from_utf8(answer).unwrap().contains("\"errno\":22"));
 
-    // Where nobody listens in the guest, the device closes.
+    // If nothing listens on the port in the guest, the device closes the connection.
     let uri = format!("hybrid:{}?port=5", guest.hybrid().display());
     let output = Command::new(COMMAND).args(["stats", &uri]).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("before OK; does the guest listen on port 5"), "{said}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("before OK; does the guest listen on port 5"), "{errors}");
     assert_eq!(output.status.code(), Some(21));
 }
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test peers"]
-fn the_kernels_af_vsock_leads_to_an_agent() {
+fn client_and_agent_work_over_af_vsock() {
     let guest = builder()
         .scheduler(program::built("procsched"), &[])
         .module("vsock_loopback")
@@ -100,9 +100,9 @@ fn the_kernels_af_vsock_leads_to_an_agent() {
     assert!(String::from_utf8(fields).unwrap().contains("load.one\tfloat\tLoad average of one minute\n"));
     let plain = output(&guest, &["scx-vsock", "stats", "scx:/var/run/scx/root/stats", "--json"]);
     assert!(serde_json::from_slice::<Value>(&plain).unwrap()["totals"]["ctxt"].as_u64() > Some(0));
-    for (uri, said) in [("vsock://1:5", "Connection reset by peer"), ("vsock://99", "Connection timed out")] {
+    for (uri, cause) in [("vsock://1:5", "Connection reset by peer"), ("vsock://99", "Connection timed out")] {
         let refused = guest.run(&["scx-vsock", "stats", uri, "--deadline", "5"]).unwrap();
         let error = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(refused.status == 21 && error.contains(said), "{uri}: {} {error}", refused.status);
+        assert!(refused.status == 21 && error.contains(cause), "{uri}: {} {error}", refused.status);
     }
 }

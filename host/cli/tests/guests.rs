@@ -48,7 +48,7 @@ fn monitor(bridge: &Bridge) -> (Child, BufReader<ChildStdout>) {
     (child, output)
 }
 
-/// How many processors the next line of a monitor has: `[bpfland] tasks -> r:  1/2  | dispatch -> ...`.
+/// The number of processors in the next line of a monitor: `[bpfland] tasks -> r:  1/2  | dispatch -> ...`.
 fn cpus(output: &mut impl BufRead) -> u32 {
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
@@ -58,7 +58,7 @@ fn cpus(output: &mut impl BufRead) -> u32 {
 
 #[test]
 #[ignore = "boots QEMU guests with scx_bpfland; run ci/test sched-ext"]
-fn the_schedulers_own_monitor_prints_two_guests_numbers_at_the_same_time() {
+fn the_schedulers_monitor_reads_two_guests_at_once() {
     // They differ by their processors.
     let guests = [1, 2].map(|cpus| guest_with(bpfland(), cpus));
     let bridges = guests.each_ref().map(Bridge::to);
@@ -80,7 +80,7 @@ fn assert_shown(page: &Metrics, guest: &str, up: &[&str]) {
 
 #[test]
 #[ignore = "boots QEMU guests with scx_bpfland; run ci/test sched-ext"]
-fn three_guests_with_three_schedulers_are_in_one_export_whatever_becomes_of_them() {
+fn one_export_has_three_guests_and_their_failures() {
     const NAMES: [&str; 3] = ["bpfland", "proc", "layers"];
     let [bpf, proc, layers] =
         [bpfland(), program::built("procsched"), program::built("layersched")].map(|program| guest_with(program, 1));

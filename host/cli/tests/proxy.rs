@@ -1,4 +1,4 @@
-//! `scx-vsock proxy` as a process: at a path, and for a command that sees what nobody else sees.
+//! `scx-vsock proxy` as a process: at a path, and for a command in a mount namespace of its own.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -60,8 +60,8 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// The code and the last line that is printed.
-fn complaint(output: &Output) -> (i32, &str) {
+/// The exit code and the last line that is printed.
+fn failure(output: &Output) -> (i32, &str) {
     (output.status.code().unwrap(), text(&output.stderr).lines().last().unwrap_or_default())
 }
 
@@ -99,14 +99,14 @@ fn two_at_a_time([program, ask]: [&Path; 2], change: impl Fn(&mut Command)) -> [
 const EACH: [&str; 2] = ["{\"args\":{\"resp\":1}}\n", "{\"args\":{\"resp\":2}}\n"];
 
 #[test]
-fn two_commands_see_two_guests_at_the_same_path_at_the_same_time() {
+fn two_commands_see_two_guests_at_one_path() {
     assert_eq!(two_at_a_time([COMMAND.as_ref(), ask()], |_| ()), EACH);
 }
 
 #[test]
-fn an_ordinary_user_needs_no_more_than_that() {
+fn an_ordinary_user_can_run_a_command() {
     if !rustix::process::geteuid().is_root() {
-        // Then the test before this one has shown it.
+        // Then the test above has shown it.
         return;
     }
     let as_nobody = |command: &mut Command| {
@@ -117,8 +117,8 @@ fn an_ordinary_user_needs_no_more_than_that() {
 }
 
 #[test]
-fn a_folder_of_sockets_that_is_there_is_covered_and_not_changed() {
-    // The outer command makes the folder for the inner one, which has another guest.
+fn an_existing_folder_of_sockets_is_hidden() {
+    // The outer command creates the folder for the inner one, which has another guest.
     let (_folder, [program, ask]) = seen_by_all([COMMAND.as_ref(), ask()]);
     let again = format!("{} proxy unix:/inner -- {} ask {SOCKET} '{REQUEST}'", program.display(), ask.display());
     let script = format!("{again}; {} ask {SOCKET} '{REQUEST}'", ask.display());
@@ -130,16 +130,16 @@ fn a_folder_of_sockets_that_is_there_is_covered_and_not_changed() {
         });
         let output = command.output().unwrap();
         let lines: Vec<&str> = text(&output.stdout).lines().collect();
-        let found = |place: &str| format!("no agent to talk to: unix:{place}");
+        let error = |path: &str| format!("no agent to talk to: unix:{path}");
         assert!(
-            matches!(lines[..], [inner, outer] if inner.contains(&found("/inner")) && outer.contains(&found("/outer"))),
+            matches!(lines[..], [inner, outer] if inner.contains(&error("/inner")) && outer.contains(&error("/outer"))),
             "{output:?}"
         );
     }
 }
 
 #[test]
-fn the_command_sees_everything_else_as_it_is_and_leaves_nothing() {
+fn the_command_sees_all_other_files() {
     let listing = |folder: &str| {
         let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
@@ -161,24 +161,24 @@ fn the_command_sees_everything_else_as_it_is_and_leaves_nothing() {
 }
 
 #[test]
-fn the_exit_code_is_the_commands_and_its_streams_are_its_own() {
+fn exit_code_and_streams_are_the_commands() {
     let run = |command: &[&str]| proxy("unix:/nowhere").arg("--").args(command).output().unwrap();
     let output = run(&["sh", "-c", "echo out; echo err >&2; exit 7"]);
     assert_eq!((output.status.code(), text(&output.stdout), text(&output.stderr)), (Some(7), "out\n", "err\n"));
     assert_eq!(run(&["sh", "-c", "kill -KILL $$"]).status.code(), Some(128 + 9));
     let missing = run(&["no-such-program"]);
     let expected = "scx-vsock: cannot run no-such-program: No such file or directory (os error 2)";
-    assert_eq!(complaint(&missing), (127, expected));
+    assert_eq!(failure(&missing), (127, expected));
     assert_eq!(run(&["/etc/passwd"]).status.code(), Some(126));
 }
 
 #[test]
-fn a_guest_that_cannot_be_reached_is_an_answer_to_the_command() {
+fn an_unreachable_guest_is_an_errno() {
     let output = proxy("unix:/nowhere").arg("--").arg(ask()).args(["ask", SOCKET, REQUEST]).output().unwrap();
     assert!(text(&output.stdout).starts_with("{\"errno\":113,\"args\":{\"resp\":\"scx-vsock: no agent to talk to:"));
 }
 
-/// A command that says "ready" and then what signal it got.
+/// A command that prints "ready" and then the signal that it received.
 fn trapping(signals: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
     let traps: String = signals.iter().map(|name| format!("trap 'kill $!; echo {name}; exit 3' {name}; ")).collect();
     let script = format!("sleep 1000 >/dev/null & {traps} echo ready; wait");
@@ -199,7 +199,7 @@ fn pid(child: &Child) -> Pid {
 }
 
 #[test]
-fn signals_are_passed_on_to_the_command() {
+fn signals_are_forwarded_to_the_command() {
     let signals = [
         ("HUP", Signal::HUP),
         ("INT", Signal::INT),
@@ -216,7 +216,7 @@ fn signals_are_passed_on_to_the_command() {
 }
 
 #[test]
-fn a_proxy_that_is_killed_takes_its_command_with_it() {
+fn the_command_dies_with_a_killed_proxy() {
     let mut command = proxy("unix:/nowhere");
     command.args(["--", "sh", "-c", "echo $$; exec sleep 1000"]).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -229,16 +229,16 @@ fn a_proxy_that_is_killed_takes_its_command_with_it() {
 }
 
 #[test]
-fn without_namespaces_it_says_so_in_one_line_with_what_mends_it() {
-    // Neither kind of namespace may be made.
+fn missing_namespaces_are_named_with_the_fix() {
+    // Neither kind of namespace can be created.
     let mut command = Command::new(program::built("limited"));
     command.arg("unshare=1").arg(COMMAND).args(["proxy", "unix:/nowhere", "--", "true"]);
     let output = command.output().unwrap();
-    let (code, line) = complaint(&output);
+    let (code, line) = failure(&output);
     assert_eq!(text(&output.stderr).lines().count(), 1, "{}", text(&output.stderr));
-    assert!(code == 1 && line.contains("user namespace: Operation not permitted"), "{line}");
+    assert!(code == 1 && line.contains("cannot create a user namespace: Operation not permitted"), "{line}");
     assert!(
-        line.contains("allow them (sysctl user.max_user_namespaces") && line.contains("use --socket PATH"),
+        line.contains("allow user namespaces (sysctl user.max_user_namespaces") && line.contains("use --socket PATH"),
         "{line}"
     );
 }
@@ -246,13 +246,13 @@ fn without_namespaces_it_says_so_in_one_line_with_what_mends_it() {
 /// A proxy at a path, which listens.
 fn at(path: &Path, uri: &str) -> Child {
     let mut child = proxy(uri).arg("--socket").arg(path).stderr(Stdio::piped()).spawn().unwrap();
-    let said = line(&mut BufReader::new(child.stderr.take().unwrap()));
-    assert_eq!(said, format!("scx-vsock: {uri} is served at {}\n", path.display()));
+    let message = line(&mut BufReader::new(child.stderr.take().unwrap()));
+    assert_eq!(message, format!("scx-vsock: serving {uri} at {}\n", path.display()));
     child
 }
 
 #[test]
-fn at_a_path_it_serves_until_it_is_asked_to_end_and_removes_its_socket() {
+fn a_signal_ends_it_and_removes_the_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stats");
     let agent = Agent::start();
@@ -270,14 +270,14 @@ fn at_a_path_it_serves_until_it_is_asked_to_end_and_removes_its_socket() {
 }
 
 #[test]
-fn a_path_that_cannot_be_had_is_named_with_what_mends_it() {
+fn a_wrong_path_is_named_with_its_fix() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stats");
     let refused = |path: &Path| proxy("unix:/nowhere").arg("--socket").arg(path).output().unwrap();
     let first = at(&path, "unix:/nowhere");
     let output = refused(&path);
     assert_eq!(
-        complaint(&output),
+        failure(&output),
         (
             1,
             &*format!(
@@ -286,7 +286,7 @@ fn a_path_that_cannot_be_had_is_named_with_what_mends_it() {
             )
         )
     );
-    // What a killed proxy leaves is replaced.
+    // The socket of a killed proxy is replaced.
     let mut first = first;
     first.kill().unwrap();
     first.wait().unwrap();
@@ -295,12 +295,12 @@ fn a_path_that_cannot_be_had_is_named_with_what_mends_it() {
     kill_process(pid(&second), Signal::TERM).unwrap();
     second.wait().unwrap();
     let output = refused(&folder.path().join("no/such/folder"));
-    let (code, line) = complaint(&output);
+    let (code, line) = failure(&output);
     assert!(code == 1 && line.contains("is not there: make it, or choose another path"), "{line}");
 }
 
 #[test]
-fn without_descriptors_clients_are_told_and_those_that_are_served_stay() {
+fn clients_without_a_descriptor_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stats");
     let mut command = Command::new("prlimit");
@@ -308,10 +308,10 @@ fn without_descriptors_clients_are_told_and_those_that_are_served_stay() {
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     line(&mut BufReader::new(child.stderr.take().unwrap()));
     let mut clients: Vec<Peer> = (0..16).map(|_| Peer::connect(&path)).collect();
-    let mut told = clients.pop().unwrap();
-    let answer = told.line();
+    let mut refused = clients.pop().unwrap();
+    let answer = refused.line();
     assert!(text(&answer).contains("no descriptor left"), "{}", text(&answer));
-    told.expect_end();
+    refused.expect_end();
     let mut first = clients.swap_remove(0);
     first.send(format!("{REQUEST}\n"));
     assert!(text(&first.line()).starts_with("{\"errno\":113,"));

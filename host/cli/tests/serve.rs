@@ -1,4 +1,4 @@
-//! `scx-vsock serve` as a process: its sockets, a simulated QEMU and a real one, and what it says when it cannot.
+//! `scx-vsock serve` as a process: its sockets, a simulated QEMU and a real one, and its errors.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -35,10 +35,10 @@ impl Serving {
         Self { child, messages }
     }
 
-    /// Passes over messages until one with this text.
+    /// Skips messages until one with this text.
     fn wait_for(&mut self, text: &str) -> String {
         let found = self.messages.by_ref().map(Result::unwrap).find(|message| message.contains(text));
-        found.unwrap_or_else(|| panic!("it never said {text:?}"))
+        found.unwrap_or_else(|| panic!("it never printed {text:?}"))
     }
 
     fn end_by(mut self, signal: Signal) -> Option<i32> {
@@ -60,23 +60,24 @@ fn folder() -> (TempDir, String) {
     (folder, socket)
 }
 
-fn path_behind(socket: &str, suffix: &str) -> PathBuf {
+fn path_with(socket: &str, suffix: &str) -> PathBuf {
     format!("{socket}{suffix}").into()
 }
 
 #[test]
-fn it_outlives_its_front_ends_and_leaves_no_socket_behind() {
+fn it_outlives_front_ends_and_removes_sockets() {
     for signal in [Signal::INT, Signal::TERM] {
         let (folder, socket) = folder();
         let mut serving = Serving::start(&["--socket", &socket]);
-        let said = serving.wait_for("waiting for QEMU");
-        assert_eq!(said, format!("scx-vsock: {socket}: waiting for QEMU; then scx-vsock stats hybrid:{socket}.hybrid"));
+        let message = serving.wait_for("waiting for QEMU");
+        let hint = format!("waiting for QEMU to connect; read stats with: scx-vsock stats hybrid:{socket}.hybrid");
+        assert_eq!(message, format!("scx-vsock: {socket}: {hint}"));
         for _ in 0..3 {
             let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
-            let (mut program, _connection) = front_end.accept(&path_behind(&socket, ".hybrid"));
+            let (mut program, _connection) = front_end.accept(&path_with(&socket, ".hybrid"));
             drop(front_end);
             program.expect_end();
-            serving.wait_for("QEMU is gone; waiting for the next one");
+            serving.wait_for("QEMU disconnected; waiting for the next one to connect");
         }
         assert_eq!(serving.end_by(signal), Some(0));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -84,7 +85,7 @@ fn it_outlives_its_front_ends_and_leaves_no_socket_behind() {
 }
 
 #[test]
-fn each_guest_has_sockets_and_a_cid_of_its_own() {
+fn each_guest_has_its_own_sockets_and_cid() {
     let (folder, first) = folder();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (second, one, two) = (path("g2.sock"), path("one"), path("two"));
@@ -100,7 +101,7 @@ fn each_guest_has_sockets_and_a_cid_of_its_own() {
 }
 
 #[test]
-fn an_agent_that_is_ready_is_told_once() {
+fn a_ready_agent_is_reported() {
     let (_folder, socket) = folder();
     let mut serving = Serving::start(&["--socket", &socket]);
     serving.wait_for("waiting for QEMU");
@@ -116,21 +117,21 @@ fn an_agent_that_is_ready_is_told_once() {
 }
 
 #[test]
-fn a_guest_that_breaks_its_device_is_told_and_served_again_when_it_reboots() {
+fn a_broken_device_works_again_after_a_reboot() {
     let (_folder, socket) = folder();
     let mut serving = Serving::start(&["--socket", &socket]);
     serving.wait_for("waiting for QEMU");
     let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
     front_end.driver.jump_available(1_000);
     front_end.kick();
-    let said = serving.wait_for("the guest's driver broke a vsock queue");
-    assert!(said.ends_with("; it is served again when it reboots"), "{said}");
+    let message = serving.wait_for("the guest's driver broke a vsock queue");
+    assert!(message.ends_with("; the device works again after a reboot"), "{message}");
     front_end.reboot();
-    front_end.accept(&path_behind(&socket, ".hybrid"));
+    front_end.accept(&path_with(&socket, ".hybrid"));
 }
 
-/// The one line and the code that a command ends with.
-fn complaint(command: &mut Command) -> (Option<i32>, String) {
+/// The exit code and the one line that a command prints.
+fn failure(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = command.output().unwrap();
     let stderr = String::from_utf8(stderr).unwrap();
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
@@ -138,23 +139,23 @@ fn complaint(command: &mut Command) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_path_that_cannot_be_a_socket_is_named_with_what_mends_it() {
+fn a_wrong_socket_path_is_named_with_its_fix() {
     let (folder, socket) = folder();
-    let said = |path: &str| complaint(&mut serve(&["--socket", path]));
+    let fails = |path: &str| failure(&mut serve(&["--socket", path]));
     let _serving = UnixListener::bind(&socket).unwrap();
     let expected = format!("{socket} is in use: end the program that listens on it, or choose another path");
-    assert_eq!(said(&socket), (Some(1), expected));
+    assert_eq!(fails(&socket), (Some(1), expected));
     let other = folder.path().join("other");
-    let hybrid = complaint(&mut serve(&["--socket", other.to_str().unwrap(), "--hybrid", &socket]));
+    let hybrid = failure(&mut serve(&["--socket", other.to_str().unwrap(), "--hybrid", &socket]));
     assert!(hybrid.1.starts_with(&format!("{socket} is in use")) && !other.exists(), "{hybrid:?}");
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     assert!(
-        said(file.to_str().unwrap()).1.ends_with("is there and is no socket: move it away, or choose another path")
+        fails(file.to_str().unwrap()).1.ends_with("is there and is no socket: move it away, or choose another path")
     );
-    assert!(said("/nowhere/g1.sock").1.ends_with("is not there: make it, or choose another path"));
+    assert!(fails("/nowhere/g1.sock").1.ends_with("is not there: make it, or choose another path"));
     let long = format!("/tmp/{}", "x".repeat(120));
-    let (code, line) = said(&long);
+    let (code, line) = fails(&long);
     assert_eq!(
         (code, line),
         (
@@ -183,26 +184,46 @@ fn a_folder_without_permission_is_named() {
     }
     let expected =
         format!("no permission to make the socket {socket}: choose a folder of your own, such as $XDG_RUNTIME_DIR");
-    assert_eq!(complaint(&mut command), (Some(1), expected));
+    assert_eq!(failure(&mut command), (Some(1), expected));
 }
 
 #[test]
 fn wrong_arguments_are_named() {
-    let said = |options: &[&str]| complaint(&mut serve(options)).1;
+    let message = |options: &[&str]| failure(&mut serve(options)).1;
     assert_eq!(
-        said(&["--socket", "a", "--socket", "b", "--cid", "3"]),
-        "2 times --socket and 1 times --cid: give it once for each guest, or never"
+        message(&["--socket", "a", "--socket", "b", "--cid", "3"]),
+        "--socket is given 2 times and --cid 1 times; give --cid for every guest or for none"
     );
-    assert!(said(&["--socket", "a", "--cid", "2"]).contains("invalid value '2' for '--cid <CID>'"));
-    assert!(said(&[]).starts_with("the following required arguments were not provided: --socket <PATH>"));
-    assert!(said(&["--socket", "a", "--device-only"]).contains("--print-qemu-args"));
-    let (code, line) = complaint(&mut serve(&["--socket", "/tmp/a b", "--print-qemu-args"]));
-    assert_eq!(line, "/tmp/a b cannot stand in a command line unquoted: choose a path without spaces");
-    assert_eq!(code, Some(1));
+    assert!(message(&["--socket", "a", "--cid", "2"]).contains("invalid value '2' for '--cid <CID>'"));
+    assert!(message(&[]).starts_with("the following required arguments were not provided: --socket <PATH>"));
+    assert!(message(&["--socket", "a", "--device-only"]).contains("--print-qemu-args"));
+}
+
+/// The words that a shell makes of a line.
+fn words(line: &str) -> Vec<String> {
+    let script = format!("for word in {line}; do printf '%s\\n' \"$word\"; done");
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
 #[test]
-fn qemus_arguments_are_printed_without_serving() {
+fn a_socket_path_with_spaces_is_quoted() {
+    let command = format!("{} serve --print-qemu-args --device-only --socket", env!("CARGO_BIN_EXE_scx-vsock"));
+    for path in ["/tmp/a b", "/tmp/it's", "/tmp/$HOME `x` *"] {
+        let output = serve(&["--socket", path, "--print-qemu-args", "--device-only"]).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr, format!("scx-vsock: the arguments for {path} have quotes; use them with eval\n"));
+        let words = words(&String::from_utf8(output.stdout).unwrap().replace('\n', " "));
+        let chardev = format!("socket,id=scx-vsock,path={path}");
+        assert_eq!(words, ["-chardev", &chardev, "-device", "vhost-user-vsock-pci,chardev=scx-vsock"]);
+    }
+    // A plain path needs no eval.
+    let unquoted = words(&format!("$({command} '/tmp/g1')"));
+    assert_eq!(unquoted.get(1).unwrap(), "socket,id=scx-vsock,path=/tmp/g1");
+}
+
+#[test]
+fn arguments_are_printed_without_serving() {
     let printed = |options: &[&str]| String::from_utf8(serve(options).output().unwrap().stdout).unwrap();
     let device = "-chardev socket,id=scx-vsock,path=/tmp/g,,1 -device vhost-user-vsock-pci,chardev=scx-vsock\n";
     assert_eq!(printed(&["--socket", "/tmp/g,1", "--print-qemu-args", "--device-only"]), device);
@@ -216,7 +237,7 @@ fn qemus_arguments_are_printed_without_serving() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn three_commands_give_numbers_of_a_guest_whose_qemu_is_typed_by_hand() {
+fn three_commands_read_a_hand_started_guest() {
     let (folder, socket) = folder();
     let mut serving = Serving::start(&["--socket", &socket]);
     serving.wait_for("waiting for QEMU");
@@ -227,12 +248,12 @@ fn three_commands_give_numbers_of_a_guest_whose_qemu_is_typed_by_hand() {
         let qemu = TypedQemu::start(&guest, folder.path(), &device);
         let uri = format!("hybrid:{socket}.hybrid");
         let output = Command::new(command).args(["stats", &uri, "--wait", "120", "--over", "500ms"]).output().unwrap();
-        let (numbers, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{said}\n{}", qemu.console());
+        let (numbers, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{errors}\n{}", qemu.console());
         let switches = numbers.lines().find_map(|line| line.trim().strip_prefix("delta.ctxt")).unwrap().trim();
         assert!(switches.parse::<u64>().unwrap() > 0, "{numbers}");
         drop(qemu);
-        // A guest that reboots under another QEMU is served like the first.
-        serving.wait_for("QEMU is gone");
+        // The guest of the next QEMU is served like the first.
+        serving.wait_for("QEMU disconnected");
     }
 }

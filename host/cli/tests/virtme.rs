@@ -1,4 +1,4 @@
-//! A guest that virtme-ng starts, with our device added to its QEMU line: the command as kernel developers use it.
+//! A guest that virtme-ng starts, with our device in its QEMU arguments: the command as kernel developers use it.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -43,7 +43,7 @@ fn script(kernel: &Kernel) -> String {
 
 #[test]
 #[ignore = "boots a guest by virtme-ng; run ci/test peers"]
-fn a_guest_of_virtme_ng_gives_numbers_in_three_commands() {
+fn three_commands_read_a_guest_of_virtme_ng() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (socket, in_guest, log) = (path("g1.sock"), path("in-guest"), path("log"));
@@ -51,8 +51,8 @@ fn a_guest_of_virtme_ng_gives_numbers_in_three_commands() {
     fs::write(&in_guest, script(kernel)).unwrap();
 
     let mut serving = Group::start(Command::new(COMMAND).args(["serve", "--socket", &socket]).stderr(Stdio::piped()));
-    let said = BufReader::new(serving.0.stderr.take().unwrap()).lines().next().unwrap().unwrap();
-    assert!(said.contains("waiting for QEMU"), "{said}");
+    let message = BufReader::new(serving.0.stderr.take().unwrap()).lines().next().unwrap().unwrap();
+    assert!(message.contains("waiting for QEMU"), "{message}");
 
     let line = format!(
         "exec vng --run {} --disable-kvm --cpus 1 --memory 1G --user root \
@@ -63,9 +63,9 @@ fn a_guest_of_virtme_ng_gives_numbers_in_three_commands() {
 
     let uri = format!("hybrid:{socket}.hybrid");
     let output = Command::new(COMMAND).args(["stats", &uri, "--wait", "180", "--over", "500ms"]).output().unwrap();
-    let (numbers, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (numbers, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let log = fs::read_to_string(Path::new(&log)).unwrap_or_default();
-    assert!(output.status.success(), "{said}\n{log}");
+    assert!(output.status.success(), "{errors}\n{log}");
     let switches = numbers.lines().find_map(|line| line.trim().strip_prefix("delta.ctxt")).unwrap().trim();
     assert!(switches.parse::<u64>().unwrap() > 0, "{numbers}");
 }

@@ -1,4 +1,4 @@
-//! The way to one guest's scheduler, hop by hop.
+//! Checks of the hops to one guest's scheduler.
 
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -8,102 +8,105 @@ use scx_vsock::client::{Deadline, Interest, PollClient, decode};
 use scx_vsock::{Endpoint, SchedStatsError, StatsRequest};
 use serde_json::Value;
 
-use super::{Finding, host_checks};
+use super::check_result::CheckResult;
+use super::host_checks;
 use crate::exit;
 
 const AGENT: &str = "agent";
 const SOCKET: &str = "scheduler socket";
 const SCHEDULER: &str = "scheduler";
 
-/// CIDs that lead to no guest of this host: this machine itself, and its own host.
+/// The CIDs that need no vhost-vsock: this host itself (1), and the host of the VM that this program runs in (2).
 const LOCAL_CIDS: [u32; 2] = [1, 2];
 
-/// Every check on the way.
-pub fn check(uri: &Endpoint, deadline: Duration) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// Runs every check.
+pub fn check(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
+    let mut results = Vec::new();
     if let Endpoint::Vsock { cid, .. } = uri {
-        findings.push(host_checks::vsock_sockets());
+        results.push(host_checks::vsock_sockets());
         if !LOCAL_CIDS.contains(cid) {
-            // Whoever started the guest needed it; whoever asks does not.
-            findings.push(host_checks::vhost_vsock().at_most_a_note());
+            // The VMM needs it; a client of the guest does not.
+            results.push(host_checks::vhost_vsock().at_most_warning());
         }
     }
-    if findings.iter().all(|finding| finding.code == 0) {
-        findings.extend(ask(uri, deadline));
+    if !results.iter().any(CheckResult::is_error) {
+        results.extend(check_request(uri, deadline));
     }
-    findings
+    results
 }
 
-/// Asks the scheduler what its stats mean, and says how far the question came.
-fn ask(uri: &Endpoint, deadline: Duration) -> Vec<Finding> {
-    let mut conversation = PollClient::new(uri.clone());
-    let outcome = converse(&mut conversation, Deadline::after(Instant::now(), deadline));
-    let mut findings = Vec::new();
-    if let Some(version) = conversation.agent() {
-        findings.push(Finding::good(AGENT, format!("version {version} at {uri}")));
+/// Requests the description of the stats, and reports how far the request came.
+fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
+    let mut client = PollClient::new(uri.clone());
+    let outcome = request(&mut client, Deadline::after(Instant::now(), deadline));
+    let mut results = Vec::new();
+    if let Some(version) = client.agent() {
+        results.push(CheckResult::ok(AGENT, format!("version {version} at {uri}")));
     }
-    let behind_hello = conversation.agent().is_some() || matches!(uri, Endpoint::Scx { .. });
+    let said_hello = client.agent().is_some() || matches!(uri, Endpoint::Scx { .. });
     match outcome {
         Ok(meta) => {
-            findings.push(Finding::good(SOCKET, "accepts connections"));
-            findings.push(Finding::good(SCHEDULER, describes(&meta)));
+            results.push(CheckResult::ok(SOCKET, "accepts connections"));
+            results.push(CheckResult::ok(SCHEDULER, summary(&meta)));
         }
         Err(error) => {
-            let (check, mend) = diagnosis(&error, behind_hello);
+            let (check, fix) = diagnosis(&error, said_hello);
             if check == SCHEDULER {
-                findings.push(Finding::good(SOCKET, "accepts connections"));
+                results.push(CheckResult::ok(SOCKET, "accepts connections"));
             }
-            let code = exit::code_of(error.kind());
-            findings.push(Finding { code, ..Finding::bad(check, error.to_string(), mend) });
+            let exit_code = exit::code_of(error.kind());
+            results.push(CheckResult::error(check, error.to_string(), fix).with_exit_code(exit_code));
         }
     }
-    findings
+    results
 }
 
-fn describes(meta: &Value) -> String {
-    format!("answers, and describes {} structs", meta.as_object().map_or(0, serde_json::Map::len))
+fn summary(meta: &Value) -> String {
+    match meta.as_object().map_or(0, serde_json::Map::len) {
+        1 => "answers; its stats have 1 struct".into(),
+        structs => format!("answers; its stats have {structs} structs"),
+    }
 }
 
-/// The hop that an error is about, and what mends it.
-fn diagnosis(error: &SchedStatsError, behind_hello: bool) -> (&'static str, &'static str) {
+/// The hop that an error is about, and the fix.
+fn diagnosis(error: &SchedStatsError, said_hello: bool) -> (&'static str, &'static str) {
     match error {
         SchedStatsError::NoScheduler { .. } => (
             SOCKET,
-            "start the guest's scheduler, one that serves stats (scx_bpfland does), or name its socket to the agent by \
-             --socket",
+            "start a scheduler that serves stats in the guest, such as scx_bpfland; if its socket is elsewhere, start \
+             the agent with --socket PATH",
         ),
-        SchedStatsError::AgentBusy { .. } => (AGENT, "end a program that holds a session, or share one client"),
-        SchedStatsError::AgentUnreachable { .. } => (
-            AGENT,
-            "do what it says, or start the guest and scx-vsock-agent in it (its log says more) on the URI's port",
-        ),
-        SchedStatsError::TimedOut { .. } if !behind_hello => {
-            (AGENT, "see whether the guest is up and not paused; ask for longer by --deadline")
+        SchedStatsError::AgentBusy { .. } => (AGENT, "close a client of this guest, or share one session"),
+        SchedStatsError::AgentUnreachable { .. } => {
+            (AGENT, "start the guest, and scx-vsock-agent in it on the port of the URI; the agent's log says more")
+        }
+        SchedStatsError::TimedOut { .. } if !said_hello => {
+            (AGENT, "check that the guest is up and not paused; if it is slow, use a longer --deadline")
         }
         SchedStatsError::TimedOut { .. } => {
-            (SCHEDULER, "see the scheduler's log in the guest; restart it; ask for longer by --deadline")
+            (SCHEDULER, "check the scheduler's log in the guest and restart it; if it is slow, use a longer --deadline")
         }
-        SchedStatsError::SchedulerGone { .. } => (SCHEDULER, "see the scheduler's log in the guest, and restart it"),
-        SchedStatsError::SchedulerError { .. } => (SCHEDULER, "update the scheduler: it knows no stats_meta"),
-        _ => (SCHEDULER, "see what serves this socket: it is no scx_stats server"),
+        SchedStatsError::SchedulerGone { .. } => (SCHEDULER, "check the scheduler's log in the guest and restart it"),
+        SchedStatsError::SchedulerError { .. } => (SCHEDULER, "update the scheduler to one that has stats_meta"),
+        _ => (SCHEDULER, "check which program serves this socket: it does not speak scx_stats"),
     }
 }
 
-/// One request to its end.
-fn converse(conversation: &mut PollClient, deadline: Deadline) -> Result<Value, SchedStatsError> {
-    conversation.start(StatsRequest::stats_meta().line()?, deadline)?;
+/// Sends one request and waits for its answer.
+fn request(client: &mut PollClient, deadline: Deadline) -> Result<Value, SchedStatsError> {
+    client.start(StatsRequest::stats_meta().line()?, deadline)?;
     loop {
-        if let Poll::Ready(outcome) = conversation.on_ready(Instant::now(), decode::resp) {
+        if let Poll::Ready(outcome) = client.on_ready(Instant::now(), decode::resp) {
             return outcome;
         }
-        let wanted = match conversation.interest() {
+        let flags = match client.interest() {
             Interest::Read => PollFlags::IN,
             Interest::ReadWrite => PollFlags::IN | PollFlags::OUT,
         };
         let left = deadline.at().saturating_duration_since(Instant::now());
-        if let Some(fd) = conversation.fd() {
-            // Whatever it was, the next turn finds it out.
-            let _woken = poll(&mut [PollFd::from_borrowed_fd(fd, wanted)], Timespec::try_from(left).ok().as_ref());
+        if let Some(fd) = client.fd() {
+            // Whether it was an event, the deadline or an error, the next `on_ready` finds out.
+            let _woken = poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Timespec::try_from(left).ok().as_ref());
         }
     }
 }

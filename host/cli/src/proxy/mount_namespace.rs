@@ -1,11 +1,11 @@
-//! A command that has a scheduler's socket of its own.
+//! A mount namespace in which a command finds a scheduler's socket of its own.
 //!
-//! The command is started in a mount namespace in which a small file system covers the folder of scx sockets. The
-//! socket is made there, by the command's process before it becomes the command, and served by this process: the two
-//! share it from before there was a command. So it has no name outside the namespace, and goes with it.
+//! The child process enters the namespace, mounts an empty file system over the folder of scx sockets, binds the socket
+//! there and then executes the command. This process serves the socket: the descriptor was created before the fork, so
+//! that both have it. The socket has no name outside of the namespace, and is gone with it.
 //!
-//! An ordinary user may do that in a user namespace, in which the user stays who it is. Root needs none, and keeps its
-//! powers.
+//! An ordinary user enters a user namespace as well, in which the user and group ids stay the same. Root does not, and
+//! keeps its capabilities.
 #![allow(unsafe_code, reason = "a namespace is entered between fork and exec")]
 
 use std::fs::{self, File};
@@ -28,82 +28,87 @@ use scx_vsock_wire::limits::SCHEDULER_SOCKET;
 
 use crate::signals;
 
-/// Clients that may wait to be accepted.
+/// The most clients that wait to be accepted.
 const BACKLOG: i32 = 64;
 
-/// What mends a kernel that refuses namespaces.
-const MEND: &str = "this host keeps ordinary users from namespaces; allow them (sysctl user.max_user_namespaces=10000, \
-                    kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0, where the \
-                    host has these), run this as root, or use --socket PATH without a command";
+/// The fix where the kernel refuses namespaces.
+const FIX: &str = "allow user namespaces (sysctl user.max_user_namespaces=10000 and, where they exist, \
+                   kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0), run this as \
+                   root, or use --socket PATH instead of a command";
 
-/// Starts `command`; gives it and the listener of its clients, or why it could not be run.
+/// Starts `command`, and returns it with the listener of its clients, or the error of executing it.
 ///
 /// # Errors
 ///
-/// What keeps it from having a namespace.
+/// The namespace cannot be set up.
 pub fn spawn(mut command: Command) -> Result<io::Result<(Child, UnixListener)>> {
-    let threads = fs::read_dir("/proc/self/task").context("/proc is not mounted: mount it")?.count();
-    ensure!(threads == 1, "a command can only be started while this process has one thread, and it has {threads}");
+    let threads = fs::read_dir("/proc/self/task").context("cannot read /proc/self/task; mount /proc")?.count();
+    ensure!(
+        threads == 1,
+        "this process has {threads} threads, and a command can only be started from one with a single thread"
+    );
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    let (mut error_report, complains) = io::pipe()?;
-    let entry = Entry { socket: socket.try_clone()?, complains, parent: getpid() };
-    // SAFETY: this process has one thread, as was found above, so that the child is a whole copy of it, in which no
-    // lock is held by a thread that is not there.
-    unsafe { command.pre_exec(move || entry.enter_or_complain()) };
+    let (mut report, report_writer) = io::pipe()?;
+    let entry = Entry { socket: socket.try_clone()?, report: report_writer, parent: getpid() };
+    // SAFETY: this process has one thread, as is checked above, so that no other thread can hold a lock that the child
+    // would wait for.
+    unsafe { command.pre_exec(move || entry.enter_or_report()) };
     let spawned = command.spawn();
-    // With it goes this process's end of the pipe.
+    // It owns this process's writing end of the pipe.
     drop(command);
     let mut text = String::new();
-    error_report.read_to_string(&mut text)?;
+    report.read_to_string(&mut text)?;
     if !text.is_empty() {
         bail!("{text}");
     }
     Ok(spawned.map(|child| (child, UnixListener::from(socket))))
 }
 
-/// What the command's process does before it becomes the command.
+/// What the child process does before it executes the command.
 struct Entry {
     socket: OwnedFd,
-    complains: io::PipeWriter,
+    /// Where an error is written, for the parent to read.
+    report: io::PipeWriter,
     parent: Pid,
 }
 
 impl Entry {
-    fn enter_or_complain(&self) -> io::Result<()> {
+    fn enter_or_report(&self) -> io::Result<()> {
         self.enter().map_err(|error| {
-            // Nobody but the parent could be told, which ended then.
-            let _heard = (&self.complains).write_all(format!("{error:#}").as_bytes());
-            io::Error::other("the parent was told")
+            // It fails only if the parent has ended.
+            let _written = (&self.report).write_all(format!("{error:#}").as_bytes());
+            io::Error::other("the error is in the report")
         })
     }
 
     fn enter(&self) -> Result<()> {
-        unshare().and_then(|()| self.make_socket()).map_err(with_mend)?;
+        unshare().and_then(|()| self.create_socket()).map_err(with_fix)?;
         set_parent_process_death_signal(Some(Signal::TERM))?;
-        ensure!(getppid() == Some(self.parent), "the proxy ended");
-        signals::give_back()
+        ensure!(getppid() == Some(self.parent), "the proxy has ended");
+        signals::unblock_all()
     }
 
-    fn make_socket(&self) -> Result<()> {
-        // What is mounted here is nobody else's to see.
+    fn create_socket(&self) -> Result<()> {
+        // Mounts must not propagate to other namespaces.
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .context("cannot make mounts private")?;
-        cover()?;
-        fs::create_dir_all(above(1))?;
-        bind(&self.socket, &SocketAddrUnix::new(SCHEDULER_SOCKET)?).context(SCHEDULER_SOCKET)?;
+        hide_scx_sockets()?;
+        fs::create_dir_all(socket_ancestor(1))?;
+        bind(&self.socket, &SocketAddrUnix::new(SCHEDULER_SOCKET)?)
+            .with_context(|| format!("cannot bind {SCHEDULER_SOCKET}"))?;
         Ok(listen(&self.socket, BACKLOG)?)
     }
 }
 
-fn with_mend(error: Error) -> Error {
+fn with_fix(error: Error) -> Error {
     let refused = error.chain().any(|cause| {
         let errno = cause.downcast_ref::<Errno>().copied();
         let errno = errno.or_else(|| cause.downcast_ref::<io::Error>().and_then(Errno::from_io_error));
         matches!(errno, Some(Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::USERS | Errno::NOSYS))
     });
-    let mend = if refused { format!("; {MEND}") } else { String::new() };
-    Error::msg(format!("cannot give the command a socket of its own: {error:#}{mend}"))
+    let fix = if refused { format!("; {FIX}") } else { String::new() };
+    Error::msg(format!("cannot create a scheduler's socket for the command: {error:#}{fix}"))
 }
 
 /// Enters a mount namespace, and a user namespace where that is needed.
@@ -111,73 +116,76 @@ fn unshare() -> Result<()> {
     // SAFETY: no descriptor table is unshared.
     match unsafe { unshare_unsafe(UnshareFlags::NEWNS) } {
         Err(Errno::PERM) => {}
-        other => return other.context("mount namespace"),
+        other => return other.context("cannot create a mount namespace"),
     }
     let (user, group) = (geteuid(), getegid());
     // SAFETY: no descriptor table is unshared.
-    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }.context("user namespace")?;
+    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }.context("cannot create a user namespace")?;
     write("/proc/self/uid_map", &format!("{user} {user} 1"))?;
-    // Without this the kernel lets no ordinary user map its group.
+    // The kernel requires this before an ordinary user maps its group.
     write("/proc/self/setgroups", "deny")?;
     write("/proc/self/gid_map", &format!("{group} {group} 1"))
 }
 
 fn write(path: &str, text: &str) -> Result<()> {
-    File::options().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes())).context(path.to_owned())
+    File::options()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot write {path}"))
 }
 
-/// The folder so far above where schedulers serve their stats: of a scheduler's socket, of all such folders, of those of
-/// other programs.
-fn above(levels: usize) -> &'static Path {
+/// An ancestor of the socket: 1 is the folder of the socket, 2 that of scx, 3 that of all programs.
+fn socket_ancestor(levels: usize) -> &'static Path {
     Path::new(SCHEDULER_SOCKET).ancestors().nth(levels).unwrap_or(Path::new("/"))
 }
 
-/// Covers the folder of scx sockets with an empty one; where it is not there, the folder above it with one that has
-/// everything that is in it.
-fn cover() -> Result<()> {
-    let (folder, parent) = (above(2), above(3));
+/// Mounts an empty file system over the folder of scx sockets. Where there is no such folder, mounts one with the same
+/// entries over its parent, in which it can be created.
+fn hide_scx_sockets() -> Result<()> {
+    let (folder, parent) = (socket_ancestor(2), socket_ancestor(3));
     match fs::canonicalize(folder) {
-        Ok(folder) => cover_with_nothing(&folder),
+        Ok(folder) => mount_empty(&folder),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let found = fs::canonicalize(parent).with_context(|| format!("{} (make that folder)", parent.display()));
-            cover_with_the_same(&found?)
+            let parent = fs::canonicalize(parent).with_context(|| format!("cannot open {}", parent.display()))?;
+            mount_with_same_entries(&parent)
         }
-        Err(error) => Err(error).with_context(|| folder.display().to_string()),
+        Err(error) => Err(error).with_context(|| format!("cannot open {}", folder.display())),
     }
 }
 
-fn cover_with_nothing(folder: &Path) -> Result<()> {
+fn mount_empty(folder: &Path) -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("scx-vsock", folder, "tmpfs", flags, c"mode=755,size=1m")
-        .with_context(|| format!("mounting {}", folder.display()))
+        .with_context(|| format!("cannot mount over {}", folder.display()))
 }
 
-fn cover_with_the_same(folder: &Path) -> Result<()> {
-    let covered = open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let below = format!("/proc/self/fd/{}", covered.as_raw_fd());
-    cover_with_nothing(folder)?;
-    for entry in fs::read_dir(&below).with_context(|| folder.display().to_string())? {
+fn mount_with_same_entries(folder: &Path) -> Result<()> {
+    let original = open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let original_path = format!("/proc/self/fd/{}", original.as_raw_fd());
+    mount_empty(folder)?;
+    for entry in fs::read_dir(&original_path).with_context(|| format!("cannot read {}", folder.display()))? {
         let entry = entry?;
-        let place = folder.join(entry.file_name());
-        match show(&entry, &place) {
-            // It went in the meantime.
+        let path = folder.join(entry.file_name());
+        match bind_entry(&entry, &path) {
+            // It was removed in the meantime.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            other => other.with_context(|| place.display().to_string())?,
+            other => other.with_context(|| format!("cannot mount {}", path.display()))?,
         }
     }
     Ok(())
 }
 
-/// Lets an entry of the covered folder be seen at `place`.
-fn show(entry: &fs::DirEntry, place: &Path) -> io::Result<()> {
+/// Mounts an entry of the original folder at `path`.
+fn bind_entry(entry: &fs::DirEntry, path: &Path) -> io::Result<()> {
     let kind = entry.file_type()?;
     if kind.is_symlink() {
-        return symlink(fs::read_link(entry.path())?, place);
+        return symlink(fs::read_link(entry.path())?, path);
     }
     if kind.is_dir() {
-        fs::create_dir(place)?;
+        fs::create_dir(path)?;
     } else {
-        File::create_new(place)?;
+        File::create_new(path)?;
     }
-    Ok(mount_bind_recursive(entry.path(), place)?)
+    Ok(mount_bind_recursive(entry.path(), path)?)
 }
