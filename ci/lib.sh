@@ -1,4 +1,4 @@
-# What the scripts in this folder share. To be sourced.
+# What the scripts in this folder share. Source it.
 # shellcheck shell=bash
 
 set -euo pipefail
@@ -9,16 +9,16 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PATH=$PATH:/usr/sbin:/sbin
 cache=${SCX_VSOCK_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/scx-vsock}
 
-# Files of this run alone.
+# Files of this run only.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# Says what goes on, where it does not mix with a program's output.
+# Prints a message on stderr, where it does not mix with a program's output.
 say() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
 }
 
-# Ends with one line that names the thing and what mends it.
+# Ends with one line that names the thing and how to fix it.
 die() {
     say "$*"
     exit 1
@@ -50,7 +50,10 @@ cache_folder() {
     printf '%s\n' "$cache/$1"
 }
 
-# Packages of each distribution for the things that a script may miss.
+# The package of each distribution for a thing that a script may miss.
+#
+# Only apt's are installed by anything here, and so are tested. dnf's and pacman's appear in messages alone: their names
+# come from the package indexes of Fedora and Arch Linux, and nothing runs them.
 package_of() { # APT|DNF|PACMAN THING
     case "$1/$2" in
     apt/qemu-system-x86_64) echo qemu-system-x86 ;;
@@ -108,8 +111,8 @@ compilers_llvm() {
     rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p'
 }
 
-# Whether thing $1 is there.
-is_there() {
+# Whether thing $1 is installed.
+is_installed() {
     case "$1" in
     libelf) pkg_config_has libelf ;;
     zlib) pkg_config_has zlib ;;
@@ -131,11 +134,11 @@ find_clang() {
     ! have clang || echo clang
 } 2>/dev/null
 
-# Sees to it that each thing is there: as root on Debian by installing it, otherwise by saying how to and ending.
+# Installs each missing thing as root on Debian; elsewhere ends with the command that installs them.
 need() { # THING...
     local thing missing=()
     for thing in "$@"; do
-        is_there "$thing" || missing+=("$thing")
+        is_installed "$thing" || missing+=("$thing")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     if have apt-get && [ "$(id -u)" = 0 ]; then
@@ -192,7 +195,7 @@ locked() { # NAME COMMAND...
     ) 9>"$folder/$name"
 }
 
-# Runs "$@" with its output in the file $2, saying every half minute that it still goes on. Its status is returned.
+# Runs "$@" with its output in the file $2, printing the elapsed time every half minute. Returns its status.
 with_log() { # WHAT LOG COMMAND...
     local what=$1 log=$2 started=$SECONDS status=0 ticker
     shift 2
@@ -206,7 +209,7 @@ with_log() { # WHAT LOG COMMAND...
     return "$status"
 }
 
-# Runs "$@" with progress, and ends with the last of its output if it fails.
+# Runs "$@" with progress; if it fails, prints the last of its output and ends.
 with_progress() { # WHAT COMMAND...
     local what=$1 log=$scratch/progress status=0
     shift

@@ -1,10 +1,10 @@
-//! What this process makes its kernel hold.
+//! Measures the memory that this process and the kernel hold for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A control group of this process alone, whose memory the kernel counts: the process's pages, and what the kernel
-/// allocates for it, the buffers of Unix sockets among that.
+/// A memory cgroup with this process as its only member. The kernel charges it with the process's pages and with kernel
+/// memory, such as the buffers of Unix sockets.
 #[derive(Debug)]
 pub struct Group {
     folder: PathBuf,
@@ -12,12 +12,12 @@ pub struct Group {
 }
 
 impl Group {
-    /// Moves this process into a group of its own, if it may.
+    /// Moves this process into a new cgroup, of version 1 or 2. Returns `None` where that is not permitted.
     #[must_use]
     pub fn enter() -> Option<Self> {
         let hierarchies = [("/sys/fs/cgroup/memory", "memory.usage_in_bytes"), ("/sys/fs/cgroup", "memory.current")];
-        let there = |hierarchy: &str| Path::new(hierarchy).join("cgroup.procs").exists();
-        hierarchies.into_iter().filter(|(hierarchy, _)| there(hierarchy)).find_map(|(hierarchy, usage)| {
+        let is_mounted = |hierarchy: &str| Path::new(hierarchy).join("cgroup.procs").exists();
+        hierarchies.into_iter().filter(|(hierarchy, _)| is_mounted(hierarchy)).find_map(|(hierarchy, usage)| {
             let folder = Path::new(hierarchy).join(format!("scx-vsock-memory-{}", std::process::id()));
             fs::create_dir(&folder).ok()?;
             let group = Self { folder, usage };
@@ -27,7 +27,7 @@ impl Group {
         })
     }
 
-    /// What the kernel counts now.
+    /// Returns the charged memory, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         fs::read_to_string(self.folder.join(self.usage)).unwrap().trim().parse().unwrap()
@@ -36,14 +36,14 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // A group without processes can go.
+        // Only a cgroup without processes can be removed.
         let parent = self.folder.parent().unwrap().join("cgroup.procs");
         let _left = fs::write(parent, std::process::id().to_string());
         let _gone = fs::remove_dir(&self.folder);
     }
 }
 
-/// The process's own resident memory, for who may not make a group.
+/// Returns the process's resident anonymous memory in bytes, for use where no cgroup can be made.
 #[must_use]
 pub fn resident_bytes() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();

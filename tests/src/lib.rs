@@ -1,4 +1,4 @@
-//! Fixtures of the integration tests: simulated guest driver, stand-in schedulers, guests.
+//! Fixtures of the integration tests: simulated drivers, stand-in schedulers, oracles and guests.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

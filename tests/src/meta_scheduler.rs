@@ -1,10 +1,10 @@
-//! A scheduler that describes itself as real ones do, for tests of what is made of that.
+//! A scheduler with the `stats_meta` of a real layered one, for tests of export and display.
 
 use serde_json::{Value, json};
 
 use crate::scripted_scheduler::{Script, ScriptedScheduler};
 
-/// What a layered scheduler says that its stats mean, shortened.
+/// Returns the `stats_meta` of a layered scheduler, shortened.
 #[must_use]
 pub fn meta() -> Value {
     json!({
@@ -29,7 +29,7 @@ pub fn meta() -> Value {
     })
 }
 
-/// Stats that mean that.
+/// Returns stats that [`meta`] describes.
 #[must_use]
 pub fn stats() -> Value {
     json!({
@@ -41,14 +41,13 @@ pub fn stats() -> Value {
     })
 }
 
-/// The line of an answer.
+/// Returns the response line with this `resp`.
 #[must_use]
 pub fn answer(resp: &Value) -> String {
     format!("{}\n", json!({ "errno": 0, "args": { "resp": resp } }))
 }
 
-/// A scheduler that says this, on every connection and in this order: what its stats mean, then its stats again and
-/// again.
+/// Starts a scheduler that answers on every connection with `meta` once, and then with `stats` to each request.
 #[must_use]
 pub fn scheduler(meta: &Value, stats: &Value) -> ScriptedScheduler {
     let again = Script::new().expect(r#"{"req":"stats","args":{}}"#).send(answer(stats));

@@ -1,4 +1,4 @@
-//! A port of a guest that tells when a client connects.
+//! A port of a guest that notifies of each connect.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use scx_vsock::Connect;
 use scx_vsock::vsock::Port;
 
-/// A port of a guest that tells when a client connects.
+/// A port of a guest that sends on a channel when a client has connected.
 #[derive(Debug)]
 pub struct NotifyingPort {
     port: Port,
@@ -16,7 +16,7 @@ pub struct NotifyingPort {
 }
 
 impl NotifyingPort {
-    /// A port, and what is told.
+    /// Wraps a port. The receiver gets a value after each successful connect.
     #[must_use]
     pub fn new(port: Port) -> (Self, Receiver<()>) {
         let (connects, connected) = channel();
@@ -27,7 +27,7 @@ impl NotifyingPort {
 impl Connect for NotifyingPort {
     fn connect(&self) -> io::Result<OwnedFd> {
         let stream = self.port.connect()?;
-        let _nobody_waits = self.connects.send(());
+        let _receiver_dropped = self.connects.send(());
         Ok(stream)
     }
 }

@@ -1,20 +1,20 @@
-//! Bytes that are known at each place of a stream, so that what was lost, doubled or swapped shows.
+//! A pseudo-random byte pattern for each stream, in which lost, duplicated and reordered bytes show.
 
 use std::io::{self, Read, Write};
 
-/// Bytes that are written or checked at once where nothing else is said.
+/// The default size of a write or read, in bytes.
 pub const LARGE: usize = 64 * 1024;
 
-/// What arrived of a stream.
+/// A summary of the received bytes of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arrived {
-    /// How many bytes.
+    /// The number of bytes.
     pub bytes: u64,
     /// Their CRC-32.
     pub checksum: u32,
 }
 
-/// Stream number `stream`'s first `bytes` bytes, in pieces of at most [`LARGE`] bytes.
+/// Returns the first `bytes` bytes of stream number `stream`, in pieces of at most [`LARGE`] bytes.
 pub fn pieces(stream: u64, bytes: u64) -> impl Iterator<Item = Vec<u8>> {
     let mut state = stream.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut left = bytes;
@@ -34,7 +34,7 @@ pub fn pieces(stream: u64, bytes: u64) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// What arrives when nothing goes wrong.
+/// Returns the summary of a stream that arrives intact.
 #[must_use]
 pub fn expected(stream: u64, bytes: u64) -> Arrived {
     let mut checksum = crc32fast::Hasher::new();
@@ -42,38 +42,38 @@ pub fn expected(stream: u64, bytes: u64) -> Arrived {
     Arrived { bytes, checksum: checksum.finalize() }
 }
 
-/// Sends a stream's first bytes.
+/// Sends the first `bytes` bytes of a stream.
 ///
 /// # Errors
 ///
-/// What the write failed with.
+/// The error of a write.
 pub fn send(to: impl Write, stream: u64, bytes: u64) -> io::Result<()> {
     send_in_pieces(to, stream, bytes, LARGE)
 }
 
-/// Sends a stream's first bytes in writes of at most `size` bytes.
+/// Sends the first `bytes` bytes of a stream in writes of at most `size` bytes.
 ///
 /// # Errors
 ///
-/// What the write failed with.
+/// The error of a write.
 pub fn send_in_pieces(mut to: impl Write, stream: u64, bytes: u64, size: usize) -> io::Result<()> {
     pieces(stream, bytes).try_for_each(|piece| piece.chunks(size).try_for_each(|part| to.write_all(part)))
 }
 
-/// Takes what comes, to the stream's end.
+/// Reads to the end of the stream.
 ///
 /// # Errors
 ///
-/// What the read failed with.
+/// The error of a read.
 pub fn receive(from: impl Read) -> io::Result<Arrived> {
     receive_in_pieces(from, LARGE)
 }
 
-/// Takes what comes, in reads of at most `size` bytes, to the stream's end.
+/// Reads to the end of the stream, at most `size` bytes at a time.
 ///
 /// # Errors
 ///
-/// What the read failed with.
+/// The error of a read.
 pub fn receive_in_pieces(mut from: impl Read, size: usize) -> io::Result<Arrived> {
     let (mut checksum, mut bytes) = (crc32fast::Hasher::new(), 0);
     let mut chunk = vec![0; size];
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sent_arrives_and_what_is_harmed_shows() {
+    fn a_stream_arrives_intact_and_unlike_others() {
         for bytes in [0, 1, 7, 65_535, 65_536, 200_003] {
             let mut sent = Vec::new();
             send_in_pieces(&mut sent, 5, bytes, 999).unwrap();

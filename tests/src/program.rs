@@ -1,4 +1,4 @@
-//! This package's programs, for the tests of others: they have no other way to them.
+//! The programs of this package, for the tests of other packages, which have no `CARGO_BIN_EXE_` variables for them.
 
 use std::env;
 use std::ffi::OsStr;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::agent;
 
-/// A program of this package, built where it is not yet.
+/// Builds a program of this package, unless it is up to date, and returns its path.
 ///
 /// # Panics
 ///
@@ -16,26 +16,27 @@ use crate::agent;
 pub fn built(name: &str) -> PathBuf {
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.current_dir(agent::repository());
-    // With the packages whose tests run together, so that what they share is not built in two ways.
+    // Together with the command's package, as its tests are built: cargo then unifies features in the same way.
     build.args(["build", "--locked", "--quiet", "-p", "scx-vsock-tests", "-p", "scx-vsock-cli", "--bin", name]);
     assert!(build.status().expect("cargo runs").success(), "{name} cannot be built");
     let test = env::current_exe().expect("a program");
-    // A test stands in a folder beside the programs.
+    // Cargo puts a test into a folder `deps` beside the programs.
     test.parent().and_then(Path::parent).expect("two folders").join(name)
 }
 
-/// A program that every signal acts upon. Tests may be started with some ignored, as under nohup or behind a shell's `&`,
-/// and their children inherit that.
+/// Returns a command that runs a program with the default action for every signal.
+///
+/// Tests may be started with some signals ignored, by nohup or a shell's `&`, and their children inherit that.
 pub fn with_all_signals(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("env");
     command.arg("--default-signal").arg(program);
     command
 }
 
-/// Copies a program, to be run from there.
+/// Copies a program, so that the copy can be run.
 ///
-/// Another process does it: a child that another thread starts meanwhile would inherit this process' descriptor for
-/// writing, and a file that anybody can write to cannot be run.
+/// A process of its own copies it: a child that another thread forks meanwhile would inherit this process's descriptor
+/// for writing, and a file that is open for writing cannot be executed (ETXTBSY).
 ///
 /// # Panics
 ///
@@ -45,11 +46,11 @@ pub fn copy(from: &Path, to: &Path) {
     assert!(status.success(), "{} cannot be copied", from.display());
 }
 
-/// Makes a shell script that can be run, in the same way.
+/// Writes an executable shell script, by a process of its own like [`copy`].
 ///
 /// # Panics
 ///
-/// When it cannot be made.
+/// When it cannot be written.
 pub fn write_script(path: &Path, text: &str) {
     let status = Command::new("sh")
         .args(["-c", r#"printf '#!/bin/sh\n%s\n' "$1" >"$0" && chmod 755 "$0""#])

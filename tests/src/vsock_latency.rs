@@ -1,4 +1,4 @@
-//! What it costs to cross from the host into a guest: what both sides of that measurement need.
+//! The latency that vsock adds to a request: what the host's and the guest's side of the measurement share.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::OwnedFd;
@@ -8,21 +8,21 @@ use std::time::Instant;
 
 use crate::traffic::wait_and_accept;
 
-/// The guest's vsock port where socat leads to the scheduler's socket.
+/// The guest's vsock port that socat forwards to the scheduler's socket.
 pub const SOCAT: u32 = 5000;
-/// The guest's vsock port whose lines come back.
+/// The guest's vsock port that echoes lines.
 pub const ECHO: u32 = 5001;
-/// The guest's vsock port that takes a number, and says the microseconds of so many requests inside the guest.
+/// The guest's vsock port that reads a number N and replies with the median microseconds of N requests inside the guest.
 pub const INSIDE: u32 = 5002;
 
-/// What is asked.
+/// The request line that is measured.
 pub const REQUEST: &str = "{\"req\":\"stats\",\"args\":{}}\n";
 
-/// Microseconds, in the middle of all, that each of so many requests takes on a stream of lines.
+/// Returns the median microseconds of `times` requests, each a line that is answered by a line.
 ///
 /// # Errors
 ///
-/// What the stream fails with.
+/// The error of the stream.
 pub fn requests(stream: &UnixStream, request: &str, times: usize) -> io::Result<f64> {
     let mut lines = BufReader::new(stream);
     let mut answer = Vec::new();
@@ -35,11 +35,11 @@ pub fn requests(stream: &UnixStream, request: &str, times: usize) -> io::Result<
     })
 }
 
-/// Microseconds, in the middle of all, that each of so many calls takes.
+/// Returns the median microseconds of `times` calls.
 ///
 /// # Errors
 ///
-/// What a call fails with.
+/// The error of a call.
 pub fn median<E>(times: usize, mut call: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
     let mut all = Vec::with_capacity(times);
     for _ in 0..times {
@@ -51,13 +51,13 @@ pub fn median<E>(times: usize, mut call: impl FnMut() -> Result<(), E>) -> Resul
     Ok(all[times / 2])
 }
 
-/// Answers each line of each connection with what `reply` makes of it, for ever.
+/// Answers each line of each connection with the line that `reply` returns, on threads that never end.
 pub fn serve(listener: OwnedFd, reply: fn(&str) -> io::Result<String>) {
     thread::spawn(move || {
         loop {
             match wait_and_accept(&listener) {
                 Ok(stream) => drop(thread::spawn(move || answer_lines(&stream, reply))),
-                // Nobody came yet.
+                // The accept timed out without a connection.
                 Err(error) if error.kind() == ErrorKind::TimedOut => {}
                 Err(error) => panic!("a listener failed: {error}"),
             }

@@ -55,11 +55,11 @@ fn what_is_missing_or_wrong_is_named_on_the_last_line() {
     let (code, line) = complaint(&["scx-bpfland"], &[]);
     assert_eq!(
         (code, line.as_str()),
-        (2, "demo: 'scx-bpfland' is no sched_ext scheduler: scx_bpfland is one; without a name the stand-in runs")
+        (2, "demo: 'scx-bpfland' is not a scheduler such as scx_bpfland; without a name the stand-in runs")
     );
 
     let (code, line) = complaint(&["--json"], &[]);
-    assert_eq!((code, line.as_str()), (2, "demo: '--json' is no option of ci/demo: only --jsonl is"));
+    assert_eq!((code, line.as_str()), (2, "demo: unknown option '--json': the only one is --jsonl"));
 
     let (code, line) = complaint(&[], &[("KERNEL", "/nowhere/vmlinuz")]);
     assert!(code == 1 && line.contains("cannot read the kernel /nowhere/vmlinuz"), "{line}");

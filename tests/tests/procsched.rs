@@ -1,4 +1,4 @@
-//! The stand-in scheduler as a process: that it has the habits of scx_stats servers, and the machine's own numbers.
+//! The stand-in scheduler as a process: it behaves as scx_stats servers do, and serves the machine's own counters.
 
 #![allow(
     clippy::indexing_slicing,
@@ -25,7 +25,7 @@ struct Procsched {
 }
 
 impl Procsched {
-    /// Starts it and waits for the line that says it listens.
+    /// Starts the program and waits for its line that it listens.
     fn start(socket: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_procsched"))
             .arg("--socket")
@@ -51,7 +51,7 @@ impl Drop for Procsched {
     }
 }
 
-fn started() -> (TempDir, Procsched) {
+fn start_procsched() -> (TempDir, Procsched) {
     let folder = tempfile::tempdir().unwrap();
     let procsched = Procsched::start(&folder.path().join("scx/root/stats"));
     (folder, procsched)
@@ -68,7 +68,7 @@ fn stats(peer: &mut Peer) -> Value {
     answer["args"]["resp"].clone()
 }
 
-/// A line of `/proc/stat` as its numbers.
+/// Returns the numbers of a line of `/proc/stat`.
 fn proc_stat(name: &str) -> Vec<u64> {
     let text = fs::read_to_string("/proc/stat").unwrap();
     let line = text.lines().find(|line| line.split(' ').next() == Some(name)).unwrap();
@@ -76,8 +76,8 @@ fn proc_stat(name: &str) -> Vec<u64> {
 }
 
 #[test]
-fn totals_are_the_machines_own_at_the_moment_of_the_read() {
-    let (_folder, procsched) = started();
+fn totals_are_the_machines_own() {
+    let (_folder, procsched) = start_procsched();
     let mut peer = procsched.connect();
     let before = (proc_stat("cpu"), proc_stat("ctxt"), proc_stat("processes"));
     let totals = stats(&mut peer)["totals"].clone();
@@ -94,8 +94,8 @@ fn totals_are_the_machines_own_at_the_moment_of_the_read() {
 }
 
 #[test]
-fn deltas_are_what_was_added_since_the_same_connections_last_read() {
-    let (_folder, procsched) = started();
+fn deltas_span_one_connections_reads() {
+    let (_folder, procsched) = start_procsched();
     let mut peer = procsched.connect();
     let first = stats(&mut peer);
     let mut other = procsched.connect();
@@ -107,8 +107,8 @@ fn deltas_are_what_was_added_since_the_same_connections_last_read() {
 }
 
 #[test]
-fn each_target_has_a_baseline_of_its_own() {
-    let (_folder, procsched) = started();
+fn each_target_has_its_own_baseline() {
+    let (_folder, procsched) = start_procsched();
     let mut peer = procsched.connect();
     let first = stats(&mut peer);
     let cpu = ask(&mut peer, r#"{"req":"stats","args":{"target":"cpu"}}"#);
@@ -119,8 +119,8 @@ fn each_target_has_a_baseline_of_its_own() {
 }
 
 #[test]
-fn what_it_does_not_understand_is_errno_22_and_the_connection_goes_on() {
-    let (_folder, procsched) = started();
+fn a_bad_request_is_errno_22_and_the_connection_goes_on() {
+    let (_folder, procsched) = start_procsched();
     let mut peer = procsched.connect();
     for line in [
         "not json",
@@ -138,8 +138,8 @@ fn what_it_does_not_understand_is_errno_22_and_the_connection_goes_on() {
 }
 
 #[test]
-fn a_line_that_is_not_utf_8_closes_the_connection_without_an_answer() {
-    let (_folder, procsched) = started();
+fn invalid_utf_8_closes_without_an_answer() {
+    let (_folder, procsched) = start_procsched();
     let mut peer = procsched.connect();
     peer.send(b"\xff\n");
     peer.expect_end();
@@ -147,8 +147,8 @@ fn a_line_that_is_not_utf_8_closes_the_connection_without_an_answer() {
 }
 
 #[test]
-fn pipelined_requests_are_answered_in_order_and_an_unterminated_one_at_the_end() {
-    let (_folder, procsched) = started();
+fn pipelined_and_unterminated_requests_are_answered_in_order() {
+    let (_folder, procsched) = start_procsched();
     let mut peer = procsched.connect();
     peer.send("{\"req\":\"stats_meta\"}\nbad\n{\"req\":\"stats\"}");
     peer.stream().shutdown(Shutdown::Write).unwrap();
@@ -160,8 +160,8 @@ fn pipelined_requests_are_answered_in_order_and_an_unterminated_one_at_the_end()
 }
 
 #[test]
-fn the_socket_stays_behind_refuses_and_is_replaced() {
-    let (_folder, procsched) = started();
+fn a_stale_socket_refuses_and_is_replaced() {
+    let (_folder, procsched) = start_procsched();
     let socket = procsched.socket.clone();
     drop(procsched);
     assert!(socket.exists());
@@ -171,8 +171,8 @@ fn the_socket_stays_behind_refuses_and_is_replaced() {
 }
 
 #[test]
-fn every_field_of_an_answer_is_described() {
-    let (_folder, procsched) = started();
+fn stats_meta_describes_every_field() {
+    let (_folder, procsched) = start_procsched();
     let mut peer = procsched.connect();
     let meta = ask(&mut peer, r#"{"req":"stats_meta"}"#)["args"]["resp"].clone();
     assert_eq!(meta["Top"]["top"], json!(true));
@@ -180,7 +180,7 @@ fn every_field_of_an_answer_is_described() {
     assert_described(&meta, "Top", &sample);
 }
 
-/// Walks an answer along its description.
+/// Checks a struct of an answer, and those inside it, against `stats_meta`.
 fn assert_described(meta: &Value, name: &str, value: &Value) {
     let described = &meta[name];
     assert_eq!(described["name"], name);

@@ -1,17 +1,17 @@
-//! The guest's side of tests that need a program of their own in there.
+//! The guest's side of tests that need a program of their own in the guest.
 //!
 //! ```text
 //! guest_peer ask SOCKET REQUEST          sends a line to a Unix socket and prints the line that answers it
-//! guest_peer traffic BYTES               the guest's side of the traffic that `traffic` of the fixtures is about, with
-//!                                        that many bytes each way on each connection; prints how many others it dialled
+//! guest_peer traffic BYTES               the guest's side of the fixtures' `traffic`, with so many bytes each way on each
+//!                                        connection; prints how many short connections it made meanwhile
 //! guest_peer interrupt PID               sends SIGINT to a process and waits for its end
-//! guest_peer kill PID                    the same with SIGKILL
-//! guest_peer hello CID PORT              dials a port over vsock and prints the first line that comes
-//! guest_peer hold CID PORT               dials a port over vsock, sends a line, and prints how the connection ends
-//! guest_peer activate PORT PROGRAM       says so when it listens, and runs a program with the listener, as
-//!                                        socket activation does
-//! guest_peer crossing PROGRAM            the guest's side of what it costs to cross into it, while the program, which is
-//!                                        a scheduler, runs: see `crossing` of the fixtures
+//! guest_peer kill PID                    sends SIGKILL to a process and waits for its end
+//! guest_peer hello CID PORT              connects to a port over vsock and prints the first line
+//! guest_peer hold CID PORT               connects to a port over vsock, sends a line, and prints how the connection
+//!                                        ends: closed or reset
+//! guest_peer activate PORT PROGRAM       prints "listening" and runs a program with the listener, as socket activation
+//!                                        does
+//! guest_peer latency SCHEDULER           the guest's side of the fixtures' `vsock_latency`, while the scheduler runs
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program's output")]
 #![allow(unsafe_code, reason = "a descriptor changes its owner, and an option that no crate has")]
@@ -32,7 +32,7 @@ use scx_vsock_tests::traffic::{self, Side};
 use scx_vsock_tests::vsock_latency;
 use scx_vsock_wire::limits::SCHEDULER_SOCKET;
 
-/// The host, seen from any guest.
+/// The host's CID, in any guest (`VMADDR_CID_HOST`).
 const HOST_CID: u32 = 2;
 
 fn main() -> ExitCode {
@@ -41,11 +41,11 @@ fn main() -> ExitCode {
     let result = match arguments[..] {
         ["ask", socket, request] => ask(socket, request),
         ["traffic", bytes] => traffic(bytes),
-        ["interrupt", process] => end(process, Signal::INT),
-        ["kill", process] => end(process, Signal::KILL),
+        ["interrupt", process] => signal(process, Signal::INT),
+        ["kill", process] => signal(process, Signal::KILL),
         ["hello", cid, port] => hello(cid, port),
         ["hold", cid, port] => hold(cid, port),
-        ["crossing", program] => crossing(program),
+        ["latency", scheduler] => latency(scheduler),
         ["activate", port, program] => activate(port, program),
         _ => Err("wrong arguments: see the top of this program's source".into()),
     };
@@ -66,7 +66,7 @@ fn ask(socket: &str, request: &str) -> Result<(), Box<dyn Error>> {
     Ok(std::io::stdout().write_all(&line)?)
 }
 
-/// The guest of [`traffic`].
+/// The guest's side of [`traffic`].
 struct Guest;
 
 impl Side for Guest {
@@ -98,7 +98,7 @@ fn listen(port: u32) -> Result<OwnedFd, Box<dyn Error>> {
     Ok(owned)
 }
 
-/// Bytes that the kernel keeps of a connection until they are read (`SO_VM_SOCKETS_BUFFER_SIZE`).
+/// Sets how many bytes of a connection the kernel buffers until they are read (`SO_VM_SOCKETS_BUFFER_SIZE`).
 fn set_buffer_size(stream: &UnixStream, bytes: u64) -> io::Result<()> {
     const SIZE_OPTION: i32 = 0;
     let length = u32::try_from(size_of_val(&bytes)).map_err(io::Error::other)?;
@@ -109,7 +109,7 @@ fn set_buffer_size(stream: &UnixStream, bytes: u64) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn dial(cid: u32, port: u32) -> Result<UnixStream, Box<dyn Error>> {
+fn connect(cid: u32, port: u32) -> Result<UnixStream, Box<dyn Error>> {
     let stream = Endpoint::Vsock { cid, port }.connect()?;
     poll(&mut [PollFd::new(&stream, PollFlags::OUT)], None)?;
     let stream = UnixStream::from(stream);
@@ -119,17 +119,17 @@ fn dial(cid: u32, port: u32) -> Result<UnixStream, Box<dyn Error>> {
 
 fn hello(cid: &str, port: &str) -> Result<(), Box<dyn Error>> {
     let mut line = String::new();
-    BufReader::new(dial(cid.parse()?, port.parse()?)?).read_line(&mut line)?;
+    BufReader::new(connect(cid.parse()?, port.parse()?)?).read_line(&mut line)?;
     print!("{line}");
     Ok(())
 }
 
 fn hold(cid: &str, port: &str) -> Result<(), Box<dyn Error>> {
-    let mut stream = dial(cid.parse()?, port.parse()?)?;
+    let mut stream = connect(cid.parse()?, port.parse()?)?;
     stream.write_all(b"held\n")?;
     match stream.read_to_end(&mut Vec::new()) {
         Ok(_) => println!("closed"),
-        // A read that begins after the reset is told that there is no connection.
+        // A read that begins after the reset fails with ENOTCONN.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::NotConnected) => println!("reset"),
         Err(error) => return Err(error.into()),
     }
@@ -145,20 +145,20 @@ fn activate(port: &str, program: &str) -> Result<(), Box<dyn Error>> {
     Err(command.exec().into())
 }
 
-fn crossing(scheduler: &str) -> Result<(), Box<dyn Error>> {
+fn latency(scheduler: &str) -> Result<(), Box<dyn Error>> {
     vsock_latency::serve(listen(vsock_latency::ECHO)?, |line| Ok(line.to_owned()));
     vsock_latency::serve(listen(vsock_latency::INSIDE)?, |times| {
         let times = times.trim().parse().map_err(io::Error::other)?;
         let inside = vsock_latency::requests(&UnixStream::connect(SCHEDULER_SOCKET)?, vsock_latency::REQUEST, times)?;
         Ok(format!("{inside}\n"))
     });
-    let leads_to = [format!("VSOCK-LISTEN:{},fork", vsock_latency::SOCAT), format!("UNIX-CONNECT:{SCHEDULER_SOCKET}")];
-    let _relay = Command::new("socat").args(leads_to).spawn()?;
+    let addresses = [format!("VSOCK-LISTEN:{},fork", vsock_latency::SOCAT), format!("UNIX-CONNECT:{SCHEDULER_SOCKET}")];
+    let _relay = Command::new("socat").args(addresses).spawn()?;
     let status = Command::new(scheduler).status()?;
     Err(format!("{scheduler} ended: {status}").into())
 }
 
-fn end(process: &str, signal: Signal) -> Result<(), Box<dyn Error>> {
+fn signal(process: &str, signal: Signal) -> Result<(), Box<dyn Error>> {
     let id = Pid::from_raw(process.parse()?).ok_or("0 is no process")?;
     let process = pidfd_open(id, PidfdFlags::empty())?;
     pidfd_send_signal(&process, signal)?;

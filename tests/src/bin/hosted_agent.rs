@@ -1,4 +1,4 @@
-//! The agent's program with std, for `ci/coverage`: the static one has no room for counters.
+//! The agent's program built with std, for `ci/coverage`: the static one cannot be instrumented.
 
 use std::env;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

@@ -1,4 +1,4 @@
-//! A stand-in scheduler that has layers and always says the same: the third of a kind where three must differ.
+//! A stand-in scheduler with layers and constant stats, for guests whose stats must differ from those of others.
 //!
 //! ```text
 //! layersched

@@ -1,10 +1,10 @@
-//! Runs a program for which chosen system calls fail: a kernel without memory, made to order.
+//! Runs a program with a seccomp filter under which chosen system calls fail, as they do on a kernel without memory.
 //!
 //! ```text
 //! limited CALL[:FIRST]=ERRNO[,...] PROGRAM [ARGUMENT]...
 //! ```
 //!
-//! With FIRST only calls with this first argument fail: `socket:40=1` is what containers do to AF_VSOCK.
+//! With FIRST, only calls with this first argument fail: `socket:40=1` is what containers do to AF_VSOCK.
 #![allow(clippy::print_stderr, reason = "a program's messages")]
 
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ fn run() -> Result<std::convert::Infallible, Box<dyn Error>> {
     Err(Command::new(program).args(arguments).exec().into())
 }
 
-/// Numbers of x86_64, where these tests run.
+/// Returns the number of a system call on x86_64, where these tests run.
 fn number(call: &str) -> Result<i64, Box<dyn Error>> {
     Ok(match call {
         "socket" => 41,
@@ -49,17 +49,17 @@ fn number(call: &str) -> Result<i64, Box<dyn Error>> {
         "epoll_ctl" => 233,
         "unshare" => 272,
         "accept4" => 288,
-        _ => return Err(format!("{call:?} is not known here").into()),
+        _ => return Err(format!("{call:?} is not in this program's list").into()),
     })
 }
 
-/// Calls whose first argument is this.
+/// Returns the rule that matches calls with this first argument.
 fn with_first(argument: u64) -> Result<SeccompRule, Box<dyn Error>> {
     let is = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, argument)?;
     Ok(SeccompRule::new(vec![is])?)
 }
 
-/// From now on the call fails with this errno, always or as one of the rules says.
+/// Makes a system call fail with this errno from now on: always, or where one of the rules matches.
 fn forbid(call: i64, rules: Vec<SeccompRule>, errno: u32) -> Result<(), Box<dyn Error>> {
     let fails = SeccompAction::Errno(errno);
     let filter = SeccompFilter::new(BTreeMap::from([(call, rules)]), SeccompAction::Allow, fails, TargetArch::x86_64)?;

@@ -1,4 +1,4 @@
-//! The relay that anybody would write first, with std and a thread a connection: what the agent is measured against.
+//! A straightforward relay with std and one thread per connection, the reference for the agent's benchmark rows.
 //!
 //! ```text
 //! relay_std --map 0=PATH --listen-fd 10      (the listener is inherited as descriptor 10)
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for host in listener.incoming() {
         let (host, path) = (host?, path.to_owned());
         thread::spawn(move || {
-            // A session that fails is over; the others go on.
+            // The failure of one session does not end the others.
             let _ended = relay(&host, &path);
         });
     }

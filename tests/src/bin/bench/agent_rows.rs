@@ -1,4 +1,4 @@
-//! What the agent costs in the guest, against a relay written with std.
+//! The agent's size, memory, system calls and latency in the guest, against a relay written with std.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 use scx_vsock_tests::agent::{self, Agent};
 use scx_vsock_tests::peer::Peer;
 
-use crate::row::{Goal, Row, at};
+use crate::row::{Goal, Row, quantile};
 use crate::{Measure, Programs, system_calls};
 
-/// Measurements.
+/// The rows of this module.
 pub const ALL: &[Measure] = &[
     ("file-size", file_size),
     ("idle-memory", idle_memory),
-    ("full-memory", memory_after_the_longest_answer),
-    ("system-calls", system_calls_a_request),
+    ("full-memory", full_memory),
+    ("system-calls", system_calls_per_request),
     ("start", start),
     ("isolation", isolation),
 ];
@@ -36,7 +36,7 @@ fn relay(program: &Path) -> Agent {
     })
 }
 
-/// A session that has had one request answered with a line of this size.
+/// A session whose first request has been answered.
 struct Session {
     host: Peer,
     scheduler: Peer,
@@ -44,6 +44,7 @@ struct Session {
 }
 
 impl Session {
+    /// Opens a session and answers its first request with a line of `answer` bytes.
     fn new(agent: &Agent, answer: usize) -> Self {
         let listener = agent.scheduler();
         let mut host = agent.silent_host();
@@ -79,7 +80,7 @@ fn file_size(programs: &Programs) -> Row {
     )
 }
 
-/// Private memory in KiB: pages that are the process's alone, its program's included.
+/// Returns the private memory of the agent's process in KiB, pages of its file included.
 fn private_kib(agent: &Agent) -> f64 {
     let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", agent.id())).unwrap();
     let lines = text.lines().filter(|line| line.starts_with("Private_"));
@@ -98,11 +99,11 @@ fn idle_memory(programs: &Programs) -> Row {
     memory("agent, 1 idle session / std relay, private KiB", &programs.relay, 600, Goal::Ours(64.0))
 }
 
-fn memory_after_the_longest_answer(programs: &Programs) -> Row {
+fn full_memory(programs: &Programs) -> Row {
     memory("agent after a 256 KiB answer / std relay, private KiB", &programs.relay, 262_144, Goal::Ours(320.0))
 }
 
-fn system_calls_a_request(programs: &Programs) -> Row {
+fn system_calls_per_request(programs: &Programs) -> Row {
     const REQUESTS: usize = 500;
     let count = |agent: &Agent| {
         let mut session = Session::new(agent, 600);
@@ -110,10 +111,10 @@ fn system_calls_a_request(programs: &Programs) -> Row {
         (calls / REQUESTS as f64 * 10.0).round() / 10.0
     };
     let (ours, theirs) = (count(&Agent::start()), count(&relay(&programs.relay)));
-    Row::exact("agent / std relay, system calls a request", ours, theirs, Goal::Ours(7.0))
+    Row::exact("agent / std relay, system calls per request", ours, theirs, Goal::Ours(7.0))
 }
 
-/// From the start of the process to the hello of a host that was there before.
+/// The time from the start of the process to its hello for a host that connects at once.
 fn start(programs: &Programs) -> Row {
     let time = |start: &dyn Fn() -> Agent| {
         let before = Instant::now();
@@ -126,22 +127,22 @@ fn start(programs: &Programs) -> Row {
         ours.push(time(&Agent::start));
         theirs.push(time(&|| relay(&programs.relay)));
     }
-    Row::of("agent / std relay, start to first hello, us", &mut ours, &mut theirs, Goal::Ratio(1.0))
+    Row::median("agent / std relay, start to first hello, us", &mut ours, &mut theirs, Goal::Ratio(1.0))
 }
 
-/// The slowest in a hundred round trips of five sessions, in company of three that misbehave, by the same alone.
+/// The 99th percentile of the round trips of five sessions beside three that misbehave, against the same sessions alone.
 fn isolation(_: &Programs) -> Row {
-    let (mut company, mut alone) = (Vec::new(), Vec::new());
+    let (mut beside, mut alone) = (Vec::new(), Vec::new());
     for _ in 0..9 {
-        alone.push(slowest_in_a_hundred(&Agent::start(), |_| ()));
-        company.push(slowest_in_a_hundred(&Agent::start(), Misbehaving::new));
+        alone.push(p99_of_five(&Agent::start(), |_| ()));
+        beside.push(p99_of_five(&Agent::start(), Misbehaving::new));
     }
-    Row::of("agent, p99 of 5 sessions beside 3 bad ones / alone, us", &mut company, &mut alone, Goal::Ratio(1.5))
+    Row::median("agent, p99 of 5 sessions beside 3 misbehaving / alone, us", &mut beside, &mut alone, Goal::Ratio(1.5))
 }
 
-fn slowest_in_a_hundred<C>(agent: &Agent, company: impl FnOnce(&Agent) -> C) -> f64 {
+fn p99_of_five<C>(agent: &Agent, others: impl FnOnce(&Agent) -> C) -> f64 {
     const ROUNDS: usize = 1_000;
-    let company = company(agent);
+    let others = others(agent);
     let mut sessions: Vec<Session> = (0..5)
         .map(|_| {
             let _free = fs::remove_file(agent.scheduler_path(0));
@@ -156,51 +157,52 @@ fn slowest_in_a_hundred<C>(agent: &Agent, company: impl FnOnce(&Agent) -> C) -> 
             times.push(before.elapsed().as_secs_f64() * 1e6);
         }
     }
-    drop(company);
+    drop(others);
     times.sort_by(f64::total_cmp);
-    at(&times, 0.99)
+    quantile(&times, 0.99)
 }
 
-/// A session with a stuck scheduler, one whose host never reads, one that drips.
+/// Three sessions: one with a scheduler that never answers, one whose host never reads, and one whose host sends a request
+/// one byte a millisecond.
 struct Misbehaving {
-    dripping: Arc<AtomicBool>,
-    dripper: Option<thread::JoinHandle<()>>,
+    sending: Arc<AtomicBool>,
+    slow_sender: Option<thread::JoinHandle<()>>,
     _sessions: Vec<Peer>,
 }
 
 impl Misbehaving {
     fn new(agent: &Agent) -> Self {
         let listener = agent.scheduler();
-        let asked = || {
+        let requested = || {
             let mut host = agent.host();
             host.send(REQUEST);
             let mut scheduler = Peer::accept(&listener);
             scheduler.line();
             (host, scheduler)
         };
-        let stuck = asked();
-        let (deaf, mut talker) = asked();
+        let stuck = requested();
+        let (unread, mut answering) = requested();
         let mut longest = vec![b'1'; 262_144];
         longest[262_143] = b'\n';
-        talker.send(longest);
-        let mut drip = agent.host();
-        let dripping = Arc::new(AtomicBool::new(true));
-        let drips = Arc::clone(&dripping);
-        let dripper = thread::spawn(move || {
-            while drips.load(Ordering::Relaxed) {
-                drip.send("x");
-                // The rate of the drip, not a wait for anything.
+        answering.send(longest);
+        let mut slow = agent.host();
+        let sending = Arc::new(AtomicBool::new(true));
+        let goes_on = Arc::clone(&sending);
+        let slow_sender = thread::spawn(move || {
+            while goes_on.load(Ordering::Relaxed) {
+                slow.send("x");
+                // The rate at which it sends, not a wait for anything.
                 thread::sleep(Duration::from_millis(1));
             }
         });
-        let sessions = vec![stuck.0, stuck.1, deaf, talker];
-        Self { dripping, dripper: Some(dripper), _sessions: sessions }
+        let sessions = vec![stuck.0, stuck.1, unread, answering];
+        Self { sending, slow_sender: Some(slow_sender), _sessions: sessions }
     }
 }
 
 impl Drop for Misbehaving {
     fn drop(&mut self) {
-        self.dripping.store(false, Ordering::Relaxed);
-        let _ended = self.dripper.take().map(thread::JoinHandle::join);
+        self.sending.store(false, Ordering::Relaxed);
+        let _ended = self.slow_sender.take().map(thread::JoinHandle::join);
     }
 }

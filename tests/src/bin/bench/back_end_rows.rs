@@ -1,4 +1,4 @@
-//! `scx-vsock serve` against vhost-device-vsock, both as processes behind the same simulated guest.
+//! `scx-vsock serve` against vhost-device-vsock, both as processes that serve the same simulated guest.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -16,10 +16,10 @@ use crate::device_rows::round_trips;
 use crate::row::{Goal, Row};
 use crate::{Measure, Programs, micros};
 
-/// Measurements.
+/// The rows of this module.
 pub const ALL: &[Measure] = &[("back-end-round-trip", round_trip), ("back-end-throughput", throughput)];
 
-/// A guest behind a back end, and a program of the host that is connected to it.
+/// A simulated guest with its back end, and a program of the host that is connected to the guest.
 struct Connected {
     front_end: FrontEnd,
     connection: Connection,
@@ -28,16 +28,16 @@ struct Connected {
 }
 
 impl Connected {
-    fn by(back_end: BackEnd) -> Self {
+    fn through(back_end: BackEnd) -> Self {
         let mut front_end = FrontEnd::new(back_end.connect());
-        // Its answer comes once the rings run: vhost-device-vsock loses a connection that comes before.
+        // The back end answers this once its rings run: vhost-device-vsock loses a connection that comes earlier.
         let _config = front_end.config();
         let (host, connection) = front_end.accept(&back_end.hybrid());
         Self { front_end, connection, host, _back_end: back_end }
     }
 
     fn both(programs: &Programs) -> [Self; 2] {
-        [BackEnd::serve(&programs.command), BackEnd::vhost_device_vsock()].map(Self::by)
+        [BackEnd::serve(&programs.command), BackEnd::vhost_device_vsock()].map(Self::through)
     }
 
     fn host(&self) -> UnixStream {
@@ -45,7 +45,7 @@ impl Connected {
     }
 }
 
-/// Measures both in turn, so often.
+/// Measures both back ends in turn, `rounds` times.
 fn compare(programs: &Programs, name: &'static str, rounds: usize, measure: fn(&mut Connected) -> Vec<f64>) -> Row {
     let mut both = Connected::both(programs);
     let mut times = [Vec::new(), Vec::new()];
@@ -55,15 +55,17 @@ fn compare(programs: &Programs, name: &'static str, rounds: usize, measure: fn(&
         }
     }
     let [mut ours, mut theirs] = times;
-    Row::of(name, &mut ours, &mut theirs, Goal::Ratio(0.5))
+    Row::median(name, &mut ours, &mut theirs, Goal::Ratio(0.5))
 }
 
 fn round_trip(programs: &Programs) -> Row {
-    compare(programs, "back end, round trip of 4 KiB / vhost-device-vsock, us", 20, |connected| echoed(connected, 500))
+    compare(programs, "vhost-user back end, 4 KiB round trip / vhost-device-vsock, us", 20, |connected| {
+        echo_round_trips(connected, 500)
+    })
 }
 
-/// Microseconds of each of so many round trips through the guest.
-fn echoed(connected: &mut Connected, times: usize) -> Vec<f64> {
+/// Returns the microseconds of each of `times` round trips through the guest, which echoes.
+fn echo_round_trips(connected: &mut Connected, times: usize) -> Vec<f64> {
     let mut host = connected.host();
     let Connected { front_end, connection, .. } = connected;
     let mut left = times * crate::device_rows::PAYLOAD;
@@ -85,16 +87,16 @@ fn echoed(connected: &mut Connected, times: usize) -> Vec<f64> {
     })
 }
 
-/// Bytes of a packet.
+/// The payload of a packet, in bytes.
 const PACKET: u32 = 64 * 1024;
 
 fn throughput(programs: &Programs) -> Row {
-    let name = "back end, 256 MiB in packets of 64 KiB / vhost-device-vsock, us";
-    compare(programs, name, 7, |connected| vec![sent(connected, 4096)])
+    let name = "vhost-user back end, 256 MiB in 64 KiB / vhost-device-vsock, us";
+    compare(programs, name, 7, |connected| vec![transfer(connected, 4096)])
 }
 
-/// Microseconds until the host has read so many packets, which the guest sends as credit allows.
-fn sent(connected: &mut Connected, packets: usize) -> f64 {
+/// Returns the microseconds until the host has read `packets` packets, which the guest sends as credit allows.
+fn transfer(connected: &mut Connected, packets: usize) -> f64 {
     let mut host = connected.host();
     let Connected { front_end, connection, .. } = connected;
     let started = Instant::now();
@@ -111,7 +113,7 @@ fn sent(connected: &mut Connected, packets: usize) -> f64 {
     micros(started.elapsed())
 }
 
-/// Sends packets whose payload is in guest memory already, so that the back end's work is most of what there is.
+/// Sends packets whose payload is in guest memory already, so that the back end does most of the work.
 fn send(front_end: &mut FrontEnd, connection: &mut Connection, packets: usize) {
     let payload = TX_BUFFERS + 0x10_0000;
     let mut sent = 0;
@@ -125,7 +127,7 @@ fn send(front_end: &mut FrontEnd, connection: &mut Connection, packets: usize) {
         }
         while sent < packets && connection.credit() >= PACKET {
             let header = Header { len: PACKET, ..connection.header(Operation::ReadWrite) };
-            // More places than there are descriptors: none is in use.
+            // More headers than descriptors: the one that is written is not in use.
             let place = TX_BUFFERS + 64 * (sent as u64 % 1024);
             front_end.driver.memory().write_slice(&header.emit(), GuestAddress(place)).unwrap();
             if !front_end.driver.queue_pieces(&[(place, Header::BYTES as u32), (payload, PACKET)]) {

@@ -1,4 +1,4 @@
-//! What the host's client promises, against a client without sessions, bare descriptors and untyped JSON.
+//! The host's client against a client that reuses sessions, bare eventfds and untyped JSON.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -17,51 +17,52 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::row::{Goal, Row, at};
+use crate::row::{Goal, Row, quantile};
 use crate::{Measure, Programs, micros};
 
-/// Measurements.
+/// The rows of this module.
 pub const ALL: &[Measure] =
-    &[("wrong-answers", wrong_answers), ("freeze", freeze_wakes), ("cancel", cancel_wakes), ("decode", typed_decode)];
+    &[("wrong-answers", wrong_answers), ("freeze", freeze), ("cancel", cancel), ("decode", typed_decode)];
 
-/// Calls that wait at the same time.
+/// The number of calls that wait at the same time.
 const WAITING: usize = 64;
 
-/// Wrong answers in a million requests of which about half are abandoned; of a client that keeps its session, in as
-/// many by extrapolation.
+/// Wrong answers in a million requests of which about half are abandoned. The reference is a client that keeps its session,
+/// extrapolated to as many requests.
 fn wrong_answers(_: &Programs) -> Row {
     const REQUESTS: u64 = 1_000_000;
-    const OF_THE_OTHER: u64 = 20_000;
+    const REFERENCE_REQUESTS: u64 = 20_000;
     let tally = abandonment::of_clients(REQUESTS);
     eprintln!("bench: of {REQUESTS} requests: {tally:?}");
-    let other = abandonment::of_a_client_that_keeps_its_session(OF_THE_OTHER);
-    let of_as_many = other.wrong * (REQUESTS / OF_THE_OTHER);
-    let name = "wrong answers in 1,000,000 / of a client that keeps sessions";
-    Row::exact(name, tally.wrong as f64, of_as_many as f64, Goal::Ours(0.0))
+    let other = abandonment::of_a_client_that_keeps_its_session(REFERENCE_REQUESTS);
+    let extrapolated = other.wrong * (REQUESTS / REFERENCE_REQUESTS);
+    let name = "wrong answers in 1,000,000 / a client that keeps its session";
+    Row::exact(name, tally.wrong as f64, extrapolated as f64, Goal::Ours(0.0))
 }
 
-fn freeze_wakes(_: &Programs) -> Row {
-    wakes("freeze() to the return of 64 waiting calls, p99 / bare, us", |control| drop(control.freeze()))
+fn freeze(_: &Programs) -> Row {
+    wake_times("freeze() to the return of 64 waiting calls, p99 / bare, us", |control| drop(control.freeze()))
 }
 
-fn cancel_wakes(_: &Programs) -> Row {
-    wakes("cancel() to the return of 64 waiting calls, p99 / bare, us", RunControl::cancel)
+fn cancel(_: &Programs) -> Row {
+    wake_times("cancel() to the return of 64 waiting calls, p99 / bare, us", RunControl::cancel)
 }
 
-fn wakes(name: &'static str, stop: impl Fn(&RunControl)) -> Row {
+fn wake_times(name: &'static str, stop: impl Fn(&RunControl)) -> Row {
     const ROUNDS: usize = 100;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        ours.extend(calls_end(&stop));
-        bare.extend(descriptors_wake());
+        ours.extend(call_returns(&stop));
+        bare.extend(eventfd_wakes());
     }
     ours.sort_by(f64::total_cmp);
     bare.sort_by(f64::total_cmp);
-    Row::exact(name, at(&ours, 0.99), at(&bare, 0.99), Goal::Ours(1_000.0))
+    Row::exact(name, quantile(&ours, 0.99), quantile(&bare, 0.99), Goal::Ours(1_000.0))
 }
 
-/// Microseconds from the stop to the return of each of 64 calls of as many clients, which all wait for their answer.
-fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
+/// Returns the microseconds from `stop` to the return of each of 64 calls, which all wait for their answer. Each call is of
+/// a client of its own.
+fn call_returns(stop: impl Fn(&RunControl)) -> Vec<f64> {
     let folder = tempfile::tempdir().unwrap();
     let endpoint = Endpoint::Unix { path: folder.path().join("agent") };
     let listener = UnixListener::bind(folder.path().join("agent")).unwrap();
@@ -76,14 +77,14 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
                 scope.spawn(move || {
                     let error = client.stats(&[]).unwrap_err();
                     let returned = Instant::now();
-                    finish.rest();
+                    finish.park();
                     assert!(matches!(error, SchedStatsError::DuringFreeze | SchedStatsError::Cancelled), "{error}");
                     returned
                 })
             })
             .collect();
-        // Whose request has been read waits for nothing but the answer.
-        let asked: Vec<_> = (0..WAITING)
+        // A call whose request has been read waits for its answer only.
+        let sessions: Vec<_> = (0..WAITING)
             .map(|_| {
                 let mut lines = BufReader::new(listener.accept().unwrap().0);
                 lines.read_line(&mut String::new()).unwrap();
@@ -94,13 +95,13 @@ fn calls_end(stop: impl Fn(&RunControl)) -> Vec<f64> {
         stop(&control);
         finish.wait_for(&calls);
         let times = calls.into_iter().map(|call| micros(call.join().unwrap().duration_since(stopped))).collect();
-        drop(asked);
+        drop(sessions);
         times
     })
 }
 
-/// The floor: threads that poll a descriptor each, which are written to one after the other.
-fn descriptors_wake() -> Vec<f64> {
+/// The floor: threads that poll one eventfd each, all written to in turn.
+fn eventfd_wakes() -> Vec<f64> {
     let descriptors: Vec<_> = (0..WAITING).map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap()).collect();
     let (ready, finish) = (Barrier::new(WAITING + 1), Finish::new());
     thread::scope(|scope| {
@@ -112,7 +113,7 @@ fn descriptors_wake() -> Vec<f64> {
                     ready.wait();
                     poll(&mut [PollFd::new(descriptor, PollFlags::IN)], None).unwrap();
                     let woken = Instant::now();
-                    finish.rest();
+                    finish.park();
                     woken
                 })
             })
@@ -127,23 +128,23 @@ fn descriptors_wake() -> Vec<f64> {
     })
 }
 
-/// Where threads rest that were woken: none ends, and none wakes another, while others are still being woken.
+/// Where woken threads park, so that none ends or wakes another while others are still being woken.
 struct Finish {
-    resting: AtomicUsize,
+    parked: AtomicUsize,
     over: AtomicBool,
-    /// Waits for all.
-    waits: Thread,
+    /// The thread that waits for all.
+    waiter: Thread,
 }
 
 impl Finish {
-    /// The thread that makes it is the one that waits.
+    /// Called by the thread that will wait.
     fn new() -> Self {
-        Self { resting: AtomicUsize::new(0), over: AtomicBool::new(false), waits: thread::current() }
+        Self { parked: AtomicUsize::new(0), over: AtomicBool::new(false), waiter: thread::current() }
     }
 
-    fn rest(&self) {
-        if self.resting.fetch_add(1, Ordering::SeqCst) + 1 == WAITING {
-            self.waits.unpark();
+    fn park(&self) {
+        if self.parked.fetch_add(1, Ordering::SeqCst) + 1 == WAITING {
+            self.waiter.unpark();
         }
         while !self.over.load(Ordering::SeqCst) {
             thread::park();
@@ -151,7 +152,7 @@ impl Finish {
     }
 
     fn wait_for<T>(&self, threads: &[ScopedJoinHandle<'_, T>]) {
-        while self.resting.load(Ordering::SeqCst) < WAITING {
+        while self.parked.load(Ordering::SeqCst) < WAITING {
             thread::park();
         }
         self.over.store(true, Ordering::SeqCst);
@@ -164,7 +165,7 @@ struct Stats {
     layers: HashMap<String, Layer>,
 }
 
-/// What a scheduler with layers reports of each, in kind and number.
+/// A layer's stats, with the types and number of fields of scx_layered.
 #[derive(Deserialize, Serialize)]
 struct Layer {
     util: f64,
@@ -195,7 +196,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn busy(n: u32) -> Self {
+    fn example(n: u32) -> Self {
         let part = f64::from(n % 1_000) / 10.0;
         Self {
             util: part,
@@ -227,21 +228,21 @@ impl Layer {
     }
 }
 
-/// An answer of almost the longest line there can be, decoded as the type of its stats or as any value.
+/// An answer of nearly the maximal size, decoded as the type of its stats and as any value.
 fn typed_decode(_: &Programs) -> Row {
     const TIMES: usize = 200;
     const LAYERS: u32 = 540;
-    let layers: HashMap<String, Layer> = (0..LAYERS).map(|n| (format!("layer-{n}"), Layer::busy(n))).collect();
+    let layers: HashMap<String, Layer> = (0..LAYERS).map(|n| (format!("layer-{n}"), Layer::example(n))).collect();
     let line = json!({ "errno": 0, "args": { "resp": { "layers": layers } } }).to_string();
     assert!((MAX_RESPONSE_BYTES * 9 / 10..MAX_RESPONSE_BYTES).contains(&line.len()), "{} bytes", line.len());
     let decoded: Stats = decode(&line);
-    assert_eq!(json!(decoded.layers["layer-7"]), json!(Layer::busy(7)));
+    assert_eq!(json!(decoded.layers["layer-7"]), json!(Layer::example(7)));
     let (mut typed, mut untyped) = (Vec::new(), Vec::new());
     for _ in 0..TIMES {
         typed.push(decode_time::<Stats>(&line));
         untyped.push(decode_time::<Value>(&line));
     }
-    Row::of("typed decode of a 256 KiB answer / untyped, us", &mut typed, &mut untyped, Goal::Ratio(0.5))
+    Row::median("typed decode of a 256 KiB answer / untyped, us", &mut typed, &mut untyped, Goal::Ratio(0.5))
 }
 
 fn decode<T: DeserializeOwned>(line: &str) -> T {

@@ -1,4 +1,4 @@
-//! What the device costs in the monitor's own process, against bare sockets and threads.
+//! The device in the VMM's process, against bare sockets and threads.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -19,16 +19,16 @@ use scx_vsock_tests::peer::DEADLINE;
 use crate::row::{Goal, Row};
 use crate::{Measure, Programs, micros};
 
-/// Measurements.
+/// The rows of this module.
 pub const ALL: &[Measure] =
-    &[("in-process", in_process_round_trip), ("many-guests", sample_of_many_guests), ("idle-device", idle_device)];
+    &[("in-process", in_process_round_trip), ("many-guests", many_guests), ("idle-device", idle_device)];
 
 const PORT: u32 = 729;
 
-/// Bytes that go there and back.
+/// The payload of a round trip, in bytes.
 pub const PAYLOAD: usize = 4096;
 
-/// Connects the host to a guest whose device another thread serves.
+/// Connects from the host to a guest whose device another thread serves.
 fn connect(guest: &mut Guest<Registers>) -> Connection {
     let stream = guest.handle().connect(PORT).unwrap();
     stream.set_nonblocking(false).unwrap();
@@ -41,7 +41,7 @@ fn connect(guest: &mut Guest<Registers>) -> Connection {
     connection
 }
 
-/// Sends back what comes, until the host closes.
+/// Echoes in the guest, until the host closes.
 fn echo(guest: &mut Guest<Registers>, connection: &mut Connection) {
     loop {
         let packet = guest.packet();
@@ -57,7 +57,7 @@ fn echo(guest: &mut Guest<Registers>, connection: &mut Connection) {
     }
 }
 
-/// Microseconds of each of so many round trips.
+/// Returns the microseconds of each of `times` round trips.
 pub fn round_trips(host: &mut UnixStream, times: usize) -> Vec<f64> {
     let payload = [b'x'; PAYLOAD];
     let mut back = [0; PAYLOAD];
@@ -75,14 +75,14 @@ fn in_process_round_trip(_: &Programs) -> Row {
     const TIMES: usize = 500;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        ours.extend(through_the_device(TIMES));
-        bare.extend(through_a_thread(TIMES));
+        ours.extend(device_round_trips(TIMES));
+        bare.extend(bare_round_trips(TIMES));
     }
-    Row::of("in-process round trip of 4 KiB / same hops, bare, us", &mut ours, &mut bare, Goal::Ratio(1.5))
+    Row::median("in-process device, 4 KiB round trip / bare socket pairs, us", &mut ours, &mut bare, Goal::Ratio(1.5))
 }
 
-/// From the host to the device's thread, the guest's, the device's and back.
-fn through_the_device(times: usize) -> Vec<f64> {
+/// Round trips from the host by the device's thread to the guest's thread and back.
+fn device_round_trips(times: usize) -> Vec<f64> {
     let mut guests = [Guest::behind_registers()];
     let _served = DeviceThread::serving(&mut guests);
     let [mut guest] = guests;
@@ -96,8 +96,8 @@ fn through_the_device(times: usize) -> Vec<f64> {
     })
 }
 
-/// The floor: a thread that knows what comes next stands for the device's, and socket pairs for all else.
-fn through_a_thread(times: usize) -> Vec<f64> {
+/// The floor: a thread that copies in a fixed order in place of the device's, with socket pairs on both sides.
+fn bare_round_trips(times: usize) -> Vec<f64> {
     let (mut host, mut outer) = UnixStream::pair().unwrap();
     let (mut inner, mut guest) = UnixStream::pair().unwrap();
     thread::scope(|scope| {
@@ -121,27 +121,27 @@ fn through_a_thread(times: usize) -> Vec<f64> {
     })
 }
 
-fn sample_of_many_guests(_: &Programs) -> Row {
+fn many_guests(_: &Programs) -> Row {
     const MANY: usize = 1_000;
     const SAMPLES: usize = 20_000;
     const ROUNDS: usize = 5;
     let (mut many, mut one) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        one.push(sample(1, SAMPLES));
-        many.push(sample(MANY, SAMPLES));
+        one.push(cpu_per_sample(1, SAMPLES));
+        many.push(cpu_per_sample(MANY, SAMPLES));
     }
-    let name = "a sample of one of 1,000 guests / of one, us of the thread";
-    Row::of(name, &mut many, &mut one, Goal::Ratio(1.2))
+    let name = "sample of each of 1,000 guests / of one guest, thread us";
+    Row::median(name, &mut many, &mut one, Goal::Ratio(1.2))
 }
 
-/// Microseconds that the thread of all devices runs for one request and its answer.
-fn sample(guests: usize, samples: usize) -> f64 {
+/// Returns the CPU microseconds of the devices' thread per sample: one request and its answer.
+fn cpu_per_sample(guests: usize, samples: usize) -> f64 {
     const REQUEST: &[u8] = b"{\"req\":\"stats\",\"args\":{}}\n";
     let answer = [b'x'; 600];
     let mut guests: Vec<_> = (0..guests).map(|_| Guest::behind_registers()).collect();
     let served = DeviceThread::serving(&mut guests);
     let mut connections: Vec<Connection> = guests.iter_mut().map(connect).collect();
-    let ask = |guest: &mut Guest<Registers>, connection: &mut Connection| {
+    let exchange = |guest: &mut Guest<Registers>, connection: &mut Connection| {
         connection.stream.write_all(REQUEST).unwrap();
         let packet = guest.packet();
         assert_eq!(packet.payload, REQUEST);
@@ -150,42 +150,42 @@ fn sample(guests: usize, samples: usize) -> f64 {
         connection.write(guest, &answer);
         connection.stream.read_exact(&mut [0; 600]).unwrap();
     };
-    // Once before it is measured: what is made at the first use is not a sample's cost.
-    guests.iter_mut().zip(&mut connections).for_each(|(guest, connection)| ask(guest, connection));
+    // Once before the measurement, without what is allocated at the first use.
+    guests.iter_mut().zip(&mut connections).for_each(|(guest, connection)| exchange(guest, connection));
     let before = served.processor_time();
     for _ in 0..samples / guests.len() {
-        guests.iter_mut().zip(&mut connections).for_each(|(guest, connection)| ask(guest, connection));
+        guests.iter_mut().zip(&mut connections).for_each(|(guest, connection)| exchange(guest, connection));
     }
     micros(served.processor_time() - before) / samples as f64
 }
 
-/// The device of a guest with one idle connection; a thread that waits, as other back ends have one for each device.
+/// A device with one idle connection, against a waiting thread: other back ends have one for each device.
 fn idle_device(_: &Programs) -> Row {
     const DEVICES: usize = 1_000;
     let group = Group::enter();
     if group.is_none() {
-        eprintln!("bench: idle-device: without the kernel's memory, since no control group can be made");
+        eprintln!("bench: idle-device: kernel memory is not included, since no cgroup can be made");
     }
-    let held = || group.as_ref().map_or_else(resident_bytes, Group::bytes);
-    // What belongs to the guest is there before.
+    let used = || group.as_ref().map_or_else(resident_bytes, Group::bytes);
+    // The guest's own memory is in use before the first measurement.
     let drivers: Vec<Driver> = (0..DEVICES).map(|_| driver()).collect();
-    let before = held();
+    let before = used();
     let devices: Vec<_> = drivers.into_iter().map(device).collect();
-    let ours = held() - before;
+    let ours = used() - before;
     drop(devices);
-    let threads = threads_hold(DEVICES, &held);
+    let threads = memory_of_threads(DEVICES, &used);
     let kib = |bytes: usize| bytes as f64 / DEVICES as f64 / 1024.0;
-    Row::exact("idle device with a connection / a thread, KiB", kib(ours), kib(threads), Goal::Ours(64.0))
+    Row::exact("idle in-process device with a connection / a thread, KiB", kib(ours), kib(threads), Goal::Ours(64.0))
 }
 
-/// A driver whose part of guest memory is in use.
+/// Returns a driver whose guest memory is resident.
 fn driver() -> Driver {
     let mut driver = Driver::new(memory());
     driver.restart();
     driver
 }
 
-/// A device that runs, and a connection that nothing goes over.
+/// Returns a running device with one idle connection.
 fn device(driver: Driver) -> (Guest<Registers>, Connection) {
     let memory = Arc::new(driver.memory().clone());
     let device = Device::new(CID).unwrap();
@@ -196,19 +196,19 @@ fn device(driver: Driver) -> (Guest<Registers>, Connection) {
     (guest, connection)
 }
 
-fn threads_hold(count: usize, held: &impl Fn() -> usize) -> usize {
-    let before = held();
-    let (there, end) = (Barrier::new(count + 1), Barrier::new(count + 1));
+fn memory_of_threads(count: usize, used: &impl Fn() -> usize) -> usize {
+    let before = used();
+    let (started, end) = (Barrier::new(count + 1), Barrier::new(count + 1));
     thread::scope(|scope| {
         for _ in 0..count {
             scope.spawn(|| {
-                there.wait();
+                started.wait();
                 end.wait();
             });
         }
-        there.wait();
-        let holds = held() - before;
+        started.wait();
+        let bytes = used() - before;
         end.wait();
-        holds
+        bytes
     })
 }

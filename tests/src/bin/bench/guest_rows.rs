@@ -1,4 +1,4 @@
-//! What it costs to cross from the host into a QEMU guest, against vhost-device-vsock with socat, and an echo.
+//! The latency that vsock adds to a request to a QEMU guest, against vhost-device-vsock with socat, and an echo.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -16,19 +16,19 @@ use scx_vsock_tests::vsock_latency::{ECHO, INSIDE, REQUEST, SOCAT, median, reque
 use crate::row::{Goal, Row};
 use crate::{Measure, Programs};
 
-/// Measurements.
-pub const ALL: &[Measure] = &[("crossing", crossing), ("crossing-floor", crossing_floor)];
+/// The rows of this module.
+pub const ALL: &[Measure] = &[("added-latency", added_latency), ("added-latency-floor", added_latency_floor)];
 
-/// Round trips of one measurement.
+/// The number of round trips of one measurement.
 const TIMES: usize = 300;
 
-/// Measurements whose middle counts: a guest that is emulated does not run evenly.
+/// The number of measurements, whose median counts: an emulated guest does not run evenly.
 const ROUNDS: usize = 7;
 
 const BOOTS: Duration = Duration::from_secs(120);
 
-/// One of the programs that were built together with this one.
-fn beside_this(name: &str) -> PathBuf {
+/// Returns the path of a program that was built together with this one.
+fn sibling(name: &str) -> PathBuf {
     std::env::current_exe().unwrap().with_file_name(name)
 }
 
@@ -38,17 +38,17 @@ fn socat() -> PathBuf {
     found.expect("socat is installed by ci/bench")
 }
 
-/// A guest with a scheduler that costs little, and all that is compared.
+/// Returns a guest with a scheduler that uses little CPU time, and with all that is compared.
 fn image() -> GuestBuilder {
-    let scheduler = beside_this("layersched");
+    let scheduler = sibling("layersched");
     builder()
-        .scheduler(beside_this("guest_peer"), &["crossing", "/bin/layersched"])
+        .scheduler(sibling("guest_peer"), &["latency", "/bin/layersched"])
         .program(scheduler, "/bin/layersched")
         .program(socat(), "/bin/socat")
 }
 
-/// Microseconds of a request inside the guest, which is asked over a stream to its port for that.
-fn inside(stream: &UnixStream) -> f64 {
+/// Returns the median microseconds of a request inside the guest, measured by the program at the other end of `stream`.
+fn latency_inside(stream: &UnixStream) -> f64 {
     let mut writer = stream;
     writer.write_all(format!("{TIMES}\n").as_bytes()).unwrap();
     let mut line = String::new();
@@ -56,70 +56,71 @@ fn inside(stream: &UnixStream) -> f64 {
     line.trim().parse().unwrap()
 }
 
-/// Connects to a port of the guest.
-fn dial(endpoint: &impl Connect) -> UnixStream {
+/// Connects to a port of the guest, with blocking reads.
+fn connect(endpoint: &impl Connect) -> UnixStream {
     let stream = UnixStream::from(endpoint.connect().unwrap());
     stream.set_nonblocking(false).unwrap();
     stream
 }
 
-/// What our device and agent add to a request inside the guest, and an echo over vsock.
-fn ours() -> (Vec<f64>, Vec<f64>) {
+/// Returns the latencies that this project's device and agent add, and those of an echo over vsock.
+fn added_by_ours() -> (Vec<f64>, Vec<f64>) {
     let guest: Guest = image().boot().unwrap();
     guest.client().wait_for_scheduler(BOOTS).unwrap();
     let client = guest.client();
-    let inside_port = dial(&guest.handle().port(INSIDE));
-    let echo_port = dial(&guest.handle().port(ECHO));
+    let inside_port = connect(&guest.handle().port(INSIDE));
+    let echo_port = connect(&guest.handle().port(ECHO));
     let (mut added, mut echo) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let outside = median(TIMES, || client.request_raw(REQUEST.trim_end().as_bytes()).map(drop)).unwrap();
-        added.push(outside - inside(&inside_port));
+        added.push(outside - latency_inside(&inside_port));
         echo.push(requests(&echo_port, &format!("{}\n", "x".repeat(99)), TIMES).unwrap());
     }
     (added, echo)
 }
 
-/// What vhost-device-vsock and socat add.
-fn theirs(programs: &Programs) -> Vec<f64> {
+/// Returns the latencies that vhost-device-vsock and socat add.
+fn added_by_theirs(programs: &Programs) -> Vec<f64> {
     let back_end = BackEnd::vhost_device_vsock();
     let socket = back_end.socket();
     let device = format!("$({} serve --socket {} --print-qemu-args)", programs.command.display(), socket.display());
     let _qemu = TypedQemu::start(&image().initramfs().unwrap(), back_end.folder(), &device);
-    wait_for(&programs.command, &back_end.hybrid());
-    let inside_port = hybrid(&back_end, INSIDE);
+    wait_for_scheduler(&programs.command, &back_end.hybrid());
+    let inside_port = connect_hybrid(&back_end, INSIDE);
     let mut added = Vec::new();
-    // The first of them gives socat the time to start.
-    inside(&inside_port);
-    let relay = hybrid(&back_end, SOCAT);
+    // By the end of this, socat has started.
+    latency_inside(&inside_port);
+    let relay = connect_hybrid(&back_end, SOCAT);
     for _ in 0..ROUNDS {
         let outside = requests(&relay, REQUEST, TIMES).unwrap();
-        added.push(outside - inside(&inside_port));
+        added.push(outside - latency_inside(&inside_port));
     }
     added
 }
 
 /// Waits until the guest's scheduler answers.
-fn wait_for(command: &Path, hybrid: &Path) {
+fn wait_for_scheduler(command: &Path, hybrid: &Path) {
     let uri = format!("hybrid:{}", hybrid.display());
     let output = Command::new(command).args(["stats", &uri, "--wait", "120", "--json"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn hybrid(back_end: &BackEnd, port: u32) -> UnixStream {
-    let mut program = Peer::connect(&back_end.hybrid());
-    program.send(format!("CONNECT {port}\n"));
-    let answer = program.line();
+/// Connects to a port of the guest through the back end's hybrid socket.
+fn connect_hybrid(back_end: &BackEnd, port: u32) -> UnixStream {
+    let mut host = Peer::connect(&back_end.hybrid());
+    host.send(format!("CONNECT {port}\n"));
+    let answer = host.line();
     assert!(answer.starts_with(b"OK "), "port {port}: {}", String::from_utf8_lossy(&answer));
-    program.stream().try_clone().unwrap()
+    host.stream().try_clone().unwrap()
 }
 
-fn crossing(programs: &Programs) -> Row {
-    let (mut ours, _) = ours();
-    let name = "added by crossing into a guest / vhost-device-vsock + socat, us";
-    Row::of(name, &mut ours, &mut theirs(programs), Goal::Ratio(0.5))
+fn added_latency(programs: &Programs) -> Row {
+    let (mut ours, _) = added_by_ours();
+    let name = "latency added by vsock / by vhost-device-vsock + socat, us";
+    Row::median(name, &mut ours, &mut added_by_theirs(programs), Goal::Ratio(0.5))
 }
 
-fn crossing_floor(_: &Programs) -> Row {
-    let (mut ours, mut echo) = ours();
-    Row::of("added by crossing into a guest / an echo over vsock, us", &mut ours, &mut echo, Goal::Ratio(1.3))
+fn added_latency_floor(_: &Programs) -> Row {
+    let (mut ours, mut echo) = added_by_ours();
+    Row::median("latency added by vsock / an echo over vsock, us", &mut ours, &mut echo, Goal::Ratio(1.3))
 }

@@ -1,7 +1,7 @@
 //! Measures against a peer or a floor in the same run, prints a table and writes `bench.json`.
 //!
 //! ```text
-//! bench FOLDER RELAY_STD SCX_VSOCK [ROW...]       (ci/bench builds everything and runs it)
+//! bench FOLDER RELAY_STD SCX_VSOCK [ROW...]       (ci/bench builds them and runs this)
 //! ```
 #![allow(
     clippy::cast_possible_truncation,
@@ -29,15 +29,15 @@ use std::time::Duration;
 
 use row::Row;
 
-/// Programs that take part, beside the agent.
+/// The programs that are measured, apart from the agent.
 struct Programs {
     /// The relay with std.
     relay: PathBuf,
-    /// The command `scx-vsock`.
+    /// The `scx-vsock` command.
     command: PathBuf,
 }
 
-/// A measurement, by the name that it is chosen by.
+/// The name of a row on the command line, and the function that measures it.
 type Measure = (&'static str, fn(&Programs) -> Row);
 
 fn micros(duration: Duration) -> f64 {
@@ -47,7 +47,7 @@ fn micros(duration: Duration) -> f64 {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, relay, command, chosen @ ..] = &arguments[..] else {
-        eprintln!("usage: bench FOLDER RELAY_STD SCX_VSOCK [ROW...]; ci/bench does it all");
+        eprintln!("usage: bench FOLDER RELAY_STD SCX_VSOCK [ROW...]; ci/bench passes the arguments");
         return ExitCode::from(2);
     };
     let all: Vec<&Measure> = [agent_rows::ALL, client_rows::ALL, device_rows::ALL, back_end_rows::ALL, guest_rows::ALL]
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         .collect();
     if let Some(unknown) = chosen.iter().find(|chosen| all.iter().all(|(name, _)| name != chosen)) {
         let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
-        eprintln!("bench: {unknown} is no row: the rows are {}", names.join(", "));
+        eprintln!("bench: unknown row {unknown}: use {}", names.join(", "));
         return ExitCode::from(2);
     }
     let programs = Programs { relay: relay.into(), command: command.into() };
@@ -70,6 +70,6 @@ fn main() -> ExitCode {
     println!("{}", Row::table(&rows));
     let file = Path::new(folder).join("bench.json");
     std::fs::write(&file, serde_json::to_vec_pretty(&rows).unwrap()).unwrap();
-    eprintln!("bench: written to {}", file.display());
+    eprintln!("bench: wrote {}", file.display());
     ExitCode::SUCCESS
 }

@@ -1,4 +1,4 @@
-//! One measurement and what is expected of it.
+//! One measurement with its goal, and the table of all.
 
 use std::fmt::Write;
 
@@ -11,19 +11,19 @@ pub struct Row {
     pub name: &'static str,
     /// This project's value.
     pub ours: f64,
-    /// The peer's, or the floor's, in the same run.
+    /// The value of the peer or the floor, in the same run.
     pub reference: f64,
-    /// Ours by the reference.
+    /// `ours` divided by `reference`.
     pub ratio: f64,
-    /// How far the repetitions of ours lie apart: the middle half of them, by their median.
+    /// The interquartile range of this project's repetitions, divided by their median.
     pub spread: f64,
-    /// What is to hold.
+    /// The goal.
     pub goal: Goal,
-    /// Whether it does.
+    /// Whether the goal holds.
     pub holds: bool,
 }
 
-/// What is to hold.
+/// The goal of a row.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
@@ -34,7 +34,7 @@ pub enum Goal {
 }
 
 impl Row {
-    /// A row of single values.
+    /// Returns a row of single values.
     pub fn exact(name: &'static str, ours: f64, reference: f64, goal: Goal) -> Self {
         let ratio = ours / reference;
         let holds = match goal {
@@ -44,15 +44,15 @@ impl Row {
         Self { name, ours, reference, ratio, spread: 0.0, goal, holds }
     }
 
-    /// A row of the medians of repetitions.
-    pub fn of(name: &'static str, ours: &mut [f64], reference: &mut [f64], goal: Goal) -> Self {
+    /// Returns a row of the medians of repetitions.
+    pub fn median(name: &'static str, ours: &mut [f64], reference: &mut [f64], goal: Goal) -> Self {
         ours.sort_by(f64::total_cmp);
         reference.sort_by(f64::total_cmp);
-        let spread = (at(ours, 0.75) - at(ours, 0.25)) / at(ours, 0.5);
-        Self { spread, ..Self::exact(name, at(ours, 0.5), at(reference, 0.5), goal) }
+        let spread = (quantile(ours, 0.75) - quantile(ours, 0.25)) / quantile(ours, 0.5);
+        Self { spread, ..Self::exact(name, quantile(ours, 0.5), quantile(reference, 0.5), goal) }
     }
 
-    /// All rows for people.
+    /// Formats the rows as a table.
     pub fn table(rows: &[Self]) -> String {
         let mut text = format!(
             "{:<64} {:>12} {:>12} {:>8} {:>7}  {:<14} {}\n",
@@ -79,8 +79,8 @@ impl Row {
     }
 }
 
-/// The value below which this part of the sorted values lies.
-pub fn at(sorted: &[f64], part: f64) -> f64 {
-    let index = (sorted.len() - 1) as f64 * part;
+/// Returns the quantile of sorted values: 0.5 is their median.
+pub fn quantile(sorted: &[f64], fraction: f64) -> f64 {
+    let index = (sorted.len() - 1) as f64 * fraction;
     sorted.iter().copied().nth(index.round() as usize).unwrap_or(f64::NAN)
 }

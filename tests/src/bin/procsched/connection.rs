@@ -1,4 +1,4 @@
-//! One connection: request lines in, answer lines out, and what was last read for each target.
+//! One connection: reads request lines, writes answer lines, and keeps a baseline for each target.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::counters::{Counters, Load};
 use crate::meta;
 
-/// What every misunderstanding is answered with.
+/// The errno of a reply to a request that is not understood.
 const EINVAL: i32 = 22;
 
 #[derive(Deserialize)]
@@ -33,7 +33,7 @@ struct Args {
     resp: Value,
 }
 
-/// What a connection read last for one target.
+/// The counters of a connection's last read of one target.
 struct Baseline {
     counters: Counters,
     at: Instant,

@@ -6,16 +6,16 @@ use std::io;
 
 use serde::Serialize;
 
-/// What one moment's `/proc/stat` and `/proc/schedstat` say, or the difference of two moments.
+/// The counters of `/proc/stat` and `/proc/schedstat` at one moment, or the difference of two moments.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub struct Counters {
-    /// All processors together.
+    /// The time of all processors together.
     pub cpu: CpuTime,
-    /// Each processor, by its number.
+    /// The time of each processor, by its number.
     pub cpus: BTreeMap<String, CpuTime>,
     /// Context switches.
     pub ctxt: u64,
-    /// Processes and threads made.
+    /// Created processes and threads.
     pub processes: u64,
     /// Each processor's run queue, by its number; empty where the kernel has no `/proc/schedstat`.
     pub runqueues: BTreeMap<String, Runqueue>,
@@ -46,7 +46,7 @@ pub struct Runqueue {
 }
 
 impl Counters {
-    /// Reads this moment's.
+    /// Reads the present values.
     pub fn read() -> io::Result<Self> {
         let mut counters = Self::parse_stat(&fs::read_to_string("/proc/stat")?);
         match fs::read_to_string("/proc/schedstat") {
@@ -77,7 +77,7 @@ impl Counters {
         counters
     }
 
-    /// What was added after `before`. A counter that went back (idle and iowait can) counts as no change.
+    /// Returns what was added after `before`. A counter that went back (idle and iowait can) counts as no change.
     pub fn since(&self, before: &Self) -> Self {
         Self {
             cpu: self.cpu.since(before.cpu),
@@ -149,7 +149,7 @@ impl Runqueue {
     }
 }
 
-/// What `/proc/loadavg` says.
+/// The contents of `/proc/loadavg`.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Load {
     pub one: f64,
@@ -162,10 +162,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Reads this moment's.
+    /// Reads the present values.
     pub fn read() -> io::Result<Self> {
         Self::parse(&fs::read_to_string("/proc/loadavg")?)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/loadavg is not understood"))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown format of /proc/loadavg"))
     }
 
     fn parse(text: &str) -> Option<Self> {

@@ -1,8 +1,8 @@
 //! A stand-in scheduler: serves the machine's own scheduling counters as scx_stats, without a sched_ext scheduler.
 //!
 //! It speaks the protocol as real servers do, their habits included: one JSON object a line, answers in order, errno
-//! 22 for what it does not understand, a connection closed without a word for what is not UTF-8, an unterminated line
-//! executed at the end of the stream, deltas since that connection's last read, and a socket file that stays behind.
+//! 22 for what it does not understand, a connection closed without a reply for what is not UTF-8, an unterminated line
+//! executed at the end of the stream, deltas since that connection's last read, and a socket file that stays on exit.
 //!
 //! ```text
 //! procsched [--socket PATH]
@@ -59,7 +59,7 @@ fn socket_of(mut arguments: impl Iterator<Item = String>) -> Result<PathBuf, Str
     Ok(socket)
 }
 
-/// Listens at `socket`, over what an earlier server may have left there.
+/// Listens at `socket`, and replaces the file that an earlier server left there.
 fn listen(socket: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = socket.parent() {
         std::fs::create_dir_all(folder)?;

@@ -1,8 +1,8 @@
-//! What `stats_meta` answers: every struct by its name, each field with its kind and what it means.
+//! The answer to `stats_meta`: every struct by its name, each field with its kind and description.
 
 use serde_json::{Map, Value, json};
 
-/// The description of everything that `stats` can answer.
+/// Returns the description of everything that `stats` can answer.
 pub fn structs() -> Value {
     Value::Object([top(), cpu(), counters(), cpu_time(), runqueue(), load()].into_iter().collect())
 }
@@ -14,7 +14,7 @@ fn top() -> (String, Value) {
         ("delta", datum(json!({ "struct": "Counters" }), "Counters since this connection's last read")),
         ("load", datum(json!({ "struct": "Load" }), "Load averages")),
     ];
-    described("Top", "Scheduling counters of the machine", &[("top", json!(true))], fields)
+    struct_meta("Top", "Scheduling counters of the machine", &[("top", json!(true))], fields)
 }
 
 fn cpu() -> (String, Value) {
@@ -22,7 +22,7 @@ fn cpu() -> (String, Value) {
         ("total", datum(json!({ "struct": "CpuTime" }), "Ticks since boot")),
         ("delta", datum(json!({ "struct": "CpuTime" }), "Ticks since this connection's last read")),
     ];
-    described("Cpu", "Time of all processors together (target cpu)", &[], fields)
+    struct_meta("Cpu", "Time of all processors together (target cpu)", &[], fields)
 }
 
 fn counters() -> (String, Value) {
@@ -30,10 +30,10 @@ fn counters() -> (String, Value) {
         ("cpu", datum(json!({ "struct": "CpuTime" }), "All processors together")),
         ("cpus", dict("CpuTime", "Each processor by its number")),
         ("ctxt", datum("u64", "Context switches")),
-        ("processes", datum("u64", "Processes and threads made")),
+        ("processes", datum("u64", "Created processes and threads")),
         ("runqueues", dict("Runqueue", "Each processor's run queue by its number")),
     ];
-    described("Counters", "What /proc/stat and /proc/schedstat count", &[], fields)
+    struct_meta("Counters", "The counters of /proc/stat and /proc/schedstat", &[], fields)
 }
 
 fn cpu_time() -> (String, Value) {
@@ -47,7 +47,7 @@ fn cpu_time() -> (String, Value) {
         ("softirq", datum("u64", "Ticks in soft interrupts")),
         ("steal", datum("u64", "Ticks taken by the hypervisor")),
     ];
-    described("CpuTime", "Ticks that a processor spent", &labelled("cpu"), fields)
+    struct_meta("CpuTime", "Ticks that a processor spent", &om_label("cpu"), fields)
 }
 
 fn runqueue() -> (String, Value) {
@@ -56,7 +56,7 @@ fn runqueue() -> (String, Value) {
         ("wait_ns", datum("u64", "Nanoseconds that tasks waited to run")),
         ("timeslices", datum("u64", "Times that a task was given the processor")),
     ];
-    described("Runqueue", "A processor's line of /proc/schedstat", &labelled("cpu"), fields)
+    struct_meta("Runqueue", "A processor's line of /proc/schedstat", &om_label("cpu"), fields)
 }
 
 fn load() -> (String, Value) {
@@ -67,27 +67,27 @@ fn load() -> (String, Value) {
         ("runnable", datum("u64", "Threads that run or wait to run")),
         ("threads", datum("u64", "All threads")),
     ];
-    described("Load", "What /proc/loadavg says", &[], fields)
+    struct_meta("Load", "The contents of /proc/loadavg", &[], fields)
 }
 
-/// The attribute that names the label under which a dict's key is exported.
-fn labelled(label: &str) -> [(&'static str, Value); 1] {
+/// Returns the attribute that names the label under which a dict's key is exported.
+fn om_label(label: &str) -> [(&'static str, Value); 1] {
     [("user", json!({ "_om_label": label }))]
 }
 
-fn described<const FIELDS: usize>(
+fn struct_meta<const FIELDS: usize>(
     name: &str,
     desc: &str,
     attributes: &[(&str, Value)],
     fields: [(&str, Value); FIELDS],
 ) -> (String, Value) {
     let fields: Map<String, Value> = fields.into_iter().map(|(name, field)| (name.to_owned(), field)).collect();
-    let mut described = Map::new();
-    described.insert("name".to_owned(), json!(name));
-    described.insert("desc".to_owned(), json!(desc));
-    described.extend(attributes.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-    described.insert("fields".to_owned(), Value::Object(fields));
-    (name.to_owned(), Value::Object(described))
+    let mut meta = Map::new();
+    meta.insert("name".to_owned(), json!(name));
+    meta.insert("desc".to_owned(), json!(desc));
+    meta.extend(attributes.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+    meta.insert("fields".to_owned(), Value::Object(fields));
+    (name.to_owned(), Value::Object(meta))
 }
 
 fn datum(kind: impl Into<Value>, desc: &str) -> Value {
