@@ -1,4 +1,4 @@
-//! How long many things took, in a fixed amount of memory.
+//! Durations in a fixed amount of memory.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ const BUCKETS: usize = 32;
 /// }
 /// assert_eq!(histogram.count(), 4);
 /// assert_eq!(histogram.sum(), Duration::from_micros(5_300));
-/// assert_eq!(histogram.at_most(0.5), Some(Duration::from_micros(128)));
-/// assert_eq!(histogram.at_most(1.0), Some(Duration::from_micros(8_192)));
+/// assert_eq!(histogram.quantile(0.5), Some(Duration::from_micros(128)));
+/// assert_eq!(histogram.quantile(1.0), Some(Duration::from_micros(8_192)));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
@@ -27,54 +27,28 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts one more.
-    ///
-    /// ```
-    /// let mut histogram = scx_vsock::Histogram::default();
-    /// histogram.record(std::time::Duration::from_millis(3));
-    /// assert_eq!(histogram.count(), 1);
-    /// ```
+    /// Counts a duration.
     pub fn record(&mut self, duration: Duration) {
-        let place = self.buckets().position(|(bound, _)| bound.is_none_or(|bound| duration <= bound));
-        if let Some(count) = place.and_then(|place| self.counts.get_mut(place)) {
+        let bucket = self.buckets().position(|(bound, _)| bound.is_none_or(|bound| duration <= bound));
+        if let Some(count) = bucket.and_then(|bucket| self.counts.get_mut(bucket)) {
             *count = count.saturating_add(1);
         }
         self.sum = self.sum.saturating_add(duration);
     }
 
-    /// How many were counted.
-    ///
-    /// ```
-    /// assert_eq!(scx_vsock::Histogram::default().count(), 0);
-    /// ```
+    /// Returns how many durations were counted.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.counts.iter().fold(0, |sum, &count| sum.saturating_add(count))
     }
 
-    /// All of them together.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// let mut histogram = scx_vsock::Histogram::default();
-    /// histogram.record(Duration::from_millis(3));
-    /// histogram.record(Duration::from_millis(4));
-    /// assert_eq!(histogram.sum(), Duration::from_millis(7));
-    /// ```
+    /// Returns their sum.
     #[must_use]
     pub fn sum(&self) -> Duration {
         self.sum
     }
 
-    /// The buckets in growing order: the longest duration that belongs there, `None` for the last, and how many do.
-    ///
-    /// ```
-    /// let mut histogram = scx_vsock::Histogram::default();
-    /// histogram.record(std::time::Duration::from_micros(3));
-    /// let filled: Vec<_> = histogram.buckets().filter(|(_, count)| *count > 0).collect();
-    /// assert_eq!(filled, [(Some(std::time::Duration::from_micros(4)), 1)]);
-    /// ```
+    /// Returns the buckets in growing order: each one's bound, which belongs to it, and its count. The last has no bound.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
         (0..).zip(&self.counts).map(|(power, &count)| {
             let bound = (power + 1 < BUCKETS).then(|| Duration::from_micros(1 << power));
@@ -82,24 +56,15 @@ impl Histogram {
         })
     }
 
-    /// A duration that this part of them, from 0 to 1, does not exceed: the bound of the bucket where that part is
-    /// reached. `None` if there are none, or it is reached in the last bucket, which has no bound.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// let mut histogram = scx_vsock::Histogram::default();
-    /// assert_eq!(histogram.at_most(0.99), None);
-    /// histogram.record(Duration::from_micros(100));
-    /// assert_eq!(histogram.at_most(0.99), Some(Duration::from_micros(128)));
-    /// ```
+    /// Returns a duration that the quantile `part`, from 0 to 1, does not exceed: the bound of the bucket where it is
+    /// reached. `None` without durations, or if it is reached in the last bucket, which has no bound.
     #[must_use]
-    pub fn at_most(&self, part: f64) -> Option<Duration> {
+    pub fn quantile(&self, part: f64) -> Option<Duration> {
         let count = self.count();
         let mut passed = 0;
         let mut buckets = self.buckets().filter(|(_, count)| *count > 0);
         buckets.find_map(|(bound, here)| {
-            passed += here;
+            passed = here.saturating_add(passed);
             is_part(passed, count, part).then_some(bound)
         })?
     }
@@ -116,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_duration_is_in_the_first_bucket_that_has_room_for_it() {
+    fn a_duration_is_in_the_first_bucket_above_it() {
         let mut histogram = Histogram::default();
         for duration in [Duration::ZERO, Duration::from_micros(1), Duration::from_nanos(1_001), Duration::MAX] {
             histogram.record(duration);
@@ -129,17 +94,17 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_reached_in_its_bucket() {
+    fn a_quantile_is_the_bound_of_its_bucket() {
         let mut histogram = Histogram::default();
-        assert_eq!(histogram.at_most(0.5), None);
+        assert_eq!(histogram.quantile(0.5), None);
         for _ in 0..99 {
             histogram.record(Duration::from_micros(60));
         }
         histogram.record(Duration::from_secs(1));
-        assert_eq!(histogram.at_most(0.0), Some(Duration::from_micros(64)));
-        assert_eq!(histogram.at_most(0.99), Some(Duration::from_micros(64)));
-        assert_eq!(histogram.at_most(0.999), Some(Duration::from_micros(1 << 20)));
+        assert_eq!(histogram.quantile(0.0), Some(Duration::from_micros(64)));
+        assert_eq!(histogram.quantile(0.99), Some(Duration::from_micros(64)));
+        assert_eq!(histogram.quantile(0.999), Some(Duration::from_micros(1 << 20)));
         histogram.record(Duration::MAX);
-        assert_eq!(histogram.at_most(1.0), None);
+        assert_eq!(histogram.quantile(1.0), None);
     }
 }

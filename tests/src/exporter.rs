@@ -1,4 +1,4 @@
-//! A running `scx-vsock export`, and what it says when it is scraped.
+//! A running `scx-vsock export`, and the parsed result of scraping it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,7 +17,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts one by a command to which `--listen` is added, and waits until it listens.
+    /// Starts a command with `--listen` added, and waits until it listens.
     ///
     /// # Panics
     ///
@@ -26,24 +26,24 @@ impl Exporter {
     pub fn start(mut command: Command) -> Self {
         let mut child =
             command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().expect("the exporter starts");
-        let mut said = String::new();
-        BufReader::new(child.stderr.take().expect("piped")).read_line(&mut said).expect("text");
-        let at = said.split_once("http://").and_then(|(_, at)| at.trim_end().strip_suffix("/metrics"));
-        let at = at.unwrap_or_else(|| panic!("it said {said:?}"));
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("text");
+        let at = line.split_once("http://").and_then(|(_, at)| at.trim_end().strip_suffix("/metrics"));
+        let at = at.unwrap_or_else(|| panic!("it printed {line:?}"));
         Self { child, at: at.parse().expect("an address") }
     }
 
-    /// Where it listens.
+    /// Returns the address where it listens.
     #[must_use]
     pub fn at(&self) -> SocketAddr {
         self.at
     }
 
-    /// A connection to it.
+    /// Connects to it.
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// When it cannot be connected.
     #[must_use]
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.at).expect("it listens");
@@ -55,7 +55,7 @@ impl Exporter {
     ///
     /// # Panics
     ///
-    /// When the page is not as OpenMetrics has it.
+    /// When the exposition is not valid OpenMetrics.
     #[must_use]
     pub fn scrape(&self) -> Metrics {
         let response = get(self.at, "/metrics", "Accept: application/openmetrics-text\r\n");
@@ -78,16 +78,16 @@ impl Drop for Exporter {
     }
 }
 
-/// What a server answered.
+/// A server's response.
 #[derive(Clone, Debug)]
 pub struct Response {
     /// The status and the headers.
     pub head: String,
-    /// What followed.
+    /// The body.
     pub body: String,
 }
 
-/// Asks a server of HTTP for a path, with these headers more.
+/// Sends a GET request with these additional headers.
 ///
 /// # Panics
 ///
@@ -114,7 +114,7 @@ pub fn response(stream: &mut TcpStream) -> Response {
     Response { head: format!("{head}\r\n"), body: body.to_owned() }
 }
 
-/// A page of OpenMetrics.
+/// An exposition in OpenMetrics' form.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     /// Every value by its name and labels, as they are written.
@@ -124,18 +124,18 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Reads a page, which must be in order: each family in one piece behind its help and type, no series twice, and
+    /// Parses an exposition, which must be valid: each family in one piece after its help and type, no series twice, and
     /// an end.
     ///
     /// # Panics
     ///
-    /// When it is not.
+    /// When it is invalid.
     #[must_use]
-    pub fn parse(page: &str) -> Self {
+    pub fn parse(exposition: &str) -> Self {
         let mut metrics = Self { values: BTreeMap::new(), help: BTreeMap::new() };
         let mut typed = BTreeSet::new();
         let mut family = String::new();
-        let lines = page.strip_suffix("# EOF\n").unwrap_or_else(|| panic!("no end: {page:?}"));
+        let lines = exposition.strip_suffix("# EOF\n").unwrap_or_else(|| panic!("no end: {exposition:?}"));
         for line in lines.lines() {
             let words: Vec<&str> = line.splitn(4, ' ').collect();
             match words[..] {
@@ -162,19 +162,19 @@ impl Metrics {
         assert!(self.values.insert(series.to_owned(), value.to_owned()).is_none(), "twice: {line:?}");
     }
 
-    /// The value of a series; `None` if it is not there.
+    /// Returns the value of a series, if it is there.
     #[must_use]
     pub fn get(&self, series: &str) -> Option<&str> {
         self.values.get(series).map(String::as_str)
     }
 
-    /// Whether the guest's stats are there.
+    /// Returns whether the guest's stats are there.
     #[must_use]
     pub fn is_up(&self, guest: &str) -> bool {
         self.get(&format!("scx_vsock_up{{guest=\"{guest}\"}}")) == Some("1")
     }
 
-    /// How often this was the reason why they were not.
+    /// Returns how often this was the reason why they were not there.
     ///
     /// # Panics
     ///

@@ -64,7 +64,7 @@ fn relay_error(error: RelayError<&str>) -> SchedStatsError {
 
 fn unreachable(error: SchedStatsError) -> String {
     match error {
-        SchedStatsError::AgentUnreachable { reason } => reason,
+        SchedStatsError::AgentUnreachable { reason, .. } => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -189,7 +189,7 @@ fn every_relay_error_has_its_error() {
     assert_eq!(reason, "its stats socket is not there; the scheduler \"simple\" is loaded but serves no stats there");
     assert_eq!(
         relay_error(RelayError::SchedulerGone { errno: 104, cause: "" }),
-        SchedStatsError::SchedulerGone { errno: 104 }
+        SchedStatsError::SchedulerGone { errno: 104, cause: String::new() }
     );
     assert_eq!(relay_error(RelayError::UnsolicitedData {}).kind(), "malformed_response");
     assert_eq!(
@@ -373,7 +373,7 @@ fn after_a_write_that_failed_what_the_agent_said_is_why() {
     for _ in 0..20 {
         // Twenty times since the agent's end comes before, within or behind the write.
         let error = client(&agent).request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]).unwrap_err();
-        assert_eq!(error, SchedStatsError::SchedulerGone { errno: 0 });
+        assert_eq!(error, SchedStatsError::SchedulerGone { errno: 0, cause: String::new() });
     }
 }
 
@@ -551,7 +551,7 @@ fn a_session_that_ends_behind_the_request_fails_the_call_which_is_not_repeated()
     let gone = Script::agent().line().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" }).close();
     let agent = FakeAgent::start([gone, Script::agent().line().close(), counting()]);
     let client = client(&agent);
-    assert_eq!(client.stats(&[]), Err(SchedStatsError::SchedulerGone { errno: 0 }));
+    assert_eq!(client.stats(&[]), Err(SchedStatsError::SchedulerGone { errno: 0, cause: String::new() }));
     assert_eq!(client.stats(&[]).unwrap_err().kind(), "agent_unreachable");
     // The third line that any session reads is the third call's: no call wrote twice.
     assert_eq!(client.stats(&[]), Ok(json!(3)));
@@ -602,7 +602,7 @@ fn a_panic_while_holding_the_session_is_told_to_all_who_follow() {
     let clone = client.clone();
     thread::spawn(move || clone.stats(&[])).join().unwrap_err();
     for _ in 0..2 {
-        assert_eq!(client.stats(&[]), Err(SchedStatsError::Poisoned));
+        assert_eq!(client.stats(&[]), Err(SchedStatsError::MutexPoisoned));
     }
 }
 
@@ -758,7 +758,7 @@ fn no_scheduler_without_an_agent_is_told_at_once() {
 #[test]
 fn a_scheduler_without_an_agent_that_ends_is_gone() {
     let scheduler = FakeAgent::start([Script::new().line().send("{\"err").close()]);
-    assert_eq!(plain(&scheduler).stats(&[]), Err(SchedStatsError::SchedulerGone { errno: 0 }));
+    assert_eq!(plain(&scheduler).stats(&[]), Err(SchedStatsError::SchedulerGone { errno: 0, cause: String::new() }));
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn values_that_are_dropped_in_the_midst_of_it_leave_no_thread_and_no_descriptor(
         let control = RunControl::new();
         let client = SchedStatsClient::builder(endpoint.clone()).control(&control).deadline(HOUR).build();
         let watchdog = control.watchdog(HOUR).unwrap();
-        let spawned = Sampler::new(Some(client.clone())).spawn_keeping(Schedule::Every(HOUR), 1).unwrap();
+        let spawned = Sampler::new(Some(client.clone())).spawn_buffered(Schedule::Every(HOUR), 1).unwrap();
         let mut conversation = PollClient::new(endpoint.clone());
         if round % 3 == 0 {
             let line = StatsRequest::stats(&[]).line().unwrap();

@@ -11,30 +11,30 @@ use scx_vsock_tests::peer::{DEADLINE, Peer};
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
-/// Enough for an answer that comes, and what one that never comes is waited for.
+/// Long enough for an answer, and how long a call waits that gets none.
 const SHORT: Duration = Duration::from_millis(200);
 
 fn client(agent: &Agent) -> SchedStatsClient {
     SchedStatsClient::builder(Endpoint::Unix { path: agent.host_path(0) }).deadline(DEADLINE).build()
 }
 
-/// What the client makes of a real agent whose scheduler answers with these bytes, and then closes.
-fn scheduler_says(answer: &[u8]) -> MissingStatsReason {
+/// The reason of a call to a real agent whose scheduler answers with these bytes and closes.
+fn scheduler_answers(answer: &[u8]) -> MissingStatsReason {
     let agent = Agent::start();
     let listener = agent.scheduler();
     let client = client(&agent);
     thread::scope(|scope| {
-        let asks = scope.spawn(|| client.stats(&[]).unwrap_err());
+        let call = scope.spawn(|| client.stats(&[]).unwrap_err());
         let mut scheduler = Peer::accept(&listener);
         scheduler.line();
         // The agent may close before it has read all.
-        let _rest = scheduler.try_send(answer);
+        let _sent = scheduler.try_send(answer);
         drop(scheduler);
-        asks.join().unwrap().into()
+        call.join().unwrap().into()
     })
 }
 
-/// What ends a call that a real agent's scheduler never answers.
+/// The reason of a call that a real agent's scheduler never answers.
 fn interrupted_by(stop: impl FnOnce(&RunControl), allowed: Duration) -> MissingStatsReason {
     let agent = Agent::start();
     let listener = agent.scheduler();
@@ -42,11 +42,11 @@ fn interrupted_by(stop: impl FnOnce(&RunControl), allowed: Duration) -> MissingS
     let endpoint = Endpoint::Unix { path: agent.host_path(0) };
     let client = SchedStatsClient::builder(endpoint).control(&control).deadline(allowed).build();
     thread::scope(|scope| {
-        let asks = scope.spawn(|| client.stats(&[]).unwrap_err());
+        let call = scope.spawn(|| client.stats(&[]).unwrap_err());
         let mut scheduler = Peer::accept(&listener);
         scheduler.line();
         stop(&control);
-        asks.join().unwrap().into()
+        call.join().unwrap().into()
     })
 }
 
@@ -82,16 +82,16 @@ fn after_a_panic() -> MissingStatsReason {
     let listener = agent.scheduler();
     let client = client(&agent);
     thread::scope(|scope| {
-        let asks = scope.spawn(|| client.stats_as::<Panics>(&[]));
+        let call = scope.spawn(|| client.stats_as::<Panics>(&[]));
         let mut scheduler = Peer::accept(&listener);
         scheduler.line();
         scheduler.send("{\"args\":{\"resp\":1}}\n");
-        asks.join().unwrap_err();
+        call.join().unwrap_err();
     });
     client.stats(&[]).unwrap_err().into()
 }
 
-/// What is refused before a session is even opened.
+/// The reason of a request that is refused before a session is opened.
 fn refused(line: impl AsRef<[u8]>) -> MissingStatsReason {
     let agent = Agent::start();
     let client = client(&agent);
@@ -108,16 +108,16 @@ fn every_reason_happens_from_a_real_cause() {
         ("no_scheduler", without_a_scheduler()),
         ("during_freeze", interrupted_by(|control| drop(control.freeze()), DEADLINE)),
         ("cancelled", interrupted_by(RunControl::cancel, DEADLINE)),
-        ("scheduler_error", scheduler_says(b"{\"errno\":22,\"args\":{\"resp\":\"no such target\"}}\n")),
-        ("missing_resp", scheduler_says(b"{\"errno\":0,\"args\":{}}\n")),
+        ("scheduler_error", scheduler_answers(b"{\"errno\":22,\"args\":{\"resp\":\"no such target\"}}\n")),
+        ("missing_resp", scheduler_answers(b"{\"errno\":0,\"args\":{}}\n")),
         ("request_too_large", refused(&too_large)),
-        ("response_too_large", scheduler_says(&too_large)),
+        ("response_too_large", scheduler_answers(&too_large)),
         ("mutex_poisoned", after_a_panic()),
         ("timed_out", interrupted_by(|_| (), SHORT)),
-        ("scheduler_gone", scheduler_says(b"{\"errno\":0,")),
+        ("scheduler_gone", scheduler_answers(b"{\"errno\":0,")),
         ("agent_unreachable", without_an_agent()),
         ("agent_busy", with_every_session_taken()),
-        ("malformed_response", scheduler_says(b"I am well\n")),
+        ("malformed_response", scheduler_answers(b"not JSON\n")),
         ("invalid_request", refused("two\nlines")),
     ];
     let named: BTreeMap<&str, &MissingStatsReason> = cases.iter().map(|(name, reason)| (*name, reason)).collect();
@@ -131,7 +131,7 @@ fn every_reason_happens_from_a_real_cause() {
 
 #[test]
 fn reasons_carry_the_facts() {
-    let reason = scheduler_says(b"{\"errno\":22,\"args\":{\"resp\":\"no such target\"}}\n");
+    let reason = scheduler_answers(b"{\"errno\":22,\"args\":{\"resp\":\"no such target\"}}\n");
     assert_eq!(reason, MissingStatsReason::SchedulerError { errno: 22, args: json!({ "resp": "no such target" }) });
     assert_eq!(with_every_session_taken(), MissingStatsReason::AgentBusy { sessions: 8 });
     assert_eq!(interrupted_by(|_| (), SHORT), MissingStatsReason::TimedOut { after_ms: 200 });
@@ -140,7 +140,7 @@ fn reasons_carry_the_facts() {
 }
 
 #[test]
-fn a_reason_of_a_newer_version_is_named_when_it_cannot_be_decoded() {
+fn an_unknown_reason_is_named() {
     let error = serde_json::from_str::<MissingStatsReason>(r#"{"SchedulerAsleep":{"since":1}}"#).unwrap_err();
     assert!(error.to_string().contains("unknown variant `SchedulerAsleep`"), "{error}");
 }

@@ -2,67 +2,47 @@
 
 use std::process::ExitCode;
 
-use scx_vsock::{MissingStatsReason, SchedStatsError};
+use scx_vsock::MissingStatsReason;
 
 /// The code of a failure that has none of its own.
 pub const FAILURE: u8 = 1;
 
-/// A command that ran in a guest or beside one gives its own code instead.
-const CODES: [(u8, &str, &str); 19] = [
+/// Codes that are no reason's. A command that ran in a guest or beside one gives its own code instead.
+const OWN: [(u8, &str, &str); 4] = [
     (0, "success", "what was asked for was printed or done"),
     (FAILURE, "failure", "for a reason without a code of its own, which the message names"),
     (2, "usage", "the arguments are wrong"),
-    (10, "no_scheduler_binary", "the guest was configured without a scheduler"),
-    (11, "no_scheduler", "the guest has no scheduler that serves stats"),
-    (12, "during_freeze", "the guest was being frozen"),
-    (13, "cancelled", "the run was cancelled"),
-    (14, "scheduler_error", "the scheduler answered with an error"),
-    (15, "missing_resp", "the scheduler's answer has no stats"),
-    (16, "request_too_large", "the request is over the cap"),
-    (17, "response_too_large", "the answer is over the cap"),
-    (18, "mutex_poisoned", "a thread of this program panicked"),
-    (19, "timed_out", "the deadline passed"),
-    (20, "scheduler_gone", "the scheduler went away during its answer"),
-    (21, "agent_unreachable", "there is no agent, or no way to it"),
-    (22, "agent_busy", "every session of the agent is taken"),
-    (23, "malformed_response", "the answer is not what the protocol allows"),
-    (24, "invalid_request", "what was asked cannot be a request"),
     (130, "interrupted", "by Ctrl-C; also what a shell says of a command that a signal ended"),
 ];
 
+/// Every code in order: its number, its name, and what it says.
+fn codes() -> impl Iterator<Item = (u8, &'static str, &'static str)> {
+    let reasons = MissingStatsReason::KINDS.iter().map(|reason| (reason.exit_code, reason.kind, reason.summary));
+    let (before, after) = OWN.split_at(3);
+    before.iter().copied().chain(reasons).chain(after.iter().copied())
+}
+
 /// What a failure's code is.
 pub fn code(error: &anyhow::Error) -> ExitCode {
-    ExitCode::from(kind(error).map_or(FAILURE, code_of))
-}
-
-/// The reason why there are no stats, if that is what the error is about.
-fn kind(error: &anyhow::Error) -> Option<&'static str> {
-    error.chain().find_map(|cause| {
-        let error = cause.downcast_ref().map(SchedStatsError::kind);
-        error.or_else(|| cause.downcast_ref().map(MissingStatsReason::kind))
-    })
-}
-
-/// A kind that a later library adds is a failure like others.
-pub fn code_of(kind: &str) -> u8 {
-    CODES.iter().find(|(_, name, _)| *name == kind).map_or(FAILURE, |(code, _, _)| *code)
+    ExitCode::from(MissingStatsReason::find(error).map_or(FAILURE, |reason| reason.exit_code()))
 }
 
 /// The table for the end of the help.
 pub fn help() -> String {
-    let rows = CODES.iter().map(|(code, name, text)| format!("\n  {code:>3}  {name:<19}  {text}"));
+    let rows = codes().map(|(code, name, text)| format!("\n  {code:>3}  {name:<19}  {text}"));
     format!("Exit codes:{}", rows.collect::<String>())
 }
 
 /// The table for the man page, as pairs of a heading and a text.
 pub fn rows() -> impl Iterator<Item = (String, &'static str)> {
-    CODES.iter().map(|(code, name, text)| (format!("{code} ({name})"), *text))
+    codes().map(|(code, name, text)| (format!("{code} ({name})"), text))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use anyhow::Context;
+    use scx_vsock::SchedStatsError;
     use serde_json::json;
 
     /// One of each reason, as their JSON has them.
@@ -92,27 +72,25 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_code_of_its_own() {
-        let codes: Vec<u8> = reasons().iter().map(|reason| code_of(reason.kind())).collect();
-        assert_eq!(codes, (10..=24).collect::<Vec<u8>>());
-        let mut all: Vec<u8> = CODES.iter().map(|(code, _, _)| *code).collect();
-        all.dedup();
-        assert_eq!(all.len(), CODES.len());
+        let of_reasons: Vec<u8> = reasons().iter().map(MissingStatsReason::exit_code).collect();
+        assert_eq!(of_reasons, (10..=24).collect::<Vec<u8>>());
+        let all: Vec<u8> = codes().map(|(code, _, _)| code).collect();
+        assert!(all.is_sorted_by(|one, next| one < next), "{all:?}");
     }
 
     #[test]
     fn a_reason_is_found_below_what_was_said_about_it() {
         let error = Err::<(), _>(SchedStatsError::TimedOut { after_ms: 1 }).context("first").context("second");
-        assert_eq!(kind(&error.unwrap_err()), Some("timed_out"));
+        assert_eq!(code(&error.unwrap_err()), ExitCode::from(19));
         let reason = Err::<(), _>(MissingStatsReason::Cancelled).context("last sample");
-        assert_eq!(kind(&reason.unwrap_err()), Some("cancelled"));
-        assert_eq!(kind(&anyhow::anyhow!("other")), None);
-        assert_eq!(code_of("of_a_later_version"), 1);
+        assert_eq!(code(&reason.unwrap_err()), ExitCode::from(13));
+        assert_eq!(code(&anyhow::anyhow!("other")), ExitCode::from(FAILURE));
     }
 
     #[test]
     fn the_help_names_every_code() {
         let help = help();
         assert!(help.contains("\n   11  no_scheduler         the guest has no scheduler that serves stats"), "{help}");
-        assert_eq!(help.lines().count(), 1 + CODES.len());
+        assert_eq!(help.lines().count(), 1 + codes().count());
     }
 }

@@ -98,7 +98,7 @@ fn a_reason_is_one_line_and_an_exit_code() {
         (15, "the scheduler answered without args.resp", line().stats("{}")),
         (17, "the answer passed 262144 bytes", line().relay_error(too_large)),
         (19, "no answer within 100 ms", line()),
-        (20, "the scheduler went away", line().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" })),
+        (20, "the scheduler closed its connection", line().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" })),
         (21, "no agent to talk to: unix:", Script::new().close()),
         (22, "all 8 sessions", Script::new().relay_error(RelayError::Busy { sessions: 8 })),
         (23, "the answer is not what the protocol allows", line().stats("no json")),

@@ -20,7 +20,7 @@ use scx_vsock_wire::RelayError;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-/// What an agent says of a scheduler that ended, before it ends the session.
+/// The agent's envelope for a scheduler that ended, before it ends the session.
 const GONE: RelayError<&str> = RelayError::SchedulerGone { errno: 0, cause: "" };
 
 fn export() -> Command {
@@ -38,7 +38,7 @@ fn exporter(guests: &[(&str, &Path)], timeout: u32) -> Exporter {
     Exporter::start(command)
 }
 
-/// An agent whose scheduler is at another place.
+/// An agent with a symbolic link to the scheduler's socket.
 fn agent_of(scheduler: &ScriptedScheduler) -> Agent {
     let agent = Agent::start();
     symlink(scheduler.path(), agent.scheduler_path(0)).unwrap();
@@ -70,16 +70,16 @@ impl Drop for Procsched {
     }
 }
 
-/// A place whose agent can be replaced.
-struct Place {
+/// An address whose agent can be replaced.
+struct Address {
     folder: TempDir,
 }
 
-impl Place {
+impl Address {
     fn of(agent: &Agent) -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap() };
-        place.set_guest(agent);
-        place
+        let address = Self { folder: tempfile::tempdir().unwrap() };
+        address.set_guest(agent);
+        address
     }
 
     fn path(&self) -> PathBuf {
@@ -92,31 +92,34 @@ impl Place {
     }
 }
 
+fn all_are_up(page: &Metrics) {
+    assert!(["layered", "proc", "simple"].iter().all(|guest| page.is_up(guest)), "{page:?}");
+    assert_eq!(page.get("scx_l_util{guest=\"layered\",layer_name=\"batch\"}"), Some("150.25"));
+    assert_eq!(page.get("scx_l_cpus{guest=\"layered\",layer_name=\"batch\",index=\"1\"}"), Some("3"));
+    assert_eq!(page.help.get("scx_l_util").unwrap(), "CPU utilization (100% means one full CPU)");
+    assert_eq!(page.get("scx_nr_queued{guest=\"simple\"}"), Some("3"));
+    let switches = page.get("scx_totals_ctxt{guest=\"proc\"}").map(|n| n.parse::<u64>().unwrap());
+    assert!(switches.unwrap() > 0);
+    assert!(page.get("scx_totals_cpus_user{guest=\"proc\",cpu=\"0\"}").is_some(), "{page:?}");
+    assert!(page.get("scx_vsock_interval_seconds{guest=\"proc\"}").is_some(), "the guest was not read before");
+}
+
 #[test]
-fn guests_that_are_killed_or_restarted_say_why_and_come_back_by_themselves() {
+fn restarted_guests_come_back_by_themselves() {
     let layered = scheduler(&meta(), &stats());
     let simple = json!({ "S": { "top": "true", "fields": { "nr_queued": { "datum": "u64", "desc": "queued" } } } });
     let simple = scheduler(&simple, &json!({ "nr_queued": 3 }));
     let (first, second, third) = (agent_of(&layered), Agent::start(), agent_of(&simple));
     let proc = Procsched::at(&second.scheduler_path(0));
-    let place = Place::of(&first);
-    let paths = [place.path(), second.host_path(0), third.host_path(0)];
+    let address = Address::of(&first);
+    let paths = [address.path(), second.host_path(0), third.host_path(0)];
     let guests: Vec<(&str, &Path)> =
         ["layered", "proc", "simple"].into_iter().zip(paths.iter().map(|path| &**path)).collect();
     let exporter = exporter(&guests, 10);
 
     // The first scrape may share the round before it.
     assert!(exporter.scrape().is_up("proc"));
-    let page = exporter.scrape();
-    assert!(["layered", "proc", "simple"].iter().all(|guest| page.is_up(guest)), "{page:?}");
-    assert_eq!(page.get("scx_l_util{guest=\"layered\",layer_name=\"batch\"}"), Some("150.25"));
-    assert_eq!(page.get("scx_l_cpus{guest=\"layered\",layer_name=\"batch\",index=\"1\"}"), Some("3"));
-    assert_eq!(page.help.get("scx_l_util").unwrap(), "CPU utilization (100% means one full CPU)");
-    assert_eq!(page.get("scx_nr_queued{guest=\"simple\"}"), Some("3"));
-    let switches = |page: &Metrics| page.get("scx_totals_ctxt{guest=\"proc\"}").map(|n| n.parse::<u64>().unwrap());
-    assert!(switches(&page).unwrap() > 0);
-    assert!(page.get("scx_totals_cpus_user{guest=\"proc\",cpu=\"0\"}").is_some(), "{page:?}");
-    assert!(page.get("scx_vsock_span_seconds{guest=\"proc\"}").is_some(), "it was not asked before");
+    all_are_up(&exporter.scrape());
 
     // One guest is killed, another's scheduler ends.
     drop((first, proc));
@@ -130,15 +133,15 @@ fn guests_that_are_killed_or_restarted_say_why_and_come_back_by_themselves() {
 
     // They come back.
     let again = agent_of(&layered);
-    place.set_guest(&again);
+    address.set_guest(&again);
     fs::remove_file(second.scheduler_path(0)).unwrap();
     let _proc = Procsched::at(&second.scheduler_path(0));
     let page = exporter.scrape();
     assert!(page.is_up("layered") && page.is_up("proc") && page.is_up("simple"), "{page:?}");
     assert_eq!(page.missing("layered", "agent_unreachable"), 1);
-    assert_eq!(page.get("scx_vsock_span_seconds{guest=\"layered\"}"), None, "its deltas have a new baseline");
+    assert_eq!(page.get("scx_vsock_interval_seconds{guest=\"layered\"}"), None, "its deltas have a new baseline");
     assert_eq!(page.get("scx_vsock_session{guest=\"simple\"}"), Some("1"));
-    assert!(exporter.scrape().get("scx_vsock_span_seconds{guest=\"layered\"}").is_some());
+    assert!(exporter.scrape().get("scx_vsock_interval_seconds{guest=\"layered\"}").is_some());
 }
 
 #[test]
@@ -156,7 +159,7 @@ fn another_scheduler_on_the_same_guest_has_its_own_metrics() {
 }
 
 #[test]
-fn a_slow_guest_keeps_nobody_elses_numbers_waiting_beyond_the_deadline() {
+fn a_slow_guest_delays_nobody_beyond_the_deadline() {
     let fine = scheduler(&meta(), &stats());
     let stalls = Script::agent().line().stall();
     let answers = Script::agent()
@@ -186,7 +189,7 @@ fn a_slow_guest_keeps_nobody_elses_numbers_waiting_beyond_the_deadline() {
 }
 
 #[test]
-fn a_scraper_that_waits_for_less_is_answered_in_its_time() {
+fn a_scraper_is_answered_within_its_own_timeout() {
     // The round before the first scrape is over at once, and only then the guest stalls.
     let slow = FakeAgent::start([Script::agent().line().relay_error(GONE), Script::agent().line().stall()]);
     let exporter = exporter(&[("slow", &slow.path())], 1_000);
@@ -202,7 +205,22 @@ fn a_scraper_that_waits_for_less_is_answered_in_its_time() {
 }
 
 #[test]
-fn a_scraper_that_joins_a_longer_round_has_what_there_is_in_its_time() {
+fn a_huge_timeout_of_a_scraper_is_harmless() {
+    let fine = scheduler(&meta(), &stats());
+    let slow = FakeAgent::start([Script::agent().line().stall()]);
+    let agent = agent_of(&fine);
+    let exporter = exporter(&[("slow", &slow.path()), ("fine", &agent.host_path(0))], 1);
+    slow.wait_for(&Event::Stalled(0));
+    for seconds in ["10248191152060854272", "18446744073709551615", "1e300", "inf"] {
+        let headers =
+            format!("Accept: application/openmetrics-text\r\nX-Prometheus-Scrape-Timeout-Seconds: {seconds}\r\n");
+        assert!(Metrics::parse(&get(exporter.at(), "/metrics", &headers).body).is_up("fine"), "{seconds}");
+    }
+    slow.release();
+}
+
+#[test]
+fn a_scraper_in_a_longer_round_is_answered_in_time() {
     let fine = scheduler(&meta(), &stats());
     let slow = FakeAgent::start([Script::agent().line().stall()]);
     let agent = agent_of(&fine);
@@ -215,7 +233,7 @@ fn a_scraper_that_joins_a_longer_round_has_what_there_is_in_its_time() {
     slow.release();
 }
 
-/// What is made of a scheduler that says this.
+/// The exposition of a scheduler with this description and these stats.
 fn page_of(meta: &Value, stats: &Value) -> Metrics {
     let scheduler = scheduler(meta, stats);
     let agent = agent_of(&scheduler);
@@ -223,7 +241,7 @@ fn page_of(meta: &Value, stats: &Value) -> Metrics {
 }
 
 #[test]
-fn a_hostile_schedulers_texts_numbers_and_amounts_stay_in_order() {
+fn a_hostile_scheduler_cannot_break_the_exposition() {
     let evil = "x\n# EOF\n\"} 1 {\\";
     let meta = json!({
         evil: { "top": "true", "fields": {
@@ -242,12 +260,12 @@ fn a_hostile_schedulers_texts_numbers_and_amounts_stay_in_order() {
     assert_eq!(page.get("scx_guest_vsock_up{guest=\"guest\"}"), Some("0"));
     let key = "x\\n# EOF\\n\\\"} 1 {\\\\";
     assert_eq!(page.get(&format!("scx_x___EOF____1___guest{{guest=\"guest\",name__=\"{key}\"}}")), Some("-5"));
-    assert_eq!(page.get("scx_vsock_series_cut{guest=\"guest\"}"), Some("1"));
+    assert_eq!(page.get("scx_vsock_series_truncated{guest=\"guest\"}"), Some("1"));
     assert!(page.values.len() < 5_020, "{}", page.values.len());
 }
 
 #[test]
-fn descriptions_and_stats_that_are_not_what_they_must_be_are_reasons() {
+fn malformed_descriptions_are_counted_as_reasons() {
     for (meta, stats) in [(json!([1]), json!({})), (json!({ "T": 1 }), json!({}))] {
         let scheduler = scheduler(&meta, &stats);
         let agent = agent_of(&scheduler);
@@ -271,11 +289,11 @@ fn a_description_that_explodes_costs_little_time() {
     let started = Instant::now();
     let page = page_of(&Value::Object(structs.collect::<Map<String, Value>>()), &stats);
     assert!(page.is_up("guest") && started.elapsed() < DEADLINE, "{page:?}");
-    assert_eq!(page.get("scx_vsock_series_cut{guest=\"guest\"}"), Some("1"));
+    assert_eq!(page.get("scx_vsock_series_truncated{guest=\"guest\"}"), Some("1"));
 }
 
 #[test]
-fn scrapers_that_do_not_ask_are_told_or_give_way() {
+fn idle_scrapers_are_evicted_and_wrong_ones_rejected() {
     let fine = scheduler(&meta(), &stats());
     let agent = agent_of(&fine);
     let exporter = exporter(&[("fine", &agent.host_path(0))], 10);
@@ -299,7 +317,7 @@ fn scrapers_that_do_not_ask_are_told_or_give_way() {
         ),
     ] {
         let mut stream = exporter.connect();
-        // It may be told before it has sent all.
+        // It may be rejected before it has sent all.
         let _sent = stream.write_all(request);
         let _ended = stream.shutdown(Shutdown::Write);
         assert!(response(&mut stream).head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{status}");
@@ -308,7 +326,7 @@ fn scrapers_that_do_not_ask_are_told_or_give_way() {
 }
 
 #[test]
-fn a_request_that_never_ends_is_told_so() {
+fn a_request_that_never_ends_times_out() {
     let exporter = exporter(&[("nobody", Path::new("/nowhere"))], 1);
     let mut stream = exporter.connect();
     stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();

@@ -1,4 +1,4 @@
-//! `scx-vsock export` before those that it is made for: promtool reads its page, Prometheus scrapes it.
+//! `scx-vsock export` with promtool and a real Prometheus.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::fs::{self, File};
@@ -52,7 +52,7 @@ impl Prometheus {
             exporter.at()
         );
         fs::write(path("config"), config).unwrap();
-        // It cannot be asked which free port it took, so that it is given one.
+        // It does not report a free port that it takes, so it is given one.
         let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", path("config")))
@@ -64,8 +64,7 @@ impl Prometheus {
         Self { child, at, folder }
     }
 
-    /// Waits until a query has this result. It is asked again and again, since Prometheus tells nobody that it has
-    /// scraped.
+    /// Waits until a query has this result. It is polled, since Prometheus does not report that it has scraped.
     fn wait_for(&self, query: &str, wanted: impl Fn(&[Value]) -> bool) {
         let until = Instant::now() + WITHIN;
         loop {
@@ -79,7 +78,7 @@ impl Prometheus {
         }
     }
 
-    /// The series that a query gives; none before Prometheus listens.
+    /// Returns the series of a query; `None` before Prometheus listens.
     fn query(&self, query: &str) -> Option<Vec<Value>> {
         TcpStream::connect(self.at).ok()?;
         let escape = |byte: u8| {
@@ -106,7 +105,7 @@ fn is(value: &'static str) -> impl Fn(&[Value]) -> bool {
 
 #[test]
 #[ignore = "needs prometheus; run ci/test peers"]
-fn promtool_finds_nothing_to_complain_about() {
+fn promtool_accepts_the_exposition() {
     let layered = scheduler(&meta(), &stats());
     let agent = agent_of(&layered);
     let exporter = exporter(&[("layered", &agent.host_path(0)), ("nobody", Path::new("/nowhere"))]);
@@ -127,7 +126,7 @@ fn promtool_finds_nothing_to_complain_about() {
 
 #[test]
 #[ignore = "needs prometheus; run ci/test peers"]
-fn prometheus_has_the_guests_numbers_and_why_others_are_missing() {
+fn prometheus_has_numbers_and_reasons() {
     let layered = scheduler(&meta(), &stats());
     let agent = agent_of(&layered);
     let exporter = exporter(&[("layered", &agent.host_path(0)), ("nobody", Path::new("/nowhere"))]);
@@ -140,7 +139,7 @@ fn prometheus_has_the_guests_numbers_and_why_others_are_missing() {
     // Every line is OpenMetrics to Prometheus' own parser: it takes a page as a whole or not at all.
     prometheus.wait_for("up{job=\"scx-vsock\"}", is("1"));
 
-    // A scheduler that ends is gone from there as well, and its reason is not.
+    // A scheduler that ends has no series any more, but its reason.
     drop(layered);
     prometheus.wait_for("scx_vsock_up{guest=\"layered\"}", is("0"));
     prometheus.wait_for("scx_l_util", <[Value]>::is_empty);

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use rustix::io::Errno;
 use scx_vsock_wire::{Envelope, RelayError};
 use serde_json::Value;
 
+use crate::stats::PeerText;
 use crate::stats::SchedStatsError;
-use crate::stats::excerpt;
 
 /// Parses a line, without its LF, as exactly one envelope.
 pub(super) fn parse(line: &[u8]) -> Result<Envelope<String>, SchedStatsError> {
@@ -15,7 +14,10 @@ pub(super) fn parse(line: &[u8]) -> Result<Envelope<String>, SchedStatsError> {
         let name = unknown_relay_error(line);
         SchedStatsError::malformed(match name {
             Some(name) => {
-                format!("the agent reports {:?}, which this host does not know; a newer host may", excerpt(&name))
+                format!(
+                    "the agent reports {:?}, which this host does not know; a newer host may",
+                    PeerText::line(&name)
+                )
             }
             None => format!("a line that is no envelope: {error}"),
         })
@@ -35,7 +37,9 @@ pub(super) fn error(error: &RelayError<String>) -> SchedStatsError {
         RelayError::NoScheduler { errno, sched_ext, ops, cause } => {
             SchedStatsError::NoScheduler { reason: no_scheduler(*errno, sched_ext, ops, cause) }
         }
-        RelayError::SchedulerGone { errno, cause: _ } => SchedStatsError::SchedulerGone { errno: *errno },
+        RelayError::SchedulerGone { errno, cause } => {
+            SchedStatsError::SchedulerGone { errno: *errno, cause: PeerText::line(cause).to_string() }
+        }
         RelayError::UnsolicitedData {} => SchedStatsError::malformed(
             "the scheduler sent bytes that nobody had asked for, so its answers are in doubt",
         ),
@@ -67,17 +71,17 @@ pub(super) fn no_socket(error: &io::Error) -> String {
 
 /// What the agent found where the scheduler should be: what connecting said, then what the guest's kernel says.
 fn no_scheduler(errno: i32, sched_ext: &str, ops: &str, cause: &str) -> String {
-    let socket = no_socket(&Errno::from_raw_os_error(errno).into());
-    let named = if ops.is_empty() { String::new() } else { format!(" {:?}", excerpt(ops)) };
+    let socket = no_socket(&io::Error::from_raw_os_error(errno));
+    let named = if ops.is_empty() { String::new() } else { format!(" {:?}", PeerText::line(ops)) };
     let kernel = match sched_ext {
         "" => "the guest has no sched_ext (no /sys/kernel/sched_ext; an old kernel, one without \
                CONFIG_SCHED_CLASS_EXT, or no sysfs)"
             .to_owned(),
         "disabled" => "no scheduler is loaded (sched_ext is disabled)".to_owned(),
         "enabled" => format!("the scheduler{named} is loaded but serves no stats there"),
-        other => format!("sched_ext is {:?} the scheduler{named}", excerpt(other)),
+        other => format!("sched_ext is {:?} the scheduler{named}", PeerText::line(other)),
     };
-    let cause = if cause.is_empty() { String::new() } else { format!("; the kernel says {:?}", excerpt(cause)) };
+    let cause = if cause.is_empty() { String::new() } else { format!("; the kernel says {:?}", PeerText::line(cause)) };
     format!("{socket}; {kernel}{cause}")
 }
 

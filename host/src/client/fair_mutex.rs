@@ -57,7 +57,7 @@ impl<T, N: Notify> FairMutex<T, N> {
             self.wait_in_queue(wait)?;
         }
         let ticket = Ticket { queue: &self.queue };
-        let value = self.value.lock().map_err(|_| SchedStatsError::Poisoned)?;
+        let value = self.value.lock().map_err(|_| SchedStatsError::MutexPoisoned)?;
         Ok(Turn { value, _ticket: ticket })
     }
 
@@ -256,7 +256,7 @@ mod tests {
             panics.join().unwrap_err();
         });
         for _ in 0..2 {
-            assert_eq!(turns.take(&long()).unwrap_err(), SchedStatsError::Poisoned);
+            assert_eq!(turns.take(&long()).unwrap_err(), SchedStatsError::MutexPoisoned);
         }
     }
 

@@ -354,7 +354,7 @@ impl SchedStatsClient {
     /// # use scx_vsock::{Endpoint, SchedStatsClient};
     /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
     /// let statistics = client.statistics();
-    /// println!("{} of {} calls answered, half of them within {:?}", statistics.answers, statistics.requests, statistics.latency.at_most(0.5));
+    /// println!("{} of {} calls answered, half of them within {:?}", statistics.answers, statistics.requests, statistics.latency.quantile(0.5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]

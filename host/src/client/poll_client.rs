@@ -196,7 +196,7 @@ impl PollClient {
             }
             None => {
                 let greeting = self.connect.greeting();
-                let stream = self.connect.connect().map_err(|error| self.no_way(greeting, &error))?;
+                let stream = self.connect.connect().map_err(|error| self.no_way(greeting, error))?;
                 self.traffic.sessions += 1;
                 self.agent = None;
                 Some(Link { stream, session: Session::open(greeting, line), deadline })
@@ -334,22 +334,22 @@ impl PollClient {
         self.link.as_ref().filter(|link| link.session.is_asked())
     }
 
-    fn no_way(&self, greeting: Greeting, error: &io::Error) -> SchedStatsError {
+    fn no_way(&self, greeting: Greeting, error: io::Error) -> SchedStatsError {
         match greeting {
             Greeting::Plain => SchedStatsError::NoScheduler {
-                reason: format!("{}: {}", self.connect, agent_message::no_socket(error)),
+                reason: format!("{}: {}", self.connect, agent_message::no_socket(&error)),
             },
-            Greeting::Hello | Greeting::Dial { .. } => self.unreachable(&error.to_string()),
+            Greeting::Hello | Greeting::Dial { .. } => {
+                SchedStatsError::unreachable_by(format!("{}: cannot connect", self.connect), error)
+            }
         }
-    }
-
-    fn unreachable(&self, reason: &str) -> SchedStatsError {
-        SchedStatsError::AgentUnreachable { reason: format!("{}: {reason}", self.connect) }
     }
 
     fn at_this_place(&self, error: SchedStatsError) -> SchedStatsError {
         match error {
-            SchedStatsError::AgentUnreachable { reason } => self.unreachable(&reason),
+            SchedStatsError::AgentUnreachable { reason, source } => {
+                SchedStatsError::AgentUnreachable { reason: format!("{}: {reason}", self.connect), source }
+            }
             other => other,
         }
     }

@@ -20,9 +20,9 @@ use scx_vsock_wire::{
 
 use super::agent_message;
 use crate::endpoint::{Greeting, hybrid};
+use crate::stats::PeerText;
 use crate::stats::RequestLine;
 use crate::stats::SchedStatsError;
-use crate::stats::excerpt;
 
 /// Bytes within which the first line must end. Today's hello has 113; the rest is room for versions to come.
 const MAX_HELLO_BYTES: usize = 4096;
@@ -380,7 +380,8 @@ impl Session {
         };
         let (when, hint) = match &self.state {
             State::Asked { expects: Expects::Answer, .. } if self.frame == Frame::Plain => {
-                return SchedStatsError::SchedulerGone { errno: errno.map_or(0, Errno::raw_os_error) };
+                let errno = errno.map_or(0, Errno::raw_os_error);
+                return SchedStatsError::SchedulerGone { errno, cause: String::new() };
             }
             State::Dialling { dial, .. } => (
                 "before OK".to_owned(),
@@ -402,7 +403,7 @@ impl Session {
             0 => String::new(),
             torn => format!(", {torn} bytes into a line"),
         };
-        SchedStatsError::AgentUnreachable { reason: format!("{cause}{torn}; {hint}") }
+        SchedStatsError::unreachable(format!("{cause}{torn}; {hint}"))
     }
 }
 
@@ -432,11 +433,11 @@ fn hello(line: &[u8]) -> Result<Hello<String>, SchedStatsError> {
     match agent_message::parse(line) {
         Ok(Envelope::Hello(hello)) => {
             same_protocol(&hello)?;
-            Ok(Hello { agent: excerpt(&hello.agent), boot_id: excerpt(&hello.boot_id), ..hello })
+            Ok(Hello { agent: PeerText::line(&hello.agent).to_string(), boot_id: PeerText::line(&hello.boot_id).to_string(), ..hello })
         }
         Ok(Envelope::RelayError(error)) => Err(agent_message::error(&error)),
         Ok(Envelope::Agent(_)) | Err(_) => {
-            Err(SchedStatsError::AgentUnreachable { reason: format!("the first line is no hello: {}", quoted(line)) })
+            Err(SchedStatsError::unreachable(format!("the first line is no hello: {}", quoted(line))))
         }
     }
 }
@@ -445,13 +446,11 @@ fn same_protocol(hello: &Hello<String>) -> Result<(), SchedStatsError> {
     if hello.min_protocol <= PROTOCOL && MIN_PROTOCOL <= hello.protocol {
         return Ok(());
     }
-    let (agent, oldest, newest) = (excerpt(&hello.agent), hello.min_protocol, hello.protocol);
-    Err(SchedStatsError::AgentUnreachable {
-        reason: format!(
-            "agent {agent} speaks protocol {oldest} to {newest}, this host {MIN_PROTOCOL} to {PROTOCOL}; \
-             update the older of the two"
-        ),
-    })
+    let (agent, oldest, newest) = (PeerText::line(&hello.agent).to_string(), hello.min_protocol, hello.protocol);
+    Err(SchedStatsError::unreachable(format!(
+        "agent {agent} speaks protocol {oldest} to {newest}, this host {MIN_PROTOCOL} to {PROTOCOL}; \
+         update the older of the two"
+    )))
 }
 
 /// Judges the line that stands where the answer must be.
@@ -476,7 +475,7 @@ fn read_answer(line: &[u8], frame: Frame, sent: Sent) -> Result<Kind, SchedStats
 /// The beginning of what a peer sent, for a message.
 fn quoted(bytes: &[u8]) -> String {
     let beginning = String::from_utf8_lossy(bytes.get(..bytes.len().min(80)).unwrap_or(&[]));
-    format!("{:?}", excerpt(beginning.trim_end()))
+    format!("{:?}", PeerText::line(&beginning))
 }
 
 #[cfg(test)]

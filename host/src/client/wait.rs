@@ -141,7 +141,7 @@ impl Wait {
         let timeout = timespec(self.deadline.at.saturating_duration_since(Instant::now()));
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(SchedStatsError::unreachable(format!("waiting failed: {error}"))),
+            Err(error) => return Err(SchedStatsError::unreachable_by("waiting failed", error.into())),
         }
         let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         let mut stopped = false;

@@ -1,4 +1,4 @@
-//! What a scrape reads: all guests' metrics as OpenMetrics or as Prometheus' older text.
+//! What a scrape reads: the metrics of all targets as OpenMetrics or as Prometheus' older text.
 
 use std::collections::{BTreeMap, btree_map};
 use std::fmt;
@@ -9,8 +9,8 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::guest::{Found, Guest, Outcome};
 use super::metrics::{GUEST, MAX_METRICS};
+use super::target::{Outcome, Target, TargetStats};
 use super::values::{MAX_SERIES, Number};
 
 /// The media type of OpenMetrics.
@@ -19,36 +19,36 @@ pub(super) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0
 /// The media type of Prometheus' older text.
 pub(super) const PLAIN: &str = prometheus_text::CONTENT_TYPE;
 
-/// A guest and what it has by now.
-type Seen<'g> = (&'g Guest, Option<Outcome>);
+/// A target and its outcome so far.
+type Scraped<'t> = (&'t Target, Option<Outcome>);
 
 type Labels = Vec<(String, String)>;
 
-/// A page in both forms.
+/// An exposition in both forms.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Page {
+pub(super) struct Exposition {
     pub(super) open_metrics: String,
     pub(super) plain: String,
 }
 
-impl Page {
-    pub(super) fn of(guests: &[Guest], now: Instant) -> Result<Self, fmt::Error> {
-        let seen: Vec<Seen<'_>> = guests.iter().map(|guest| (guest, guest.outcome(now))).collect();
+impl Exposition {
+    pub(super) fn new(targets: &[Target], now: Instant) -> Result<Self, fmt::Error> {
+        let scraped: Vec<Scraped<'_>> = targets.iter().map(|target| (target, target.outcome(now))).collect();
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Snapshot::of(&seen)));
-        let mut page = Self::default();
-        text::encode(&mut page.open_metrics, &registry)?;
-        prometheus_text::encode(&mut page.plain, &registry)?;
-        Ok(page)
+        registry.register_collector(Box::new(Families::new(&scraped)));
+        let mut exposition = Self::default();
+        text::encode(&mut exposition.open_metrics, &registry)?;
+        prometheus_text::encode(&mut exposition.plain, &registry)?;
+        Ok(exposition)
     }
 }
 
-/// Everything on a page, by the names of metrics.
+/// All metric families.
 #[derive(Debug, Default)]
-struct Snapshot {
-    /// About the guests.
+struct Families {
+    /// About the targets.
     own: Vec<Family>,
-    /// What their schedulers say, of all guests together.
+    /// Of their schedulers, all targets together, by the metric's name.
     stats: BTreeMap<String, Family>,
 }
 
@@ -71,22 +71,22 @@ impl Family {
     }
 }
 
-impl Snapshot {
-    fn of(guests: &[Seen<'_>]) -> Self {
-        let mut snapshot = Self { own: own(guests), stats: BTreeMap::new() };
-        for (guest, outcome) in guests {
-            if let Some(Outcome { found: Some(found), .. }) = outcome {
-                snapshot.add(&guest.name, found);
+impl Families {
+    fn new(scraped: &[Scraped<'_>]) -> Self {
+        let mut families = Self { own: own(scraped), stats: BTreeMap::new() };
+        for (target, outcome) in scraped {
+            if let Some(Outcome { stats: Some(stats), .. }) = outcome {
+                families.add(&target.name, stats);
             }
         }
-        snapshot
+        families
     }
 
-    /// One guest's numbers. Schedulers with a metric of the same name share it, with the first one's help.
-    fn add(&mut self, guest: &str, found: &Found) {
-        for series in &found.values.series {
-            let Some(metric) = found.plan.metrics.get(series.metric) else { continue };
-            let mut labels = of(guest);
+    /// Adds one target's series. Schedulers with a metric of the same name share its family, with the first one's help.
+    fn add(&mut self, target: &str, stats: &TargetStats) {
+        for series in &stats.values.series {
+            let Some(metric) = stats.metrics.metrics.get(series.metric) else { continue };
+            let mut labels = labels_of(target);
             labels.extend(series.labels.iter().cloned());
             let family = match self.stats.entry(metric.name.clone()) {
                 btree_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -97,32 +97,31 @@ impl Snapshot {
     }
 }
 
-fn of(guest: &str) -> Labels {
-    vec![(GUEST.to_owned(), guest.to_owned())]
+fn labels_of(target: &str) -> Labels {
+    vec![(GUEST.to_owned(), target.to_owned())]
 }
 
-/// What is said about the guests themselves.
-fn own(guests: &[Seen<'_>]) -> Vec<Family> {
+/// The families about the targets themselves.
+fn own(scraped: &[Scraped<'_>]) -> Vec<Family> {
     let gauge = |name: &str, help: &str, value: &dyn Fn(&Outcome) -> Option<Number>| {
-        let series = |(guest, outcome): &Seen<'_>| Some((of(&guest.name), value(outcome.as_ref()?)?));
-        Family::gauge(name, help, guests.iter().filter_map(series).collect())
+        let series = |(target, outcome): &Scraped<'_>| Some((labels_of(&target.name), value(outcome.as_ref()?)?));
+        Family::gauge(name, help, scraped.iter().filter_map(series).collect())
     };
-    let found =
-        |outcome: &Outcome, value: &dyn Fn(&Found) -> u64| outcome.found.as_deref().map(value).map(Number::Unsigned);
-    let cut = format!(
-        "Whether the scheduler has more than {MAX_SERIES} series or {MAX_METRICS} metrics, so that some are left out"
-    );
+    let of_stats = |outcome: &Outcome, value: &dyn Fn(&TargetStats) -> u64| {
+        outcome.stats.as_deref().map(value).map(Number::Unsigned)
+    };
+    let truncated = format!("Whether the scheduler has more than {MAX_SERIES} series or {MAX_METRICS} metrics");
     vec![
         gauge("scx_vsock_up", "Whether this scrape has the guest's stats", &|outcome| {
-            Some(Number::Unsigned(outcome.found.is_some().into()))
+            Some(Number::Unsigned(outcome.stats.is_some().into()))
         }),
-        missing(guests),
-        gauge("scx_vsock_scrape_duration", "How long the guest took to answer, or was waited for", &|outcome| {
-            Some(Number::Float(outcome.took.as_secs_f64()))
+        missing(scraped),
+        gauge("scx_vsock_scrape_duration", "Time until the guest answered or the scrape ended", &|outcome| {
+            Some(Number::Float(outcome.duration.as_secs_f64()))
         })
         .in_seconds(),
-        gauge("scx_vsock_span", "How long ago the session's stats were read before, which deltas span", &|outcome| {
-            Some(Number::Float(outcome.found.as_ref()?.span?.as_secs_f64()))
+        gauge("scx_vsock_interval", "Time since the session's previous read, which deltas span", &|outcome| {
+            Some(Number::Float(outcome.stats.as_ref()?.interval?.as_secs_f64()))
         })
         .in_seconds(),
         gauge(
@@ -130,27 +129,30 @@ fn own(guests: &[Seen<'_>]) -> Vec<Family> {
             "The number of the session; deltas have a new baseline where it changes",
             &|outcome| Some(Number::Unsigned(outcome.session)),
         ),
-        gauge("scx_vsock_series_cut", &cut, &|outcome| found(outcome, &|found| found.values.cut.into())),
+        gauge("scx_vsock_series_truncated", &truncated, &|outcome| {
+            of_stats(outcome, &|stats| stats.values.is_truncated.into())
+        }),
         gauge(
             "scx_vsock_unusable_values",
-            "Values of the scheduler that are no numbers where one must be",
-            &|outcome| found(outcome, &|found| found.values.unusable),
+            "Values of the scheduler that are no numbers, or whose key is too long for a label",
+            &|outcome| of_stats(outcome, &|stats| stats.values.unusable),
         ),
     ]
 }
 
-fn missing(guests: &[Seen<'_>]) -> Family {
-    let with = |guest: &str, reason: &str| [of(guest), vec![("reason".to_owned(), reason.to_owned())]].concat();
-    let of_guest = |(guest, _): &Seen<'_>| {
-        let series = |(reason, count): (&&str, &u64)| (with(&guest.name, reason), Number::Unsigned(*count));
-        guest.missing.iter().map(series).collect::<Vec<_>>()
+fn missing(scraped: &[Scraped<'_>]) -> Family {
+    let with =
+        |target: &str, reason: &str| [labels_of(target), vec![("reason".to_owned(), reason.to_owned())]].concat();
+    let of_target = |(target, _): &Scraped<'_>| {
+        let series = |(reason, count): (&&str, &u64)| (with(&target.name, reason), Number::Unsigned(*count));
+        target.missing.iter().map(series).collect::<Vec<_>>()
     };
-    let series = guests.iter().flat_map(of_guest).collect();
-    let help = "Scrapes that had no stats of the guest, by the reason why";
+    let series = scraped.iter().flat_map(of_target).collect();
+    let help = "Scrapes without the guest's stats, by the reason why";
     Family { kind: MetricType::Counter, ..Family::gauge("scx_vsock_missing_stats", help, series) }
 }
 
-impl Collector for Snapshot {
+impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let families = self.own.iter().chain(self.stats.values()).filter(|family| !family.series.is_empty());
         for family in families {
@@ -181,25 +183,26 @@ mod tests {
 
     use super::*;
     use crate::endpoint::Endpoint;
-    use crate::export::metrics::Plan;
+    use crate::export::metrics::MetricSet;
     use crate::export::values::Values;
 
-    fn guest(name: &str) -> Guest {
-        Guest::new(name.to_owned(), Endpoint::Unix { path: "/nowhere".into() })
+    fn target(name: &str) -> Target {
+        Target::new(name.to_owned(), Endpoint::Unix { path: "/nowhere".into() })
     }
 
-    fn found(meta: serde_json::Value, stats: &serde_json::Value) -> Option<Arc<Found>> {
-        let plan = Plan::new(&serde_json::from_value(meta).unwrap());
-        let values = Values::read(&plan, stats);
-        Some(Arc::new(Found { values, plan: Arc::new(plan), span: Some(Duration::from_millis(1_500)) }))
+    fn stats(meta: serde_json::Value, stats: &serde_json::Value) -> Option<Arc<TargetStats>> {
+        let metrics = MetricSet::new(&serde_json::from_value(meta).unwrap());
+        let values = Values::read(&metrics, stats);
+        let interval = Some(Duration::from_millis(1_500));
+        Some(Arc::new(TargetStats { values, metrics: Arc::new(metrics), interval }))
     }
 
-    fn outcome(found: Option<Arc<Found>>) -> Option<Outcome> {
-        Some(Outcome { took: Duration::from_millis(250), session: 3, found })
+    fn outcome(stats: Option<Arc<TargetStats>>) -> Option<Outcome> {
+        Some(Outcome { duration: Duration::from_millis(250), session: 3, stats })
     }
 
-    fn guests() -> Vec<Guest> {
-        let mut web = guest("web");
+    fn targets() -> Vec<Target> {
+        let mut web = target("web");
         let meta = json!({
             "Top": { "top": "true", "fields": {
                 "nr": { "datum": "u64", "desc": "Number \\ of\nthings" },
@@ -207,16 +210,16 @@ mod tests {
             } },
             "Layer": { "user": { "_om_label": "layer", "_om_prefix": "l_" }, "fields": { "util": { "datum": "float", "desc": "CPU use" } } },
         });
-        let stats = json!({ "nr": 7, "layers": { "a\"b\n\\{}": { "util": 0.5 }, "z": { "util": "x" } } });
-        web.last = outcome(found(meta, &stats));
-        let mut database = guest("database");
+        let answer = json!({ "nr": 7, "layers": { "a\"b\n\\{}": { "util": 0.5 }, "z": { "util": "x" } } });
+        web.last = outcome(stats(meta, &answer));
+        let mut database = target("database");
         database.missing.insert("timed_out", 2);
         database.last = outcome(None);
-        let mut other = guest("other");
+        let mut other = target("other");
         other.missing.insert("no_scheduler", 1);
         let meta = json!({ "T": { "top": true, "fields": { "nr": { "datum": "i64", "desc": "Something else" } } } });
-        other.last = outcome(found(meta, &json!({ "nr": -1 })));
-        vec![web, database, other, guest("new")]
+        other.last = outcome(stats(meta, &json!({ "nr": -1 })));
+        vec![web, database, other, target("new")]
     }
 
     const OPEN: &str = r#"# HELP scx_vsock_up Whether this scrape has the guest's stats
@@ -224,31 +227,31 @@ mod tests {
 scx_vsock_up{guest="web"} 1
 scx_vsock_up{guest="database"} 0
 scx_vsock_up{guest="other"} 1
-# HELP scx_vsock_missing_stats Scrapes that had no stats of the guest, by the reason why
+# HELP scx_vsock_missing_stats Scrapes without the guest's stats, by the reason why
 # TYPE scx_vsock_missing_stats counter
 scx_vsock_missing_stats_total{guest="database",reason="timed_out"} 2
 scx_vsock_missing_stats_total{guest="other",reason="no_scheduler"} 1
-# HELP scx_vsock_scrape_duration_seconds How long the guest took to answer, or was waited for
+# HELP scx_vsock_scrape_duration_seconds Time until the guest answered or the scrape ended
 # TYPE scx_vsock_scrape_duration_seconds gauge
 # UNIT scx_vsock_scrape_duration_seconds seconds
 scx_vsock_scrape_duration_seconds{guest="web"} 0.25
 scx_vsock_scrape_duration_seconds{guest="database"} 0.25
 scx_vsock_scrape_duration_seconds{guest="other"} 0.25
-# HELP scx_vsock_span_seconds How long ago the session's stats were read before, which deltas span
-# TYPE scx_vsock_span_seconds gauge
-# UNIT scx_vsock_span_seconds seconds
-scx_vsock_span_seconds{guest="web"} 1.5
-scx_vsock_span_seconds{guest="other"} 1.5
+# HELP scx_vsock_interval_seconds Time since the session's previous read, which deltas span
+# TYPE scx_vsock_interval_seconds gauge
+# UNIT scx_vsock_interval_seconds seconds
+scx_vsock_interval_seconds{guest="web"} 1.5
+scx_vsock_interval_seconds{guest="other"} 1.5
 # HELP scx_vsock_session The number of the session; deltas have a new baseline where it changes
 # TYPE scx_vsock_session gauge
 scx_vsock_session{guest="web"} 3
 scx_vsock_session{guest="database"} 3
 scx_vsock_session{guest="other"} 3
-# HELP scx_vsock_series_cut Whether the scheduler has more than 5000 series or 1000 metrics, so that some are left out
-# TYPE scx_vsock_series_cut gauge
-scx_vsock_series_cut{guest="web"} 0
-scx_vsock_series_cut{guest="other"} 0
-# HELP scx_vsock_unusable_values Values of the scheduler that are no numbers where one must be
+# HELP scx_vsock_series_truncated Whether the scheduler has more than 5000 series or 1000 metrics
+# TYPE scx_vsock_series_truncated gauge
+scx_vsock_series_truncated{guest="web"} 0
+scx_vsock_series_truncated{guest="other"} 0
+# HELP scx_vsock_unusable_values Values of the scheduler that are no numbers, or whose key is too long for a label
 # TYPE scx_vsock_unusable_values gauge
 scx_vsock_unusable_values{guest="web"} 1
 scx_vsock_unusable_values{guest="other"} 0
@@ -263,15 +266,15 @@ scx_nr{guest="other"} -1
 "#;
 
     #[test]
-    fn a_page_has_all_guests_by_the_names_of_metrics() {
-        let page = Page::of(&guests(), Instant::now()).unwrap();
-        assert_eq!(page.open_metrics, OPEN);
+    fn an_exposition_has_all_targets_by_metric() {
+        let exposition = Exposition::new(&targets(), Instant::now()).unwrap();
+        assert_eq!(exposition.open_metrics, OPEN);
         let plain = OPEN
             .replace("missing_stats Scrapes", "missing_stats_total Scrapes")
             .replace("missing_stats counter", "missing_stats_total counter")
             .replace("# UNIT scx_vsock_scrape_duration_seconds seconds\n", "")
-            .replace("# UNIT scx_vsock_span_seconds seconds\n", "")
+            .replace("# UNIT scx_vsock_interval_seconds seconds\n", "")
             .replace("# EOF\n", "");
-        assert_eq!(page.plain, plain);
+        assert_eq!(exposition.plain, plain);
     }
 }

@@ -4,38 +4,43 @@ use std::time::Duration;
 
 use httparse::{EMPTY_HEADER, Error, Header, Request, Status};
 
+use super::accept::prefers_open_metrics;
+
 /// Bytes of the longest request.
 pub(super) const MAX_REQUEST: usize = 8 * 1024;
 
 /// Headers of the longest request.
 const MAX_HEADERS: usize = 64;
 
-/// How much of the time that a scraper waits is used: the page must travel as well.
-const USED: f64 = 0.9;
+/// The part of a scraper's timeout that targets have: the response must travel as well.
+const TIMEOUT_PART: f64 = 0.9;
 
-/// What guests are given at least: a scraper that waits for less must not keep others from their numbers.
-pub(super) const LEAST: Duration = Duration::from_millis(100);
+/// The least that targets have: a scraper with a shorter timeout must not keep others from their numbers.
+pub(super) const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// What a scraper wants.
+/// The most that a scraper's timeout counts.
+const MAX_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// A scraper's request for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Wanted {
+pub(super) struct ScrapeRequest {
     /// OpenMetrics, or Prometheus' older text.
     pub(super) open_metrics: bool,
-    /// How long it may be kept waiting, where it says so.
-    pub(super) within: Option<Duration>,
-    /// Only the response's head.
+    /// How long targets have, if the scraper has a timeout.
+    pub(super) timeout: Option<Duration>,
+    /// Only the head of the response.
     pub(super) head_only: bool,
 }
 
-/// What came by now.
+/// What has arrived.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Parsed {
-    /// More must come.
-    Part,
-    /// A scrape.
-    Scrape(Wanted),
+    /// A part of a request.
+    Incomplete,
+    /// A request for the metrics.
+    Scrape(ScrapeRequest),
     /// Something else, which is answered with this status.
-    Refused(&'static str),
+    Rejected(&'static str),
 }
 
 pub(super) const BAD_REQUEST: &str = "400 Bad Request";
@@ -46,49 +51,63 @@ pub(super) const TOO_LARGE: &str = "431 Request Header Fields Too Large";
 pub(super) const FAILED: &str = "500 Internal Server Error";
 pub(super) const BUSY: &str = "503 Service Unavailable";
 
-/// Parses what came by now.
+/// Parses what has arrived.
 pub(super) fn parse(received: &[u8]) -> Parsed {
     let mut headers = [EMPTY_HEADER; MAX_HEADERS];
     let mut request = Request::new(&mut headers);
     match request.parse(received) {
         Ok(Status::Complete(_)) => {}
-        Ok(Status::Partial) if received.len() < MAX_REQUEST => return Parsed::Part,
-        Ok(Status::Partial) | Err(Error::TooManyHeaders) => return Parsed::Refused(TOO_LARGE),
-        Err(_) => return Parsed::Refused(BAD_REQUEST),
+        Ok(Status::Partial) if received.len() < MAX_REQUEST => return Parsed::Incomplete,
+        Ok(Status::Partial) | Err(Error::TooManyHeaders) => return Parsed::Rejected(TOO_LARGE),
+        Err(_) => return Parsed::Rejected(BAD_REQUEST),
     }
     let head_only = match request.method {
         Some("GET") => false,
         Some("HEAD") => true,
-        _ => return Parsed::Refused(NOT_ALLOWED),
+        _ => return Parsed::Rejected(NOT_ALLOWED),
     };
-    let path = request.path.unwrap_or_default();
-    if path.split('?').next() != Some("/metrics") {
-        return Parsed::Refused(NOT_FOUND);
+    if path(request.path.unwrap_or_default()) != "/metrics" {
+        return Parsed::Rejected(NOT_FOUND);
     }
-    let header = |name: &str| text(request.headers, name);
-    Parsed::Scrape(Wanted {
-        open_metrics: header("Accept").is_some_and(|accept| accept.contains("application/openmetrics-text")),
-        within: header("X-Prometheus-Scrape-Timeout-Seconds").and_then(time),
+    Parsed::Scrape(ScrapeRequest {
+        open_metrics: prefers_open_metrics(values(request.headers, "Accept")),
+        timeout: values(request.headers, "X-Prometheus-Scrape-Timeout-Seconds").next().and_then(timeout),
         head_only,
     })
 }
 
-fn text<'h>(headers: &[Header<'h>], name: &str) -> Option<&'h str> {
-    let header = headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
-    std::str::from_utf8(header.value).ok()
+/// The path of a request's target, which may be a whole URI (RFC 9112, 3.2.2).
+fn path(target: &str) -> &str {
+    let path = match target.split_once("://") {
+        Some((_, rest)) if !target.starts_with('/') => {
+            rest.find('/').and_then(|start| rest.get(start..)).unwrap_or("/")
+        }
+        _ => target,
+    };
+    path.split('?').next().unwrap_or_default()
 }
 
-fn time(seconds: &str) -> Option<Duration> {
-    let within = Duration::try_from_secs_f64(seconds.trim().parse::<f64>().ok()? * USED).ok()?;
-    Some(within.max(LEAST))
+/// The values of all headers of this name.
+fn values<'h>(headers: &[Header<'h>], name: &str) -> impl Iterator<Item = &'h str> {
+    let named = headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
+    named.filter_map(|header| std::str::from_utf8(header.value).ok())
 }
 
-/// A page as a response.
-pub(super) fn page(media_type: &str, page: &str, head_only: bool) -> Vec<u8> {
-    respond("200 OK", media_type, page, head_only)
+/// The bounded time that targets have, from a scraper's timeout in seconds.
+fn timeout(seconds: &str) -> Option<Duration> {
+    let seconds = seconds.trim().parse::<f64>().ok()?;
+    // Also what is beyond the range of a duration; a negative number and NaN are none.
+    let bounded = if seconds > MAX_TIMEOUT.as_secs_f64() { MAX_TIMEOUT.as_secs_f64() } else { seconds };
+    let timeout = Duration::try_from_secs_f64(bounded * TIMEOUT_PART).ok()?;
+    Some(timeout.max(MIN_TIMEOUT))
 }
 
-/// A status as a response.
+/// Returns an exposition as a response.
+pub(super) fn ok(media_type: &str, body: &str, head_only: bool) -> Vec<u8> {
+    respond("200 OK", media_type, body, head_only)
+}
+
+/// Returns a status as a response.
 pub(super) fn status(status: &str) -> Vec<u8> {
     let more = if status == NOT_FOUND { "; the metrics are at /metrics" } else { "" };
     respond(status, "text/plain; charset=utf-8", &format!("{status}{more}\n"), false)
@@ -116,52 +135,63 @@ mod tests {
         X-Prometheus-Scrape-Timeout-Seconds: 10\r\n\r\n";
 
     #[test]
-    fn a_scrape_of_prometheus_is_understood() {
-        let within = Some(Duration::from_secs(9));
+    fn a_scrape_of_prometheus_is_parsed() {
+        let timeout = Some(Duration::from_secs(9));
         assert_eq!(
             parse(PROMETHEUS.as_bytes()),
-            Parsed::Scrape(Wanted { open_metrics: true, within, head_only: false })
+            Parsed::Scrape(ScrapeRequest { open_metrics: true, timeout, head_only: false })
         );
-        let plain = Parsed::Scrape(Wanted { open_metrics: false, within: None, head_only: false });
-        assert_eq!(parse(b"GET /metrics?x=1 HTTP/1.0\r\n\r\n"), plain);
+        let plain = Parsed::Scrape(ScrapeRequest { open_metrics: false, timeout: None, head_only: false });
+        for target in ["/metrics?x=1", "http://127.0.0.1:9729/metrics", "http://host/metrics?next=http://other/"] {
+            assert_eq!(parse(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()), plain, "{target}");
+        }
         for end in 1..PROMETHEUS.len() {
-            assert_eq!(parse(&PROMETHEUS.as_bytes()[..end]), Parsed::Part, "{end}");
+            assert_eq!(parse(&PROMETHEUS.as_bytes()[..end]), Parsed::Incomplete, "{end}");
         }
     }
 
     #[test]
-    fn what_is_no_scrape_is_refused() {
+    fn what_is_no_scrape_is_rejected() {
         let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MAX_HEADERS + 1));
         let long = format!("GET /metrics HTTP/1.1\r\na: {}", "b".repeat(MAX_REQUEST));
         for (request, expected) in [
             ("POST /metrics HTTP/1.1\r\n\r\n", NOT_ALLOWED),
             ("GET / HTTP/1.1\r\n\r\n", NOT_FOUND),
+            ("GET http://metrics HTTP/1.1\r\n\r\n", NOT_FOUND),
+            ("GET /x://y/metrics HTTP/1.1\r\n\r\n", NOT_FOUND),
             ("GET /metrics HTTP/2.0\r\n\r\n", BAD_REQUEST),
             ("\0", BAD_REQUEST),
             ("GET /metrics HTTP/1.1\r\nno colon\r\n\r\n", BAD_REQUEST),
             (&many, TOO_LARGE),
             (&long, TOO_LARGE),
         ] {
-            assert_eq!(parse(request.as_bytes()), Parsed::Refused(expected), "{request:.40}");
+            assert_eq!(parse(request.as_bytes()), Parsed::Rejected(expected), "{request:.40}");
         }
-        for header in ["-1", "NaN", "inf", "1e300", "x", ""] {
+        for header in ["-1", "NaN", "-inf", "x", ""] {
             let request = format!("GET /metrics HTTP/1.1\r\nX-Prometheus-Scrape-Timeout-Seconds: {header}\r\n\r\n");
-            let Parsed::Scrape(wanted) = parse(request.as_bytes()) else { panic!("{header}") };
-            assert_eq!(wanted.within, None, "{header}");
+            let Parsed::Scrape(scrape) = parse(request.as_bytes()) else { panic!("{header}") };
+            assert_eq!(scrape.timeout, None, "{header}");
         }
     }
 
     #[test]
-    fn a_scraper_that_does_not_wait_is_made_to() {
+    fn a_scraper_without_patience_has_the_least_timeout() {
         let request = b"GET /metrics HTTP/1.1\r\nx-prometheus-scrape-timeout-seconds: 0\r\n\r\n";
-        assert!(matches!(parse(request), Parsed::Scrape(Wanted { within: Some(LEAST), .. })));
+        assert!(matches!(parse(request), Parsed::Scrape(ScrapeRequest { timeout: Some(MIN_TIMEOUT), .. })));
+    }
+
+    #[test]
+    fn every_timeout_is_bounded() {
+        for seconds in ["10248191152060854272", "18446744073709551615", "1e300", "inf", "3601"] {
+            assert_eq!(timeout(seconds), Some(Duration::from_secs(3_240)), "{seconds}");
+        }
     }
 
     #[test]
     fn responses_are_complete() {
         let expected = "HTTP/1.1 200 OK\r\nContent-Type: text/x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n";
-        assert_eq!(page("text/x", "a\n", false), format!("{expected}a\n").into_bytes());
-        assert_eq!(page("text/x", "a\n", true), expected.as_bytes());
+        assert_eq!(ok("text/x", "a\n", false), format!("{expected}a\n").into_bytes());
+        assert_eq!(ok("text/x", "a\n", true), expected.as_bytes());
         assert!(String::from_utf8(status(NOT_ALLOWED)).unwrap().contains("\r\nAllow: GET, HEAD\r\n"));
     }
 

@@ -1,9 +1,9 @@
-//! Which metrics a scheduler's stats become: made of what they mean, once a session.
+//! The metrics that a scheduler's stats become, made of its description once a session.
 
 use std::collections::BTreeSet;
 
 use super::names;
-use crate::stats::meta::{Data, Kind, Leaf, Meta, Step, Struct};
+use crate::stats::meta::{self, Data, Kind, Leaf, Meta, Struct};
 
 /// Metrics that one guest can have.
 pub const MAX_METRICS: usize = 1_000;
@@ -11,12 +11,12 @@ pub const MAX_METRICS: usize = 1_000;
 /// The label that names the guest.
 pub(super) const GUEST: &str = "guest";
 
-/// What a guest's stats become.
+/// The metrics of one guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct MetricSet {
     pub(super) metrics: Vec<Metric>,
     /// Whether the scheduler describes more than [`MAX_METRICS`].
-    pub(super) cut: bool,
+    pub(super) is_truncated: bool,
 }
 
 /// One metric.
@@ -24,13 +24,13 @@ pub(super) struct Plan {
 pub(super) struct Metric {
     pub(super) name: String,
     pub(super) help: String,
-    /// The way to its values.
-    pub(super) path: Vec<Part>,
+    /// The path to its values.
+    pub(super) path: Vec<Step>,
 }
 
-/// A step of the way to a metric's values.
+/// A step of the path to a metric's values.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum Step {
     /// Into this field.
     Field(String),
     /// Into each value of an array or dict, whose index or key becomes a label.
@@ -40,8 +40,8 @@ pub(super) enum Part {
     },
 }
 
-impl Plan {
-    /// The metrics of what `stats` answers where no target is named.
+impl MetricSet {
+    /// Returns the metrics of what `stats` answers without a target.
     pub(super) fn new(meta: &Meta) -> Self {
         let Some(top) = meta.tops().next() else { return Self::default() };
         let mut leaves = meta.leaves(top);
@@ -55,11 +55,11 @@ impl Plan {
             taken.insert(metric.name.clone());
             metrics.push(metric);
         }
-        Self { metrics, cut: leaves.next().is_some() }
+        Self { metrics, is_truncated: leaves.next().is_some() }
     }
 }
 
-/// Whether the field, or one on the way to it, is to be no metric.
+/// Whether the field, or one on the path to it, has `_om_skip`.
 fn is_skipped(meta: &Meta, top: &Struct, leaf: &Leaf<'_>) -> bool {
     let mut of = Some(top);
     fields(leaf).any(|name| {
@@ -74,16 +74,16 @@ fn fields<'m>(leaf: &Leaf<'m>) -> impl DoubleEndedIterator<Item = &'m str> + Clo
         .path
         .iter()
         .filter_map(|step| match step {
-            Step::Field(name) => Some(*name),
-            Step::Each(_) => None,
+            meta::Step::Field(name) => Some(*name),
+            meta::Step::Each(_) => None,
         })
         .collect();
     names.into_iter()
 }
 
 impl Metric {
-    /// Its name is the struct's prefix and the field's name where there is a prefix, as upstream's exporter has it,
-    /// unless the struct stands in several places; otherwise it is all the names on the way.
+    /// Its name is the struct's prefix and the field's name if there is a prefix, as in upstream's exporter, unless the
+    /// struct is in several places; otherwise it is all the names of the path.
     fn new(meta: &Meta, leaf: &Leaf<'_>, taken: impl Fn(&str) -> bool) -> Self {
         let by_path = || names::metric(fields(leaf));
         let prefix = leaf.owner.attributes.om_prefix();
@@ -97,16 +97,16 @@ impl Metric {
     }
 }
 
-fn path(meta: &Meta, leaf: &Leaf<'_>) -> Vec<Part> {
+fn path(meta: &Meta, leaf: &Leaf<'_>) -> Vec<Step> {
     let mut labels = BTreeSet::from([GUEST.to_owned()]);
-    let step = |step: &Step<'_>| match step {
-        Step::Field(name) => Part::Field((*name).to_owned()),
-        Step::Each(field) => {
+    let step = |step: &meta::Step<'_>| match step {
+        meta::Step::Field(name) => Step::Field((*name).to_owned()),
+        meta::Step::Each(field) => {
             let named = meta.struct_of(field).and_then(|of| of.attributes.om_label());
             let label = named.unwrap_or(if matches!(field.data, Data::Array(_)) { "index" } else { "key" });
             let label = names::unique(names::label(label), |name| labels.contains(name));
             labels.insert(label.clone());
-            Part::Each { label }
+            Step::Each { label }
         }
     };
     leaf.path.iter().map(step).collect()
@@ -118,25 +118,25 @@ mod tests {
 
     use super::*;
 
-    fn plan(meta: Value) -> Plan {
-        Plan::new(&serde_json::from_value(meta).unwrap())
+    fn metric_set(meta: Value) -> MetricSet {
+        MetricSet::new(&serde_json::from_value(meta).unwrap())
     }
 
-    fn shown(plan: &Plan) -> Vec<String> {
-        let label = |part: &Part| match part {
-            Part::Field(_) => None,
-            Part::Each { label } => Some(label.clone()),
+    fn shown(set: &MetricSet) -> Vec<String> {
+        let label = |part: &Step| match part {
+            Step::Field(_) => None,
+            Step::Each { label } => Some(label.clone()),
         };
         let line = |metric: &Metric| {
             let labels: Vec<String> = metric.path.iter().filter_map(label).collect();
             format!("{}{{{}}} {}", metric.name, labels.join(","), metric.help)
         };
-        plan.metrics.iter().map(line).collect()
+        set.metrics.iter().map(line).collect()
     }
 
     #[test]
-    fn prefixes_labels_nesting_dicts_and_arrays_become_names_and_labels() {
-        let plan = plan(json!({
+    fn paths_become_names_and_labels() {
+        let set = metric_set(json!({
             "Sys": {
                 "name": "Sys", "top": "true",
                 "fields": {
@@ -156,10 +156,10 @@ mod tests {
             },
             "Load": { "name": "Load", "fields": { "one": { "datum": "float" } } },
         }));
-        assert!(!plan.cut);
+        assert!(!set.is_truncated);
         let other = "A statistic of the guest's scheduler";
         assert_eq!(
-            shown(&plan),
+            shown(&set),
             [
                 "scx_busy{} Busy 'CPUs' in all".to_owned(),
                 format!("scx_l_per{{layer_name,key}} {other}"),
@@ -172,8 +172,8 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_be_the_same_are_told_apart() {
-        let plan = plan(json!({
+    fn equal_names_are_numbered() {
+        let set = metric_set(json!({
             "Top": { "top": true, "fields": {
                 "a": { "datum": { "struct": "P" } }, "b": { "datum": { "struct": "P" } },
                 "x.y": { "datum": "u64" }, "x_y": { "datum": "u64" },
@@ -184,7 +184,7 @@ mod tests {
             "E": { "user": { "_om_label": "guest" }, "fields": { "n": { "datum": "u64" } } },
         }));
         let help = " A statistic of the guest's scheduler";
-        let names: Vec<String> = shown(&plan).iter().map(|line| line.replace(help, "")).collect();
+        let names: Vec<String> = shown(&set).iter().map(|line| line.replace(help, "")).collect();
         let expected = [
             "scx_p_n{}",
             "scx_b_n{}",
@@ -197,13 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn a_description_that_explodes_is_cut() {
+    fn a_description_that_explodes_is_truncated() {
         let structs = (0..30).map(|n| {
             let next = json!({ "datum": { "struct": format!("S{}", n + 1) } });
             (format!("S{n}"), json!({ "top": n == 0, "fields": { "a": next, "b": next } }))
         });
-        let plan = plan(Value::Object(structs.collect()));
-        assert!(plan.cut && plan.metrics.len() == MAX_METRICS);
-        assert_eq!(Plan::new(&Meta::default()), Plan::default());
+        let set = metric_set(Value::Object(structs.collect()));
+        assert!(set.is_truncated && set.metrics.len() == MAX_METRICS);
+        assert_eq!(MetricSet::new(&Meta::default()), MetricSet::default());
     }
 }

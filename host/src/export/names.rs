@@ -1,4 +1,4 @@
-//! A guest's texts as OpenMetrics has them: names of few characters, help of one line.
+//! A guest's texts as OpenMetrics takes them: names of few characters, help of one line.
 
 /// Bytes of the longest name that is made of one text.
 const MAX_NAME: usize = 100;
@@ -6,43 +6,43 @@ const MAX_NAME: usize = 100;
 /// Characters of the longest help.
 const MAX_HELP: usize = 200;
 
-/// What stands before every guest's metric, so that it begins with a letter.
+/// The prefix of every guest's metric, so that it begins with a letter.
 const PREFIX: &str = "scx_";
 
-/// Where the names of this crate's own metrics begin, and where a guest's go instead.
+/// The prefix of this crate's own metrics, and what a guest's have instead.
 const OWN: &str = "scx_vsock_";
 const NOT_OWN: &str = "scx_guest_vsock_";
 
-/// Ends that OpenMetrics keeps for the parts of counters, histograms and the like, and what a gauge has behind one.
-const KEPT_ENDS: [&str; 8] = ["_bucket", "_count", "_created", "_gcount", "_gsum", "_info", "_sum", "_total"];
-const BEHIND: &str = "_value";
+/// Suffixes that OpenMetrics reserves for parts of counters, histograms and the like, and what a gauge has after one.
+const RESERVED: [&str; 8] = ["_bucket", "_count", "_created", "_gcount", "_gsum", "_info", "_sum", "_total"];
+const SUFFIX: &str = "_value";
 
-/// A metric's name, made of the parts of its path.
+/// Returns a metric's name, made of the names of its path.
 pub(super) fn metric<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let parts: Vec<String> = parts.into_iter().map(word).collect();
     let mut name = format!("{PREFIX}{}", parts.join("_"));
-    if KEPT_ENDS.iter().any(|end| name.ends_with(end)) {
-        name += BEHIND;
+    if RESERVED.iter().any(|end| name.ends_with(end)) {
+        name += SUFFIX;
     }
     match name.strip_prefix(OWN) {
-        Some(rest) => format!("{NOT_OWN}{rest}"),
+        Some(suffix) => format!("{NOT_OWN}{suffix}"),
         None => name,
     }
 }
 
-/// A label's name. Those that begin with two underscores are Prometheus' own.
+/// Returns a label's name. Those that begin with two underscores are Prometheus' own.
 pub(super) fn label(text: &str) -> String {
     let name = word(text);
     let name = name.trim_start_matches(|first: char| !first.is_ascii_alphabetic());
     if name.is_empty() { "key".to_owned() } else { name.to_owned() }
 }
 
-/// Letters, digits and underscores.
+/// Returns the text in letters, digits and underscores.
 fn word(text: &str) -> String {
     text.chars().take(MAX_NAME).map(|char| if char.is_ascii_alphanumeric() { char } else { '_' }).collect()
 }
 
-/// A text that needs no escapes in any format.
+/// Returns a text that needs no escapes in any format.
 pub(super) fn help(text: &str) -> String {
     let line = text.chars().take(MAX_HELP).map(|char| match char {
         '\\' => '/',
@@ -53,7 +53,7 @@ pub(super) fn help(text: &str) -> String {
     line.collect::<String>().trim().to_owned()
 }
 
-/// The name, or it with the first number that makes it one that is not `taken`.
+/// Returns the name, with the first number after it that makes it one that is not `taken`, if it is.
 pub(super) fn unique(name: String, taken: impl Fn(&str) -> bool) -> String {
     let numbered = (2u32..).map(|number| format!("{name}_{number}"));
     let mut names = std::iter::once(name.clone()).chain(numbered);

@@ -1,4 +1,4 @@
-//! One connection of a scraper: its request, its wait for the round's end, and its response.
+//! One connection of a scraper: its request, its wait for the metrics, and its response.
 
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
@@ -9,17 +9,21 @@ use rustix::event::PollFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-use super::exposition::{OPEN_METRICS, PLAIN, Page};
-use super::http::{self, MAX_REQUEST, Parsed, Wanted};
+use super::exposition::{Exposition, OPEN_METRICS, PLAIN};
+use super::http::{self, MAX_REQUEST, Parsed, ScrapeRequest};
 use crate::io::poll::PollSet;
 
-/// How long a request may take to arrive, and a response to be taken.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a request may take to arrive.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much later than it is due a scraper is given what there is: a round of its own ends on time.
-const OVERDUE: Duration = Duration::from_millis(20);
+/// How long a response may take to be read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long, and for how many bytes, what nobody wants is read, so that the response is not lost with it.
+/// The time after its own deadline at which a scraper is sent what there is: a round that it began ends before that.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// How long, and for how many bytes, input is discarded after the response, so that closing does not reset the
+/// connection before the response is read.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 64 * 1024;
 
@@ -31,95 +35,111 @@ pub(super) struct Scraper {
 
 #[derive(Debug)]
 enum State {
-    /// Its request arrives.
-    Asking { received: Vec<u8>, until: Instant },
-    /// It waits for the round's end.
-    Waiting { wanted: Wanted, since: Instant },
-    /// It takes its response.
-    Taking { response: Vec<u8>, sent: usize, until: Instant },
-    /// It was told everything, and is read to its end.
-    Leaving { left: usize, until: Instant },
-    /// It is to be closed.
-    Over,
+    ReadingRequest {
+        received: Vec<u8>,
+        deadline: Instant,
+    },
+    /// Targets are being scraped, or soon will be.
+    Waiting {
+        scrape: ScrapeRequest,
+        since: Instant,
+    },
+    Responding {
+        response: Vec<u8>,
+        sent: usize,
+        deadline: Instant,
+    },
+    /// The response is sent and the sending side shut down; input is discarded.
+    Lingering {
+        left: usize,
+        deadline: Instant,
+    },
+    Closed,
 }
 
 impl Scraper {
     pub(super) fn new(stream: OwnedFd, now: Instant) -> Self {
-        Self { stream: stream.into(), state: State::Asking { received: Vec::new(), until: now + PATIENCE } }
+        let deadline = after(now, READ_TIMEOUT);
+        Self { stream: stream.into(), state: State::ReadingRequest { received: Vec::new(), deadline } }
     }
 
-    /// One that is told this status and nothing else.
-    pub(super) fn told(stream: OwnedFd, status: &str, now: Instant) -> Self {
+    /// Sends a new connection this status at once, and closes it.
+    pub(super) fn reject(stream: OwnedFd, status: &str, now: Instant) {
         let mut scraper = Self::new(stream, now);
         scraper.respond(http::status(status), now);
-        scraper
+        scraper.write(now);
+        scraper.discard(now);
     }
 
-    pub(super) fn is_over(&self) -> bool {
-        matches!(self.state, State::Over)
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
     }
 
-    /// Whether it may give way to another: its request is not there yet, or it has its response.
-    pub(super) fn may_go(&self) -> bool {
-        matches!(self.state, State::Asking { .. } | State::Leaving { .. })
+    /// Whether it may be closed for another one: its request has not arrived, or its response is sent.
+    pub(super) fn is_evictable(&self) -> bool {
+        matches!(self.state, State::ReadingRequest { .. } | State::Lingering { .. })
     }
 
-    /// Whether it waits for the round that runs, or the next.
-    pub(super) fn waits(&self) -> bool {
+    /// Whether it waits for the metrics.
+    pub(super) fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting { .. })
     }
 
-    /// When the round that it waits for should end, if it says so.
-    pub(super) fn due(&self) -> Option<Instant> {
+    /// Returns when the targets' time is over, if it waits for them and has a timeout.
+    pub(super) fn deadline(&self) -> Option<Instant> {
         match self.state {
-            State::Waiting { wanted: Wanted { within: Some(within), .. }, since } => since.checked_add(within),
+            State::Waiting { scrape: ScrapeRequest { timeout: Some(timeout), .. }, since } => {
+                Some(after(since, timeout))
+            }
             _ => None,
         }
     }
 
-    /// Whether it waits for a round that took longer.
+    /// Whether it waits for a round that takes longer than its own time.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
-        self.due().is_some_and(|due| now >= due + OVERDUE)
+        self.deadline().is_some_and(|deadline| now >= after(deadline, GRACE))
     }
 
-    pub(super) fn wait_in<'a>(&'a self, set: &mut PollSet<'a>) {
-        let (events, until) = match &self.state {
-            State::Asking { until, .. } | State::Leaving { until, .. } => (PollFlags::IN, Some(*until)),
-            State::Waiting { .. } => (PollFlags::empty(), self.due().map(|due| due + OVERDUE)),
-            State::Over => (PollFlags::empty(), None),
-            State::Taking { until, .. } => (PollFlags::OUT, Some(*until)),
+    pub(super) fn register<'a>(&'a self, set: &mut PollSet<'a>) {
+        let (events, deadline) = match &self.state {
+            State::ReadingRequest { deadline, .. } | State::Lingering { deadline, .. } => {
+                (PollFlags::IN, Some(*deadline))
+            }
+            State::Waiting { .. } => (PollFlags::empty(), self.deadline().map(|deadline| after(deadline, GRACE))),
+            State::Responding { deadline, .. } => (PollFlags::OUT, Some(*deadline)),
+            State::Closed => (PollFlags::empty(), None),
         };
         set.add(&self.stream, events);
-        until.into_iter().for_each(|until| set.until(until));
+        deadline.into_iter().for_each(|deadline| set.until(deadline));
     }
 
-    /// Goes on where something happened on its connection, or its time is over.
-    pub(super) fn turn(&mut self, event: PollFlags, now: Instant) {
+    /// Makes progress if its connection is ready or a deadline has passed.
+    pub(super) fn on_event(&mut self, event: PollFlags, now: Instant) {
         if event.intersects(PollFlags::HUP | PollFlags::ERR) {
-            self.state = State::Over;
+            self.state = State::Closed;
             return;
         }
-        if let State::Asking { until, .. } = self.state {
+        if let State::ReadingRequest { deadline, .. } = self.state {
             if !event.is_empty() {
                 self.read(now);
-            } else if now >= until {
+            } else if now >= deadline {
                 self.respond(http::status(http::TIMED_OUT), now);
             }
         }
-        if matches!(self.state, State::Taking { .. }) {
+        if matches!(self.state, State::Responding { .. }) {
             self.write(now);
         }
-        if matches!(self.state, State::Leaving { .. }) {
-            self.drain(now);
+        if matches!(self.state, State::Lingering { .. }) {
+            self.discard(now);
         }
     }
 
-    /// Gives a scraper that waits the page, or says that there is none.
-    pub(super) fn give(&mut self, page: Option<&Page>, now: Instant) {
-        let State::Waiting { wanted, .. } = self.state else { return };
-        let response = match page {
-            Some(page) if wanted.open_metrics => http::page(OPEN_METRICS, &page.open_metrics, wanted.head_only),
-            Some(page) => http::page(PLAIN, &page.plain, wanted.head_only),
+    /// Sends a scraper that waits the metrics, or a failure if there are none.
+    pub(super) fn send(&mut self, exposition: Option<&Exposition>, now: Instant) {
+        let State::Waiting { scrape, .. } = self.state else { return };
+        let response = match exposition {
+            Some(metrics) if scrape.open_metrics => http::ok(OPEN_METRICS, &metrics.open_metrics, scrape.head_only),
+            Some(metrics) => http::ok(PLAIN, &metrics.plain, scrape.head_only),
             None => http::status(http::FAILED),
         };
         self.respond(response, now);
@@ -127,57 +147,62 @@ impl Scraper {
     }
 
     fn read(&mut self, now: Instant) {
-        let State::Asking { received, .. } = &mut self.state else { return };
-        // The room for a whole request and no more.
+        let State::ReadingRequest { received, .. } = &mut self.state else { return };
+        // The capacity for a whole request and no more.
         received.reserve_exact(MAX_REQUEST.saturating_sub(received.len()));
         match retry_on_intr(|| recv(&self.stream, spare_capacity(received), RecvFlags::DONTWAIT)) {
-            Ok((0, _)) => self.state = State::Over,
+            Ok((0, _)) => self.state = State::Closed,
             Ok(_) => match http::parse(received) {
-                Parsed::Part => {}
-                Parsed::Scrape(wanted) => self.state = State::Waiting { wanted, since: now },
-                Parsed::Refused(status) => self.respond(http::status(status), now),
+                Parsed::Incomplete => {}
+                Parsed::Scrape(scrape) => self.state = State::Waiting { scrape, since: now },
+                Parsed::Rejected(status) => self.respond(http::status(status), now),
             },
             Err(Errno::AGAIN) => {}
-            Err(_) => self.state = State::Over,
+            Err(_) => self.state = State::Closed,
         }
     }
 
     fn respond(&mut self, response: Vec<u8>, now: Instant) {
-        self.state = State::Taking { response, sent: 0, until: now + PATIENCE };
+        self.state = State::Responding { response, sent: 0, deadline: after(now, WRITE_TIMEOUT) };
     }
 
     fn write(&mut self, now: Instant) {
-        let State::Taking { response, sent, until } = &mut self.state else { return };
+        let State::Responding { response, sent, deadline } = &mut self.state else { return };
         while let Some(unsent) = response.get(*sent..).filter(|unsent| !unsent.is_empty()) {
             match retry_on_intr(|| send(&self.stream, unsent, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)) {
                 Ok(count) => *sent += count,
-                Err(Errno::AGAIN) if now < *until => return,
+                Err(Errno::AGAIN) if now < *deadline => return,
                 Err(_) => {
-                    self.state = State::Over;
+                    self.state = State::Closed;
                     return;
                 }
             }
         }
         self.state = match shutdown(&self.stream, Shutdown::Write) {
-            Ok(()) => State::Leaving { left: LINGER_BYTES, until: now + LINGER },
-            Err(_) => State::Over,
+            Ok(()) => State::Lingering { left: LINGER_BYTES, deadline: after(now, LINGER) },
+            Err(_) => State::Closed,
         };
     }
 
-    fn drain(&mut self, now: Instant) {
-        let State::Leaving { left, until } = &mut self.state else { return };
-        let mut nobodys = [0; 4096];
-        let over = match retry_on_intr(|| recv(&self.stream, &mut nobodys, RecvFlags::DONTWAIT)) {
+    fn discard(&mut self, now: Instant) {
+        let State::Lingering { left, deadline } = &mut self.state else { return };
+        let mut discarded = [0; 4096];
+        let is_over = match retry_on_intr(|| recv(&self.stream, &mut discarded, RecvFlags::DONTWAIT)) {
             Ok((0, _)) => true,
             Ok((count, _)) => {
                 *left = left.saturating_sub(count);
                 *left == 0
             }
-            Err(Errno::AGAIN) => now >= *until,
+            Err(Errno::AGAIN) => now >= *deadline,
             Err(_) => true,
         };
-        if over {
-            self.state = State::Over;
+        if is_over {
+            self.state = State::Closed;
         }
     }
+}
+
+/// A moment that is `duration` later, or the same one beyond the clock's range.
+fn after(moment: Instant, duration: Duration) -> Instant {
+    moment.checked_add(duration).unwrap_or(moment)
 }

@@ -1,35 +1,35 @@
-//! A scheduler's stats as numbers with labels, by a plan.
+//! A scheduler's stats as numbers with labels.
 
 use serde_json::Value;
 
-use super::metrics::{Part, Plan};
+use super::metrics::{MetricSet, Step};
 
 /// Series that one guest can have in one scrape.
 pub const MAX_SERIES: usize = 5_000;
 
-/// Values that are looked at for one guest in one scrape.
+/// Values that are visited for one guest in one scrape.
 const MAX_STEPS: usize = 10 * MAX_SERIES;
 
 /// Bytes of names and labels that one guest can have in one scrape.
 const MAX_TEXT: usize = 2 << 20;
 
-/// Bytes of the longest key that becomes a label's value. A longer one is unusable: cut, it could be taken for another.
+/// Bytes of the longest key that becomes a label's value. A longer one is unusable: truncated, it could equal another.
 const MAX_KEY: usize = 128;
 
-/// What a guest's stats are.
+/// The numbers of one guest.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Values {
     pub(super) series: Vec<Series>,
     /// Values that are no numbers, and keys that are too long.
     pub(super) unusable: u64,
-    /// Whether there is more than a guest can have.
-    pub(super) cut: bool,
+    /// Whether there are more than a guest can have.
+    pub(super) is_truncated: bool,
 }
 
 /// One number.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Series {
-    /// Which of the plan's metrics it is.
+    /// The index of its metric in the set.
     pub(super) metric: usize,
     pub(super) labels: Vec<(String, String)>,
     pub(super) value: Number,
@@ -52,20 +52,20 @@ impl Number {
 }
 
 impl Values {
-    /// Every number that the plan has a metric for. What is missing, or null as a number that is none is in JSON, has no
-    /// series.
-    pub(super) fn read(plan: &Plan, stats: &Value) -> Self {
+    /// Reads every number that the set has a metric for. A missing value has no series; null is missing, since JSON has no
+    /// other form for NaN.
+    pub(super) fn read(set: &MetricSet, stats: &Value) -> Self {
         let mut reader = Reader {
-            values: Self { cut: plan.cut, ..Self::default() },
+            values: Self { is_truncated: set.is_truncated, ..Self::default() },
             metric: 0,
             name: 0,
             labels: Vec::new(),
             steps: 0,
             text: 0,
         };
-        for (at, metric) in plan.metrics.iter().enumerate() {
+        for (at, metric) in set.metrics.iter().enumerate() {
             if reader.is_full() {
-                reader.values.cut = true;
+                reader.values.is_truncated = true;
                 break;
             }
             reader.metric = at;
@@ -87,24 +87,24 @@ struct Reader {
 }
 
 impl Reader {
-    fn read(&mut self, path: &[Part], value: &Value) {
+    fn read(&mut self, path: &[Step], value: &Value) {
         self.steps += 1;
         if self.is_full() {
-            self.values.cut = true;
+            self.values.is_truncated = true;
             return;
         }
         match (path, value) {
             (_, Value::Null) => {}
-            ([], value) => self.take(value),
-            ([Part::Field(name), rest @ ..], Value::Object(fields)) => {
+            ([], value) => self.push(value),
+            ([Step::Field(name), rest @ ..], Value::Object(fields)) => {
                 if let Some(value) = fields.get(name) {
                     self.read(rest, value);
                 }
             }
-            ([Part::Each { label }, rest @ ..], Value::Object(entries)) => {
+            ([Step::Each { label }, rest @ ..], Value::Object(entries)) => {
                 entries.iter().for_each(|(key, value)| self.read_labelled(rest, label, key, value));
             }
-            ([Part::Each { label }, rest @ ..], Value::Array(items)) => {
+            ([Step::Each { label }, rest @ ..], Value::Array(items)) => {
                 items
                     .iter()
                     .enumerate()
@@ -114,9 +114,9 @@ impl Reader {
         }
     }
 
-    fn read_labelled(&mut self, path: &[Part], label: &str, key: &str, value: &Value) {
+    fn read_labelled(&mut self, path: &[Step], label: &str, key: &str, value: &Value) {
         if self.is_full() {
-            self.values.cut = true;
+            self.values.is_truncated = true;
             return;
         }
         if key.len() > MAX_KEY {
@@ -133,7 +133,7 @@ impl Reader {
         self.steps > MAX_STEPS || self.text > MAX_TEXT || self.values.series.len() >= MAX_SERIES
     }
 
-    fn take(&mut self, value: &Value) {
+    fn push(&mut self, value: &Value) {
         match Number::of(value) {
             Some(value) => {
                 let labels = self.labels.iter().map(|(name, key)| name.len() + key.len()).sum::<usize>();
@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    fn plan() -> Plan {
+    fn metric_set() -> MetricSet {
         let meta = json!({
             "Top": { "top": true, "fields": {
                 "n": { "datum": "u64" }, "f": { "datum": "float" },
@@ -160,25 +160,25 @@ mod tests {
             } },
             "Layer": { "user": { "_om_label": "layer" }, "fields": { "util": { "datum": "float" }, "cpus": { "dict": { "key": "u64", "datum": "i64" } } } },
         });
-        Plan::new(&serde_json::from_value(meta).unwrap())
+        MetricSet::new(&serde_json::from_value(meta).unwrap())
     }
 
     fn shown(values: &Values) -> Vec<String> {
-        let plan = plan();
+        let set = metric_set();
         let line = |series: &Series| {
             let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-            format!("{}{{{}}} {:?}", plan.metrics[series.metric].name, labels.join(","), series.value)
+            format!("{}{{{}}} {:?}", set.metrics[series.metric].name, labels.join(","), series.value)
         };
         values.series.iter().map(line).collect()
     }
 
     #[test]
-    fn numbers_are_found_wherever_they_are() {
+    fn numbers_are_found_at_every_depth() {
         let stats = json!({
             "n": u64::MAX, "f": -0.5, "loads": [1, 2.5],
             "layers": { "a": { "util": 1.0, "cpus": { "0": -3 } }, "b": { "util": 2 } },
         });
-        let values = Values::read(&plan(), &stats);
+        let values = Values::read(&metric_set(), &stats);
         assert_eq!(
             shown(&values),
             [
@@ -191,41 +191,41 @@ mod tests {
                 "scx_n{} Unsigned(18446744073709551615)",
             ]
         );
-        assert!(values.unusable == 0 && !values.cut);
+        assert!(values.unusable == 0 && !values.is_truncated);
     }
 
     #[test]
-    fn what_is_no_number_is_counted_and_what_is_missing_or_null_is_not() {
+    fn what_is_no_number_is_counted() {
         let stats = json!({ "n": "7", "f": null, "loads": [true, [], 1], "layers": 5 });
-        let values = Values::read(&plan(), &stats);
+        let values = Values::read(&metric_set(), &stats);
         assert_eq!(shown(&values), ["scx_loads{index=2} Unsigned(1)"]);
-        // Both metrics of the layers find a number where they look for a dict.
-        assert_eq!((values.unusable, values.cut), (5, false));
+        // Both metrics of the layers find a number instead of a dict.
+        assert_eq!((values.unusable, values.is_truncated), (5, false));
         let long = "x".repeat(MAX_KEY + 1);
-        let values = Values::read(&plan(), &json!({ "layers": { long: { "util": 1 } } }));
+        let values = Values::read(&metric_set(), &json!({ "layers": { long: { "util": 1 } } }));
         assert!(values.series.is_empty() && values.unusable == 2);
         for stats in [json!({}), json!(null)] {
-            assert_eq!(Values::read(&plan(), &stats), Values::default());
+            assert_eq!(Values::read(&metric_set(), &stats), Values::default());
         }
     }
 
     #[test]
-    fn more_than_a_guest_can_have_is_cut() {
+    fn too_many_series_are_truncated() {
         let loads: Vec<usize> = (0..MAX_SERIES + 1).collect();
-        let values = Values::read(&plan(), &json!({ "loads": loads }));
-        assert!(values.cut && values.series.len() == MAX_SERIES);
+        let values = Values::read(&metric_set(), &json!({ "loads": loads }));
+        assert!(values.is_truncated && values.series.len() == MAX_SERIES);
         // What has no series costs no more.
         let nothing: Vec<Value> = vec![json!({}); 2 * MAX_STEPS];
         let layers: serde_json::Map<String, Value> =
             nothing.into_iter().enumerate().map(|(at, value)| (at.to_string(), value)).collect();
-        let values = Values::read(&plan(), &json!({ "layers": layers, "n": 1 }));
-        assert!(values.cut && values.series.is_empty());
+        let values = Values::read(&metric_set(), &json!({ "layers": layers, "n": 1 }));
+        assert!(values.is_truncated && values.series.is_empty());
     }
 
     #[test]
-    fn names_and_labels_that_are_longer_than_a_guest_can_have_are_cut() {
+    fn too_long_names_and_labels_are_truncated() {
         let key = "k".repeat(MAX_KEY);
-        let plan = Plan::new(
+        let set = MetricSet::new(
             &serde_json::from_value(json!({
                 "T": { "top": true, "fields": { "d": { "dict": { "key": "string", "datum": { "struct": "U" } } } } },
                 "U": { "fields": { "d": { "dict": { "key": "string", "datum": { "struct": "V" } } } } },
@@ -237,9 +237,13 @@ mod tests {
         );
         let n: Vec<usize> = (0..MAX_SERIES).collect();
         let values = Values::read(
-            &plan,
+            &set,
             &json!({ "d": { &key: { "d": { &key: { "d": { &key: { "d": { &key: { "n": n } } } } } } } } }),
         );
-        assert!(values.cut && (MAX_SERIES / 2..MAX_SERIES).contains(&values.series.len()), "{}", values.series.len());
+        assert!(
+            values.is_truncated && (MAX_SERIES / 2..MAX_SERIES).contains(&values.series.len()),
+            "{}",
+            values.series.len()
+        );
     }
 }

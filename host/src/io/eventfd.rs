@@ -24,7 +24,7 @@ pub(crate) trait Notify: Sized {
 
 /// What a call returns that has no signal to wait for.
 pub(crate) fn no_descriptor(error: io::Error) -> SchedStatsError {
-    SchedStatsError::unreachable(format!("no descriptor to wait with: {error}"))
+    SchedStatsError::unreachable_by("no descriptor to wait with", error)
 }
 
 /// A descriptor that is readable while the signal stays.

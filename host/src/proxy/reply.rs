@@ -3,8 +3,8 @@
 use rustix::io::Errno;
 use serde_json::json;
 
-use crate::stats::SchedStatsError;
 use crate::stats::StatsResponse;
+use crate::stats::{MissingStatsReason, SchedStatsError};
 
 /// The errno for each reason, so that a client can tell them apart without reading.
 ///
@@ -18,29 +18,12 @@ use crate::stats::StatsResponse;
 /// ```
 #[must_use]
 pub fn errno(error: &SchedStatsError) -> i32 {
-    let errno = match error {
-        SchedStatsError::NoScheduler { .. } => Errno::NOENT,
-        SchedStatsError::DuringFreeze => Errno::AGAIN,
-        SchedStatsError::Cancelled => Errno::CANCELED,
-        SchedStatsError::SchedulerError { errno: 0, .. } | SchedStatsError::MissingResp { .. } => Errno::PROTO,
-        SchedStatsError::SchedulerError { errno, .. } => return *errno,
-        SchedStatsError::RequestTooLarge { .. } => Errno::MSGSIZE,
-        SchedStatsError::ResponseTooLarge { .. } => Errno::OVERFLOW,
-        SchedStatsError::Poisoned => Errno::OWNERDEAD,
-        SchedStatsError::TimedOut { .. } => Errno::TIMEDOUT,
-        SchedStatsError::SchedulerGone { .. } => Errno::CONNRESET,
-        SchedStatsError::AgentUnreachable { .. } => Errno::HOSTUNREACH,
-        SchedStatsError::AgentBusy { .. } => Errno::BUSY,
-        SchedStatsError::MalformedResponse { .. } => Errno::PROTO,
-        // As scx_stats servers answer what they do not understand.
-        SchedStatsError::InvalidRequest { .. } => Errno::INVAL,
-    };
-    errno.raw_os_error()
+    error.errno()
 }
 
 /// An error's line, with its LF.
 pub(super) fn of(error: &SchedStatsError) -> Vec<u8> {
-    numbered(errno(error), &error.to_string())
+    numbered(error.errno(), &MissingStatsReason::from(error).to_string())
 }
 
 /// The line, with its LF, for a client whose session ended while it asked nothing.
@@ -86,10 +69,10 @@ mod tests {
             (E::MissingResp { args: args() }, 71),
             (E::RequestTooLarge { size: 2, max: 1 }, 90),
             (E::ResponseTooLarge { size: 2, max: 1 }, 75),
-            (E::Poisoned, 130),
+            (E::MutexPoisoned, 130),
             (E::TimedOut { after_ms: 1 }, 110),
-            (E::SchedulerGone { errno: 32 }, 104),
-            (E::AgentUnreachable { reason: reason() }, 113),
+            (E::SchedulerGone { errno: 32, cause: String::new() }, 104),
+            (E::unreachable("why"), 113),
             (E::AgentBusy { sessions: 8 }, 16),
             (E::MalformedResponse { reason: reason() }, 71),
             (E::InvalidRequest { reason: reason() }, 22),

@@ -1,24 +1,21 @@
 //! One value of every sample, as a type, and how it changes.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
-use super::{ParsePathError, SampleSeries, SnapshotError, StatPath};
+use super::series::SampleSeries;
+use super::snapshot_error::{SnapshotError, stat};
 use crate::sample::Sample;
 use crate::stats::path::kind;
+use crate::stats::{ParsePathError, StatPath};
 
 /// A type that a column can have.
-///
-/// ```
-/// use scx_vsock::series::FromStat;
-///
-/// assert_eq!(u64::from_stat(&7.into()), Some(7));
-/// assert_eq!(u64::from_stat(&(-7).into()), None);
-/// ```
 pub trait FromStat: Sized {
-    /// Its name, for messages.
+    /// The type's name, for messages.
     const NAME: &'static str;
 
-    /// The value as this type, if it is one without loss.
+    /// Returns the value as this type, if it is one without loss.
     fn from_stat(value: &Value) -> Option<Self>;
 }
 
@@ -41,7 +38,7 @@ impl FromStat for i64 {
 impl FromStat for f64 {
     const NAME: &'static str = "f64";
 
-    /// Whole numbers are taken too; those beyond 2^53 to the nearest.
+    /// Integers are taken, too; beyond 2^53 as the nearest float.
     fn from_stat(value: &Value) -> Option<Self> {
         value.as_f64()
     }
@@ -55,19 +52,19 @@ impl FromStat for String {
     }
 }
 
-/// From one sample to the next.
+/// How a number changed from one sample to the next.
 ///
 /// ```
 /// use scx_vsock::SampleSeries;
+/// use scx_vsock::series::{Change, Delta};
 ///
 /// let lines = concat!(
 ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
 ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
 /// );
 /// let series = SampleSeries::from_json_lines(lines)?;
-/// use scx_vsock::series::Change;
-///
-/// assert_eq!(series.changes("nr")?, [Change::NewBaseline, Change::Since { delta: 6.0, rate: Some(3.0) }]);
+/// let change = Change::Since { delta: Delta::Integer(6), rate: Some(3.0) };
+/// assert_eq!(series.changes("nr")?, [Change::NewBaseline, change]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -75,30 +72,74 @@ pub enum Change {
     /// Both samples have the value, on one baseline: its change, and the change a second.
     Since {
         /// What was added; negative for what was taken away.
-        delta: f64,
-        /// The same by the seconds between the samples; `None` if there was no millisecond between them.
+        delta: Delta,
+        /// The delta by the seconds between the samples; `None` if there was no millisecond between them.
         rate: Option<f64>,
     },
-    /// There is nothing before it on the same baseline: the first sample, one behind a hole, or one of a new session.
+    /// There is nothing before it on the same baseline: the first sample, one after a hole, or one of a new session.
     NewBaseline,
     /// The sample has no value itself.
     Missing(SnapshotError),
 }
 
+/// The difference of two numbers, exact if both are integers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Delta {
+    /// Of two integers.
+    Integer(i128),
+    /// Of two numbers of which one is none.
+    Float(f64),
+}
+
+impl Delta {
+    /// Returns the difference as a float; beyond 2^53 the nearest one.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "documented")]
+    pub const fn as_f64(self) -> f64 {
+        match self {
+            Self::Integer(delta) => delta as f64,
+            Self::Float(delta) => delta,
+        }
+    }
+}
+
+/// A number of a sample, as JSON has it.
+#[derive(Clone, Copy)]
+enum Number {
+    Integer(i128),
+    Float(f64),
+}
+
+impl FromStat for Number {
+    const NAME: &'static str = "number";
+
+    fn from_stat(value: &Value) -> Option<Self> {
+        let unsigned = value.as_u64().map(i128::from);
+        let integer = unsigned.or_else(|| value.as_i64().map(i128::from)).map(Self::Integer);
+        integer.or_else(|| value.as_f64().map(Self::Float))
+    }
+}
+
+impl Number {
+    #[allow(clippy::cast_precision_loss, reason = "the difference of a float is one")]
+    const fn as_f64(self) -> f64 {
+        match self {
+            Self::Integer(number) => number as f64,
+            Self::Float(number) => number,
+        }
+    }
+
+    /// Integers have 64 bits, so that their difference never overflows.
+    fn since(self, earlier: Self) -> Delta {
+        match (self, earlier) {
+            (Self::Integer(later), Self::Integer(earlier)) => Delta::Integer(later.saturating_sub(earlier)),
+            (later, earlier) => Delta::Float(later.as_f64() - earlier.as_f64()),
+        }
+    }
+}
+
 impl SampleSeries {
-    /// The values at a dotted path, as a type: `u64`, `i64`, `f64` or `String`. One outcome a sample.
-    ///
-    /// ```
-    /// use scx_vsock::SampleSeries;
-    ///
-    /// let lines = concat!(
-    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
-    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
-    /// );
-    /// let series = SampleSeries::from_json_lines(lines)?;
-    /// assert_eq!(series.column::<f64>("nr")?[0], Ok(10.0));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the values at a path, as a type: `u64`, `i64`, `f64` or `String`. One outcome a sample.
     ///
     /// # Errors
     ///
@@ -108,28 +149,16 @@ impl SampleSeries {
         Ok(self.samples.iter().map(|sample| typed(&path, sample)).collect())
     }
 
-    /// How the number at a dotted path changes from sample to sample: for counters that grow without end. A change
-    /// never reaches across a new session or a sample without the value.
-    ///
-    /// ```
-    /// use scx_vsock::SampleSeries;
-    ///
-    /// let lines = concat!(
-    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
-    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
-    /// );
-    /// let series = SampleSeries::from_json_lines(lines)?;
-    /// assert_eq!(series.changes("nr")?.len(), 2);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns how the number at a path changes from sample to sample: for counters that grow without end. A change never
+    /// reaches across a new session or a sample without the value.
     ///
     /// # Errors
     ///
     /// [`ParsePathError`].
     pub fn changes(&self, path: &str) -> Result<Vec<Change>, ParsePathError> {
         let path: StatPath = path.parse()?;
-        let mut before: Option<(&Sample, f64)> = None;
-        let changes = self.samples.iter().map(|sample| match typed::<f64>(&path, sample) {
+        let mut before: Option<(&Sample, Number)> = None;
+        let changes = self.samples.iter().map(|sample| match typed::<Number>(&path, sample) {
             Ok(value) => {
                 let change = before
                     .filter(|(before, _)| before.session == sample.session)
@@ -147,7 +176,7 @@ impl SampleSeries {
 }
 
 fn typed<T: FromStat>(path: &StatPath, sample: &Sample) -> Result<T, SnapshotError> {
-    let value = path.look_up(sample)?;
+    let value = stat(path, sample)?;
     T::from_stat(value).ok_or_else(|| SnapshotError::WrongType {
         tag: sample.tag.clone(),
         path: path.to_string(),
@@ -156,8 +185,8 @@ fn typed<T: FromStat>(path: &StatPath, sample: &Sample) -> Result<T, SnapshotErr
     })
 }
 
-fn since(before: &Sample, earlier: f64, sample: &Sample, value: f64) -> Change {
-    let delta = value - earlier;
-    let seconds = std::time::Duration::from_millis(sample.elapsed_ms.saturating_sub(before.elapsed_ms)).as_secs_f64();
-    Change::Since { delta, rate: (seconds > 0.0).then(|| delta / seconds) }
+fn since(before: &Sample, earlier: Number, sample: &Sample, value: Number) -> Change {
+    let delta = value.since(earlier);
+    let seconds = Duration::from_millis(sample.elapsed_ms.saturating_sub(before.elapsed_ms)).as_secs_f64();
+    Change::Since { delta, rate: (seconds > 0.0).then(|| delta.as_f64() / seconds) }
 }

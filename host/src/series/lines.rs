@@ -1,143 +1,111 @@
 //! A series as JSON Lines, out and in.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 
-use super::SampleSeries;
+use super::series::SampleSeries;
 use crate::sample::Sample;
+use crate::stats::{MAX_JSON_DEPTH, PeerText, nest_too_deep};
 
-/// A line that is no sample.
-///
-/// ```
-/// let error = scx_vsock::SampleSeries::from_json_lines("{\"tag\":\"a\"").unwrap_err();
-/// assert_eq!(error.to_string(), "line 1 has no end; the text was cut in the middle");
-/// ```
-#[derive(Debug, thiserror::Error)]
+/// Bytes of the longest line that is read. An answer has at most 256 KiB, and escapes make few of them longer.
+pub const MAX_LINE_BYTES: usize = 4 << 20;
+
+/// What was read of a recording: a line that is no sample costs that line alone.
+#[derive(Debug, Default)]
 #[non_exhaustive]
-pub enum LineError {
-    /// The line is not a sample's JSON.
-    #[error("line {line} is no sample")]
-    Sample {
-        /// The line's number, counted from 1.
-        line: usize,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// The line has no end: the text was cut there, and so may the sample have been.
-    #[error("line {line} has no end; the text was cut in the middle")]
-    Cut {
-        /// The line's number, counted from 1.
-        line: usize,
-    },
-    /// The text could not be read.
-    #[error("line {line} cannot be read")]
-    Read {
-        /// The line's number, counted from 1.
-        line: usize,
-        /// Why.
-        source: io::Error,
-    },
+pub struct Recording {
+    /// The samples, in the order of their lines.
+    pub series: SampleSeries,
+    /// The lines that are no samples.
+    pub errors: Vec<LineError>,
+}
+
+/// A line of a recording that is no sample.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[error("line {line} is no sample: {problem}")]
+pub struct LineError {
+    /// The line's number, counted from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub problem: String,
 }
 
 impl SampleSeries {
     /// Writes a line for each sample, in serde's own form.
     ///
-    /// ```
-    /// use scx_vsock::SampleSeries;
-    ///
-    /// let lines = concat!(
-    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
-    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
-    /// );
-    /// let series = SampleSeries::from_json_lines(lines)?;
-    /// let mut file = Vec::new();
-    /// series.write_json_lines(&mut file)?;
-    /// assert_eq!(file, lines.as_bytes());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
     /// # Errors
     ///
-    /// What the write failed with.
+    /// What the write failed with; [`io::ErrorKind::InvalidData`] at a sample whose stats nest more than
+    /// [`MAX_JSON_DEPTH`] levels deep, which no client returns and no reader takes.
     pub fn write_json_lines(&self, mut to: impl Write) -> io::Result<()> {
         for sample in &self.samples {
+            if nest_too_deep(&sample.stats) {
+                let problem = format!("sample {:?} {}", PeerText::line(&sample.tag), too_deep());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+            }
             serde_json::to_writer(&mut to, sample)?;
             to.write_all(b"\n")?;
         }
         Ok(())
     }
 
-    /// The lines of [`write_json_lines`](Self::write_json_lines) as text.
+    /// Returns the lines of [`write_json_lines`](Self::write_json_lines) as text.
     ///
-    /// ```
-    /// use scx_vsock::SampleSeries;
+    /// # Errors
     ///
-    /// let lines = concat!(
-    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
-    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
-    /// );
-    /// let series = SampleSeries::from_json_lines(lines)?;
-    /// assert_eq!(series.to_json_lines(), lines);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn to_json_lines(&self) -> String {
+    /// As [`write_json_lines`](Self::write_json_lines).
+    pub fn to_json_lines(&self) -> io::Result<String> {
         let mut bytes = Vec::new();
-        // Writing to memory does not fail, and a sample's keys are texts.
-        let _written = self.write_json_lines(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
+        self.write_json_lines(&mut bytes)?;
+        String::from_utf8(bytes).map_err(io::Error::other)
     }
 
-    /// Reads what [`write_json_lines`](Self::write_json_lines) wrote, losslessly.
-    ///
-    /// ```
-    /// use scx_vsock::SampleSeries;
-    ///
-    /// let lines = concat!(
-    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
-    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
-    /// );
-    /// let series = SampleSeries::from_json_lines(lines)?;
-    /// assert_eq!(series.samples().len(), 2);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Reads lines of which each must be a sample, losslessly.
     ///
     /// # Errors
     ///
-    /// [`LineError`] with the number of the first line that is no sample.
+    /// [`LineError`] of the first line that is none.
     pub fn from_json_lines(text: &str) -> Result<Self, LineError> {
-        Self::read_json_lines(text.as_bytes())
+        let unread = |error: io::Error| LineError { line: 1, problem: error.to_string() };
+        let Recording { series, errors } = Self::read_json_lines(text.as_bytes()).map_err(unread)?;
+        errors.into_iter().next().map_or(Ok(series), Err)
     }
 
-    /// Reads what [`write_json_lines`](Self::write_json_lines) wrote, losslessly.
-    ///
-    /// ```
-    /// use scx_vsock::SampleSeries;
-    ///
-    /// let lines = concat!(
-    ///     r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":10}}}"#, "\n",
-    ///     r#"{"tag":"b","elapsed_ms":3000,"session":1,"interval_ms":2000,"stats":{"Ok":{"nr":16}}}"#, "\n",
-    /// );
-    /// let series = SampleSeries::from_json_lines(lines)?;
-    /// assert_eq!(SampleSeries::read_json_lines(lines.as_bytes())?, series);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Reads what [`write_json_lines`](Self::write_json_lines) wrote, losslessly. A line that is no sample, has more than
+    /// [`MAX_LINE_BYTES`] or nests too deep is reported with its number and skipped.
     ///
     /// # Errors
     ///
-    /// [`LineError`] with the number of the first line that is no sample or cannot be read.
-    pub fn read_json_lines(mut from: impl BufRead) -> Result<Self, LineError> {
-        let mut series = Self::new();
-        let mut text = String::new();
+    /// What a read failed with.
+    pub fn read_json_lines(mut from: impl BufRead) -> io::Result<Recording> {
+        let mut recording = Recording::default();
+        let mut bytes = Vec::new();
         for line in 1.. {
-            text.clear();
-            let bytes = from.read_line(&mut text).map_err(|source| LineError::Read { line, source })?;
-            if bytes == 0 {
+            bytes.clear();
+            if from.by_ref().take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut bytes)? == 0 {
                 break;
             }
-            let Some(sample) = text.strip_suffix('\n') else { return Err(LineError::Cut { line }) };
-            let sample: Sample = serde_json::from_str(sample).map_err(|source| LineError::Sample { line, source })?;
-            series.push(sample);
+            let read = if bytes.len() >= MAX_LINE_BYTES && !bytes.ends_with(b"\n") {
+                from.skip_until(b'\n')?;
+                Err(format!("it has more than {MAX_LINE_BYTES} bytes"))
+            } else {
+                parse(&bytes)
+            };
+            match read {
+                Ok(sample) => recording.series.push(sample),
+                Err(problem) => recording.errors.push(LineError { line, problem }),
+            }
         }
-        Ok(series)
+        Ok(recording)
     }
+}
+
+fn parse(line: &[u8]) -> Result<Sample, String> {
+    let line = line.strip_suffix(b"\n").ok_or("it has no end; the text was truncated there")?;
+    let sample: Sample = serde_json::from_slice(line).map_err(|error| PeerText::line(error).to_string())?;
+    if nest_too_deep(&sample.stats) { Err(format!("it {}", too_deep())) } else { Ok(sample) }
+}
+
+fn too_deep() -> String {
+    format!("nests more than {MAX_JSON_DEPTH} levels deep")
 }

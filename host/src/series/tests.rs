@@ -1,9 +1,12 @@
 //! Series against samples made by hand.
 
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::snapshot_error::stat as value_at;
 use super::*;
+use crate::sample::Sample;
+use crate::stats::MissingStatsReason;
 
 fn sample(tag: &str, elapsed_ms: u64, session: u64, stats: Result<Value, MissingStatsReason>) -> Sample {
     Sample { tag: tag.into(), elapsed_ms, session, interval_ms: None, stats }
@@ -48,14 +51,14 @@ fn a_missing_field_names_what_is_there() {
 }
 
 #[test]
-fn a_path_with_an_empty_component_or_a_stray_backslash_is_refused_with_its_place() {
+fn what_is_no_path_is_refused_with_its_position() {
     for (path, problem) in [
         ("", "an empty component at byte 0"),
         (".a", "an empty component at byte 0"),
         ("a..b", "an empty component at byte 2"),
         ("a.", "an empty component at byte 2"),
-        (r"a\", "a backslash that is before neither a dot nor a backslash at byte 1"),
-        (r"a\b", "a backslash that is before neither a dot nor a backslash at byte 1"),
+        (r"a\", "a backslash before neither a dot nor a backslash at byte 1"),
+        (r"a\b", "a backslash before neither a dot nor a backslash at byte 1"),
     ] {
         assert_eq!(series().stats(path).unwrap_err().to_string(), format!("{path:?} is no path: {problem}"));
     }
@@ -84,26 +87,76 @@ fn changes_never_reach_across_a_hole_or_a_new_session() {
     let missing = SnapshotError::MissingStats { tag: "c".into(), reason: MissingStatsReason::DuringFreeze };
     let expected = [
         Change::NewBaseline,
-        Change::Since { delta: 6.0, rate: Some(3.0) },
+        Change::Since { delta: Delta::Integer(6), rate: Some(3.0) },
         Change::Missing(missing),
         Change::NewBaseline,
-        Change::Since { delta: -1.0, rate: None },
+        Change::Since { delta: Delta::Integer(-1), rate: None },
         Change::NewBaseline,
     ];
     assert_eq!(series().changes("nr").unwrap(), expected);
 }
 
 #[test]
-fn json_lines_that_are_cut_or_no_samples_name_the_line() {
-    let text = series().to_json_lines();
+fn changes_of_integers_are_exact() {
+    let stats = [json!(u64::MAX - 10), json!(u64::MAX), json!(i64::MIN), json!(1.5), json!(2)];
+    let series: SampleSeries =
+        (1..).zip(stats).map(|(second, nr)| sample("t", second * 1_000, 1, Ok(json!({ "nr": nr })))).collect();
+    let integer = |delta: i128, rate: f64| Change::Since { delta: Delta::Integer(delta), rate: Some(rate) };
+    let changes = series.changes("nr").unwrap();
+    assert_eq!(changes[1], integer(10, 10.0));
+    assert_eq!(changes[2], integer(i128::from(i64::MIN) - i128::from(u64::MAX), -27_670_116_110_564_327_423.0));
+    assert!(matches!(changes[3], Change::Since { delta: Delta::Float(_), .. }));
+    assert_eq!(changes[4], Change::Since { delta: Delta::Float(0.5), rate: Some(0.5) });
+}
+
+#[test]
+fn a_field_without_a_name_is_not_listed() {
+    let series: SampleSeries = [sample("t", 0, 1, Ok(json!({ "": 1, "a": 2 })))].into_iter().collect();
+    assert_eq!(series.keys("").unwrap().into_iter().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn json_lines_that_are_truncated_or_no_samples_name_the_line() {
+    let text = series().to_json_lines().unwrap();
     assert_eq!(SampleSeries::from_json_lines(&text).unwrap(), series());
-    let cut = SampleSeries::from_json_lines(&text[..text.len() - 10]).unwrap_err();
-    assert_eq!(cut.to_string(), "line 6 has no end; the text was cut in the middle");
-    let torn =
-        SampleSeries::from_json_lines(&text.replacen("\"elapsed_ms\":3000", "\"elapsed_ms\":-1", 1)).unwrap_err();
-    assert_eq!(torn.to_string(), "line 2 is no sample");
-    let bytes = [text.as_bytes(), b"\xff\n"].concat();
-    assert!(matches!(SampleSeries::read_json_lines(&bytes[..]), Err(LineError::Read { line: 7, .. })));
+    let truncated = SampleSeries::from_json_lines(&text[..text.len() - 10]).unwrap_err();
+    assert_eq!(truncated.to_string(), "line 6 is no sample: it has no end; the text was truncated there");
+    let torn = text.replacen("\"elapsed_ms\":3000", "\"elapsed_ms\":-1", 1);
+    assert_eq!(SampleSeries::from_json_lines(&torn).unwrap_err().line, 2);
+}
+
+#[test]
+fn a_line_that_is_no_sample_costs_that_line() {
+    let newer =
+        r#"{"tag":"x","elapsed_ms":1,"session":1,"interval_ms":null,"stats":{"Err":{"SchedulerAsleep":{"s":1}}}}"#;
+    let hostile = "{\"\u{1b}[2J";
+    let text = series().to_json_lines().unwrap();
+    let (first, others) = text.split_once('\n').unwrap();
+    let long = "x".repeat(3 * MAX_LINE_BYTES);
+    let bytes = [first, newer, hostile, &long, others].join("\n").into_bytes();
+    let bytes = [&bytes[..], b"\xff\n", text.as_bytes()].concat();
+    let Recording { series: read, errors } = SampleSeries::read_json_lines(&bytes[..]).unwrap();
+    assert_eq!(read.samples().len(), 12);
+    assert_eq!(errors.iter().map(|error| error.line).collect::<Vec<_>>(), [2, 3, 4, 10]);
+    assert!(errors[0].problem.contains("unknown variant `SchedulerAsleep`"), "{}", errors[0]);
+    assert!(!errors[1].to_string().contains('\u{1b}') && errors[2].problem.contains("bytes"));
+}
+
+#[test]
+fn what_can_be_written_can_be_read() {
+    let nested = |depth: usize| (0..depth).fold(json!(1), |inner, _| json!([inner]));
+    let error = |args| Err(MissingStatsReason::SchedulerError { errno: 22, args });
+    for stats in [Ok(nested(96)), error(nested(96))] {
+        let series: SampleSeries = [sample("t", 0, 1, stats)].into_iter().collect();
+        assert_eq!(SampleSeries::from_json_lines(&series.to_json_lines().unwrap()).unwrap(), series);
+    }
+    for stats in [Ok(nested(97)), error(nested(97)), error(nested(123))] {
+        let sample = sample("t", 0, 1, stats);
+        let line = serde_json::to_string(&sample).unwrap() + "\n";
+        let series: SampleSeries = [sample].into_iter().collect();
+        assert_eq!(series.to_json_lines().unwrap_err().kind(), std::io::ErrorKind::InvalidData);
+        assert_eq!(SampleSeries::from_json_lines(&line).unwrap_err().line, 1);
+    }
 }
 
 fn stat() -> impl Strategy<Value = Value> {
@@ -128,7 +181,7 @@ proptest! {
     fn any_series_survives_json_lines(stats in proptest::collection::vec(stat(), 0..8), ms: u64) {
         let series: SampleSeries =
             stats.into_iter().map(|stats| sample("t\n\u{0}", ms, 3, Ok(stats))).collect();
-        prop_assert_eq!(SampleSeries::from_json_lines(&series.to_json_lines()).unwrap(), series);
+        prop_assert_eq!(SampleSeries::from_json_lines(&series.to_json_lines().unwrap()).unwrap(), series);
     }
 
     #[test]
@@ -137,6 +190,6 @@ proptest! {
         prop_assert_eq!(path.to_string().parse::<StatPath>().unwrap(), path.clone());
         let stats = names.iter().rev().fold(json!(7), |value, name| json!({ name: value }));
         let sample = sample("t", 0, 1, Ok(stats));
-        prop_assert_eq!(path.look_up(&sample).unwrap(), &json!(7));
+        prop_assert_eq!(value_at(&path, &sample).unwrap(), &json!(7));
     }
 }

@@ -1,146 +1,213 @@
 //! What a request to a scheduler can end with.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::sync::Arc;
 
+use rustix::io::Errno;
 use serde_json::Value;
 
-use crate::stats::MissingStatsReason;
+use super::peer_text::{PeerText, bounded};
+use super::reason::{Ending, ErrorArgs, MissingStatsReason};
+use super::reason_list::reason_list;
 
-/// Why a request has no answer.
-///
-/// The variants carry the facts and `Display` the message for an operator; [`kind`](Self::kind) names the variant in
-/// one word. `?` boxes it into an [`anyhow::Error`], where `downcast_ref` finds it again. No variant stands for another
-/// error: what a system call or a parser said is part of the `reason`, so there is no `source`.
-///
-/// ```
-/// use scx_vsock::SchedStatsError;
-///
-/// let error = anyhow::Error::from(SchedStatsError::TimedOut { after_ms: 5000 }).context("phase 2");
-/// match error.downcast_ref::<SchedStatsError>() {
-///     Some(SchedStatsError::TimedOut { after_ms }) => assert_eq!(*after_ms, 5000),
-///     other => panic!("{other:?}"),
-/// }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum SchedStatsError {
-    /// The agent could not reach the scheduler's socket: the guest has no sched_ext, no scheduler is loaded, the one
-    /// that is loaded serves no stats, or the socket refused.
-    NoScheduler {
-        /// Which of these, with the guest's own facts.
-        reason: String,
-    },
-    /// The run was marked freezing while the request was in flight or about to start.
-    DuringFreeze,
-    /// The run was cancelled while the request was in flight or about to start.
-    Cancelled,
-    /// The scheduler answered with an errno other than 0.
-    SchedulerError {
-        /// The scheduler's errno.
-        errno: i32,
-        /// Its `args`; by custom `args["resp"]` is a text that says more.
-        args: Value,
-    },
-    /// The scheduler answered, but its `args` have no `resp`.
-    MissingResp {
-        /// The `args` that there were.
-        args: Value,
-    },
-    /// The request line is over the cap. Refused before anything was sent, unless an agent with a smaller cap said so.
-    RequestTooLarge {
-        /// Bytes of the line, its LF counted.
-        size: usize,
-        /// The most that it may have.
-        max: usize,
-    },
-    /// The answer grew past the cap without a newline.
-    ResponseTooLarge {
-        /// Bytes that there were when it was given up.
-        size: usize,
-        /// The most that it may have, its LF counted.
-        max: usize,
-    },
-    /// A thread panicked while it held the client's session.
-    Poisoned,
-    /// The deadline passed.
-    TimedOut {
-        /// Milliseconds that the call was allowed.
-        after_ms: u64,
-    },
-    /// The scheduler closed its connection, or the connection failed, during the answer.
-    SchedulerGone {
-        /// What the agent's connection failed with; 0 for an orderly end.
-        errno: i32,
-    },
-    /// Nothing spoke the protocol where the agent should be: the guest is booting, has no agent, was reset, or its
-    /// agent speaks other versions.
-    AgentUnreachable {
-        /// Where, and what happened there.
-        reason: String,
-    },
-    /// Every session of the agent is taken.
-    AgentBusy {
-        /// How many sessions the agent has.
-        sessions: usize,
-    },
-    /// The answer is not the envelope that it must be.
-    MalformedResponse {
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The line cannot be a request: it is empty, is several lines, or is for the agent. Nothing was sent.
-    InvalidRequest {
-        /// What is wrong with it.
-        reason: String,
-    },
+/// The error of a system call, as the source of a [`SchedStatsError`]. Two are equal that have the same kind and number.
+#[derive(Clone, Debug)]
+pub struct SystemError(Arc<io::Error>);
+
+impl SystemError {
+    /// Returns the error itself.
+    #[must_use]
+    pub fn get(&self) -> &io::Error {
+        &self.0
+    }
 }
 
-impl SchedStatsError {
-    /// The variant as a word in snake case, for labels and exit codes: that of the [`MissingStatsReason`] it becomes.
-    ///
-    /// ```
-    /// assert_eq!(scx_vsock::SchedStatsError::Poisoned.kind(), "mutex_poisoned");
-    /// ```
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        MissingStatsReason::from(self).kind()
+impl From<io::Error> for SystemError {
+    fn from(error: io::Error) -> Self {
+        Self(Arc::new(error))
     }
+}
 
-    /// Whether the session that ended with this may carry another request.
-    ///
-    /// A scheduler's own error may not be followed by another request since some schedulers invalidate a connection
-    /// for good with it; whatever leaves an answer outstanding or untrustworthy may not either.
-    pub(crate) fn keeps_session(&self) -> bool {
+impl PartialEq for SystemError {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0.kind(), self.0.raw_os_error()) == (other.0.kind(), other.0.raw_os_error())
+    }
+}
+
+impl Eq for SystemError {}
+
+impl Hash for SystemError {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.0.kind(), self.0.raw_os_error()).hash(state);
+    }
+}
+
+/// Whether the session that ended with an error may carry another request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Session {
+    /// It may.
+    Kept,
+    /// An answer is outstanding or in doubt: the next request opens another.
+    Renewed,
+}
+
+macro_rules! declare_error {
+    (
+        reasons_only: [ $($reason:tt)* ]
+        errors: [ $(
+            $(#[$doc:meta])*
+            $variant:ident $({
+                $( $(#[$field_doc:meta])* $field:ident : $type:ty $(= $default:ident)?, )+
+                $(+ $source:ident)?
+            })? => {
+                text: ($($text:tt)+),
+                kind: $kind:literal,
+                exit_code: $exit_code:literal, $summary:literal,
+                errno: $errno:expr, session: $session:ident,
+            },
+        )* ]
+    ) => {
+        /// Why a request has no answer.
+        ///
+        /// The variants carry the facts and `Display` the message for an operator; [`kind`](Self::kind) names the
+        /// variant. What a system call failed with is the [`source`](std::error::Error::source) and no part of the
+        /// message, so that an [`anyhow::Error`] prints it once, by `{:#}`. `?` boxes the error into one of those, where
+        /// `downcast_ref` finds it again.
+        ///
+        /// ```
+        /// use scx_vsock::SchedStatsError;
+        ///
+        /// let error = anyhow::Error::from(SchedStatsError::TimedOut { after_ms: 5000 }).context("phase 2");
+        /// match error.downcast_ref::<SchedStatsError>() {
+        ///     Some(SchedStatsError::TimedOut { after_ms }) => assert_eq!(*after_ms, 5000),
+        ///     other => panic!("{other:?}"),
+        /// }
+        /// ```
+        #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum SchedStatsError {
+            $(
+                $(#[$doc])*
+                $variant $({
+                    $( $(#[$field_doc])* $field: $type, )+
+                    $(
+                        /// What the system call failed with, where one did.
+                        $source: Option<SystemError>,
+                    )?
+                })?,
+            )*
+        }
+
+        impl SchedStatsError {
+            /// Returns the variant in snake case, for labels: that of the [`MissingStatsReason`] it becomes.
+            #[must_use]
+            pub const fn kind(&self) -> &'static str {
+                match self {
+                    $( Self::$variant { .. } => $kind, )*
+                }
+            }
+
+            /// Returns the exit code of the command `scx-vsock` for it.
+            #[must_use]
+            pub const fn exit_code(&self) -> u8 {
+                match self {
+                    $( Self::$variant { .. } => $exit_code, )*
+                }
+            }
+
+            const fn listed_errno(&self) -> Errno {
+                match self {
+                    $( Self::$variant { .. } => $errno, )*
+                }
+            }
+
+            const fn session(&self) -> Session {
+                match self {
+                    $( Self::$variant { .. } => Session::$session, )*
+                }
+            }
+
+            fn system_error(&self) -> Option<&SystemError> {
+                match self {
+                    $( $( $( Self::$variant { $source, .. } => $source.as_ref(), )? )? )*
+                    _ => None,
+                }
+            }
+
+            /// The reason without what a system call failed with.
+            fn listed_reason(self) -> MissingStatsReason {
+                match self {
+                    $( Self::$variant { $($($field,)+ ..)? } => MissingStatsReason::$variant $({ $($field,)+ })?, )*
+                }
+            }
+        }
+
+        impl fmt::Display for SchedStatsError {
+            #[allow(unused_variables, reason = "not every fact is part of the text")]
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $( Self::$variant { $($($field,)+ ..)? } => write!(f, $($text)+), )*
+                }
+            }
+        }
+    };
+}
+
+reason_list!(declare_error);
+
+impl SchedStatsError {
+    /// Returns the errno that a plain scx_stats client is answered with. A scheduler's own error keeps its number.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
         match self {
-            Self::NoScheduler { .. } | Self::MissingResp { .. } | Self::RequestTooLarge { .. } => true,
-            Self::DuringFreeze
-            | Self::Cancelled
-            | Self::SchedulerError { .. }
-            | Self::ResponseTooLarge { .. }
-            | Self::Poisoned
-            | Self::TimedOut { .. }
-            | Self::SchedulerGone { .. }
-            | Self::AgentUnreachable { .. }
-            | Self::AgentBusy { .. }
-            | Self::MalformedResponse { .. }
-            | Self::InvalidRequest { .. } => false,
+            Self::SchedulerError { errno, .. } if *errno != 0 => *errno,
+            other => other.listed_errno().raw_os_error(),
         }
     }
 
-    pub(crate) fn malformed(reason: impl Into<String>) -> Self {
-        Self::MalformedResponse { reason: reason.into() }
+    /// Whether the session that ended with this may carry another request.
+    pub(crate) fn keeps_session(&self) -> bool {
+        self.session() == Session::Kept
     }
 
-    pub(crate) fn unreachable(reason: impl Into<String>) -> Self {
-        Self::AgentUnreachable { reason: reason.into() }
+    /// The answer is not what it must be; what is wrong may quote the peer.
+    pub(crate) fn malformed(reason: impl AsRef<str>) -> Self {
+        Self::MalformedResponse { reason: bounded(reason) }
+    }
+
+    /// Nothing spoke the protocol; why may quote the peer.
+    pub(crate) fn unreachable(reason: impl AsRef<str>) -> Self {
+        Self::AgentUnreachable { reason: bounded(reason), source: None }
+    }
+
+    /// Nothing spoke the protocol since a system call failed.
+    pub(crate) fn unreachable_by(reason: impl AsRef<str>, source: io::Error) -> Self {
+        Self::AgentUnreachable { reason: bounded(reason), source: Some(source.into()) }
     }
 }
 
-/// The text of the [`MissingStatsReason`] that it becomes, so that each stands in one place.
-impl fmt::Display for SchedStatsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        MissingStatsReason::from(self).fmt(f)
+impl std::error::Error for SchedStatsError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.system_error().map(|error| error.get() as _)
     }
 }
 
-impl std::error::Error for SchedStatsError {}
+impl From<SchedStatsError> for MissingStatsReason {
+    fn from(error: SchedStatsError) -> Self {
+        let system_error = error.system_error().map(|error| error.get().to_string());
+        let mut missing = error.listed_reason();
+        if let (Some(system_error), Self::AgentUnreachable { reason }) = (system_error, &mut missing) {
+            reason.push_str(": ");
+            reason.push_str(&system_error);
+        }
+        missing
+    }
+}
+
+impl From<&SchedStatsError> for MissingStatsReason {
+    fn from(error: &SchedStatsError) -> Self {
+        error.clone().into()
+    }
+}

@@ -1,9 +1,9 @@
 //! What a scheduler's stats mean: `stats_meta`, parsed.
 //!
 //! A server describes structs by name; a field is one value, an array or a dict, of a number, a text or another struct.
-//! [`Meta::tops`] are where a walk begins, [`Meta::leaves`] walks down to every number and text. A guest wrote all this:
-//! structs may be missing, hold each other in circles, or be of kinds that this crate does not know, and none of that is
-//! an error here.
+//! [`Meta::tops`] returns the structs that answers begin with, [`Meta::leaves`] every number and text below one. A guest
+//! writes the description: structs may be missing, contain each other, or have kinds that this crate does not know, and
+//! none of that is an error.
 //!
 //! ```
 //! use scx_vsock::stats::meta::Meta;
@@ -27,28 +27,12 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::stats::path::escaped;
+use super::path::escaped;
 
-/// Structs inside structs that a walk goes down. Schedulers nest two or three deep.
-///
-/// ```
-/// assert_eq!(scx_vsock::stats::meta::MAX_DEPTH, 16);
-/// ```
+/// Structs inside structs that [`Meta::leaves`] visits. Schedulers nest two or three deep.
 pub const MAX_DEPTH: usize = 16;
 
 /// Every struct that a server describes, by its name.
-///
-/// ```
-/// use scx_vsock::stats::meta::Meta;
-///
-/// let meta: Meta = serde_json::from_str(
-///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-/// )?;
-/// assert_eq!(meta.structs.len(), 2);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Meta {
@@ -57,18 +41,6 @@ pub struct Meta {
 }
 
 /// One struct.
-///
-/// ```
-/// use scx_vsock::stats::meta::Meta;
-///
-/// let meta: Meta = serde_json::from_str(
-///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-/// )?;
-/// assert!(meta.structs["Top"].top && !meta.structs["Layer"].top);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Struct {
     /// Its name, as fields refer to it.
@@ -77,7 +49,7 @@ pub struct Struct {
     /// What it is, for people.
     #[serde(default)]
     pub desc: Option<String>,
-    /// Whether it is what `stats` answers where no target is named.
+    /// Whether it is what `stats` answers without a target.
     #[serde(default, deserialize_with = "is_set")]
     pub top: bool,
     /// What the server's author adds for programs.
@@ -89,18 +61,6 @@ pub struct Struct {
 }
 
 /// One field of a struct.
-///
-/// ```
-/// use scx_vsock::stats::meta::Meta;
-///
-/// let meta: Meta = serde_json::from_str(
-///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-/// )?;
-/// assert_eq!(meta.structs["Top"].fields["layers"].data.to_string(), "{string:Layer}");
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(from = "DescribedField")]
 pub struct Field {
@@ -113,46 +73,24 @@ pub struct Field {
 }
 
 /// What a field holds.
-///
-/// ```
-/// use scx_vsock::stats::meta::Meta;
-///
-/// let meta: Meta = serde_json::from_str(
-///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-/// )?;
-/// use scx_vsock::stats::meta::{Data, Kind};
-///
-/// assert_eq!(meta.structs["Top"].fields["util"].data, Data::Datum(Kind::Float));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Data {
     /// One value.
     Datum(Kind),
     /// Values by their index.
     Array(Kind),
-    /// Values by a key, which is a text in JSON whatever its kind.
+    /// Values by a key, which is a text in JSON, whatever its kind.
     Dict {
         /// The keys' kind.
         key: Kind,
         /// The values' kind.
         datum: Kind,
     },
-    /// What this crate does not know.
+    /// A form that this crate does not know.
     Unknown,
 }
 
 /// What a value is.
-///
-/// ```
-/// use scx_vsock::stats::meta::Kind;
-///
-/// assert_eq!(serde_json::from_str::<Kind>(r#"{"struct":"Layer"}"#)?, Kind::Struct("Layer".into()));
-/// assert_eq!(serde_json::from_str::<Kind>(r#""i128""#)?, Kind::Unknown("i128".into()));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(from = "Value")]
 pub enum Kind {
@@ -166,77 +104,29 @@ pub enum Kind {
     String,
     /// A struct, by its name.
     Struct(String),
-    /// What this crate does not know, as the server has it.
+    /// A kind that this crate does not know, as the server writes it.
     Unknown(String),
 }
 
 /// Attributes that a server's author adds for programs. Names begin with `_`.
-///
-/// ```
-/// use scx_vsock::stats::meta::Meta;
-///
-/// let meta: Meta = serde_json::from_str(
-///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-/// )?;
-/// assert!(meta.structs["Layer"].attributes.0.contains_key("_om_label"));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Attributes(pub BTreeMap<String, Value>);
 
 impl Attributes {
-    /// What a struct's fields have before their own name as metrics; empty where nothing is said.
-    ///
-    /// ```
-    /// use scx_vsock::stats::meta::Meta;
-    ///
-    /// let meta: Meta = serde_json::from_str(
-    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-    /// )?;
-    /// assert_eq!(meta.structs["Layer"].attributes.om_prefix(), "l_");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the prefix of the metrics of a struct's fields; empty if there is none.
     #[must_use]
     pub fn om_prefix(&self) -> &str {
         self.text("_om_prefix").unwrap_or_default()
     }
 
-    /// The label whose value is the key under which a dict holds the struct.
-    ///
-    /// ```
-    /// use scx_vsock::stats::meta::Meta;
-    ///
-    /// let meta: Meta = serde_json::from_str(
-    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-    /// )?;
-    /// assert_eq!(meta.structs["Layer"].attributes.om_label(), Some("layer"));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the label whose value is the key of the struct in a dict.
     #[must_use]
     pub fn om_label(&self) -> Option<&str> {
         self.text("_om_label").filter(|label| !label.is_empty())
     }
 
-    /// Whether the field is to be no metric.
-    ///
-    /// ```
-    /// use scx_vsock::stats::meta::Meta;
-    ///
-    /// let meta: Meta = serde_json::from_str(
-    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-    /// )?;
-    /// assert!(meta.structs["Top"].fields["util"].attributes.om_skip());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns whether the field is no metric.
     #[must_use]
     pub fn om_skip(&self) -> bool {
         self.0.contains_key("_om_skip")
@@ -248,19 +138,7 @@ impl Attributes {
 }
 
 impl Data {
-    /// The kind of each value.
-    ///
-    /// ```
-    /// use scx_vsock::stats::meta::Meta;
-    ///
-    /// let meta: Meta = serde_json::from_str(
-    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-    /// )?;
-    /// assert_eq!(meta.structs["Layer"].fields["tasks"].data.kind().unwrap().to_string(), "u64");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the kind of each value.
     #[must_use]
     pub fn kind(&self) -> Option<&Kind> {
         match self {
@@ -310,7 +188,7 @@ impl From<Value> for Kind {
     }
 }
 
-/// A field as servers write it: what it holds is one of three keys beside the others.
+/// A field as servers write it: its data is one of three keys.
 #[derive(Deserialize)]
 struct DescribedField {
     datum: Option<Kind>,
@@ -339,27 +217,15 @@ impl From<DescribedField> for Field {
     }
 }
 
-/// Servers write `"true"`, and nothing for a struct that is not at the top.
+/// Servers write `"true"`, and nothing for a struct that is no top.
 fn is_set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(!matches!(value, Value::Null | Value::Bool(false)))
 }
 
 impl Meta {
-    /// The structs that answers begin with: what is marked as the top, then those of other targets, which no field
+    /// Returns the structs that answers begin with: those marked as top, then those of other targets, which no field
     /// refers to.
-    ///
-    /// ```
-    /// use scx_vsock::stats::meta::Meta;
-    ///
-    /// let meta: Meta = serde_json::from_str(
-    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-    /// )?;
-    /// assert_eq!(meta.tops().next().unwrap().name, "Top");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
     pub fn tops(&self) -> impl Iterator<Item = &Struct> {
         let fields = self.structs.values().flat_map(|of| of.fields.values());
         let inner: BTreeSet<&str> = fields.filter_map(|field| struct_name(field)).collect();
@@ -368,42 +234,16 @@ impl Meta {
         marked.chain(others.map(|(_, of)| of))
     }
 
-    /// The struct that a field's values are, where it is described.
-    ///
-    /// ```
-    /// use scx_vsock::stats::meta::Meta;
-    ///
-    /// let meta: Meta = serde_json::from_str(
-    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-    /// )?;
-    /// let layers = &meta.structs["Top"].fields["layers"];
-    /// assert_eq!(meta.struct_of(layers).unwrap().name, "Layer");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the struct that a field's values are, if it is described.
     #[must_use]
     pub fn struct_of(&self, field: &Field) -> Option<&Struct> {
         self.structs.get(struct_name(field)?)
     }
 
-    /// Every value below `top` that is not a struct with fields, in the order of names. One that is deeper than
-    /// [`MAX_DEPTH`], not described, or already around itself is given as the struct that it is.
+    /// Returns every value below `top` that is not a struct with fields, in the order of names. A struct that is deeper
+    /// than [`MAX_DEPTH`], not described, or inside itself is a leaf.
     ///
-    /// A guest can describe more leaves than there is time for; each is found in a bounded one.
-    ///
-    /// ```
-    /// use scx_vsock::stats::meta::Meta;
-    ///
-    /// let meta: Meta = serde_json::from_str(
-    ///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-    ///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-    ///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-    /// )?;
-    /// let names: Vec<_> = meta.leaves(&meta.structs["Top"]).map(|leaf| leaf.to_string()).collect();
-    /// assert_eq!(names, ["layers.*.tasks", "util"]);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// A guest can describe more leaves than there is time for, so take a bounded number; the next one takes bounded time.
     #[must_use]
     pub fn leaves<'m>(&'m self, top: &'m Struct) -> Leaves<'m> {
         Leaves { meta: self, path: Vec::new(), open: vec![Open { of: top, fields: top.fields.iter(), depth: 0 }] }
@@ -418,22 +258,9 @@ fn struct_name(field: &Field) -> Option<&str> {
 }
 
 /// A value that stats have, once or for each key or index.
-///
-/// ```
-/// use scx_vsock::stats::meta::Meta;
-///
-/// let meta: Meta = serde_json::from_str(
-///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-/// )?;
-/// let leaf = meta.leaves(&meta.structs["Top"]).next().unwrap();
-/// assert_eq!((leaf.owner.name.as_str(), leaf.path.len()), ("Layer", 3));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf<'m> {
-    /// The way to it.
+    /// The path to it.
     pub path: Vec<Step<'m>>,
     /// The struct that has it as a field.
     pub owner: &'m Struct,
@@ -441,23 +268,7 @@ pub struct Leaf<'m> {
     pub field: &'m Field,
 }
 
-/// A step of the way to a value.
-///
-/// ```
-/// use scx_vsock::stats::meta::Meta;
-///
-/// let meta: Meta = serde_json::from_str(
-///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-/// )?;
-/// use scx_vsock::stats::meta::Step;
-///
-/// let leaf = meta.leaves(&meta.structs["Top"]).next().unwrap();
-/// assert_eq!(leaf.path[0], Step::Field("layers"));
-/// assert!(matches!(leaf.path[1], Step::Each(_)));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// A step of the path to a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<'m> {
     /// Into the field with this name.
@@ -466,7 +277,7 @@ pub enum Step<'m> {
     Each(&'m Field),
 }
 
-/// A dotted path as in [`StatPath`](crate::series::StatPath), with `*` for each key or index.
+/// A dotted path as in [`StatPath`](super::StatPath), with `*` for each key or index.
 impl fmt::Display for Leaf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, step) in self.path.iter().enumerate() {
@@ -483,18 +294,6 @@ impl fmt::Display for Leaf<'_> {
 }
 
 /// The leaves below a struct.
-///
-/// ```
-/// use scx_vsock::stats::meta::Meta;
-///
-/// let meta: Meta = serde_json::from_str(
-///     r#"{"Top":{"name":"Top","top":"true","fields":{"util":{"datum":"float","user":{"_om_skip":"true"}},
-///         "layers":{"dict":{"key":"string","datum":{"struct":"Layer"}}}}},
-///         "Layer":{"name":"Layer","user":{"_om_prefix":"l_","_om_label":"layer"},"fields":{"tasks":{"datum":"u64"}}}}"#,
-/// )?;
-/// assert_eq!(meta.leaves(&meta.structs["Top"]).count(), 2);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug)]
 pub struct Leaves<'m> {
     meta: &'m Meta,
@@ -502,7 +301,7 @@ pub struct Leaves<'m> {
     open: Vec<Open<'m>>,
 }
 
-/// A struct whose fields are being walked, and how long the way to it is.
+/// A struct whose fields are being visited, and the length of the path to it.
 #[derive(Clone, Debug)]
 struct Open<'m> {
     of: &'m Struct,
@@ -535,7 +334,7 @@ impl<'m> Iterator for Leaves<'m> {
 }
 
 impl<'m> Leaves<'m> {
-    /// The struct to go on in.
+    /// The struct to visit next.
     fn inside(&self, field: &Field) -> Option<&'m Struct> {
         let of = self.meta.struct_of(field)?;
         let is_open = self.open.iter().any(|open| std::ptr::eq(open.of, of));
@@ -602,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leaf_knows_its_struct_and_the_dicts_on_its_way() {
+    fn a_leaf_has_its_struct_and_its_path() {
         let meta = cluster();
         let top = meta.tops().next().unwrap();
         let leaf = meta.leaves(top).nth(1).unwrap();
@@ -612,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn structs_that_nothing_refers_to_are_tops_of_other_targets() {
+    fn unreferenced_structs_are_tops_of_other_targets() {
         let meta = meta(json!({
             "A": { "fields": { "b": { "datum": { "struct": "B" } } } },
             "B": { "fields": { "n": { "datum": "u64" } } },
@@ -625,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_kept_as_the_server_has_it() {
+    fn unknown_kinds_are_kept() {
         let meta = meta(json!({
             "T": {
                 "top": null, "later": 1,
@@ -651,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn structs_in_a_circle_end_where_it_closes() {
+    fn structs_inside_themselves_are_leaves() {
         let meta = meta(json!({
             "A": { "top": "true", "fields": { "b": { "datum": { "struct": "B" } }, "n": { "datum": "u64" } } },
             "B": { "fields": { "a": { "array": { "struct": "A" } }, "b": { "datum": { "struct": "B" } } } },
@@ -660,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_leaf_of_a_description_that_explodes_comes_at_once() {
+    fn a_description_that_explodes_is_visited_lazily() {
         let structs = (0..60).map(|n| {
             let next = json!({ "datum": { "struct": format!("S{}", n + 1) } });
             (format!("S{n}"), json!({ "top": n == 0, "fields": { "a": next, "b": next } }))

@@ -1,14 +1,28 @@
-//! What is asked of a scheduler, what it answers, and why an answer is missing: plain data.
+//! Requests to a scheduler, its answers, and the reasons why one is missing: plain data.
+//!
+//! [`RequestLine`] is what goes to the agent, [`StatsResponse`] what comes back, [`SchedStatsError`] what a request fails
+//! with, and [`MissingStatsReason`] what a sample keeps of that. [`StatPath`] finds a value in stats, and [`meta`] says
+//! what the values mean.
 
+mod depth;
 mod error;
+mod error_chain;
 pub mod meta;
 pub(crate) mod path;
+mod peer_text;
 mod reason;
+mod reason_list;
 mod request;
+mod response;
+#[cfg(test)]
+mod tests;
 
-pub use error::SchedStatsError;
+pub use depth::MAX_JSON_DEPTH;
+pub(crate) use depth::nest_too_deep;
+pub use error::{SchedStatsError, SystemError};
 pub use meta::Meta;
-pub use path::{ParsePathError, StatPath};
-pub use reason::MissingStatsReason;
-pub(crate) use reason::excerpt;
-pub use request::{RequestLine, StatsRequest, StatsResponse};
+pub use path::{ParsePathError, PathError, StatPath};
+pub(crate) use peer_text::PeerText;
+pub use reason::{MissingStatsReason, ReasonKind};
+pub use request::{RequestLine, StatsRequest};
+pub use response::StatsResponse;

@@ -1,4 +1,4 @@
-//! What is asked of a scheduler, and what it answers: the two lines of scx_stats.
+//! A request to a scheduler: the first line of scx_stats.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,8 @@ use std::time::Duration;
 use scx_vsock_wire::limits::AGENT_LINE_PREFIX;
 use scx_vsock_wire::{MAX_REQUEST_BYTES, Verb};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::stats::SchedStatsError;
+use super::error::SchedStatsError;
 
 /// A request to a scheduler.
 ///
@@ -30,35 +29,20 @@ pub struct StatsRequest {
 }
 
 impl StatsRequest {
-    /// Asks for stats. Servers know the argument `target` and take `top` where it is left out.
-    ///
-    /// ```
-    /// let request = scx_vsock::StatsRequest::stats(&[]);
-    /// assert_eq!((request.req.as_str(), request.args.len()), ("stats", 0));
-    /// ```
+    /// Returns a request for stats. Servers know the argument `target`, which is `top` by default.
     #[must_use]
     pub fn stats(args: &[(&str, &str)]) -> Self {
         let args = args.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         Self { req: "stats".to_owned(), args }
     }
 
-    /// Asks what the stats mean.
-    ///
-    /// ```
-    /// assert_eq!(scx_vsock::StatsRequest::stats_meta().req, "stats_meta");
-    /// ```
+    /// Returns a request for the description of the stats.
     #[must_use]
     pub fn stats_meta() -> Self {
         Self { req: "stats_meta".to_owned(), args: BTreeMap::new() }
     }
 
-    /// The request as the line that is sent.
-    ///
-    /// ```
-    /// let line = scx_vsock::StatsRequest::stats_meta().line()?;
-    /// assert_eq!(line.as_bytes(), b"{\"req\":\"stats_meta\",\"args\":{}}\n");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the request as the line that is sent.
     ///
     /// # Errors
     ///
@@ -68,23 +52,6 @@ impl StatsRequest {
             serde_json::to_vec(self).map_err(|error| SchedStatsError::InvalidRequest { reason: error.to_string() })?;
         RequestLine::new(&line)
     }
-}
-
-/// A scheduler's answer as it came: [`SchedStatsClient::request`](crate::SchedStatsClient::request) does not judge it.
-///
-/// ```
-/// let response: scx_vsock::StatsResponse = serde_json::from_str(r#"{"errno":0,"args":{"resp":7}}"#)?;
-/// assert_eq!((response.errno, &response.args["resp"]), (0, &7.into()));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct StatsResponse {
-    /// 0, or why there are no stats.
-    #[serde(default)]
-    pub errno: i32,
-    /// `{"resp":...}` by custom; null where the server sent none.
-    #[serde(default)]
-    pub args: Value,
 }
 
 /// How long before a call's deadline the agent gives up waiting for a scheduler.
@@ -103,15 +70,7 @@ const WAIT_MARGIN: Duration = Duration::from_millis(500);
 pub struct RequestLine(Vec<u8>);
 
 impl RequestLine {
-    /// Checks a line and completes it with its LF where that is left out. The line is passed on byte for byte; whether
-    /// it is JSON is the scheduler's to judge.
-    ///
-    /// ```
-    /// use scx_vsock::stats::RequestLine;
-    ///
-    /// let error = RequestLine::new(b"").unwrap_err();
-    /// assert_eq!(error.to_string(), "not a request line: it is empty; nothing was sent");
-    /// ```
+    /// Validates a line, and adds its LF if it has none. The line is sent byte for byte; it need not be JSON.
     ///
     /// # Errors
     ///
@@ -123,7 +82,7 @@ impl RequestLine {
         if size > MAX_REQUEST_BYTES {
             return Err(SchedStatsError::RequestTooLarge { size, max: MAX_REQUEST_BYTES });
         }
-        let wrong = if content.is_empty() {
+        let problem = if content.is_empty() {
             "it is empty"
         } else if content.contains(&b'\n') {
             "it has a newline inside, so it is more than one line"
@@ -132,17 +91,12 @@ impl RequestLine {
         } else {
             return Ok(Self::complete(content));
         };
-        Err(SchedStatsError::InvalidRequest { reason: wrong.to_owned() })
+        Err(SchedStatsError::InvalidRequest { reason: problem.to_owned() })
     }
 
-    /// The line that asks the agent to answer as soon as the scheduler accepts a connection, in a call with this
-    /// deadline. The agent gives up 500 ms before it, or at half of it where that is later, so that its reason still
+    /// Returns the line that requests an answer from the agent as soon as the scheduler accepts a connection, in a call
+    /// with this deadline. The agent gives up 500 ms before it, or at half of it where that is later, so that its reason
     /// arrives in time.
-    ///
-    /// ```
-    /// let line = scx_vsock::stats::RequestLine::wait_scheduler(std::time::Duration::from_secs(5));
-    /// assert_eq!(line.as_bytes(), b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":4500}}}\n");
-    /// ```
     #[must_use]
     pub fn wait_scheduler(deadline: Duration) -> Self {
         let timeout = deadline.saturating_sub(WAIT_MARGIN).max(deadline / 2);
@@ -150,7 +104,7 @@ impl RequestLine {
         Self(Verb::WaitScheduler { timeout_ms }.emit().to_vec())
     }
 
-    /// Whether it is for the agent, not for the scheduler.
+    /// Returns whether it is for the agent, not for the scheduler.
     pub(crate) fn is_for_the_agent(&self) -> bool {
         self.0.starts_with(AGENT_LINE_PREFIX)
     }
@@ -162,12 +116,7 @@ impl RequestLine {
         Self(line)
     }
 
-    /// The line's bytes, its LF included.
-    ///
-    /// ```
-    /// assert_eq!(scx_vsock::stats::RequestLine::new(b"{}")?.as_bytes(), b"{}\n");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the line's bytes, its LF included.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -189,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_lines_several_lines_and_lines_for_the_agent_are_refused() {
+    fn what_is_no_request_line_is_refused() {
         assert!(invalid(b""));
         assert!(invalid(b"\n"));
         assert!(invalid(b"{}\n{}"));
@@ -215,10 +164,5 @@ mod tests {
             RequestLine::new(&line),
             Err(SchedStatsError::RequestTooLarge { size: MAX_REQUEST_BYTES + 1, max: MAX_REQUEST_BYTES })
         );
-    }
-
-    #[test]
-    fn a_response_without_its_fields_has_their_defaults() {
-        assert_eq!(serde_json::from_str::<StatsResponse>("{}").unwrap(), StatsResponse { errno: 0, args: Value::Null });
     }
 }

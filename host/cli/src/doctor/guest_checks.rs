@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scx_vsock::client::{Deadline, Interest, PollClient, decode};
-use scx_vsock::{Endpoint, SchedStatsError, StatsRequest};
+use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsError, StatsRequest};
 use serde_json::Value;
 
 use super::check_result::CheckResult;
@@ -54,8 +54,9 @@ fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
             if check == SCHEDULER {
                 results.push(CheckResult::ok(SOCKET, "accepts connections"));
             }
-            let exit_code = exit::code_of(error.kind());
-            results.push(CheckResult::error(check, error.to_string(), fix).with_exit_code(exit_code));
+            let exit_code = error.exit_code();
+            let reason = MissingStatsReason::from(&error).to_string();
+            results.push(CheckResult::error(check, reason, fix).with_exit_code(exit_code));
         }
     }
     results

@@ -204,7 +204,8 @@ fn no_way_to_the_agent_names_the_place() {
     let (mut conversation, []) = conversation();
     let line = StatsRequest::stats_meta().line().unwrap();
     let error = conversation.start(line, Deadline::after(Instant::now(), Duration::ZERO)).unwrap_err();
-    assert_eq!(error, SchedStatsError::AgentUnreachable { reason: "pair: connection refused".to_owned() });
+    let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+    assert_eq!(error, SchedStatsError::unreachable_by("pair: cannot connect", refused));
     assert_eq!(conversation.session(), 0);
 }
 
@@ -219,7 +220,7 @@ fn a_stream_that_nobody_connects_is_an_error_at_once() {
 
 #[test]
 fn a_streams_end_yields_to_stops_and_an_agents_word_does_not() {
-    let gone = SchedStatsError::SchedulerGone { errno: 0 };
+    let gone = SchedStatsError::SchedulerGone { errno: 0, cause: String::new() };
     let with_agent = over([]);
     assert!(with_agent.yields_to_stops(&SchedStatsError::TimedOut { after_ms: 1 }));
     assert!(with_agent.yields_to_stops(&SchedStatsError::unreachable("it ended")));

@@ -42,7 +42,7 @@ fn error(outcome: Option<Outcome>) -> SchedStatsError {
 
 fn unreachable(outcome: Option<Outcome>) -> String {
     match error(outcome) {
-        SchedStatsError::AgentUnreachable { reason } => reason,
+        SchedStatsError::AgentUnreachable { reason, .. } => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -127,7 +127,7 @@ fn after_a_failed_write_what_the_agent_said_is_why() {
     assert_eq!(session.process(Event::WriteFailed(Errno::PIPE)), None);
     assert_eq!(session.unsent(), b"");
     let said = receive(&mut session, &[&hello(), GONE, b"\n"].concat());
-    assert_eq!(error(said), SchedStatsError::SchedulerGone { errno: 104 });
+    assert_eq!(error(said), SchedStatsError::SchedulerGone { errno: 104, cause: String::new() });
 }
 
 #[test]
@@ -398,11 +398,14 @@ fn a_plain_stream_that_ends_is_a_scheduler_that_is_gone() {
         receive(&mut session, b"{");
         error(session.process(Event::Ended(errno)))
     };
-    assert_eq!(gone(None), SchedStatsError::SchedulerGone { errno: 0 });
-    assert_eq!(gone(Some(Errno::CONNRESET)), SchedStatsError::SchedulerGone { errno: 104 });
+    assert_eq!(gone(None), SchedStatsError::SchedulerGone { errno: 0, cause: String::new() });
+    assert_eq!(gone(Some(Errno::CONNRESET)), SchedStatsError::SchedulerGone { errno: 104, cause: String::new() });
     let mut session = Session::open(Greeting::Plain, line());
     session.process(Event::WriteFailed(Errno::PIPE));
-    assert_eq!(error(session.process(Event::Ended(None))), SchedStatsError::SchedulerGone { errno: 32 });
+    assert_eq!(
+        error(session.process(Event::Ended(None))),
+        SchedStatsError::SchedulerGone { errno: 32, cause: String::new() }
+    );
 }
 
 #[test]

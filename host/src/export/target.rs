@@ -1,0 +1,168 @@
+//! One guest that is scraped: its session, and the outcome of its last scrape.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use serde_json::Value;
+
+use super::metrics::MetricSet;
+use super::values::Values;
+use crate::client::{Deadline, PollClient, decode};
+use crate::endpoint::Connect;
+use crate::io::poll::PollSet;
+use crate::stats::meta::Meta;
+use crate::stats::{SchedStatsError, StatsRequest};
+
+#[derive(Debug)]
+pub(super) struct Target {
+    /// The value of its label `guest`.
+    pub(super) name: String,
+    client: PollClient,
+    state: State,
+    /// The metrics of a session's stats, and the session.
+    metrics: Option<(u64, Arc<MetricSet>)>,
+    /// The session whose stats were last read, and when.
+    last_read: Option<(u64, Instant)>,
+    /// Scrapes without stats by the reason's kind.
+    pub(super) missing: BTreeMap<&'static str, u64>,
+    pub(super) last: Option<Outcome>,
+}
+
+/// The request in flight, and when the scrape began.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Idle,
+    ReadingMeta(Instant),
+    ReadingStats(Instant),
+}
+
+/// The outcome of a scrape.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome {
+    pub(super) duration: Duration,
+    pub(super) session: u64,
+    /// `None` if there are no stats.
+    pub(super) stats: Option<Arc<TargetStats>>,
+}
+
+/// The stats of a target.
+#[derive(Clone, Debug)]
+pub(super) struct TargetStats {
+    pub(super) metrics: Arc<MetricSet>,
+    pub(super) values: Values,
+    /// The time that deltas span; `None` in a session's first answer.
+    pub(super) interval: Option<Duration>,
+}
+
+impl Target {
+    pub(super) fn new(name: String, connect: impl Connect + 'static) -> Self {
+        Self {
+            name,
+            client: PollClient::new(connect),
+            state: State::Idle,
+            metrics: None,
+            last_read: None,
+            missing: BTreeMap::new(),
+            last: None,
+        }
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        !matches!(self.state, State::Idle)
+    }
+
+    /// Begins a scrape: requests stats, and their description first if the session is new.
+    pub(super) fn begin(&mut self, now: Instant, deadline: Deadline) {
+        if let Some((session, _)) = self.metrics {
+            self.start(&StatsRequest::stats(&[]), State::ReadingStats(now), deadline);
+            if self.client.session() == session {
+                return self.progress(now);
+            }
+            self.metrics = None;
+            self.client.abandon();
+        }
+        self.start(&StatsRequest::stats_meta(), State::ReadingMeta(now), deadline);
+        self.progress(now);
+    }
+
+    /// Returns the outcome of the last scrape; while one is pending, its outcome so far.
+    pub(super) fn outcome(&self, now: Instant) -> Option<Outcome> {
+        match self.state {
+            State::Idle => self.last.clone(),
+            State::ReadingMeta(since) | State::ReadingStats(since) => {
+                let duration = now.saturating_duration_since(since);
+                Some(Outcome { duration, session: self.client.session(), stats: None })
+            }
+        }
+    }
+
+    /// Adds the descriptor that it waits for, if a scrape is pending.
+    pub(super) fn register<'a>(&'a self, set: &mut PollSet<'a>) {
+        self.client.wait_in(set);
+    }
+
+    /// Makes progress if its descriptor, the next one of `events`, is ready or its deadline has passed.
+    pub(super) fn on_events(&mut self, events: &mut impl Iterator<Item = PollFlags>, now: Instant) {
+        if self.client.fd().is_none() {
+            return;
+        }
+        let is_ready = events.next().is_some_and(|event| !event.is_empty());
+        if is_ready || self.client.deadline().is_some_and(|deadline| deadline.has_passed(now)) {
+            self.progress(now);
+        }
+    }
+
+    fn start(&mut self, request: &StatsRequest, state: State, deadline: Deadline) {
+        self.state = state;
+        let started = request.line().and_then(|line| self.client.start(line, deadline));
+        if let (Err(error), State::ReadingMeta(since) | State::ReadingStats(since)) = (started, state) {
+            self.fail(&error, since, since);
+        }
+    }
+
+    /// Does what can be done without waiting.
+    fn progress(&mut self, now: Instant) {
+        if let State::ReadingMeta(since) = self.state {
+            let deadline = self.client.deadline();
+            match (self.client.on_ready(now, decode::resp::<Meta>), deadline) {
+                (Poll::Ready(Ok(meta)), Some(deadline)) => {
+                    self.metrics = Some((self.client.session(), Arc::new(MetricSet::new(&meta))));
+                    self.start(&StatsRequest::stats(&[]), State::ReadingStats(since), deadline);
+                }
+                (Poll::Ready(Err(error)), _) => self.fail(&error, since, now),
+                (Poll::Ready(Ok(_)) | Poll::Pending, _) => {}
+            }
+        }
+        if let State::ReadingStats(since) = self.state {
+            match self.client.on_ready(now, decode::resp::<Value>) {
+                Poll::Ready(Ok(stats)) => self.succeed(&stats, since, now),
+                Poll::Ready(Err(error)) => self.fail(&error, since, now),
+                Poll::Pending => {}
+            }
+        }
+    }
+
+    fn succeed(&mut self, stats: &Value, since: Instant, now: Instant) {
+        let session = self.client.session();
+        let before = self.last_read.replace((session, now)).filter(|(before, _)| *before == session);
+        let interval = before.map(|(_, then)| now.saturating_duration_since(then));
+        let metrics = self.metrics.as_ref().map(|(_, metrics)| Arc::clone(metrics)).unwrap_or_default();
+        let values = Values::read(&metrics, stats);
+        self.finish(since, now, Some(Arc::new(TargetStats { metrics, values, interval })));
+    }
+
+    fn fail(&mut self, error: &SchedStatsError, since: Instant, now: Instant) {
+        let count = self.missing.entry(error.kind()).or_default();
+        *count = count.saturating_add(1);
+        self.finish(since, now, None);
+    }
+
+    fn finish(&mut self, since: Instant, now: Instant, stats: Option<Arc<TargetStats>>) {
+        self.state = State::Idle;
+        let duration = now.saturating_duration_since(since);
+        self.last = Some(Outcome { duration, session: self.client.session(), stats });
+    }
+}

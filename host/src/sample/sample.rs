@@ -1,0 +1,36 @@
+//! The stats of one moment.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::stats::MissingStatsReason;
+
+/// One moment's stats.
+///
+/// Its JSON is serde's own form and part of this crate's contract:
+///
+/// ```
+/// use scx_vsock::{MissingStatsReason, Sample};
+///
+/// let line = r#"{"tag":"boot","elapsed_ms":12,"session":1,"interval_ms":null,"stats":{"Ok":{"nr":1}}}"#;
+/// let sample: Sample = serde_json::from_str(line)?;
+/// assert_eq!(sample.stats, Ok(serde_json::json!({ "nr": 1 })));
+/// assert_eq!(serde_json::to_string(&sample)?, line);
+///
+/// let missing = Sample { stats: Err(MissingStatsReason::Cancelled), ..sample };
+/// assert!(serde_json::to_string(&missing)?.ends_with(r#""stats":{"Err":"Cancelled"}}"#));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// What the caller calls this moment.
+    pub tag: String,
+    /// Milliseconds from the sampler's start to when the answer was in.
+    pub elapsed_ms: u64,
+    /// The number of the session that answered; with another one the scheduler's deltas have another baseline.
+    pub session: u64,
+    /// Milliseconds that the deltas span; `None` when their baseline is new, and they span almost no time.
+    pub interval_ms: Option<u64>,
+    /// The stats, or why there are none.
+    pub stats: Result<Value, MissingStatsReason>,
+}
