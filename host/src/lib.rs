@@ -1,25 +1,31 @@
-//! Read a guest's sched_ext scheduler statistics on the host, or the one typed reason why there are none.
+//! Reads the statistics of a guest's sched_ext scheduler on the host, or returns one typed reason why there are none.
 //!
-//! A scheduler in the guest serves its statistics on a Unix socket (scx_stats: JSON lines). The guest's agent relays
-//! them over virtio-vsock; this crate is the host's side. One sample's way through it:
+//! A scheduler in the guest serves its statistics on a Unix socket (scx_stats: JSON lines). The guest's agent relays them
+//! over virtio-vsock; this crate is the host's side. A sample takes this path:
 //!
-//! 1. [`endpoint`] or a device's handle leads to the agent: a stream that can be polled.
-//! 2. [`client`] opens a session on it, writes a [`StatsRequest`] and reads the agent's envelope; every wait ends by answer,
-//!    deadline, or what [`control`] says.
-//! 3. What comes out is the scheduler's stats or a [`SchedStatsError`], which becomes a [`MissingStatsReason`] in a
-//!    [`Sample`]; a [`SampleSeries`] holds many.
+//! 1. An [`Endpoint`], or a device's handle, connects a stream to the agent.
+//! 2. The [`client`] opens a session on it, writes a [`StatsRequest`] and reads the agent's envelope. Every wait ends by an
+//!    answer, a deadline, or a stop of the run ([`control`]).
+//! 3. The result is the scheduler's stats or a [`SchedStatsError`], which becomes a [`MissingStatsReason`] in a
+//!    [`Sample`]. A [`SampleSeries`] holds many samples.
 //!
-//! Features, none of them default: `device` has the virtio-vsock device (`vsock`) on `virtio-queue` and `vm-memory`, with
-//! registers for a monitor's own bus (`transport::mmio`); `event-manager` serves many such devices on one thread
-//! (`transport::event_manager`), `kvm` has KVM take their kicks and interrupts (`transport::kvm`), `vhost-user` serves the device to
-//! a monitor in another process (`transport::vhost_user`), `qemu` boots throw-away guests (`guest`), `export` serves many
-//! guests' stats to Prometheus (`export`). [`proxy`] makes a plain scx_stats server of a guest's scheduler.
+//! No feature is on by default:
 //!
-//! [`guide`] has a page for each kind of user.
+//! | feature | what it adds |
+//! | --- | --- |
+//! | `device` | the virtio-vsock device (`vsock`) and its registers for a VMM's bus (`transport::mmio`) |
+//! | `event-manager` | many such devices on one thread (`transport::event_manager`) |
+//! | `kvm` | ioeventfd and irqfd (`transport::kvm`) |
+//! | `vhost-user` | a back end for a VMM in another process (`transport::vhost_user`) |
+//! | `qemu` | throw-away guests (`guest`) |
+//! | `export` | the stats of many guests for Prometheus (`export`) |
+//!
+//! The [`proxy`] serves a guest's scheduler as a plain scx_stats server on the host. [`guide`] has a page for each kind of
+//! user.
 //!
 //! # Three programs
 //!
-//! An init of one's own, which runs the agent in its event loop:
+//! An init that runs the agent in its event loop:
 //!
 //! ```no_run
 //! use scx_vsock_agent::{Agent, Config, Storage, Turn};
@@ -30,13 +36,13 @@
 //! let mut agent = Agent::new(&mut storage, &Config::default()).map_err(|error| format!("{error:?}"))?;
 //! loop {
 //!     if agent.turn().map_err(|error| format!("{error:?}"))? == Turn::Idle {
-//!         wait_for(agent.fd()); // ... and for whatever else an init waits for
+//!         wait_for(agent.fd()); // and for the init's other descriptors
 //!     }
 //! }
 //! # }
 //! ```
 //!
-//! A monitor that pauses its guest, and samples at the boundaries of its phases:
+//! A VMM that samples around a pause:
 //!
 //! ```no_run
 //! use scx_vsock::{Endpoint, RunControl, Sampler, SchedStatsClient};
@@ -47,25 +53,23 @@
 //! let run = RunControl::new();
 //! let client = SchedStatsClient::builder("vsock://3".parse::<Endpoint>()?).control(&run).build();
 //! let mut sampler = Sampler::new(Some(client));
-//! let frozen = run.freeze(); // whoever waits for the guest is woken with `DuringFreeze`
+//! let frozen = run.freeze(); // ends the calls in flight with `DuringFreeze`
 //! pause_vcpus();
 //! resume_vcpus();
 //! drop(frozen);
-//! let sample = sampler.sample("after the pause");
-//! println!("{}", serde_json::to_string(&sample)?);
+//! println!("{}", serde_json::to_string(&sampler.sample("after the pause"))?);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A test of a scheduler, under QEMU without root:
+//! A test of a scheduler, under QEMU and without root:
 //!
 #![cfg_attr(feature = "qemu", doc = "```no_run")]
 #![cfg_attr(not(feature = "qemu"), doc = "```ignore")]
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # fn main() -> anyhow::Result<()> {
 //! let builder = scx_vsock::guest::qemu::Guest::builder().kernel("vmlinuz").modules("/lib/modules/7.2.0");
 //! let guest = builder.scheduler("./scx_mine", &["--verbose"]).boot()?;
 //! guest.client().wait_for_scheduler(std::time::Duration::from_secs(60))?;
-//! guest.run(&["sh", "-c", "ls -R /sys >/dev/null"])?;
 //! let stats = guest.client().stats(&[])?;
 //! assert!(stats["nr_dispatched"].as_u64() > Some(0), "{stats:#}");
 //! # Ok(())

@@ -1,4 +1,4 @@
-//! Requests of which about half are abandoned at random moments: does any get the answer of another?
+//! Requests of which about half are abandoned at random moments, to see whether any gets the answer of another.
 //!
 //! The real agent relays to a scheduler that answers each request with the request's own number, so that an answer
 //! shows whose it is.
@@ -18,15 +18,15 @@ use serde::Deserialize;
 
 use crate::agent::Agent;
 
-/// Own clients, and clones of one more client: so many threads each.
+/// Threads with a client of their own, and as many with a clone of one more client.
 const THREADS: usize = 4;
 
-/// Enough for any answer that comes.
+/// Long enough for any answer that comes.
 const LONG: Duration = Duration::from_secs(60);
 
-/// What the requests came to.
+/// The outcomes of all requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SamplerStats {
+pub struct Outcomes {
     /// Answers that were those of their requests.
     pub right: u64,
     /// Answers that were another request's.
@@ -37,14 +37,14 @@ pub struct SamplerStats {
     pub failed: BTreeMap<String, u64>,
 }
 
-impl SamplerStats {
-    /// All of them.
+impl Outcomes {
+    /// Returns the number of requests.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.right + self.wrong + self.abandoned + self.failed.values().sum::<u64>()
     }
 
-    fn note(&mut self, number: u64, outcome: Result<String, SchedStatsError>) {
+    fn record(&mut self, number: u64, outcome: Result<String, SchedStatsError>) {
         match outcome {
             Ok(answer) if answer == number.to_string() => self.right += 1,
             Ok(_) => self.wrong += 1,
@@ -65,9 +65,9 @@ impl SamplerStats {
     }
 }
 
-/// Asks `requests` times in all, with 4 clients and 4 clones of another one, each from a thread of its own.
+/// Sends `requests` requests in all, with 4 clients and 4 clones of another one, each from a thread of its own.
 #[must_use]
-pub fn of_clients(requests: u64) -> SamplerStats {
+pub fn of_clients(requests: u64) -> Outcomes {
     let agent = Agent::start();
     let listener = agent.scheduler();
     let endpoint = Endpoint::Unix { path: agent.host_path(0) };
@@ -78,36 +78,35 @@ pub fn of_clients(requests: u64) -> SamplerStats {
     thread::scope(|scope| {
         thread::spawn(move || echo(&listener));
         scope.spawn(move || stop_when_due(&due));
-        let own = (0..THREADS).map(|_| Asker::with_own_client(endpoint.clone(), stops.clone()));
-        let clones = (0..THREADS).map(|_| Asker::with_clone(shared.clone(), run.clone(), stops.clone()));
+        let own = (0..THREADS).map(|_| Requester::with_own_client(endpoint.clone(), stops.clone()));
+        let clones = (0..THREADS).map(|_| Requester::with_clone(shared.clone(), run.clone(), stops.clone()));
         let threads: Vec<_> = own
             .chain(clones)
-            .map(|mut asker| {
+            .map(|mut requester| {
                 let next = &next;
                 scope.spawn(move || {
-                    let mut tally = SamplerStats::default();
+                    let mut outcomes = Outcomes::default();
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
                         if number >= requests {
-                            return tally;
+                            return outcomes;
                         }
-                        let outcome = asker.ask(number);
-                        tally.note(number, outcome);
+                        let outcome = requester.request(number);
+                        outcomes.record(number, outcome);
                     }
                 })
             })
             .collect();
         drop(stops);
-        let mut all = SamplerStats::default();
+        let mut all = Outcomes::default();
         threads.into_iter().for_each(|thread| all.add(thread.join().unwrap()));
         all
     })
 }
 
-/// The same from one thread of a client that waits on the session whose request it abandoned, as one without sessions
-/// does.
+/// The same with one client that goes on reading a session whose request it abandoned, as a client without sessions does.
 #[must_use]
-pub fn of_a_client_that_keeps_its_session(requests: u64) -> SamplerStats {
+pub fn of_a_client_that_keeps_sessions(requests: u64) -> Outcomes {
     let agent = Agent::start();
     let listener = agent.scheduler();
     thread::spawn(move || echo(&listener));
@@ -118,7 +117,7 @@ pub fn of_a_client_that_keeps_its_session(requests: u64) -> SamplerStats {
     lines.read_until(b'\n', &mut line).unwrap();
     line.clear();
     let mut patience = Patience::new();
-    let mut tally = SamplerStats::default();
+    let mut outcomes = Outcomes::default();
     for number in 0..requests {
         (&stream).write_all(request(number).line().unwrap().as_bytes()).unwrap();
         stream.set_read_timeout(Some(patience.draw())).unwrap();
@@ -126,10 +125,10 @@ pub fn of_a_client_that_keeps_its_session(requests: u64) -> SamplerStats {
             Ok(_) => Ok(number_in(&std::mem::take(&mut line))),
             Err(_) => Err(SchedStatsError::TimedOut { after_ms: 0 }),
         };
-        patience.note(outcome.is_err());
-        tally.note(number, outcome);
+        patience.adjust(outcome.is_err());
+        outcomes.record(number, outcome);
     }
-    tally
+    outcomes
 }
 
 fn request(number: u64) -> StatsRequest {
@@ -153,7 +152,7 @@ fn number_in(envelope: &[u8]) -> String {
     serde_json::from_slice::<Envelope>(envelope).unwrap().stats.args.resp
 }
 
-/// How long requests are waited for: at random, so that about half of them are abandoned.
+/// How long to wait for an answer, at random, so that about half of the requests are abandoned.
 struct Patience {
     limit: Duration,
 }
@@ -164,11 +163,11 @@ impl Patience {
     }
 
     fn draw(&self) -> Duration {
-        // A stream takes no time-out of 0.
+        // The time-out of a stream cannot be 0.
         Duration::from_nanos(fastrand::u64(1_000..=u64::try_from(self.limit.as_nanos()).unwrap()))
     }
 
-    fn note(&mut self, abandoned: bool) {
+    fn adjust(&mut self, abandoned: bool) {
         let limit = if abandoned { self.limit.mul_f64(1.02) } else { self.limit.mul_f64(1.0 / 1.02) };
         self.limit = limit.clamp(Duration::from_micros(2), Duration::from_millis(50));
     }
@@ -178,7 +177,7 @@ impl Patience {
 #[derive(Clone, Default)]
 struct Run {
     control: RunControl,
-    /// Held during a freeze: what begins then is refused and no request at all.
+    /// Locked during a freeze, when a request could not even begin.
     frozen: Arc<Mutex<()>>,
 }
 
@@ -198,16 +197,16 @@ impl Run {
 }
 
 /// One thread's client.
-struct Asker {
+struct Requester {
     client: SchedStatsClient,
     run: Run,
-    /// Where the client leads, if it is this thread's own: then its run may be cancelled, and it is built anew.
+    /// The endpoint of a client that is this thread's own: its run may be cancelled, and then it is built again.
     own: Option<Endpoint>,
     patience: Patience,
     stops: Sender<Stop>,
 }
 
-impl Asker {
+impl Requester {
     fn with_own_client(endpoint: Endpoint, stops: Sender<Stop>) -> Self {
         let run = Run::default();
         Self { client: run.client(endpoint.clone()), run, own: Some(endpoint), patience: Patience::new(), stops }
@@ -217,7 +216,7 @@ impl Asker {
         Self { client, run, own: None, patience: Patience::new(), stops }
     }
 
-    fn ask(&mut self, number: u64) -> Result<String, SchedStatsError> {
+    fn request(&mut self, number: u64) -> Result<String, SchedStatsError> {
         let patience = self.patience.draw();
         // A freeze of clones ends the requests of all of them, so it is rarer there.
         let how = match (fastrand::u8(0..16), &self.own) {
@@ -241,7 +240,7 @@ impl Asker {
             *self = Self { patience, ..Self::with_own_client(endpoint.clone(), self.stops.clone()) };
         }
         if how.is_none() && outcome != Err(SchedStatsError::DuringFreeze) {
-            self.patience.note(outcome.is_err());
+            self.patience.adjust(outcome.is_err());
         }
         outcome
     }
@@ -253,7 +252,7 @@ enum How {
     Cancel,
 }
 
-/// A stop of a run at a moment of its own.
+/// A stop of a run, and when it is due.
 struct Stop {
     due: Instant,
     how: How,
@@ -289,7 +288,7 @@ impl Ord for Stop {
     }
 }
 
-/// InFlight each run at its time, until nobody asks any more.
+/// Stops each run at its time, until all requests are done.
 fn stop_when_due(stops: &Receiver<Stop>) {
     let mut waiting = BinaryHeap::<Reverse<Stop>>::new();
     loop {

@@ -8,27 +8,27 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How long a test waits for what must come.
+/// How long a test waits for an event that must happen.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// One end of a stream.
 #[derive(Debug)]
 pub struct Peer {
     stream: UnixStream,
-    ahead: Vec<u8>,
+    buffered: Vec<u8>,
 }
 
 impl Peer {
-    /// The peer behind a connected stream.
+    /// Returns the peer at the other end of a connected stream.
     ///
     /// # Panics
     ///
-    /// When the stream takes no time-outs.
+    /// When the stream cannot have time-outs.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(DEADLINE)).expect("a stream takes a time-out");
-        stream.set_write_timeout(Some(DEADLINE)).expect("a stream takes a time-out");
-        Self { stream, ahead: Vec::new() }
+        stream.set_read_timeout(Some(DEADLINE)).expect("a stream can have a time-out");
+        stream.set_write_timeout(Some(DEADLINE)).expect("a stream can have a time-out");
+        Self { stream, buffered: Vec::new() }
     }
 
     /// Connects to a Unix socket.
@@ -41,7 +41,7 @@ impl Peer {
         Self::new(UnixStream::connect(path).expect("somebody listens"))
     }
 
-    /// The next connection of a listener.
+    /// Accepts the next connection of a listener.
     ///
     /// # Panics
     ///
@@ -55,7 +55,7 @@ impl Peer {
         Self::new(listener.accept().expect("a connection waits").0)
     }
 
-    /// The stream itself.
+    /// Returns the stream.
     #[must_use]
     pub fn stream(&self) -> &UnixStream {
         &self.stream
@@ -79,7 +79,7 @@ impl Peer {
         self.stream.write_all(bytes.as_ref())
     }
 
-    /// Ends this end's sending.
+    /// Shuts down the stream for writing.
     ///
     /// # Panics
     ///
@@ -88,7 +88,7 @@ impl Peer {
         self.stream.shutdown(Shutdown::Write).expect("the stream is connected");
     }
 
-    /// The next line with its LF; what is left without one at the stream's end.
+    /// Returns the next line with its LF, or what is left at the end of the stream.
     ///
     /// # Panics
     ///
@@ -96,14 +96,14 @@ impl Peer {
     pub fn line(&mut self) -> Vec<u8> {
         let mut chunk = vec![0; 64 * 1024];
         loop {
-            if let Some(at) = self.ahead.iter().position(|&byte| byte == b'\n') {
-                return self.ahead.drain(..=at).collect();
+            if let Some(at) = self.buffered.iter().position(|&byte| byte == b'\n') {
+                return self.buffered.drain(..=at).collect();
             }
             match self.stream.read(&mut chunk) {
-                Ok(0) => return std::mem::take(&mut self.ahead),
-                Ok(count) => self.ahead.extend(chunk.iter().take(count)),
-                // A socket that is closed with bytes unread says so behind its last byte.
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return std::mem::take(&mut self.ahead),
+                Ok(0) => return std::mem::take(&mut self.buffered),
+                Ok(count) => self.buffered.extend(chunk.iter().take(count)),
+                // A socket that is closed with unread bytes is reset after its last byte.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return std::mem::take(&mut self.buffered),
                 Err(error) => panic!("no line within {DEADLINE:?}: {error}"),
             }
         }

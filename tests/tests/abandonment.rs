@@ -1,17 +1,17 @@
-//! No answer is ever another request's: the short form of a row of `ci/bench`.
+//! No answer is ever another request's. `ci/bench` does the same with more requests.
 
 use scx_vsock_tests::abandonment;
 
 #[test]
-fn no_answer_is_ever_another_requests_though_half_are_abandoned() {
-    let tally = abandonment::of_clients(20_000);
-    assert_eq!((tally.requests(), tally.wrong), (20_000, 0), "{tally:?}");
-    assert!(tally.failed.keys().all(|error| error.contains("all 8 sessions")), "{tally:?}");
-    assert!(tally.right > 5_000 && tally.abandoned > 5_000, "{tally:?}");
+fn no_answer_is_another_requests() {
+    let outcomes = abandonment::of_clients(20_000);
+    assert_eq!((outcomes.requests(), outcomes.wrong), (20_000, 0), "{outcomes:?}");
+    assert!(outcomes.failed.keys().all(|error| error.contains("all 8 sessions")), "{outcomes:?}");
+    assert!(outcomes.right > 5_000 && outcomes.abandoned > 5_000, "{outcomes:?}");
 }
 
 #[test]
-fn a_client_that_keeps_a_session_with_an_abandoned_request_gets_answers_of_others() {
-    let tally = abandonment::of_a_client_that_keeps_its_session(2_000);
-    assert!(tally.wrong > 0, "{tally:?}");
+fn a_client_that_keeps_sessions_mixes_answers() {
+    let outcomes = abandonment::of_a_client_that_keeps_sessions(2_000);
+    assert!(outcomes.wrong > 0, "{outcomes:?}");
 }

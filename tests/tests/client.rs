@@ -8,20 +8,22 @@
 )]
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::iter::repeat_with;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use scx_vsock::client::{Deadline, PollClient, decode};
+use scx_vsock::client::{PollClient, decode};
+use scx_vsock::endpoint::hybrid::listener_path;
+use scx_vsock::io::Deadline;
 use scx_vsock::stats::RequestLine;
 use scx_vsock::{
-    Connect, Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SchedStatsClient, SchedStatsError, StatsRequest,
-    StatsResponse,
+    Connect, Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, RunControl, SchedStatsClient,
+    SchedStatsError, StatsRequest, StatsResponse,
 };
 use scx_vsock_tests::agent::HELLO;
 use scx_vsock_tests::fake_agent::{FakeAgent, framed};
@@ -51,7 +53,7 @@ fn echoing() -> impl Iterator<Item = Script> + Send + 'static {
     repeat_with(move || Script::agent().forever(echo.clone()))
 }
 
-/// What `stats` says to an agent that sends these bytes behind its hello and then waits.
+/// Returns the error of `stats` at an agent that sends these bytes after its hello and then waits.
 fn error_of(bytes: impl AsRef<[u8]>) -> SchedStatsError {
     let agent = FakeAgent::start([Script::agent().line().send(bytes)]);
     client(&agent).stats(&[]).unwrap_err()
@@ -72,7 +74,7 @@ fn unreachable(error: SchedStatsError) -> String {
 // Answers.
 
 #[test]
-fn stats_are_the_resp_of_the_schedulers_answer() {
+fn stats_are_the_answers_resp() {
     let agent = FakeAgent::start([Script::agent().expect(r#"{"req":"stats","args":{"target":"top"}}"#).stats(OK)]);
     assert_eq!(client(&agent).stats(&[("target", "top")]), Ok(json!({ "nr": 7 })));
 }
@@ -90,20 +92,20 @@ fn stats_can_be_decoded_as_a_type() {
 }
 
 #[test]
-fn stats_meta_is_asked_with_its_own_verb() {
+fn stats_meta_has_its_own_request() {
     let agent = FakeAgent::start([Script::agent().expect(r#"{"req":"stats_meta","args":{}}"#).stats(OK)]);
     assert_eq!(client(&agent).stats_meta(), Ok(json!({ "nr": 7 })));
 }
 
 #[test]
-fn a_raw_line_and_its_answer_pass_byte_for_byte() {
+fn raw_lines_pass_byte_for_byte() {
     let answer = r#" { "errno":22 , "args":{"resp":"what?"} }"#;
     let agent = FakeAgent::start([Script::agent().expect(b"what \0\xff is this").stats(answer)]);
     assert_eq!(client(&agent).request_raw(b"what \0\xff is this\n"), Ok(answer.as_bytes().to_vec()));
 }
 
 #[test]
-fn a_request_gives_the_schedulers_answer_whatever_it_is() {
+fn a_request_returns_any_answer() {
     let refused = r#"{"errno":22,"args":{"resp":"no such verb"}}"#;
     let agent = FakeAgent::start([Script::agent().line().stats(refused), Script::agent().line().stats("{}")]);
     let client = client(&agent);
@@ -115,7 +117,7 @@ fn a_request_gives_the_schedulers_answer_whatever_it_is() {
 }
 
 #[test]
-fn a_schedulers_error_keeps_its_args_and_renews_the_session() {
+fn a_schedulers_error_renews_the_session() {
     let refused = r#"{"errno":22,"args":{"resp":"preempted"}}"#;
     let agent = FakeAgent::start([Script::agent().line().stats(refused), counting()]);
     let client = client(&agent);
@@ -127,7 +129,7 @@ fn a_schedulers_error_keeps_its_args_and_renews_the_session() {
 }
 
 #[test]
-fn an_answer_without_resp_keeps_its_args_and_the_session() {
+fn an_answer_without_resp_keeps_the_session() {
     let agent = FakeAgent::start([Script::agent().line().stats(r#"{"args":{"rsep":1}}"#).line().stats(OK)]);
     let client = client(&agent);
     assert_eq!(client.stats(&[]), Err(SchedStatsError::MissingResp { args: json!({ "rsep": 1 }) }));
@@ -152,7 +154,7 @@ fn an_answer_may_come_byte_by_byte() {
 }
 
 #[test]
-fn an_answer_of_the_cap_passes_and_one_byte_more_does_not() {
+fn an_answer_may_have_the_cap_exactly() {
     let answer = |bytes: usize| {
         let frame = r#"{"args":{"resp":""}}"#.len();
         format!(r#"{{"args":{{"resp":"{}"}}}}"#, "x".repeat(bytes - 1 - frame))
@@ -167,7 +169,7 @@ fn an_answer_of_the_cap_passes_and_one_byte_more_does_not() {
 }
 
 #[test]
-fn a_line_that_never_ends_is_given_up_at_the_cap_and_the_next_request_has_its_answer() {
+fn an_endless_line_ends_at_the_cap() {
     let max = MAX_RESPONSE_BYTES;
     for endless in [vec![b'{'; 16 * max], framed(vec![0; 16 * max])] {
         let agent = FakeAgent::start([Script::agent().line().send(endless), counting()]);
@@ -186,7 +188,10 @@ fn every_relay_error_has_its_error() {
     else {
         panic!("not NoScheduler");
     };
-    assert_eq!(reason, "its stats socket is not there; the scheduler \"simple\" is loaded but serves no stats there");
+    assert_eq!(
+        reason,
+        "the stats socket does not exist; the scheduler \"simple\" is loaded but serves no stats on that socket"
+    );
     assert_eq!(
         relay_error(RelayError::SchedulerGone { errno: 104, cause: "" }),
         SchedStatsError::SchedulerGone { errno: 104, cause: String::new() }
@@ -217,13 +222,13 @@ fn a_guest_without_a_scheduler_keeps_its_session() {
 }
 
 #[test]
-fn a_full_agent_is_busy_before_and_instead_of_hello() {
+fn a_full_agent_is_busy() {
     let agent = FakeAgent::start([Script::new().relay_error(RelayError::Busy { sessions: 8 }).close()]);
     assert_eq!(client(&agent).stats(&[]), Err(SchedStatsError::AgentBusy { sessions: 8 }));
 }
 
 #[test]
-fn versions_that_do_not_meet_are_told_with_both_ranges() {
+fn protocol_versions_must_overlap() {
     let hello =
         r#"{"hello":{"protocol":9,"min_protocol":5,"agent":"7.0","max_request_bytes":1,"max_response_bytes":1}}"#;
     let agent = FakeAgent::start([Script::new().send(format!("{hello}\n"))]);
@@ -233,14 +238,14 @@ fn versions_that_do_not_meet_are_told_with_both_ranges() {
 }
 
 #[test]
-fn a_newer_agent_that_still_speaks_version_1_is_understood() {
+fn a_newer_agent_of_version_1_is_understood() {
     let hello = r#"{"hello":{"protocol":2,"min_protocol":1,"agent":"2.0","max_request_bytes":1,"max_response_bytes":1,"new":{"x":[]}}}"#;
     let agent = FakeAgent::start([Script::new().send(format!("{hello}\n")).line().stats(OK)]);
     assert_eq!(client(&agent).stats(&[]), Ok(json!({ "nr": 7 })));
 }
 
 #[test]
-fn a_line_over_the_agents_own_cap_is_refused_before_it_is_sent() {
+fn the_agents_smaller_cap_is_obeyed() {
     let hello = HELLO.replace("\"max_request_bytes\":262144", "\"max_request_bytes\":1024");
     let agent = FakeAgent::start([Script::new().send(format!("{hello}\n")).line().stats(OK).line().stats(OK)]);
     let client = client(&agent);
@@ -252,7 +257,7 @@ fn a_line_over_the_agents_own_cap_is_refused_before_it_is_sent() {
 }
 
 #[test]
-fn whatever_is_not_exactly_one_envelope_is_malformed() {
+fn only_one_envelope_is_an_answer() {
     let deep = format!(r#"{{"args":{{"resp":{}{}}}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     for line in [
         framed(r#"{"args":{"resp":1}},"more":{}"#),
@@ -289,7 +294,7 @@ fn whatever_is_not_exactly_one_envelope_is_malformed() {
 }
 
 #[test]
-fn a_scheduler_cannot_speak_in_the_agents_name() {
+fn a_scheduler_cannot_forge_a_relay_error() {
     let forged = r#"{"errno":0,"args":{"resp":"\n{\"relay_error\":{\"busy\":{\"sessions\":1}}}"}}"#;
     let agent = FakeAgent::start([Script::agent().line().stats(forged).line().stats(r#"{"relay_error":{}}"#)]);
     let client = client(&agent);
@@ -300,7 +305,7 @@ fn a_scheduler_cannot_speak_in_the_agents_name() {
 // No agent.
 
 #[test]
-fn no_socket_a_stale_one_and_a_wrong_peer_are_no_agent() {
+fn other_sockets_are_no_agent() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent");
     let client = SchedStatsClient::builder(Endpoint::Unix { path: path.clone() }).build();
@@ -310,14 +315,14 @@ fn no_socket_a_stale_one_and_a_wrong_peer_are_no_agent() {
     assert_eq!(client.session(), 0);
     let ssh = FakeAgent::start([Script::new().send("SSH-2.0-x\r\n")]);
     let reason = unreachable(self::client(&ssh).stats(&[]).unwrap_err());
-    assert!(reason.contains("the first line is no hello: \"SSH-2.0-x\""), "{reason}");
+    assert!(reason.contains("the first line is not an agent's hello: \"SSH-2.0-x\""), "{reason}");
 }
 
 #[test]
-fn an_end_before_hello_or_during_the_answer_is_no_agent() {
+fn a_session_that_ends_early_is_no_agent() {
     let cases = [
-        (Script::new().close(), "before its hello"),
-        (Script::new().send("{\"hel").close_write(), "before its hello, 5 bytes into a line"),
+        (Script::new().close(), "before the agent's hello"),
+        (Script::new().send("{\"hel").close_write(), "before the agent's hello, 5 bytes into a line"),
         (Script::agent().line().close(), "before the answer was complete"),
         (Script::agent().line().send("{\"stats\":{").close_write(), "the answer was complete, 10 bytes into a line"),
     ];
@@ -329,7 +334,7 @@ fn an_end_before_hello_or_during_the_answer_is_no_agent() {
 }
 
 #[test]
-fn a_backlog_that_is_full_is_told_at_once() {
+fn a_full_backlog_is_an_error_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent");
     let listener = UnixListener::bind(&path).unwrap();
@@ -346,7 +351,7 @@ fn a_backlog_that_is_full_is_told_at_once() {
 // Refused before anything is sent.
 
 #[test]
-fn a_line_that_cannot_be_sent_opens_no_session() {
+fn an_invalid_line_opens_no_session() {
     let agent = FakeAgent::start([]);
     let client = client(&agent);
     for line in ["", "\n", "{}\n{}", r#"{"agent":{"wait_scheduler":{}}}"#, r#"{"agent":"#] {
@@ -367,7 +372,7 @@ fn a_request_of_the_cap_is_sent_whole() {
 }
 
 #[test]
-fn after_a_write_that_failed_what_the_agent_said_is_why() {
+fn the_agents_reason_explains_a_failed_write() {
     let gone = Script::agent().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" }).close();
     let agent = FakeAgent::start(vec![gone; 20]);
     for _ in 0..20 {
@@ -378,7 +383,7 @@ fn after_a_write_that_failed_what_the_agent_said_is_why() {
 }
 
 #[test]
-fn an_answer_before_the_request_is_written_is_malformed() {
+fn an_answer_before_the_request_is_malformed() {
     // A stream holds less than this request while its other end does not read.
     let agent = FakeAgent::start([Script::agent().stats(OK).stall()]);
     let error = client(&agent).request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]).unwrap_err();
@@ -392,7 +397,7 @@ fn an_answer_before_the_request_is_written_is_malformed() {
 // Deadlines and abandoned requests.
 
 #[test]
-fn every_wait_for_the_agent_ends_at_the_deadline() {
+fn every_wait_ends_at_the_deadline() {
     let agent = FakeAgent::start([
         Script::new(),
         Script::agent().line(),
@@ -413,7 +418,7 @@ fn every_wait_for_the_agent_ends_at_the_deadline() {
 }
 
 #[test]
-fn a_call_that_may_take_no_time_ends_at_once() {
+fn a_call_without_time_ends_at_once() {
     let agent = FakeAgent::start([counting()]);
     let client = client(&agent);
     let hurried = client.with_deadline(Duration::ZERO).stats(&[]);
@@ -423,7 +428,7 @@ fn a_call_that_may_take_no_time_ends_at_once() {
 }
 
 #[test]
-fn an_abandoned_requests_session_is_closed_and_its_late_answer_never_returned() {
+fn an_abandoned_session_is_closed() {
     let late = Script::agent().line().stall().stats_number();
     let agent = FakeAgent::start([late, Script::agent().line().stats_number()]);
     let client = client(&agent);
@@ -435,7 +440,7 @@ fn an_abandoned_requests_session_is_closed_and_its_late_answer_never_returned() 
 }
 
 #[test]
-fn waiting_for_the_turn_ends_at_the_deadline() {
+fn waiting_for_the_session_ends_at_the_deadline() {
     let agent = FakeAgent::start([Script::agent().line().stall().stats_number()]);
     let client = client(&agent);
     thread::scope(|scope| {
@@ -450,20 +455,20 @@ fn waiting_for_the_turn_ends_at_the_deadline() {
 }
 
 #[test]
-fn no_answer_is_ever_that_of_a_request_abandoned_as_it_was_written() {
+fn no_answer_is_an_abandoned_requests() {
     let agent = FakeAgent::start(echoing());
-    let mut conversation = PollClient::new(Endpoint::Unix { path: agent.path() });
+    let mut poll_client = PollClient::new(Endpoint::Unix { path: agent.path() });
     let mut turn = |line: &str, abandon: bool| {
         let deadline = Deadline::after(Instant::now(), DEADLINE);
-        conversation.start(RequestLine::new(line.as_bytes()).unwrap(), deadline).unwrap();
+        poll_client.start(RequestLine::new(line.as_bytes()).unwrap(), deadline).unwrap();
         loop {
-            if let Poll::Ready(outcome) = conversation.on_ready(Instant::now(), decode::raw) {
+            if let Poll::Ready(outcome) = poll_client.on_ready(Instant::now(), decode::raw) {
                 return Some(outcome.unwrap());
             }
             if abandon {
                 return None;
             }
-            let mut fds = [PollFd::from_borrowed_fd(conversation.fd().unwrap(), PollFlags::IN)];
+            let mut fds = [PollFd::from_borrowed_fd(poll_client.fd().unwrap(), PollFlags::IN)];
             poll(&mut fds, Some(&Timespec { tv_sec: 20, tv_nsec: 0 })).unwrap();
         }
     };
@@ -473,13 +478,13 @@ fn no_answer_is_ever_that_of_a_request_abandoned_as_it_was_written() {
         assert_eq!(turn(&line, false), Some(format!(r#"{{"args":{{"resp":{line}}}}}"#).into_bytes()));
     }
     // Each abandoned request but the first took the session of the answered one before it along.
-    assert_eq!(conversation.session(), 501);
+    assert_eq!(poll_client.session(), 501);
 }
 
 // Sessions.
 
 #[test]
-fn clones_share_a_session_and_independent_clients_do_not() {
+fn only_clones_share_a_session() {
     let agent = FakeAgent::start([counting(), counting()]);
     let client = client(&agent);
     let clone = client.clone();
@@ -494,7 +499,7 @@ fn clones_share_a_session_and_independent_clients_do_not() {
 }
 
 #[test]
-fn clones_take_turns_and_each_gets_its_own_answer() {
+fn each_clone_has_its_own_answers() {
     let agent = FakeAgent::start(echoing().take(1));
     let client = client(&agent);
     thread::scope(|scope| {
@@ -513,7 +518,7 @@ fn clones_take_turns_and_each_gets_its_own_answer() {
 }
 
 #[test]
-fn a_client_does_nothing_until_it_is_asked_and_closes_its_session_with_its_last_clone() {
+fn the_last_clone_closes_the_session() {
     let agent = FakeAgent::start([counting()]);
     let client = client(&agent);
     assert_eq!(client.session(), 0);
@@ -526,7 +531,7 @@ fn a_client_does_nothing_until_it_is_asked_and_closes_its_session_with_its_last_
 }
 
 #[test]
-fn a_session_that_ended_while_idle_is_renewed_silently() {
+fn an_idle_session_that_ended_is_renewed() {
     let idle_end = |script: Script| FakeAgent::start([Script::agent().line().stats_number().and(script), counting()]);
     for script in [
         Script::new().stall().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" }).close(),
@@ -547,7 +552,7 @@ fn a_session_that_ended_while_idle_is_renewed_silently() {
 }
 
 #[test]
-fn a_session_that_ends_behind_the_request_fails_the_call_which_is_not_repeated() {
+fn a_written_request_is_never_repeated() {
     let gone = Script::agent().line().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" }).close();
     let agent = FakeAgent::start([gone, Script::agent().line().close(), counting()]);
     let client = client(&agent);
@@ -561,7 +566,7 @@ fn a_session_that_ends_behind_the_request_fails_the_call_which_is_not_repeated()
 // Waiting for a scheduler.
 
 #[test]
-fn waiting_for_the_scheduler_is_one_request_and_one_answer() {
+fn waiting_for_the_scheduler_is_one_request() {
     let waits = Script::agent().wait_scheduler().stall().ready().line().stats(OK);
     let agent = FakeAgent::start([waits]);
     let client = client(&agent);
@@ -576,7 +581,7 @@ fn waiting_for_the_scheduler_is_one_request_and_one_answer() {
 }
 
 #[test]
-fn waiting_for_the_scheduler_ends_at_its_own_deadline() {
+fn waiting_for_the_scheduler_has_a_deadline() {
     let agent = FakeAgent::start([Script::agent().line(), Script::agent().line().stats(OK)]);
     let client = client(&agent);
     assert_eq!(client.wait_for_scheduler(SHORT), Err(SchedStatsError::TimedOut { after_ms: 60 }));
@@ -586,7 +591,56 @@ fn waiting_for_the_scheduler_ends_at_its_own_deadline() {
 // A panic.
 
 #[test]
-fn a_panic_while_holding_the_session_is_told_to_all_who_follow() {
+fn the_agents_version_is_known_without_a_request() {
+    let agent = FakeAgent::start([counting()]);
+    let client = client(&agent);
+    assert_eq!(client.agent_version().unwrap().as_deref(), Some("0.1.0"));
+    assert_eq!(client.stats(&[]).unwrap(), 1);
+    assert_eq!(client.agent_version().unwrap().as_deref(), Some("0.1.0"));
+    assert_eq!(client.session(), 1);
+    let scheduler = FakeAgent::start([Script::new()]);
+    let plain = SchedStatsClient::builder(Endpoint::Scx { path: scheduler.path() }).build();
+    assert_eq!(plain.agent_version(), Ok(None));
+}
+
+#[test]
+fn an_agent_that_comes_up_is_heard_behind_a_hybrid_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vm.sock");
+    let vmm = UnixListener::bind(&socket).unwrap();
+    let client = SchedStatsClient::builder(Endpoint::Hybrid { path: socket.clone(), port: 729 }).build();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| client.wait_for_agent(DEADLINE));
+        // No agent yet: the VMM closes the first connection.
+        drop(vmm.accept().unwrap());
+        let ready = UnixStream::connect(listener_path(&socket, READY_PORT)).unwrap();
+        let (mut stream, _) = vmm.accept().unwrap();
+        stream.write_all(&[&b"OK 1\n"[..], HELLO.as_bytes(), b"\n"].concat()).unwrap();
+        assert_eq!(waits.join().unwrap(), Ok(()));
+        drop((ready, stream));
+    });
+    assert_eq!(client.session(), 2);
+}
+
+#[test]
+fn an_agent_that_never_comes_up_is_unreachable() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vm.sock");
+    let client = SchedStatsClient::builder(Endpoint::Hybrid { path: socket.clone(), port: 729 }).build();
+    let reason = unreachable(client.wait_for_agent(SHORT).unwrap_err());
+    assert!(reason.contains("there is no such socket; start the VMM"), "{reason}");
+    let _other = UnixListener::bind(listener_path(&socket, READY_PORT)).unwrap();
+    let reason = unreachable(client.wait_for_agent(DEADLINE).unwrap_err());
+    assert!(reason.contains("cannot wait for it:") && reason.contains("is in use"), "{reason}");
+    let run = RunControl::new();
+    run.cancel();
+    let cancelled = SchedStatsClient::builder(Endpoint::Unix { path: socket }).control(&run).build();
+    assert_eq!(cancelled.wait_for_agent(DEADLINE), Err(SchedStatsError::Cancelled));
+    assert_eq!(cancelled.agent_version(), Err(SchedStatsError::Cancelled));
+}
+
+#[test]
+fn a_panic_poisons_all_clones() {
     struct Panics;
     impl fmt::Display for Panics {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -607,7 +661,7 @@ fn a_panic_while_holding_the_session_is_told_to_all_who_follow() {
 }
 
 #[test]
-fn errors_are_found_again_in_anyhow() {
+fn anyhow_keeps_the_typed_error() {
     fn sample(client: &SchedStatsClient) -> anyhow::Result<Value> {
         Ok(client.stats(&[])?)
     }
@@ -619,7 +673,7 @@ fn errors_are_found_again_in_anyhow() {
 // Statistics.
 
 #[test]
-fn a_client_counts_what_its_calls_and_those_of_its_clones_came_to() {
+fn a_client_counts_its_clones_calls() {
     let refused = r#"{"errno":22,"args":{"resp":"no"}}"#;
     let agent = FakeAgent::start([
         Script::agent().line().stats(OK).line().ready().line().stats(refused),
@@ -647,67 +701,70 @@ fn a_client_counts_what_its_calls_and_those_of_its_clones_came_to() {
 
 // Monitors' hybrid sockets.
 
-fn hybrid(monitor: &FakeAgent) -> SchedStatsClient {
-    let endpoint: Endpoint = format!("hybrid:{}", monitor.path().display()).parse().unwrap();
+fn hybrid(vmm: &FakeAgent) -> SchedStatsClient {
+    let endpoint: Endpoint = format!("hybrid:{}", vmm.path().display()).parse().unwrap();
     SchedStatsClient::builder(endpoint).deadline(DEADLINE).build()
 }
 
 #[test]
-fn a_hybrid_socket_is_dialled_once_a_session() {
+fn a_hybrid_session_connects_once() {
     let session = Script::new().expect("CONNECT 729").send("OK 1073741824\n").and(counting());
-    let monitor = FakeAgent::start([session.clone(), session]);
-    let client = hybrid(&monitor);
+    let vmm = FakeAgent::start([session.clone(), session]);
+    let client = hybrid(&vmm);
     assert_eq!(client.stats(&[]), Ok(json!(2)));
     assert_eq!(client.stats(&[]), Ok(json!(3)));
     assert_eq!(client.session(), 1);
-    assert_eq!(hybrid(&monitor).stats(&[]), Ok(json!(5)));
+    assert_eq!(hybrid(&vmm).stats(&[]), Ok(json!(5)));
 }
 
 #[test]
-fn a_monitor_may_answer_byte_by_byte_or_all_at_once() {
+fn a_vmm_may_reply_byte_by_byte() {
     let torn = Script::new().line().send_pieces(format!("OK 1\n{HELLO}\n"), 1).line().stats(OK);
-    let monitor = FakeAgent::start([torn]);
-    assert_eq!(hybrid(&monitor).stats(&[]), Ok(json!({ "nr": 7 })));
+    let vmm = FakeAgent::start([torn]);
+    assert_eq!(hybrid(&vmm).stats(&[]), Ok(json!({ "nr": 7 })));
     let at_once = Script::new().line().send(format!("OK 1\n{HELLO}\n")).line().stats(OK);
-    let monitor = FakeAgent::start([at_once]);
-    assert_eq!(hybrid(&monitor).stats(&[]), Ok(json!({ "nr": 7 })));
+    let vmm = FakeAgent::start([at_once]);
+    assert_eq!(hybrid(&vmm).stats(&[]), Ok(json!({ "nr": 7 })));
 }
 
 #[test]
-fn the_port_of_a_hybrid_uri_is_the_one_that_is_dialled() {
-    let monitor = FakeAgent::start([Script::new().expect("CONNECT 5000").send("OK 1\n").and(counting())]);
-    let endpoint: Endpoint = format!("hybrid:{}?port=5000", monitor.path().display()).parse().unwrap();
+fn a_hybrid_uris_port_is_connected() {
+    let vmm = FakeAgent::start([Script::new().expect("CONNECT 5000").send("OK 1\n").and(counting())]);
+    let endpoint: Endpoint = format!("hybrid:{}?port=5000", vmm.path().display()).parse().unwrap();
     SchedStatsClient::builder(endpoint).deadline(DEADLINE).build().stats(&[]).unwrap();
 }
 
 #[test]
-fn a_monitor_that_refuses_stalls_or_talks_otherwise_is_told() {
+fn a_vmms_wrong_reply_is_quoted() {
     let cases = [
-        (Script::new().line().close(), "before OK; does the guest listen on port 729"),
-        (Script::new().line().send("OK").close_write(), "before OK, 2 bytes into a line"),
-        (Script::new().line().send("NO\n"), "OK was expected of the monitor, not \"NO\""),
-        (Script::agent(), "OK was expected of the monitor, not \"{\\\"hello\\\""),
-        (Script::new().line().send("O".repeat(64)), "OK was expected of the monitor, not \"OOO"),
-        (Script::new().line().send("OK 1\n").close_write(), "before its hello"),
-        (Script::new().line().send("OK 1\nOK 1\n"), "the first line is no hello: \"OK 1\""),
+        (
+            Script::new().line().close(),
+            "before the VMM replied OK; is the guest up, and its agent started on port 729?",
+        ),
+        (Script::new().line().send("OK").close_write(), "before the VMM replied OK, 2 bytes into a line"),
+        (Script::new().line().send("NO\n"), "the VMM replied \"NO\" instead of OK"),
+        (Script::agent(), "the VMM replied \"{\\\"hello\\\""),
+        (Script::new().line().send("O".repeat(64)), "the VMM replied \"OOO"),
+        (Script::new().line().send("OK 1\n").close_write(), "before the agent's hello"),
+        (Script::new().line().send("OK 1\nOK 1\n"), "the first line is not an agent's hello: \"OK 1\""),
     ];
     for (script, expected) in cases {
-        let monitor = FakeAgent::start([script]);
-        let reason = unreachable(hybrid(&monitor).stats(&[]).unwrap_err());
+        let vmm = FakeAgent::start([script]);
+        let reason = unreachable(hybrid(&vmm).stats(&[]).unwrap_err());
         assert!(reason.starts_with("hybrid:") && reason.contains(expected), "{reason}");
     }
-    let monitor = FakeAgent::start([Script::new().line().stall()]);
-    let error = hybrid(&monitor).with_deadline(SHORT).stats(&[]).unwrap_err();
+    let vmm = FakeAgent::start([Script::new().line().stall()]);
+    let error = hybrid(&vmm).with_deadline(SHORT).stats(&[]).unwrap_err();
     assert_eq!(error, SchedStatsError::TimedOut { after_ms: 60 });
-    monitor.release();
+    vmm.release();
 }
 
 #[test]
 fn a_long_request_waits_for_ok_and_is_sent_whole() {
     let line = vec![b'x'; MAX_REQUEST_BYTES - 1];
     let script = Script::new().expect("CONNECT 729").send("OK 1\n").expect(&line).and(Script::agent()).stats(OK);
-    let monitor = FakeAgent::start([script]);
-    hybrid(&monitor).request_raw(&line).unwrap();
+    let vmm = FakeAgent::start([script]);
+    hybrid(&vmm).request_raw(&line).unwrap();
 }
 
 // Schedulers without an agent.
@@ -717,7 +774,7 @@ fn plain(scheduler: &FakeAgent) -> SchedStatsClient {
 }
 
 #[test]
-fn a_scheduler_without_an_agent_is_asked_in_its_own_words() {
+fn a_plain_scheduler_is_asked_directly() {
     let answers = Script::new().expect(r#"{"req":"stats","args":{}}"#).send(format!("{OK}\n"));
     let scheduler = FakeAgent::start([answers.clone().and(answers)]);
     let client = plain(&scheduler);
@@ -727,7 +784,7 @@ fn a_scheduler_without_an_agent_is_asked_in_its_own_words() {
 }
 
 #[test]
-fn a_scheduler_without_an_agent_is_ready_when_it_accepts() {
+fn a_plain_scheduler_is_ready_when_it_accepts() {
     let scheduler = FakeAgent::start([Script::new().line().send(format!("{OK}\n"))]);
     let client = plain(&scheduler);
     client.wait_for_scheduler(DEADLINE).unwrap();
@@ -736,17 +793,17 @@ fn a_scheduler_without_an_agent_is_ready_when_it_accepts() {
 }
 
 #[test]
-fn no_scheduler_without_an_agent_is_told_at_once() {
+fn a_missing_plain_scheduler_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stats");
     let client = SchedStatsClient::builder(Endpoint::Scx { path: path.clone() }).build();
     let before = Instant::now();
     for (error, said) in [
-        (client.stats(&[]).unwrap_err(), "its stats socket is not there"),
-        (client.wait_for_scheduler(DEADLINE).unwrap_err(), "its stats socket is not there"),
+        (client.stats(&[]).unwrap_err(), "the stats socket does not exist"),
+        (client.wait_for_scheduler(DEADLINE).unwrap_err(), "the stats socket does not exist"),
         {
             drop(UnixListener::bind(&path).unwrap());
-            (client.stats(&[]).unwrap_err(), "its stats socket refuses: whoever made it is gone")
+            (client.stats(&[]).unwrap_err(), "the scheduler that created it has exited")
         },
     ] {
         let reason = format!("scx:{}: {said}", path.display());
@@ -756,20 +813,20 @@ fn no_scheduler_without_an_agent_is_told_at_once() {
 }
 
 #[test]
-fn a_scheduler_without_an_agent_that_ends_is_gone() {
+fn a_plain_scheduler_that_ends_is_gone() {
     let scheduler = FakeAgent::start([Script::new().line().send("{\"err").close()]);
     assert_eq!(plain(&scheduler).stats(&[]), Err(SchedStatsError::SchedulerGone { errno: 0, cause: String::new() }));
 }
 
 #[test]
-fn an_agent_where_a_scheduler_should_be_is_malformed() {
+fn an_agent_at_a_scx_endpoint_is_malformed() {
     let agent = FakeAgent::start([Script::agent()]);
     let error = plain(&agent).stats(&[]).unwrap_err();
     assert!(matches!(error.kind(), "malformed_response" | "missing_resp"), "{error}");
 }
 
 #[test]
-fn what_stats_mean_is_parsed() {
+fn meta_is_parsed() {
     let answer = json!({ "errno": 0, "args": { "resp": {
         "Top": { "top": "true", "fields": { "nr": { "datum": "u64", "desc": "a number" } } }
     } } });

@@ -26,7 +26,7 @@ fn silent() -> impl Iterator<Item = Script> + Send + 'static {
 }
 
 #[test]
-fn a_freeze_ends_the_request_in_flight_and_its_session_even_if_it_is_thawed_at_once() {
+fn a_thawed_freeze_still_ends_the_request() {
     let agent =
         FakeAgent::start([Script::agent().line().stall().stats_number(), Script::agent().line().stats_number()]);
     let control = RunControl::new();
@@ -42,7 +42,7 @@ fn a_freeze_ends_the_request_in_flight_and_its_session_even_if_it_is_thawed_at_o
 }
 
 #[test]
-fn cancel_ends_the_request_in_flight_and_all_who_wait_for_their_turn() {
+fn cancel_ends_all_waiting_calls() {
     let agent = FakeAgent::start(silent());
     let control = RunControl::new();
     let client = client(&agent, &control);
@@ -60,7 +60,7 @@ fn cancel_ends_the_request_in_flight_and_all_who_wait_for_their_turn() {
 }
 
 #[test]
-fn while_frozen_or_cancelled_not_one_byte_is_sent() {
+fn a_stopped_run_sends_nothing() {
     let agent = FakeAgent::start([Script::agent().line().stats_number()]);
     let control = RunControl::new();
     let client = client(&agent, &control);
@@ -105,7 +105,7 @@ fn ask(others: &Sender<(UnixStream, RunControl)>, then: fn(&RunControl)) -> Resu
 }
 
 #[test]
-fn an_answer_that_was_complete_before_the_stop_is_given() {
+fn a_complete_answer_comes_before_the_stop() {
     let answer = [HELLO.as_bytes(), b"\n", &framed(r#"{"errno":0,"args":{"resp":1}}"#)].concat();
     for stop in [|control: &RunControl| drop(control.freeze()), RunControl::cancel] {
         let (others, sessions) = channel::<(UnixStream, RunControl)>();
@@ -128,7 +128,7 @@ fn an_answer_that_was_complete_before_the_stop_is_given() {
 }
 
 #[test]
-fn a_stop_while_the_session_opens_keeps_the_request_from_being_written() {
+fn a_stop_while_connecting_sends_nothing() {
     let (others, sessions) = channel();
     assert_eq!(ask(&others, |control| drop(control.freeze())), Err(SchedStatsError::DuringFreeze));
     let (mut session, mut sent) = (sessions.recv().unwrap().0, Vec::new());
@@ -137,7 +137,7 @@ fn a_stop_while_the_session_opens_keeps_the_request_from_being_written() {
 }
 
 #[test]
-fn a_session_that_ends_by_the_freeze_is_told_as_the_freeze() {
+fn a_session_that_a_freeze_ends_is_a_freeze() {
     let agent = FakeAgent::start([Script::agent().line().stall().close()]);
     let control = RunControl::new();
     let client = client(&agent, &control);

@@ -91,14 +91,18 @@ fn a_reason_is_one_line_and_an_exit_code() {
     let cases = [
         (
             11,
-            "no scheduler to ask: its stats socket is not there; no scheduler is loaded",
+            "no scheduler to ask: the stats socket does not exist; no scheduler is loaded",
             line().relay_error(no_scheduler),
         ),
         (14, "the scheduler answered with errno 22: no", line().stats(r#"{"errno":22,"args":{"resp":"no"}}"#)),
         (15, "the scheduler answered without args.resp", line().stats("{}")),
         (17, "the answer passed 262144 bytes", line().relay_error(too_large)),
         (19, "no answer within 100 ms", line()),
-        (20, "the scheduler closed its connection", line().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" })),
+        (
+            20,
+            "the scheduler closed its connection",
+            line().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" }),
+        ),
         (21, "no agent to talk to: unix:", Script::new().close()),
         (22, "all 8 sessions", Script::new().relay_error(RelayError::Busy { sessions: 8 })),
         (23, "the answer is not what the protocol allows", line().stats("no json")),
@@ -120,8 +124,8 @@ fn a_wrong_uri_lists_the_forms() {
     let output = scx_vsock(&["stats", "/run/v.sock"]).output().unwrap();
     assert_eq!(
         message(&output),
-        "scx-vsock: invalid value '/run/v.sock' for '<URI>': \"/run/v.sock\" is no place of an agent: there is no scheme; \
-         the forms are vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH and scx:PATH; try 'scx-vsock stats --help'\n"
+        "scx-vsock: invalid value '/run/v.sock' for '<URI>': \"/run/v.sock\" is not the URI of an agent: it has no scheme; \
+         write vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH or scx:PATH; try 'scx-vsock stats --help'\n"
     );
     assert_eq!(output.status.code(), Some(2));
     let long = format!("unix:/{}", "x".repeat(107));
@@ -129,7 +133,10 @@ fn a_wrong_uri_lists_the_forms() {
     assert!(message(&output).contains("the path has 108 bytes and a Unix socket's at most 107; choose a shorter one"));
     assert_eq!(output.status.code(), Some(21));
     let output = scx_vsock(&["stats", "scx:/nowhere/stats"]).output().unwrap();
-    assert_eq!(message(&output), "scx-vsock: no scheduler to ask: scx:/nowhere/stats: its stats socket is not there\n");
+    assert_eq!(
+        message(&output),
+        "scx-vsock: no scheduler to ask: scx:/nowhere/stats: the stats socket does not exist\n"
+    );
     assert_eq!(output.status.code(), Some(11));
 }
 

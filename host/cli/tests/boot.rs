@@ -175,7 +175,7 @@ fn others_reach_the_guest_by_its_hybrid_socket() {
 fn a_wrong_hybrid_socket_fails_before_booting() {
     let output = boot().args(["--kernel", "/nowhere/k", "--hybrid", "/nowhere/guest"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    let expected = "scx-vsock: the folder of /nowhere/guest is not there: make it, or choose another path\n";
+    let expected = "scx-vsock: the folder of /nowhere/guest does not exist: create it, or choose another path\n";
     assert_eq!((stderr.as_str(), output.status.code()), (expected, Some(1)));
 }
 

@@ -78,7 +78,7 @@ fn client_and_agent_work_over_vhost_device_vsock() {
     let uri = format!("hybrid:{}?port=5", guest.hybrid().display());
     let output = Command::new(COMMAND).args(["stats", &uri]).output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.contains("before OK; does the guest listen on port 5"), "{errors}");
+    assert!(errors.contains("before the VMM replied OK; is the guest up, and its agent started on port 5"), "{errors}");
     assert_eq!(output.status.code(), Some(21));
 }
 

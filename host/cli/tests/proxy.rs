@@ -296,7 +296,7 @@ fn a_wrong_path_is_named_with_its_fix() {
     second.wait().unwrap();
     let output = refused(&folder.path().join("no/such/folder"));
     let (code, line) = failure(&output);
-    assert!(code == 1 && line.contains("is not there: make it, or choose another path"), "{line}");
+    assert!(code == 1 && line.contains("does not exist: create it, or choose another path"), "{line}");
 }
 
 #[test]

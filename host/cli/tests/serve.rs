@@ -151,9 +151,9 @@ fn a_wrong_socket_path_is_named_with_its_fix() {
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     assert!(
-        fails(file.to_str().unwrap()).1.ends_with("is there and is no socket: move it away, or choose another path")
+        fails(file.to_str().unwrap()).1.ends_with("exists and is not a socket: move it away, or choose another path")
     );
-    assert!(fails("/nowhere/g1.sock").1.ends_with("is not there: make it, or choose another path"));
+    assert!(fails("/nowhere/g1.sock").1.ends_with("does not exist: create it, or choose another path"));
     let long = format!("/tmp/{}", "x".repeat(120));
     let (code, line) = fails(&long);
     assert_eq!(
@@ -182,8 +182,9 @@ fn a_folder_without_permission_is_named() {
     } else {
         fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
     }
-    let expected =
-        format!("no permission to make the socket {socket}: choose a folder of your own, such as $XDG_RUNTIME_DIR");
+    let expected = format!(
+        "permission denied to create the socket {socket}: choose a folder of your own, such as $XDG_RUNTIME_DIR"
+    );
     assert_eq!(failure(&mut command), (Some(1), expected));
 }
 

@@ -1,37 +1,34 @@
-//! What an agent says in its own name, and the error that each of its reasons becomes.
+//! The agent's own messages, and the error that each of its reasons becomes.
 
 use std::io;
 
 use scx_vsock_wire::{Envelope, RelayError};
 use serde_json::Value;
 
-use crate::stats::PeerText;
-use crate::stats::SchedStatsError;
+use crate::stats::{PeerText, SchedStatsError};
 
-/// Parses a line, without its LF, as exactly one envelope.
+/// Parses a line without its LF as exactly one envelope.
 pub(super) fn parse(line: &[u8]) -> Result<Envelope<String>, SchedStatsError> {
     serde_json::from_slice(line).map_err(|error| {
         let name = unknown_relay_error(line);
         SchedStatsError::malformed(match name {
             Some(name) => {
-                format!(
-                    "the agent reports {:?}, which this host does not know; a newer host may",
-                    PeerText::line(&name)
-                )
+                let name = PeerText::line(&name);
+                format!("the agent reports {name:?}, which this version does not know; update scx-vsock")
             }
-            None => format!("a line that is no envelope: {error}"),
+            None => format!("the agent's line is not an envelope: {error}"),
         })
     })
 }
 
-/// The name of a relay error that a later version added.
+/// Returns the name of a relay error that a later version added.
 fn unknown_relay_error(line: &[u8]) -> Option<String> {
     let envelope: serde_json::Map<String, Value> = serde_json::from_slice(line).ok()?;
     let body = envelope.get("relay_error").filter(|_| envelope.len() == 1)?.as_object()?;
     body.keys().next().filter(|_| body.len() == 1).cloned()
 }
 
-/// The error that an agent's reason is for the request that it answers.
+/// Returns the error that a request ends with which the agent answered by this reason.
 pub(super) fn error(error: &RelayError<String>) -> SchedStatsError {
     match error {
         RelayError::NoScheduler { errno, sched_ext, ops, cause } => {
@@ -41,7 +38,7 @@ pub(super) fn error(error: &RelayError<String>) -> SchedStatsError {
             SchedStatsError::SchedulerGone { errno: *errno, cause: PeerText::line(cause).to_string() }
         }
         RelayError::UnsolicitedData {} => SchedStatsError::malformed(
-            "the scheduler sent bytes that nobody had asked for, so its answers are in doubt",
+            "the scheduler sent unsolicited data, so that its next answer could be to another request",
         ),
         RelayError::RequestTooLarge { size, max } => {
             SchedStatsError::RequestTooLarge { size: size_of(*size), max: size_of(*max) }
@@ -50,7 +47,7 @@ pub(super) fn error(error: &RelayError<String>) -> SchedStatsError {
             SchedStatsError::ResponseTooLarge { size: size_of(*size), max: size_of(*max) }
         }
         RelayError::UnknownVerb {} => {
-            SchedStatsError::unreachable("the agent does not know what this host asked of it; update the agent")
+            SchedStatsError::unreachable("the agent does not know this request; update the agent")
         }
         RelayError::Busy { sessions } => SchedStatsError::AgentBusy { sessions: size_of(*sessions) },
     }
@@ -60,26 +57,28 @@ fn size_of(wire: u32) -> usize {
     usize::try_from(wire).unwrap_or(usize::MAX)
 }
 
-/// What connecting to a scheduler's socket says.
-pub(super) fn no_socket(error: &io::Error) -> String {
+/// Returns why a scheduler's stats socket cannot be connected.
+pub(super) fn stats_socket_error(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => "its stats socket is not there".to_owned(),
-        io::ErrorKind::ConnectionRefused => "its stats socket refuses: whoever made it is gone".to_owned(),
-        _ => format!("its stats socket cannot be connected: {error}"),
+        io::ErrorKind::NotFound => "the stats socket does not exist".to_owned(),
+        io::ErrorKind::ConnectionRefused => {
+            "connection refused on the stats socket: the scheduler that created it has exited".to_owned()
+        }
+        _ => format!("cannot connect to the stats socket: {error}"),
     }
 }
 
-/// What the agent found where the scheduler should be: what connecting said, then what the guest's kernel says.
+/// Returns what the agent found instead of a scheduler: why it could not connect, and the state of sched_ext.
 fn no_scheduler(errno: i32, sched_ext: &str, ops: &str, cause: &str) -> String {
-    let socket = no_socket(&io::Error::from_raw_os_error(errno));
+    let socket = stats_socket_error(&io::Error::from_raw_os_error(errno));
     let named = if ops.is_empty() { String::new() } else { format!(" {:?}", PeerText::line(ops)) };
     let kernel = match sched_ext {
-        "" => "the guest has no sched_ext (no /sys/kernel/sched_ext; an old kernel, one without \
+        "" => "the guest has no sched_ext (no /sys/kernel/sched_ext: a kernel before 6.12, one without \
                CONFIG_SCHED_CLASS_EXT, or no sysfs)"
             .to_owned(),
         "disabled" => "no scheduler is loaded (sched_ext is disabled)".to_owned(),
-        "enabled" => format!("the scheduler{named} is loaded but serves no stats there"),
-        other => format!("sched_ext is {:?} the scheduler{named}", PeerText::line(other)),
+        "enabled" => format!("the scheduler{named} is loaded but serves no stats on that socket"),
+        other => format!("the scheduler{named} is not ready (sched_ext is {:?})", PeerText::line(other)),
     };
     let cause = if cause.is_empty() { String::new() } else { format!("; the kernel says {:?}", PeerText::line(cause)) };
     format!("{socket}; {kernel}{cause}")
@@ -90,20 +89,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_says_which_scheduler_is_missing_and_why() {
+    fn no_scheduler_says_which_and_why() {
         let cases = [
-            (2, "", "", "its stats socket is not there; the guest has no sched_ext ("),
-            (2, "disabled", "", "its stats socket is not there; no scheduler is loaded (sched_ext is disabled)"),
-            (2, "enabled", "simple", "; the scheduler \"simple\" is loaded but serves no stats there"),
-            (111, "disabled", "", "its stats socket refuses: whoever made it is gone; no scheduler is loaded"),
+            (2, "", "", "the stats socket does not exist; the guest has no sched_ext ("),
+            (2, "disabled", "", "the stats socket does not exist; no scheduler is loaded (sched_ext is disabled)"),
+            (2, "enabled", "simple", "; the scheduler \"simple\" is loaded but serves no stats on that socket"),
+            (111, "disabled", "", "the scheduler that created it has exited; no scheduler is loaded"),
+            (111, "enabled", "bpfland_1.0", "has exited; the scheduler \"bpfland_1.0\" is loaded"),
             (
-                111,
+                13,
                 "enabled",
-                "bpfland_1.0",
-                "refuses: whoever made it is gone; the scheduler \"bpfland_1.0\" is loaded",
+                "",
+                "cannot connect to the stats socket: Permission denied (os error 13); the scheduler is loaded",
             ),
-            (13, "enabled", "", "cannot be connected: Permission denied (os error 13); the scheduler is loaded"),
-            (2, "enabling", "rusty", "; sched_ext is \"enabling\" the scheduler \"rusty\""),
+            (2, "enabling", "rusty", "; the scheduler \"rusty\" is not ready (sched_ext is \"enabling\")"),
         ];
         for (errno, sched_ext, ops, expected) in cases {
             let reason = no_scheduler(errno, sched_ext, ops, "");
@@ -114,14 +113,14 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_error_of_a_later_version_is_named() {
+    fn a_later_relay_error_is_named() {
         let error = parse(br#"{"relay_error":{"scheduler_paused":{"since":1}}}"#).unwrap_err();
         assert_eq!(error.kind(), "malformed_response");
         assert!(error.to_string().contains("\"scheduler_paused\""), "{error}");
     }
 
     #[test]
-    fn an_envelope_has_exactly_one_key_and_nothing_behind_it() {
+    fn an_envelope_is_one_object_of_one_key() {
         for line in [
             r#"{"agent":{"scheduler_ready":{}},"x":1}"#,
             r#"{"agent":{"scheduler_ready":{}}}x"#,
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_a_later_version_adds_to_a_body_are_ignored() {
+    fn later_keys_of_a_body_are_ignored() {
         let envelope = parse(br#"{"relay_error":{"busy":{"sessions":8,"oldest_s":3}}}"#).unwrap();
         assert_eq!(envelope, Envelope::RelayError(RelayError::Busy { sessions: 8 }));
     }

@@ -1,4 +1,17 @@
 //! Decoding a scheduler's answer: exactly one JSON object, of bounded depth, in one pass.
+//!
+//! These functions are what [`PollClient::on_ready`](super::PollClient::on_ready) is called with.
+//!
+//! ```
+//! use scx_vsock::client::{Answer, decode};
+//!
+//! let answer = Answer::Scheduler(br#"{"errno":0,"args":{"resp":[1,2]}}"#);
+//! assert_eq!(decode::resp::<Vec<u8>>(answer)?.value, [1, 2]);
+//! assert_eq!(decode::response(answer)?.value.args["resp"][1], 2);
+//! let refused = decode::raw(Answer::Scheduler(br#"{"errno":22,"args":{"resp":"no"}}"#))?;
+//! assert_eq!(refused.errno, 22);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,19 +23,12 @@ use super::session::Answer;
 use crate::stats::SchedStatsError;
 use crate::stats::StatsResponse;
 
-/// Arrays and objects that may stand inside each other in a line that is passed on: serde_json's own limit for what it
-/// builds. It does not hold for what serde_json skips, which costs no stack here, but may in whoever reads the line.
+/// Levels of arrays and objects in a line that is passed on: serde_json's own limit for values that it builds. serde_json
+/// does not apply it to what it skips, but a later reader of the line may.
 const MAX_DEPTH: usize = 127;
 
-/// What was decoded, and the errno that came with it.
+/// A decoded answer and its errno.
 ///
-/// ```
-/// use scx_vsock::client::{Answer, decode};
-///
-/// let decoded = decode::raw(Answer::Scheduler(br#"{"errno":22,"args":{"resp":"no"}}"#))?;
-/// assert_eq!((decoded.errno, decoded.value.len()), (22, 33));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded<T> {
     /// The value.
@@ -31,16 +37,7 @@ pub struct Decoded<T> {
     pub errno: i32,
 }
 
-/// The scheduler's line as it came, once it is known to be one JSON object.
-///
-/// ```
-/// use scx_vsock::client::{Answer, decode};
-///
-/// let decoded = decode::raw(Answer::Scheduler(br#"{"args": {"resp": 1}}"#))?;
-/// assert_eq!(decoded.value, br#"{"args": {"resp": 1}}"#);
-/// assert!(decode::raw(Answer::Scheduler(b"hello")).is_err());
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// Returns the scheduler's line as it came, once it is known to be one JSON object.
 ///
 /// # Errors
 ///
@@ -56,15 +53,7 @@ pub fn raw(answer: Answer<'_>) -> Result<Decoded<Vec<u8>>, SchedStatsError> {
     Ok(Decoded { value: line.as_bytes().to_vec(), errno })
 }
 
-/// The scheduler's envelope, whatever its errno.
-///
-/// ```
-/// use scx_vsock::client::{Answer, decode};
-///
-/// let decoded = decode::response(Answer::Scheduler(br#"{"errno":22,"args":{"resp":"no"}}"#))?;
-/// assert_eq!(decoded.value.args["resp"], "no");
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// Returns the scheduler's answer, whatever its errno.
 ///
 /// # Errors
 ///
@@ -75,15 +64,7 @@ pub fn response(answer: Answer<'_>) -> Result<Decoded<StatsResponse>, SchedStats
     Ok(Decoded { value, errno })
 }
 
-/// `args["resp"]` of an answer with errno 0, decoded straight from the line.
-///
-/// ```
-/// use scx_vsock::client::{Answer, decode};
-///
-/// let decoded = decode::resp::<Vec<u8>>(Answer::Scheduler(br#"{"args":{"resp":[1,2]}}"#))?;
-/// assert_eq!(decoded.value, [1, 2]);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// Returns `args["resp"]` of an answer with errno 0, decoded straight from the line.
 ///
 /// # Errors
 ///
@@ -93,20 +74,13 @@ pub fn resp<T: DeserializeOwned>(answer: Answer<'_>) -> Result<Decoded<T>, Sched
     let line = scheduler(answer)?;
     match parse(line) {
         Ok(Reply { errno: 0, args: Args { resp } }) => Ok(Decoded { value: resp, errno: 0 }),
-        // Only an answer without stats is looked at twice.
+        // Only an answer without stats is parsed twice.
         Ok(Reply { .. }) => Err(without_resp(line, SchedStatsError::malformed("its errno is not 0"))),
         Err(error) => Err(without_resp(line, error)),
     }
 }
 
-/// Nothing but that the scheduler accepts connections.
-///
-/// ```
-/// use scx_vsock::client::{Answer, decode};
-///
-/// assert!(decode::ready(Answer::SchedulerReady).is_ok());
-/// assert!(decode::ready(Answer::Scheduler(b"{}")).is_err());
-/// ```
+/// Expects no answer but that the scheduler accepts connections.
 ///
 /// # Errors
 ///
@@ -114,7 +88,23 @@ pub fn resp<T: DeserializeOwned>(answer: Answer<'_>) -> Result<Decoded<T>, Sched
 pub fn ready(answer: Answer<'_>) -> Result<Decoded<()>, SchedStatsError> {
     match answer {
         Answer::SchedulerReady => Ok(Decoded { value: (), errno: 0 }),
-        Answer::Scheduler(_) => Err(SchedStatsError::malformed("stats, and the agent was asked for scheduler_ready")),
+        Answer::Scheduler(_) | Answer::Opened => {
+            Err(SchedStatsError::malformed("the agent sent stats instead of scheduler_ready"))
+        }
+    }
+}
+
+/// Expects no answer but that the session is open.
+///
+/// # Errors
+///
+/// [`SchedStatsError::MalformedResponse`].
+pub fn opened(answer: Answer<'_>) -> Result<Decoded<()>, SchedStatsError> {
+    match answer {
+        Answer::Opened => Ok(Decoded { value: (), errno: 0 }),
+        Answer::Scheduler(_) | Answer::SchedulerReady => {
+            Err(SchedStatsError::malformed("the agent answered, although no request was sent"))
+        }
     }
 }
 
@@ -122,20 +112,22 @@ fn scheduler(answer: Answer<'_>) -> Result<&str, SchedStatsError> {
     match answer {
         Answer::Scheduler(line) => std::str::from_utf8(line)
             .map_err(|error| SchedStatsError::malformed(format!("the scheduler's line is not UTF-8: {error}"))),
-        Answer::SchedulerReady => Err(SchedStatsError::malformed("scheduler_ready, and the scheduler was asked")),
+        Answer::SchedulerReady | Answer::Opened => {
+            Err(SchedStatsError::malformed("the agent sent scheduler_ready instead of stats"))
+        }
     }
 }
 
 /// Parses the whole line as one object.
 fn parse<'de, T: Deserialize<'de>>(line: &'de str) -> Result<T, SchedStatsError> {
     if !line.trim_ascii_start().starts_with('{') {
-        return Err(SchedStatsError::malformed("the scheduler's line is no JSON object"));
+        return Err(SchedStatsError::malformed("the scheduler's line is not a JSON object"));
     }
     serde_json::from_str(line)
-        .map_err(|error| SchedStatsError::malformed(format!("the scheduler's line is not understood: {error}")))
+        .map_err(|error| SchedStatsError::malformed(format!("cannot parse the scheduler's line: {error}")))
 }
 
-/// Whether more than `max` brackets are open anywhere. Says nothing about whether `json` is JSON.
+/// Whether `json` nests deeper than `max` levels. It need not be valid JSON.
 fn is_deeper_than(json: &[u8], max: usize) -> bool {
     let mut depth = 0usize;
     let mut bytes = json.iter();
@@ -163,7 +155,7 @@ fn skip_string(bytes: &mut std::slice::Iter<'_, u8>) {
     }
 }
 
-/// Why an answer has no `resp` to decode, or `otherwise` where it has one.
+/// Returns why an answer has no `resp` to decode, or `otherwise` where it has one.
 fn without_resp(line: &str, otherwise: SchedStatsError) -> SchedStatsError {
     match parse::<StatsResponse>(line) {
         Ok(StatsResponse { errno: 0, args }) if args.get("resp").is_some() => otherwise,
@@ -189,8 +181,8 @@ struct Reply<T> {
     args: Args<T>,
 }
 
-/// The `args` of an answer with stats. By hand, since a derived form would take an array for an object, and an absent
-/// `resp` for one that is null.
+/// The `args` of an answer with stats. Implemented by hand, since a derived `Deserialize` takes an array for an object,
+/// and an absent `resp` for one that is null.
 struct Args<T> {
     resp: T,
 }
@@ -249,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn resp_is_decoded_wherever_it_stands() {
+    fn resp_may_be_at_any_place() {
         for line in [
             r#"{"errno":0,"args":{"resp":[1,2]}}"#,
             r#"{"args":{"resp":[1,2]},"errno":0}"#,
@@ -261,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_null_resp_is_a_resp_and_an_absent_one_is_not() {
+    fn a_null_resp_is_not_missing() {
         assert_eq!(decoded::<Option<u8>>(r#"{"args":{"resp":null}}"#), Ok(None));
         assert_eq!(decoded::<Value>(r#"{"args":{"resp":null}}"#), Ok(Value::Null));
         assert_eq!(
@@ -273,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedulers_error_keeps_its_args_whatever_type_was_wanted() {
+    fn a_schedulers_error_keeps_its_args() {
         let expected = || SchedStatsError::SchedulerError { errno: 22, args: json!({ "resp": "bad target" }) };
         assert_eq!(decoded::<u8>(r#"{"errno":22,"args":{"resp":"bad target"}}"#), Err(expected()));
         assert_eq!(decoded::<u8>(r#"{"args":{"resp":"bad target"},"errno":22}"#), Err(expected()));
@@ -292,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_exactly_one_object_is_malformed() {
+    fn only_one_object_is_an_answer() {
         let deep = format!(r#"{{"errno":0,"args":{{"resp":{}{}}}}}"#, "[".repeat(100_000), "]".repeat(100_000));
         let open = "[".repeat(100_000);
         for line in [
@@ -326,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_type_leaves_out_costs_no_stack() {
+    fn skipped_values_cost_no_stack() {
         #[derive(Debug, PartialEq, Deserialize)]
         struct One {
             a: u8,
@@ -345,11 +337,12 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_another_question_is_malformed() {
+    fn an_answer_to_another_request_is_malformed() {
         assert_eq!(kind(raw(Answer::SchedulerReady)), "malformed_response");
         assert_eq!(kind(response(Answer::SchedulerReady)), "malformed_response");
         assert_eq!(kind(ready(Answer::Scheduler(b"{}"))), "malformed_response");
         assert_eq!(ready(Answer::SchedulerReady), Ok(Decoded { value: (), errno: 0 }));
+        assert_eq!(kind(opened(Answer::SchedulerReady)), "malformed_response");
     }
 
     #[test]

@@ -1,161 +1,171 @@
-//! Taking turns on one value, first come first served, without waiting longer than a call may.
+//! A mutex that is locked first come, first served, and that a call waits for no longer than it may.
 //!
-//! A mutex alone can neither give up at a deadline nor be woken by anything else, and lets a thread that asks again at
-//! once overtake the others. So a queue of wake descriptors decides whose turn it is, and the mutex around the value is
-//! only ever locked by the one who has it; its poison says that an earlier one panicked.
+//! A standard mutex can neither give up at a deadline nor be woken by anything else, and lets a thread that locks again
+//! at once overtake the others. Here a queue of event descriptors decides who is next, and the standard mutex around the
+//! value is only ever locked by that one; its poison says that an earlier one panicked.
 
 use std::collections::VecDeque;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, PoisonError};
 
-use crate::io::eventfd::{EventFd, Notify, no_descriptor};
+use crate::io::eventfd::{EventFd, Notify};
 use crate::io::sync::{Mutex, MutexGuard};
 use crate::stats::SchedStatsError;
 
-/// How a call waits.
-pub(crate) trait Waiting<N> {
-    /// Waits until `turn` is signalled, which it takes back, or something else ends this call, which is for
-    /// [`interrupted`](Self::interrupted) to say.
+/// How a call blocks while the mutex is locked.
+pub(crate) trait Block<N> {
+    /// Blocks until `unlocked` is signalled, which it clears, or something else ends this call, which
+    /// [`check`](Self::check) then returns.
     ///
     /// # Errors
     ///
-    /// If waiting itself fails.
-    fn sleep(&self, turn: &N) -> Result<(), SchedStatsError>;
+    /// If the call cannot block.
+    fn block(&self, unlocked: &N) -> Result<(), SchedStatsError>;
 
-    /// Whether anything other than its turn ends this call.
+    /// Checks that nothing has ended this call.
     ///
     /// # Errors
     ///
-    /// What ends it.
-    fn interrupted(&self) -> Result<(), SchedStatsError>;
+    /// What has ended it.
+    fn check(&self) -> Result<(), SchedStatsError>;
 }
 
 #[derive(Debug)]
 pub(crate) struct FairMutex<T, N = EventFd> {
-    queue: Mutex<Queue<N>>,
+    queue: Mutex<LockQueue<N>>,
     value: Mutex<T>,
 }
 
 #[derive(Debug)]
-struct Queue<N> {
-    taken: bool,
-    waiting: VecDeque<Arc<N>>,
-    /// Signals of calls that waited, for those to come: as many as ever waited at once.
-    spare: Vec<Arc<N>>,
+struct LockQueue<N> {
+    locked: bool,
+    waiters: VecDeque<Arc<N>>,
+    /// Signals of earlier waiters, for later ones: as many as ever waited at once.
+    unused: Vec<Arc<N>>,
 }
 
 impl<T, N: Notify> FairMutex<T, N> {
     pub(crate) fn new(value: T) -> Self {
-        let queue = Queue { taken: false, waiting: VecDeque::new(), spare: Vec::new() };
+        let queue = LockQueue { locked: false, waiters: VecDeque::new(), unused: Vec::new() };
         Self { queue: Mutex::new(queue), value: Mutex::new(value) }
     }
 
-    /// Waits for the turn and takes it.
-    pub(crate) fn take(&self, wait: &impl Waiting<N>) -> Result<Turn<'_, T, N>, SchedStatsError> {
-        if !self.queue().take_if_free() {
-            self.wait_in_queue(wait)?;
+    /// Locks the mutex, after all who came before.
+    ///
+    /// # Errors
+    ///
+    /// What ended the call before it was its turn; [`SchedStatsError::MutexPoisoned`].
+    pub(crate) fn lock(&self, call: &impl Block<N>) -> Result<FairMutexGuard<'_, T, N>, SchedStatsError> {
+        if !self.queue().try_lock() {
+            self.wait(call)?;
         }
-        let ticket = Ticket { queue: &self.queue };
+        let unlock = Unlock { queue: &self.queue };
         let value = self.value.lock().map_err(|_| SchedStatsError::MutexPoisoned)?;
-        Ok(Turn { value, _ticket: ticket })
+        Ok(FairMutexGuard { value, _unlock: unlock })
     }
 
-    fn wait_in_queue(&self, wait: &impl Waiting<N>) -> Result<(), SchedStatsError> {
-        let me = &self.queue().join().map_err(no_descriptor)?;
-        let mut end = Ok(());
+    /// Waits in the queue until the mutex is this call's.
+    fn wait(&self, call: &impl Block<N>) -> Result<(), SchedStatsError> {
+        let waiter = &self.queue().push().map_err(SchedStatsError::no_descriptor)?;
+        let mut outcome = Ok(());
         loop {
             let mut queue = self.queue();
-            if queue.take_if_first(me) {
-                queue.spare(me);
+            if queue.try_lock_as(waiter) {
+                queue.recycle(waiter);
                 return Ok(());
             }
-            if end.is_err() {
-                queue.leave(me);
-                queue.spare(me);
-                return end;
+            if outcome.is_err() {
+                queue.cancel(waiter);
+                queue.recycle(waiter);
+                return outcome;
             }
             drop(queue);
-            // Whatever ends the wait, a turn that has come by then is taken and passed on in good order.
-            end = wait.sleep(me).and_then(|()| wait.interrupted());
+            // Even if something has ended the call: a mutex that became its own meanwhile is locked, and unlocked in order.
+            outcome = call.block(waiter).and_then(|()| call.check());
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue<N>> {
+    fn queue(&self) -> MutexGuard<'_, LockQueue<N>> {
         lock(&self.queue)
     }
 }
 
 /// Nothing panics while the queue is locked, so its poison means nothing.
-fn lock<N>(queue: &Mutex<Queue<N>>) -> MutexGuard<'_, Queue<N>> {
+fn lock<N>(queue: &Mutex<LockQueue<N>>) -> MutexGuard<'_, LockQueue<N>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<N: Notify> Queue<N> {
-    fn take_if_free(&mut self) -> bool {
-        let free = !self.taken && self.waiting.is_empty();
-        self.taken |= free;
-        free
+impl<N: Notify> LockQueue<N> {
+    fn try_lock(&mut self) -> bool {
+        let is_free = !self.locked && self.waiters.is_empty();
+        self.locked |= is_free;
+        is_free
     }
 
-    fn take_if_first(&mut self, me: &Arc<N>) -> bool {
-        let mine = !self.taken && self.waiting.front().is_some_and(|first| Arc::ptr_eq(first, me));
-        if mine {
-            self.taken = true;
-            self.waiting.pop_front();
+    /// Locks the mutex if `waiter` is the first in the queue.
+    fn try_lock_as(&mut self, waiter: &Arc<N>) -> bool {
+        let is_next = !self.locked && self.waiters.front().is_some_and(|first| Arc::ptr_eq(first, waiter));
+        if is_next {
+            self.locked = true;
+            self.waiters.pop_front();
         }
-        mine
+        is_next
     }
 
-    fn leave(&mut self, me: &Arc<N>) {
-        self.waiting.retain(|waiter| !Arc::ptr_eq(waiter, me));
-        if !self.taken {
+    /// Removes a waiter that gives up. What it was signalled for is the next one's.
+    fn cancel(&mut self, waiter: &Arc<N>) {
+        self.waiters.retain(|other| !Arc::ptr_eq(other, waiter));
+        if !self.locked {
             self.wake_first();
         }
     }
 
-    /// Puts a call into the line; gives its signal.
-    fn join(&mut self) -> io::Result<Arc<N>> {
-        let me = self.spare.pop().map_or_else(|| N::new().map(Arc::new), Ok)?;
-        self.waiting.push_back(Arc::clone(&me));
-        Ok(me)
+    /// Appends a waiter, and returns its signal.
+    fn push(&mut self) -> io::Result<Arc<N>> {
+        // A parent process waits on the signals that it created before the fork.
+        self.unused.retain(|signal| !signal.is_inherited());
+        let waiter = self.unused.pop().map_or_else(|| N::new().map(Arc::new), Ok)?;
+        self.waiters.push_back(Arc::clone(&waiter));
+        Ok(waiter)
     }
 
-    /// Keeps the signal of a call that waits no more, without what it was signalled for.
-    fn spare(&mut self, me: &Arc<N>) {
-        me.clear();
-        self.spare.push(Arc::clone(me));
+    /// Keeps the signal of a waiter that has left the queue, cleared.
+    fn recycle(&mut self, waiter: &Arc<N>) {
+        waiter.clear();
+        self.unused.push(Arc::clone(waiter));
     }
 
     fn wake_first(&self) {
-        if let Some(first) = self.waiting.front() {
+        if let Some(first) = self.waiters.front() {
             first.notify();
         }
     }
 }
 
-/// The turn. It ends when this is dropped.
+/// A locked [`FairMutex`]; unlocks it on drop.
 #[derive(Debug)]
-pub(crate) struct Turn<'a, T, N: Notify = EventFd> {
-    // Dropped in this order: the value is unlocked before the next one is woken.
+pub(crate) struct FairMutexGuard<'a, T, N: Notify = EventFd> {
+    // Dropped in this order: the value is unlocked before the next waiter is woken.
     value: MutexGuard<'a, T>,
-    _ticket: Ticket<'a, N>,
+    _unlock: Unlock<'a, N>,
 }
 
+/// Unlocks the queue on drop, and wakes the first waiter.
 #[derive(Debug)]
-struct Ticket<'a, N: Notify> {
-    queue: &'a Mutex<Queue<N>>,
+struct Unlock<'a, N: Notify> {
+    queue: &'a Mutex<LockQueue<N>>,
 }
 
-impl<N: Notify> Drop for Ticket<'_, N> {
+impl<N: Notify> Drop for Unlock<'_, N> {
     fn drop(&mut self) {
         let mut queue = lock(self.queue);
-        queue.taken = false;
+        queue.locked = false;
         queue.wake_first();
     }
 }
 
-impl<T, N: Notify> Deref for Turn<'_, T, N> {
+impl<T, N: Notify> Deref for FairMutexGuard<'_, T, N> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -163,7 +173,7 @@ impl<T, N: Notify> Deref for Turn<'_, T, N> {
     }
 }
 
-impl<T, N: Notify> DerefMut for Turn<'_, T, N> {
+impl<T, N: Notify> DerefMut for FairMutexGuard<'_, T, N> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
     }
@@ -175,111 +185,110 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::client::wait::Wait;
+    use crate::client::blocking_call::BlockingCall;
     use crate::control::RunControl;
 
-    fn wait(allowed: Duration) -> Wait {
-        Wait::new(&RunControl::new(), allowed).unwrap()
+    fn call(allowed: Duration) -> BlockingCall {
+        BlockingCall::begin(&RunControl::new(), allowed).unwrap()
     }
 
-    fn long() -> Wait {
-        wait(Duration::from_secs(20))
+    fn patient() -> BlockingCall {
+        call(Duration::from_secs(20))
     }
 
-    fn turn() -> Arc<EventFd> {
+    fn waiter() -> Arc<EventFd> {
         Arc::new(EventFd::new().unwrap())
     }
 
-    fn queue(taken: bool, waiting: [&Arc<EventFd>; 2]) -> Queue<EventFd> {
-        Queue { taken, waiting: waiting.map(Arc::clone).into(), spare: Vec::new() }
+    fn queue(locked: bool, waiters: [&Arc<EventFd>; 2]) -> LockQueue<EventFd> {
+        LockQueue { locked, waiters: waiters.map(Arc::clone).into(), unused: Vec::new() }
     }
 
     #[test]
-    fn the_turn_goes_to_who_came_first() {
-        let (first, second) = (&turn(), &turn());
+    fn the_first_waiter_is_next() {
+        let (first, second) = (&waiter(), &waiter());
         let mut queue = queue(true, [first, second]);
-        assert!(!queue.take_if_first(first));
-        queue.taken = false;
-        assert!(!queue.take_if_free());
-        assert!(!queue.take_if_first(second));
-        assert!(queue.take_if_first(first));
-        queue.taken = false;
-        assert!(queue.take_if_first(second));
-        queue.taken = false;
-        assert!(queue.take_if_free());
+        assert!(!queue.try_lock_as(first));
+        queue.locked = false;
+        assert!(!queue.try_lock());
+        assert!(!queue.try_lock_as(second));
+        assert!(queue.try_lock_as(first));
+        queue.locked = false;
+        assert!(queue.try_lock_as(second));
+        queue.locked = false;
+        assert!(queue.try_lock());
     }
 
     #[test]
-    fn who_leaves_passes_the_turn_on() {
-        let (first, second) = (&turn(), &turn());
+    fn a_cancelled_waiter_wakes_the_next() {
+        let (first, second) = (&waiter(), &waiter());
         let mut queue = queue(false, [first, second]);
-        queue.leave(first);
+        queue.cancel(first);
         let before = Instant::now();
-        long().sleep(second).unwrap();
+        patient().block(second).unwrap();
         assert!(before.elapsed() < Duration::from_secs(10), "the second was not woken");
-        assert!(queue.take_if_first(second));
+        assert!(queue.try_lock_as(second));
     }
 
     #[test]
-    fn waiting_ends_at_the_deadline_and_leaves_the_line() {
-        let turns = FairMutex::new(());
-        let held = turns.take(&long()).unwrap();
-        let ended = turns.take(&wait(Duration::from_millis(30))).unwrap_err();
+    fn a_waiter_leaves_the_queue_at_its_deadline() {
+        let mutex = FairMutex::new(());
+        let locked = mutex.lock(&patient()).unwrap();
+        let ended = mutex.lock(&call(Duration::from_millis(30))).unwrap_err();
         assert_eq!(ended, SchedStatsError::TimedOut { after_ms: 30 });
-        assert!(turns.queue().waiting.is_empty());
-        drop(held);
-        turns.take(&wait(Duration::ZERO)).unwrap();
+        assert!(mutex.queue().waiters.is_empty());
+        drop(locked);
+        mutex.lock(&call(Duration::ZERO)).unwrap();
     }
 
     #[test]
-    fn a_freeze_ends_the_waiting_and_leaves_the_line() {
-        let (turns, control) = (FairMutex::new(()), RunControl::new());
-        let held = turns.take(&long()).unwrap();
-        let waits = Wait::new(&control, Duration::from_secs(20)).unwrap();
+    fn a_waiter_leaves_the_queue_at_a_freeze() {
+        let (mutex, control) = (FairMutex::new(()), RunControl::new());
+        let locked = mutex.lock(&patient()).unwrap();
+        let call = BlockingCall::begin(&control, Duration::from_secs(20)).unwrap();
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| turns.take(&waits).map(drop).unwrap_err());
+            let waits = scope.spawn(|| mutex.lock(&call).map(drop).unwrap_err());
             drop(control.freeze());
-            assert_eq!(waiting.join().unwrap(), SchedStatsError::DuringFreeze);
+            assert_eq!(waits.join().unwrap(), SchedStatsError::DuringFreeze);
         });
-        assert!(turns.queue().waiting.is_empty());
-        drop(held);
+        assert!(mutex.queue().waiters.is_empty());
+        drop(locked);
     }
 
     #[test]
-    fn a_panic_with_the_turn_is_told_to_all_who_follow() {
-        let turns = FairMutex::new(());
+    fn a_panic_poisons_the_mutex_for_all() {
+        let mutex = FairMutex::new(());
         thread::scope(|scope| {
             let panics = scope.spawn(|| {
-                let _turn = turns.take(&long()).unwrap();
+                let _locked = mutex.lock(&patient()).unwrap();
                 panic!("on purpose");
             });
             panics.join().unwrap_err();
         });
         for _ in 0..2 {
-            assert_eq!(turns.take(&long()).unwrap_err(), SchedStatsError::MutexPoisoned);
+            assert_eq!(mutex.lock(&patient()).unwrap_err(), SchedStatsError::MutexPoisoned);
         }
     }
 
     #[test]
-    fn no_turn_is_lost_and_none_is_given_twice() {
-        let turns = FairMutex::new(0u32);
+    fn only_one_thread_holds_the_lock() {
+        let mutex = FairMutex::new(0u32);
         thread::scope(|scope| {
             for thread in 0..8 {
-                let turns = &turns;
+                let mutex = &mutex;
                 scope.spawn(move || {
                     for round in 0..500 {
                         // Some give up at once, in the midst of the others.
-                        let hurried = (round + thread) % 7 == 0;
-                        if hurried {
-                            drop(turns.take(&wait(Duration::ZERO)));
+                        if (round + thread) % 7 == 0 {
+                            drop(mutex.lock(&call(Duration::ZERO)));
                         }
-                        *turns.take(&long()).unwrap() += 1;
+                        *mutex.lock(&patient()).unwrap() += 1;
                     }
                 });
             }
         });
-        assert_eq!(*turns.take(&long()).unwrap(), 8 * 500);
-        let queue = turns.queue();
-        assert!(queue.waiting.is_empty() && queue.spare.len() <= 8, "{} signals", queue.spare.len());
+        assert_eq!(*mutex.lock(&patient()).unwrap(), 8 * 500);
+        let queue = mutex.queue();
+        assert!(queue.waiters.is_empty() && queue.unused.len() <= 8, "{} signals", queue.unused.len());
     }
 }

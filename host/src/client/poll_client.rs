@@ -1,4 +1,4 @@
-//! Talking to one agent without ever waiting: the machine under every kind of client.
+//! A client that never waits, for event loops: the machine under every kind of client.
 
 use std::fmt;
 use std::io;
@@ -9,28 +9,20 @@ use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+use rustix::process::{Pid, getpid};
 
 use super::agent_message;
 use super::decode::Decoded;
-use super::session::{Answer, Event, Outcome, Session};
-use super::wait::Deadline;
-use crate::endpoint::{Connect, Greeting};
+use super::session::{Answer, Outcome, Request, Session, StreamEvent};
+use crate::endpoint::{Connect, Handshake};
+use crate::io::Deadline;
 use crate::io::poll::PollSet;
 use crate::stats::RequestLine;
 use crate::stats::SchedStatsError;
 
-/// What a conversation waits for on its stream.
-///
-/// ```
-/// # use std::time::{Duration, Instant};
-/// # use scx_vsock::client::{PollClient, Deadline, Interest};
-/// # use scx_vsock::{Endpoint, StatsRequest};
-/// let mut conversation = PollClient::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
-/// assert_eq!(conversation.interest(), Interest::Read);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// What a [`PollClient`] waits for on its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
     /// Bytes to read.
@@ -39,47 +31,53 @@ pub enum Interest {
     ReadWrite,
 }
 
-/// A conversation with one agent: one request at a time, over sessions that it opens as it needs them.
+impl Interest {
+    pub(super) fn flags(self) -> PollFlags {
+        match self {
+            Self::Read => PollFlags::IN,
+            Self::ReadWrite => PollFlags::IN | PollFlags::OUT,
+        }
+    }
+}
+
+/// A client of one agent that never waits: one request at a time, over sessions that it opens as needed.
 ///
-/// It does I/O but never waits, so a driver can run any number of them on one thread: [`start`](Self::start) a request,
-/// then call [`on_ready`](Self::on_ready) now, whenever [`fd`](Self::fd) is ready for [`interest`](Self::interest), and
-/// at [`deadline`](Self::deadline), until it gives the outcome. [`SchedStatsClient`](crate::SchedStatsClient) is the
-/// driver that blocks.
+/// A driver can run any number of them on one thread: [`start`](Self::start) a request, then call
+/// [`on_ready`](Self::on_ready) at once, whenever [`fd`](Self::fd) is ready for [`interest`](Self::interest), and at
+/// [`deadline`](Self::deadline), until it returns the outcome. [`SchedStatsClient`](crate::SchedStatsClient) is the driver
+/// that blocks.
 ///
-/// An answer is only ever read from the session that its request was written to: starting another request, or dropping
-/// the conversation, closes a session whose request was abandoned.
+/// An answer is only ever read from the session that its request was written to: a session whose request was abandoned is
+/// closed by the next [`start`](Self::start) or by drop. A process that was forked drops the sessions that it inherited,
+/// and never reads or writes them.
 ///
 /// ```no_run
 /// use std::task::Poll;
 /// use std::time::{Duration, Instant};
-/// use scx_vsock::client::{PollClient, Deadline, decode};
+/// use scx_vsock::client::{PollClient, decode};
+/// use scx_vsock::io::Deadline;
 /// use scx_vsock::{Endpoint, StatsRequest};
 ///
 /// # fn wait_for(fd: Option<std::os::fd::BorrowedFd<'_>>, deadline: Option<Deadline>) {}
-/// let mut conversation = PollClient::new("unix:/run/agent.sock".parse::<Endpoint>()?);
-/// conversation.start(StatsRequest::stats(&[]).line()?, Deadline::after(Instant::now(), Duration::from_secs(1)))?;
+/// let mut client = PollClient::new("unix:/run/agent.sock".parse::<Endpoint>()?);
+/// client.start(StatsRequest::stats(&[]).line()?, Deadline::after(Instant::now(), Duration::from_secs(1)))?;
 /// let stats = loop {
-///     match conversation.on_ready(Instant::now(), decode::resp::<serde_json::Value>) {
+///     match client.on_ready(Instant::now(), decode::resp::<serde_json::Value>) {
 ///         Poll::Ready(outcome) => break outcome?,
-///         Poll::Pending => wait_for(conversation.fd(), conversation.deadline()),
+///         Poll::Pending => wait_for(client.fd(), client.deadline()),
 ///     }
 /// };
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct PollClient {
-    connect: Arc<dyn Connect>,
+    endpoint: Arc<dyn Connect>,
     traffic: Traffic,
     /// The version of the newest session's agent.
-    agent: Option<String>,
-    link: Option<Link>,
+    agent_version: Option<String>,
+    active: Option<ActiveSession>,
 }
 
-/// What a conversation has moved since it began.
-///
-/// ```
-/// let traffic = scx_vsock::client::Traffic::default();
-/// assert_eq!((traffic.sessions, traffic.sent, traffic.received), (0, 0, 0));
-/// ```
+/// Counters of a [`PollClient`] since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {
@@ -92,190 +90,127 @@ pub struct Traffic {
 }
 
 /// A session, its stream, and when the request on it ends.
-struct Link {
+struct ActiveSession {
     stream: OwnedFd,
     session: Session,
     deadline: Deadline,
+    /// The process that opened it.
+    process: Pid,
 }
 
 impl fmt::Debug for PollClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PollClient")
-            .field("place", &format_args!("{}", self.connect))
+            .field("endpoint", &format_args!("{}", self.endpoint))
             .field("traffic", &self.traffic)
             .finish_non_exhaustive()
     }
 }
 
 impl PollClient {
-    /// A conversation that has no session yet. Does no I/O.
-    ///
-    /// ```
-    /// # use std::time::{Duration, Instant};
-    /// # use scx_vsock::client::{PollClient, Deadline, Interest};
-    /// # use scx_vsock::{Endpoint, StatsRequest};
-    /// let conversation = PollClient::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Creates a client without a session. Does no I/O.
     #[must_use]
-    pub fn new(connect: impl Connect + 'static) -> Self {
-        Self { connect: Arc::new(connect), traffic: Traffic::default(), agent: None, link: None }
+    pub fn new(endpoint: impl Connect + 'static) -> Self {
+        Self { endpoint: Arc::new(endpoint), traffic: Traffic::default(), agent_version: None, active: None }
     }
 
-    /// The number of the newest session, counted from 1; 0 before the first. A scheduler's deltas span the time since
-    /// the same session's last read, so another number means another baseline.
-    ///
-    /// ```
-    /// # use std::time::{Duration, Instant};
-    /// # use scx_vsock::client::{PollClient, Deadline, Interest};
-    /// # use scx_vsock::{Endpoint, StatsRequest};
-    /// let conversation = PollClient::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
-    /// assert_eq!(conversation.session(), 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the number of the newest session, counted from 1; 0 before the first. A scheduler's deltas are those since
+    /// the same session's last read, so that another session means another baseline.
     #[must_use]
     pub fn session(&self) -> u64 {
         self.traffic.sessions
     }
 
-    /// What was moved so far.
-    ///
-    /// ```
-    /// # use scx_vsock::{Endpoint, client::{PollClient, Traffic}};
-    /// let conversation = PollClient::new("unix:/run/agent.sock".parse::<Endpoint>()?);
-    /// assert_eq!(conversation.traffic(), Traffic::default());
-    /// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
-    /// ```
+    /// Returns the counters so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.traffic
     }
 
-    /// The version of the newest session's agent, once its hello was read and understood.
-    ///
-    /// ```
-    /// # use scx_vsock::{Endpoint, client::PollClient};
-    /// let conversation = PollClient::new("unix:/run/agent.sock".parse::<Endpoint>()?);
-    /// assert_eq!(conversation.agent(), None);
-    /// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
-    /// ```
+    /// Returns the version of the newest session's agent, once its hello was read.
     #[must_use]
-    pub fn agent(&self) -> Option<&str> {
-        self.link.as_ref().and_then(|link| link.session.agent()).or(self.agent.as_deref())
+    pub fn agent_version(&self) -> Option<&str> {
+        self.active.as_ref().and_then(|active| active.session.agent_version()).or(self.agent_version.as_deref())
     }
 
-    /// Begins a request, on the open session where it is still good, else on a new one. A request that has no outcome
-    /// yet is abandoned.
-    ///
-    /// ```
-    /// # use std::time::{Duration, Instant};
-    /// # use scx_vsock::client::{PollClient, Deadline, Interest};
-    /// # use scx_vsock::{Endpoint, StatsRequest};
-    /// let mut conversation = PollClient::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
-    /// let line = StatsRequest::stats(&[]).line()?;
-    /// let started = conversation.start(line, Deadline::after(Instant::now(), Duration::from_secs(1)));
-    /// assert_eq!(started.unwrap_err().kind(), "agent_unreachable");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Begins a request, on the open session if that is idle and has not ended, else on a new one. A request that has no
+    /// outcome yet is abandoned.
     ///
     /// # Errors
     ///
-    /// [`SchedStatsError::AgentUnreachable`] where it is known at once that there is no way to the agent;
-    /// [`SchedStatsError::NoScheduler`] where there should be a scheduler without an agent;
-    /// [`SchedStatsError::RequestTooLarge`] where this session's agent has a smaller buffer.
+    /// [`SchedStatsError::AgentUnreachable`] if the agent cannot be connected; [`SchedStatsError::NoScheduler`] if that is
+    /// a scheduler without an agent; [`SchedStatsError::RequestTooLarge`] if the session's agent has a smaller buffer.
     pub fn start(&mut self, line: RequestLine, deadline: Deadline) -> Result<(), SchedStatsError> {
-        self.link = match self.link.take().filter(Link::is_good) {
-            Some(mut link) => {
-                let admitted = link.session.admits(&line);
-                if admitted.is_ok() {
-                    link.session.ask(line);
-                    link.deadline = deadline;
+        self.begin(Request::Line(line), deadline)
+    }
+
+    /// Begins to open a session without a request, unless one is open. The outcome is there once the agent's hello was
+    /// read; [`decode::opened`](super::decode::opened) is the function for it. A request that has no outcome yet is
+    /// abandoned.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start).
+    pub fn open(&mut self, deadline: Deadline) -> Result<(), SchedStatsError> {
+        self.begin(Request::Open, deadline)
+    }
+
+    fn begin(&mut self, request: Request, deadline: Deadline) -> Result<(), SchedStatsError> {
+        self.active = match self.active.take().filter(ActiveSession::is_reusable) {
+            Some(mut active) => {
+                let checked = active.session.check_request(&request);
+                if checked.is_ok() {
+                    active.session.request(request);
+                    active.deadline = deadline;
                 }
-                self.link = Some(link);
-                return admitted;
+                self.active = Some(active);
+                return checked;
             }
             None => {
-                let greeting = self.connect.greeting();
-                let stream = self.connect.connect().map_err(|error| self.no_way(greeting, error))?;
+                let handshake = self.endpoint.handshake();
+                let stream = self.endpoint.connect().map_err(|error| self.connect_error(handshake, error))?;
                 self.traffic.sessions += 1;
-                self.agent = None;
-                Some(Link { stream, session: Session::open(greeting, line), deadline })
+                self.agent_version = None;
+                Some(ActiveSession { stream, session: Session::open(handshake, request), deadline, process: getpid() })
             }
         };
         Ok(())
     }
 
-    /// The stream to wait on; none while nothing is asked.
-    ///
-    /// ```
-    /// # use std::time::{Duration, Instant};
-    /// # use scx_vsock::client::{PollClient, Deadline, Interest};
-    /// # use scx_vsock::{Endpoint, StatsRequest};
-    /// let conversation = PollClient::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
-    /// assert!(conversation.fd().is_none());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the stream to wait on, or `None` while no request is pending.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.asked().map(|link| link.stream.as_fd())
+        self.pending().map(|active| active.stream.as_fd())
     }
 
-    /// What to wait for on it.
-    ///
-    /// ```
-    /// # use std::time::{Duration, Instant};
-    /// # use scx_vsock::client::{PollClient, Deadline, Interest};
-    /// # use scx_vsock::{Endpoint, StatsRequest};
-    /// let conversation = PollClient::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
-    /// assert_eq!(conversation.interest(), Interest::Read);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns what to wait for on the stream.
     #[must_use]
     pub fn interest(&self) -> Interest {
-        match self.asked() {
-            Some(link) if !link.session.unsent().is_empty() => Interest::ReadWrite,
+        match self.pending() {
+            Some(active) if !active.session.unsent().is_empty() => Interest::ReadWrite,
             _ => Interest::Read,
         }
     }
 
-    /// When the request ends at the latest; none while nothing is asked.
-    ///
-    /// ```
-    /// # use std::time::{Duration, Instant};
-    /// # use scx_vsock::client::{PollClient, Deadline, Interest};
-    /// # use scx_vsock::{Endpoint, StatsRequest};
-    /// let conversation = PollClient::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
-    /// assert_eq!(conversation.deadline(), None);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns when the request ends at the latest, or `None` while no request is pending.
     #[must_use]
     pub fn deadline(&self) -> Option<Deadline> {
-        self.asked().map(|link| link.deadline)
+        self.pending().map(|active| active.deadline)
     }
 
-    /// Waits in `set` for what it waits for, if something is asked.
+    /// Adds the stream and the deadline of a pending request to `set`.
     pub(crate) fn wait_in<'a>(&'a self, set: &mut PollSet<'a>) {
-        if let Some(link) = self.asked() {
-            set.add(&link.stream, self.interest().flags());
-            set.until(link.deadline.at());
+        if let Some(active) = self.pending() {
+            set.add(&active.stream, self.interest().flags());
+            set.until(active.deadline.at());
         }
     }
 
-    /// Does what can be done without waiting. `decode` is one of [`answer`](super::answer)'s functions; it is called at
-    /// most once, with the complete answer.
+    /// Does what can be done without waiting. `decode` is a function of [`decode`](super::decode); it is called at most
+    /// once, with the complete answer.
     ///
-    /// A complete answer comes before the session's end, and that before the deadline. `Pending` while nothing is
-    /// asked.
-    ///
-    /// ```
-    /// # use std::time::{Duration, Instant};
-    /// # use scx_vsock::client::{PollClient, Deadline, Interest};
-    /// # use scx_vsock::{Endpoint, StatsRequest};
-    /// let mut conversation = PollClient::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
-    /// let nothing = conversation.on_ready(Instant::now(), scx_vsock::client::decode::raw);
-    /// assert!(nothing.is_pending(), "nothing is asked");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// A complete answer comes before the session's end, and that before the deadline. Returns `Pending` while no request
+    /// is pending.
     ///
     /// # Errors
     ///
@@ -285,105 +220,112 @@ impl PollClient {
         now: Instant,
         decode: impl FnOnce(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Poll<Result<T, SchedStatsError>> {
-        let Some(link) = self.link.as_mut().filter(|link| link.session.is_asked()) else { return Poll::Pending };
-        let outcome = match link.turn(&mut self.traffic) {
-            Some(outcome) => outcome.and_then(|()| decode(link.session.answer())),
-            None if link.deadline.has_passed(now) => Err(link.deadline.timed_out()),
+        let Some(active) = self.active.as_mut().filter(|active| active.session.is_pending()) else {
+            return Poll::Pending;
+        };
+        let outcome = match active.transfer(&mut self.traffic) {
+            Some(outcome) => outcome.and_then(|()| decode(active.session.answer())),
+            None if active.deadline.has_passed(now) => Err(SchedStatsError::timed_out(active.deadline.allowed())),
             None => return Poll::Pending,
         };
-        link.session.rest();
+        active.session.finish();
         let keep = match &outcome {
             Ok(decoded) => decoded.errno == 0,
             Err(error) => error.keeps_session(),
         };
-        if !keep || !link.session.is_idle() {
-            self.agent = link.session.agent().map(str::to_owned);
-            self.link = None;
+        if !keep || !active.session.is_idle() {
+            self.agent_version = active.session.agent_version().map(str::to_owned);
+            self.active = None;
         }
-        Poll::Ready(outcome.map(|decoded| decoded.value).map_err(|error| self.at_this_place(error)))
+        Poll::Ready(outcome.map(|decoded| decoded.value).map_err(|error| self.with_endpoint(error)))
     }
 
-    /// Gives up the request that has no outcome yet, and its session with it.
-    ///
-    /// ```
-    /// # use std::time::{Duration, Instant};
-    /// # use scx_vsock::client::{PollClient, Deadline, Interest};
-    /// # use scx_vsock::{Endpoint, StatsRequest};
-    /// let mut conversation = PollClient::new("unix:/run/no-agent.sock".parse::<Endpoint>()?);
-    /// conversation.abandon();
-    /// assert!(conversation.fd().is_none());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Abandons the pending request, and closes its session.
     pub fn abandon(&mut self) {
-        if self.asked().is_some() {
-            self.link = None;
+        if self.pending().is_some() {
+            self.active = None;
         }
     }
 
-    /// Whether a stop of the run comes before this outcome: the session's end and the deadline are no answers.
+    pub(super) fn endpoint(&self) -> &Arc<dyn Connect> {
+        &self.endpoint
+    }
+
+    /// Whether a stop of the run comes before this outcome, as it does before the session's end and the deadline.
     pub(super) fn yields_to_stops(&self, error: &SchedStatsError) -> bool {
         match error {
             SchedStatsError::AgentUnreachable { .. } | SchedStatsError::TimedOut { .. } => true,
-            // An agent says so; without one it is the stream's end.
-            SchedStatsError::SchedulerGone { .. } => self.connect.greeting() == Greeting::Plain,
+            // From an agent this is an answer; without one it is the stream's end.
+            SchedStatsError::SchedulerGone { .. } => self.endpoint.handshake() == Handshake::Plain,
             _ => false,
         }
     }
 
-    fn asked(&self) -> Option<&Link> {
-        self.link.as_ref().filter(|link| link.session.is_asked())
+    fn pending(&self) -> Option<&ActiveSession> {
+        self.active.as_ref().filter(|active| active.session.is_pending())
     }
 
-    fn no_way(&self, greeting: Greeting, error: io::Error) -> SchedStatsError {
-        match greeting {
-            Greeting::Plain => SchedStatsError::NoScheduler {
-                reason: format!("{}: {}", self.connect, agent_message::no_socket(&error)),
+    fn connect_error(&self, handshake: Handshake, error: io::Error) -> SchedStatsError {
+        match handshake {
+            Handshake::Plain => SchedStatsError::NoScheduler {
+                reason: format!("{}: {}", self.endpoint, agent_message::stats_socket_error(&error)),
             },
-            Greeting::Hello | Greeting::Dial { .. } => {
-                SchedStatsError::unreachable_by(format!("{}: cannot connect", self.connect), error)
+            Handshake::Hello | Handshake::Connect { .. } => {
+                SchedStatsError::unreachable_by(format!("{}: cannot connect", self.endpoint), error)
             }
         }
     }
 
-    fn at_this_place(&self, error: SchedStatsError) -> SchedStatsError {
+    fn with_endpoint(&self, error: SchedStatsError) -> SchedStatsError {
         match error {
             SchedStatsError::AgentUnreachable { reason, source } => {
-                SchedStatsError::AgentUnreachable { reason: format!("{}: {reason}", self.connect), source }
+                SchedStatsError::AgentUnreachable { reason: format!("{}: {reason}", self.endpoint), source }
             }
             other => other,
         }
     }
 }
 
-impl Link {
-    /// Whether the session is idle and its stream silent. An agent speaks on an idle session only to end it.
-    fn is_good(&self) -> bool {
-        self.session.is_idle()
-            && matches!(retried(|| recv(&self.stream, &mut [0; 1], RecvFlags::DONTWAIT)), Err(Errno::AGAIN))
+impl ActiveSession {
+    /// Whether the session is this process's own, idle and silent. On an idle session an agent only sends why it ends.
+    fn is_reusable(&self) -> bool {
+        !self.is_inherited()
+            && self.session.is_idle()
+            && matches!(retry_on_intr(|| recv(&self.stream, &mut [0; 1], RecvFlags::DONTWAIT)), Err(Errno::AGAIN))
+    }
+
+    /// Whether this process was forked from the one that opened the session.
+    fn is_inherited(&self) -> bool {
+        getpid() != self.process
     }
 
     /// Writes, then reads, as far as that goes without waiting.
-    fn turn(&mut self, traffic: &mut Traffic) -> Option<Outcome> {
-        if let Some(outcome) = self.session.known_outcome() {
+    fn transfer(&mut self, traffic: &mut Traffic) -> Option<Outcome> {
+        if self.is_inherited() {
+            let reason = "this process was forked during the request, whose answer is the parent's";
+            return Some(Err(SchedStatsError::unreachable(reason)));
+        }
+        if let Some(outcome) = self.session.immediate_outcome() {
             return Some(outcome);
         }
         while !self.session.unsent().is_empty() {
-            let sent = retried(|| send(&self.stream, self.session.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT));
+            let sent =
+                retry_on_intr(|| send(&self.stream, self.session.unsent(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT));
             match sent {
                 Ok(count) => {
                     traffic.sent += count as u64;
-                    self.session.process(Event::Wrote(count));
+                    self.session.on_event(StreamEvent::Wrote(count));
                 }
                 Err(Errno::AGAIN) => break,
-                // Reading would say the same, which is no end.
+                // A read would fail in the same way, and not because the stream has ended.
                 Err(Errno::NOTCONN) if self.is_connecting() => return None,
                 Err(errno) => {
-                    self.session.process(Event::WriteFailed(self.error().unwrap_or(errno)));
+                    self.session.on_event(StreamEvent::WriteFailed(self.take_error().unwrap_or(errno)));
                     break;
                 }
             }
             if self.session.unsent().is_empty() {
-                // No agent has answered yet what it was sent a moment ago.
+                // No answer can be there yet.
                 return None;
             }
         }
@@ -392,23 +334,25 @@ impl Link {
 
     fn read(&mut self, traffic: &mut Traffic) -> Option<Outcome> {
         loop {
-            let event = match retried(|| recv(&self.stream, spare_capacity(self.session.spare()), RecvFlags::DONTWAIT))
-            {
-                Ok((0, _)) => Event::Ended(None),
+            let event = match retry_on_intr(|| {
+                recv(&self.stream, spare_capacity(self.session.read_buf()), RecvFlags::DONTWAIT)
+            }) {
+                Ok((0, _)) => StreamEvent::Ended(None),
                 Ok((count, _)) => {
                     traffic.received += count as u64;
-                    Event::Received
+                    StreamEvent::Received
                 }
                 Err(Errno::AGAIN) => return None,
-                Err(errno) => Event::Ended(Some(errno)),
+                Err(Errno::NOTCONN) if self.is_connecting() => return None,
+                Err(errno) => StreamEvent::Ended(Some(errno)),
             };
-            if let Some(outcome) = self.session.process(event) {
+            if let Some(outcome) = self.session.on_event(event) {
                 return Some(outcome);
             }
         }
     }
 
-    /// Whether a stream that is not connected still may become so.
+    /// Whether a stream that is not connected can still become so.
     fn is_connecting(&self) -> bool {
         let mut fds = [PollFd::new(&self.stream, PollFlags::OUT)];
         let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
@@ -416,18 +360,9 @@ impl Link {
         polled.is_ok() && !fd.revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
-    /// What the stream failed with, which the kernel tells once.
-    fn error(&self) -> Option<Errno> {
+    /// Returns the stream's error, which the kernel reports once.
+    fn take_error(&self) -> Option<Errno> {
         sockopt::socket_error(&self.stream).ok()?.err()
-    }
-}
-
-fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            other => return other,
-        }
     }
 }
 

@@ -1,15 +1,15 @@
-//! One session with an agent as a machine without I/O: bytes and ends go in, one outcome a request comes out.
+//! One session with an agent as a state machine without I/O: stream events go in, one outcome a request comes out.
 //!
 //! ```text
-//! Dialling { Part -> Whole } -> Asked { Part -> Whole, Hello -> Answer } -> outcome -> Idle -> Asked { .., Answer } -> ...
-//!              `-> Broken                 `-> Broken: what the agent still said is read before the outcome
+//! Connecting { Partly -> Fully } -> Pending { Partly -> Fully, Hello -> Answer } -> outcome -> Idle -> Pending { .., Answer } -> ...
+//!               `-> Failed                     `-> Failed: what the agent has still sent is read before the outcome
 //! ```
 //!
-//! How a session begins is its [`Greeting`]: dialling is for a monitor's hybrid socket alone, and a scheduler without an
-//! agent says no hello and frames no answer.
+//! How a session begins is its [`Handshake`]: only a VMM's hybrid socket is asked to connect, and a scheduler without an
+//! agent sends no hello and no envelopes.
 //!
-//! The driver writes [`unsent`](Session::unsent), reads into [`spare`](Session::spare) and reports each with
-//! [`process`](Session::process). A session that has not come back to `Idle` carries no other request: the driver
+//! The driver writes [`unsent`](Session::unsent), reads into [`read_buf`](Session::read_buf) and reports each with
+//! [`on_event`](Session::on_event). A session that has not come back to `Idle` carries no other request: the driver
 //! drops it, and with it whatever answer may still come.
 
 use rustix::io::Errno;
@@ -19,23 +19,17 @@ use scx_vsock_wire::{
 };
 
 use super::agent_message;
-use crate::endpoint::{Greeting, hybrid};
-use crate::stats::PeerText;
-use crate::stats::RequestLine;
-use crate::stats::SchedStatsError;
+use crate::endpoint::{Handshake, hybrid};
+use crate::stats::{PeerText, RequestLine, SchedStatsError};
 
-/// Bytes within which the first line must end. Today's hello has 113; the rest is room for versions to come.
+/// Bytes within which the first line must end. The rest beyond today's hello is for later versions of the protocol.
 const MAX_HELLO_BYTES: usize = 4096;
 
-/// The least that a read has room for.
+/// Bytes that a read has room for at least.
 const MIN_READ: usize = 4096;
 
 /// Bytes of buffer that an idle session keeps.
 const KEPT_BYTES: usize = 16 * 1024;
-
-/// Bytes behind an answer that nobody asked for and that are overlooked: none, but for the fault that is planted for the
-/// fuzz targets.
-const OVERLOOKED: usize = if cfg!(planted_off_by_one) { 1 } else { 0 };
 
 /// What a request was answered with.
 ///
@@ -52,18 +46,38 @@ pub enum Answer<'a> {
     Scheduler(&'a [u8]),
     /// The scheduler accepts connections.
     SchedulerReady,
+    /// The session is open; no request was sent.
+    Opened,
 }
 
-/// What happened on the stream.
+/// What a session is to do.
 #[derive(Debug)]
-pub(super) enum Event {
-    /// So many bytes of [`Session::unsent`] were written.
+pub(super) enum Request {
+    /// To open, up to the agent's hello.
+    Open,
+    /// To send a line and read its answer.
+    Line(RequestLine),
+}
+
+impl Request {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Open => &[],
+            Self::Line(line) => line.as_bytes(),
+        }
+    }
+}
+
+/// An event on the stream.
+#[derive(Debug)]
+pub(super) enum StreamEvent {
+    /// This many bytes of [`Session::unsent`] were written.
     Wrote(usize),
     /// A write failed.
     WriteFailed(Errno),
-    /// More bytes are in [`Session::spare`].
+    /// More bytes are in [`Session::read_buf`].
     Received,
-    /// The stream ended, orderly or not.
+    /// The stream ended, by a shutdown of the peer or by an error.
     Ended(Option<Errno>),
 }
 
@@ -71,163 +85,167 @@ pub(super) enum Event {
 pub(super) type Outcome = Result<(), SchedStatsError>;
 
 #[derive(Debug)]
-enum State {
-    /// Hello was read and nothing is asked.
+enum SessionState {
+    /// Hello was read and no request is pending.
     Idle,
-    /// A monitor is asked for the agent's port; the request waits for its answer.
-    Dialling { line: RequestLine, dial: Dial, sent: Sent },
+    /// A VMM is asked to connect to the agent's port; the request waits for its reply.
+    Connecting { request: Request, connect: ConnectLine, written: Written },
     /// A request was begun.
-    Asked { line: RequestLine, sent: Sent, expects: Expects },
-    /// The answer is the first line of what was received, of this length with its LF; 0 where there is no line to it.
-    Answered { kind: Kind, length: usize },
-    /// Nothing may be asked of this session any more.
-    Over,
+    Pending { request: Request, written: Written, expects: Expected },
+    /// The answer is the first line of what was received, of this length with its LF; 0 where it has no line.
+    Answered { kind: AnswerKind, length: usize },
+    /// The session carries no further request.
+    Closed,
 }
 
-/// How much of the request was written.
+/// How much of a line was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sent {
-    Part(usize),
-    Whole,
-    Broken(Errno),
+enum Written {
+    Partly(usize),
+    Fully,
+    Failed(Errno),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Expects {
+enum Expected {
     Hello,
     Answer,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum AnswerKind {
     Scheduler,
     SchedulerReady,
+    Opened,
 }
 
-/// The line to a monitor.
+/// The `CONNECT` line to a VMM.
 #[derive(Debug)]
-struct Dial {
+struct ConnectLine {
     port: u32,
     line: String,
 }
 
-impl Dial {
+impl ConnectLine {
     fn new(port: u32) -> Self {
         Self { port, line: hybrid::connect_line(port) }
     }
 }
 
-/// Who frames the answers.
+/// What a line of the stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Frame {
-    /// The agent, in envelopes.
+enum Framing {
+    /// An envelope of the agent.
     Envelope,
-    /// Nobody: they are the scheduler's own lines.
+    /// A line of the scheduler.
     Plain,
 }
 
-/// Bytes that a frame adds to an answer.
-const FRAME_BYTES: usize = MAX_ENVELOPE_BYTES - MAX_RESPONSE_BYTES;
+/// Bytes that an envelope adds to an answer.
+const ENVELOPE_BYTES: usize = MAX_ENVELOPE_BYTES - MAX_RESPONSE_BYTES;
 
 #[derive(Debug)]
 pub(super) struct Session {
-    frame: Frame,
+    framing: Framing,
     /// The agent's hello, once it was read: its version, the guest's boot id and its caps.
     hello: Option<Hello<String>>,
-    state: State,
+    state: SessionState,
     received: Vec<u8>,
-    /// Bytes at the front of `received` that are known to have no LF.
+    /// Bytes at the start of `received` that are known to have no LF.
     searched: usize,
 }
 
 impl Session {
-    /// A session whose stream was just opened and begins like this, and its first request.
-    pub(super) fn open(greeting: Greeting, line: RequestLine) -> Self {
-        let sent = Sent::Part(0);
-        let (frame, state) = match greeting {
-            Greeting::Hello => (Frame::Envelope, State::Asked { line, sent, expects: Expects::Hello }),
-            Greeting::Dial { port } => (Frame::Envelope, State::Dialling { line, dial: Dial::new(port), sent }),
-            Greeting::Plain => (Frame::Plain, State::Asked { line, sent, expects: Expects::Answer }),
+    /// Begins a session and its first request on a stream that was just opened.
+    pub(super) fn open(handshake: Handshake, request: Request) -> Self {
+        let written = Written::Partly(0);
+        let (framing, state) = match handshake {
+            Handshake::Hello => {
+                (Framing::Envelope, SessionState::Pending { request, written, expects: Expected::Hello })
+            }
+            Handshake::Connect { port } => {
+                (Framing::Envelope, SessionState::Connecting { request, connect: ConnectLine::new(port), written })
+            }
+            Handshake::Plain => (Framing::Plain, SessionState::Pending { request, written, expects: Expected::Answer }),
         };
-        Self { frame, hello: None, state, received: Vec::new(), searched: 0 }
+        Self { framing, hello: None, state, received: Vec::new(), searched: 0 }
     }
 
-    /// The agent's own version, as its hello has it.
-    pub(super) fn agent(&self) -> Option<&str> {
+    /// Returns the agent's version, as its hello has it.
+    pub(super) fn agent_version(&self) -> Option<&str> {
         self.hello.as_ref().map(|hello| hello.agent.as_str())
     }
 
-    /// The guest's boot id, as the agent's hello has it; empty where the guest's kernel has none.
-    #[allow(dead_code, reason = "samples will carry it")]
-    pub(super) fn boot_id(&self) -> Option<&str> {
-        self.hello.as_ref().map(|hello| hello.boot_id.as_str())
-    }
-
-    /// Whether the agent forwards a line as long as this.
-    pub(super) fn admits(&self, line: &RequestLine) -> Result<(), SchedStatsError> {
-        let size = line.as_bytes().len();
+    /// Checks that the agent's buffer has room for a request, as far as its hello was read.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::RequestTooLarge`] with the agent's cap.
+    pub(super) fn check_request(&self, request: &Request) -> Result<(), SchedStatsError> {
+        let size = request.as_bytes().len();
         match self.hello.as_ref().and_then(|hello| usize::try_from(hello.max_request_bytes).ok()) {
             Some(max) if size > max => Err(SchedStatsError::RequestTooLarge { size, max }),
             _ => Ok(()),
         }
     }
 
-    /// The longest answer that the agent forwards, its LF counted.
+    /// Returns the length of the longest answer that the agent forwards, its LF counted.
     fn max_response_bytes(&self) -> usize {
         let agents = self.hello.as_ref().and_then(|hello| usize::try_from(hello.max_response_bytes).ok());
         agents.map_or(MAX_RESPONSE_BYTES, |max| max.min(MAX_RESPONSE_BYTES))
     }
 
-    /// The longest line, its LF counted.
+    /// Returns the length of the longest line, its LF counted.
     fn max_line_bytes(&self) -> usize {
-        match self.frame {
-            Frame::Envelope => (self.max_response_bytes() + FRAME_BYTES).max(MAX_AGENT_ENVELOPE_BYTES),
-            Frame::Plain => MAX_RESPONSE_BYTES,
+        match self.framing {
+            Framing::Envelope => (self.max_response_bytes() + ENVELOPE_BYTES).max(MAX_AGENT_ENVELOPE_BYTES),
+            Framing::Plain => MAX_RESPONSE_BYTES,
         }
     }
 
-    /// Whether it can carry a request.
+    /// Whether the session can carry a request.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.state, State::Idle)
+        matches!(self.state, SessionState::Idle)
     }
 
     /// Begins the next request of an idle session.
-    pub(super) fn ask(&mut self, line: RequestLine) {
-        self.state = State::Asked { line, sent: Sent::Part(0), expects: Expects::Answer };
+    pub(super) fn request(&mut self, request: Request) {
+        self.state = SessionState::Pending { request, written: Written::Partly(0), expects: Expected::Answer };
     }
 
     /// Whether a request was begun that has no outcome yet.
-    pub(super) fn is_asked(&self) -> bool {
-        matches!(self.state, State::Dialling { .. } | State::Asked { .. })
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self.state, SessionState::Connecting { .. } | SessionState::Pending { .. })
     }
 
-    /// The outcome of a request that needs no stream: where no agent is to wait for the scheduler, that the stream was
-    /// connected is the answer.
-    pub(super) fn known_outcome(&mut self) -> Option<Outcome> {
-        match (&self.state, self.frame) {
-            (State::Asked { line, .. }, Frame::Plain) if line.is_for_the_agent() => {
-                self.state = State::Answered { kind: Kind::SchedulerReady, length: 0 };
-                Some(Ok(()))
-            }
-            _ => None,
-        }
-    }
-
-    /// What is left to write.
-    pub(super) fn unsent(&self) -> &[u8] {
-        let (bytes, sent) = match &self.state {
-            State::Dialling { dial, sent, .. } => (dial.line.as_bytes(), *sent),
-            State::Asked { line, sent, .. } => (line.as_bytes(), *sent),
-            State::Idle | State::Answered { .. } | State::Over => return &[],
+    /// Returns the outcome of a request that needs no answer: an open session need not be opened, and without an agent
+    /// that could wait for the scheduler, a connected stream says that the scheduler is ready.
+    pub(super) fn immediate_outcome(&mut self) -> Option<Outcome> {
+        let SessionState::Pending { request, expects: Expected::Answer, .. } = &self.state else { return None };
+        let kind = match (request, self.framing) {
+            (Request::Open, _) => AnswerKind::Opened,
+            (Request::Line(line), Framing::Plain) if line.is_for_the_agent() => AnswerKind::SchedulerReady,
+            (Request::Line(_), _) => return None,
         };
-        match sent {
-            Sent::Part(sent) => bytes.get(sent..).unwrap_or(&[]),
-            Sent::Whole | Sent::Broken(_) => &[],
+        self.state = SessionState::Answered { kind, length: 0 };
+        Some(Ok(()))
+    }
+
+    /// Returns the bytes that are left to write.
+    pub(super) fn unsent(&self) -> &[u8] {
+        let (bytes, written) = match &self.state {
+            SessionState::Connecting { connect, written, .. } => (connect.line.as_bytes(), *written),
+            SessionState::Pending { request, written, .. } => (request.as_bytes(), *written),
+            SessionState::Idle | SessionState::Answered { .. } | SessionState::Closed => return &[],
+        };
+        match written {
+            Written::Partly(count) => bytes.get(count..).unwrap_or(&[]),
+            Written::Fully | Written::Failed(_) => &[],
         }
     }
 
-    /// Where to read to, with room behind its bytes. The room grows by need, up to the longest line.
-    pub(super) fn spare(&mut self) -> &mut Vec<u8> {
+    /// Returns the buffer to append to what is read. Its room grows by need, up to the longest line.
+    pub(super) fn read_buf(&mut self) -> &mut Vec<u8> {
         let length = self.received.len();
         if length == self.received.capacity() {
             let most = self.max_line_bytes().saturating_sub(length);
@@ -236,94 +254,102 @@ impl Session {
         &mut self.received
     }
 
-    /// Takes an event in; gives the request's outcome when that is known.
-    pub(super) fn process(&mut self, event: Event) -> Option<Outcome> {
-        let (length, sent) = match &mut self.state {
-            State::Dialling { dial, sent, .. } => (dial.line.len(), sent),
-            State::Asked { line, sent, .. } => (line.as_bytes().len(), sent),
-            State::Idle | State::Answered { .. } | State::Over => return None,
+    /// Takes an event in, and returns the request's outcome once that is known.
+    pub(super) fn on_event(&mut self, event: StreamEvent) -> Option<Outcome> {
+        let (length, written) = match &mut self.state {
+            SessionState::Connecting { connect, written, .. } => (connect.line.len(), written),
+            SessionState::Pending { request, written, .. } => (request.as_bytes().len(), written),
+            SessionState::Idle | SessionState::Answered { .. } | SessionState::Closed => return None,
         };
-        match (*sent, event) {
-            (Sent::Part(before), Event::Wrote(count)) => {
+        match (*written, event) {
+            (Written::Partly(before), StreamEvent::Wrote(count)) => {
                 let after = before.saturating_add(count);
-                *sent = if after < length { Sent::Part(after) } else { Sent::Whole };
+                *written = if after < length { Written::Partly(after) } else { Written::Fully };
                 None
             }
-            (Sent::Part(_), Event::WriteFailed(errno)) => {
-                *sent = Sent::Broken(errno);
+            (Written::Partly(_), StreamEvent::WriteFailed(errno)) => {
+                *written = Written::Failed(errno);
                 None
             }
-            (Sent::Whole | Sent::Broken(_), Event::Wrote(_) | Event::WriteFailed(_)) => None,
-            (_, Event::Received) => self.read(),
-            (sent, Event::Ended(errno)) => {
-                let error = self.ended(sent, errno);
-                self.over(error)
+            (Written::Fully | Written::Failed(_), StreamEvent::Wrote(_) | StreamEvent::WriteFailed(_)) => None,
+            (_, StreamEvent::Received) => self.read(),
+            (written, StreamEvent::Ended(errno)) => {
+                let error = self.end_error(written, errno);
+                self.close(error)
             }
         }
     }
 
-    /// The answer whose outcome was a success, until [`rest`](Self::rest).
+    /// Returns the answer whose outcome was a success, until [`finish`](Self::finish).
     pub(super) fn answer(&self) -> Answer<'_> {
         match self.state {
-            State::Answered { kind: Kind::Scheduler, length } => {
+            SessionState::Answered { kind: AnswerKind::Scheduler, length } => {
                 let line = self.received.get(..length.saturating_sub(1)).unwrap_or(&[]);
-                Answer::Scheduler(match self.frame {
-                    Frame::Envelope => unframed(line).unwrap_or(&[]),
-                    Frame::Plain => line,
+                Answer::Scheduler(match self.framing {
+                    Framing::Envelope => strip_envelope(line).unwrap_or(&[]),
+                    Framing::Plain => line,
                 })
             }
-            State::Answered { kind: Kind::SchedulerReady, .. } => Answer::SchedulerReady,
-            State::Idle | State::Dialling { .. } | State::Asked { .. } | State::Over => Answer::Scheduler(&[]),
+            SessionState::Answered { kind: AnswerKind::SchedulerReady, .. } => Answer::SchedulerReady,
+            SessionState::Answered { kind: AnswerKind::Opened, .. } => Answer::Opened,
+            SessionState::Idle
+            | SessionState::Connecting { .. }
+            | SessionState::Pending { .. }
+            | SessionState::Closed => Answer::Scheduler(&[]),
         }
     }
 
-    /// Forgets the answer and is idle, unless the agent sent more than the answer: nobody asked for that.
-    pub(super) fn rest(&mut self) {
-        if let State::Answered { length, .. } = self.state {
-            let is_all = self.received.len() <= length + OVERLOOKED;
-            self.state = if is_all { State::Idle } else { State::Over };
+    /// Drops the answer. The session is idle then, unless bytes came after the answer, which are unsolicited.
+    pub(super) fn finish(&mut self) {
+        if let SessionState::Answered { length, .. } = self.state {
+            let is_all = self.received.len() <= length;
+            self.state = if is_all { SessionState::Idle } else { SessionState::Closed };
         }
         self.received.clear();
         self.received.shrink_to(KEPT_BYTES);
         self.searched = 0;
     }
 
-    /// Looks for complete lines in what was received: at most a monitor's, hello, then the answer.
+    /// Reads the complete lines that were received: at most a VMM's reply, hello, and the answer.
     fn read(&mut self) -> Option<Outcome> {
         loop {
-            let Some(end) = self.line_end() else { return self.unfinished() };
+            let Some(end) = self.line_end() else { return self.check_size() };
             let line = self.received.get(..end).unwrap_or(&[]);
             match &mut self.state {
-                State::Dialling { dial, sent, .. } => match dialled(line, dial.port, *sent) {
-                    Ok(()) => self.reached(),
-                    Err(error) => return self.over(error),
+                SessionState::Connecting { connect, written, .. } => match check_ok(line, connect.port, *written) {
+                    Ok(()) => self.on_connected(),
+                    Err(error) => return self.close(error),
                 },
-                State::Asked { expects: expects @ Expects::Hello, .. } => match hello(line) {
+                SessionState::Pending { expects: expects @ Expected::Hello, request, .. } => match read_hello(line) {
                     Ok(hello) => {
-                        *expects = Expects::Answer;
+                        *expects = Expected::Answer;
+                        let is_answer = matches!(request, Request::Open);
                         self.hello = Some(hello);
+                        if is_answer {
+                            return self.answered(end + 1, Ok(AnswerKind::Opened));
+                        }
                     }
-                    Err(error) => return self.over(error),
+                    Err(error) => return self.close(error),
                 },
-                State::Asked { expects: Expects::Answer, sent, .. } => {
-                    let read = read_answer(line, self.frame, *sent);
+                SessionState::Pending { expects: Expected::Answer, written, .. } => {
+                    let read = read_answer(line, self.framing, *written);
                     return self.answered(end + 1, read);
                 }
-                State::Idle | State::Answered { .. } | State::Over => return None,
+                SessionState::Idle | SessionState::Answered { .. } | SessionState::Closed => return None,
             }
             self.received.drain(..=end);
             self.searched = 0;
         }
     }
 
-    /// The monitor's stream leads to the agent from here on.
-    fn reached(&mut self) {
-        if let State::Dialling { line, .. } = std::mem::replace(&mut self.state, State::Over) {
-            self.state = State::Asked { line, sent: Sent::Part(0), expects: Expects::Hello };
+    /// From here on the VMM forwards the stream to the agent.
+    fn on_connected(&mut self) {
+        if let SessionState::Connecting { request, .. } = std::mem::replace(&mut self.state, SessionState::Closed) {
+            self.state = SessionState::Pending { request, written: Written::Partly(0), expects: Expected::Hello };
         }
     }
 
-    /// Where the first LF is, among the bytes that a line can have.
+    /// Returns where the first LF is, among the bytes that a line can have.
     fn line_end(&mut self) -> Option<usize> {
         let received = self.received.get(..self.received.len().min(self.max_line_bytes()))?;
         let end = received.get(self.searched..)?.iter().position(|&byte| byte == b'\n').map(|at| self.searched + at);
@@ -331,67 +357,72 @@ impl Session {
         end
     }
 
-    fn answered(&mut self, length: usize, read: Result<Kind, SchedStatsError>) -> Option<Outcome> {
+    fn answered(&mut self, length: usize, read: Result<AnswerKind, SchedStatsError>) -> Option<Outcome> {
         match read {
             Ok(kind) => {
-                self.state = State::Answered { kind, length };
+                self.state = SessionState::Answered { kind, length };
                 Some(Ok(()))
             }
             Err(error) if error.keeps_session() => {
-                self.state = State::Answered { kind: Kind::SchedulerReady, length };
-                self.rest();
+                self.state = SessionState::Answered { kind: AnswerKind::SchedulerReady, length };
+                self.finish();
                 Some(Err(error))
             }
-            Err(error) => self.over(error),
+            Err(error) => self.close(error),
         }
     }
 
-    /// Judges bytes that have no end yet.
-    fn unfinished(&mut self) -> Option<Outcome> {
+    /// Checks that a line without an end is not too long yet.
+    fn check_size(&mut self) -> Option<Outcome> {
         let size = self.received.len();
         let error = match self.state {
-            State::Dialling { .. } if size >= hybrid::MAX_REPLY_BYTES => not_dialled(&self.received),
-            State::Asked { expects: Expects::Hello, .. } if size >= MAX_HELLO_BYTES => {
+            SessionState::Connecting { .. } if size >= hybrid::MAX_REPLY_BYTES => not_ok(&self.received),
+            SessionState::Pending { expects: Expected::Hello, .. } if size >= MAX_HELLO_BYTES => {
                 let quoted = quoted(&self.received);
-                SchedStatsError::unreachable(format!("the first {size} bytes are no hello: {quoted}"))
+                SchedStatsError::unreachable(format!("the first {size} bytes are not an agent's hello: {quoted}"))
             }
-            State::Asked { expects: Expects::Answer, .. } if size >= self.max_line_bytes() => {
+            SessionState::Pending { expects: Expected::Answer, .. } if size >= self.max_line_bytes() => {
                 let max = self.max_response_bytes();
                 SchedStatsError::ResponseTooLarge { size: max + 1, max }
             }
-            State::Dialling { .. } | State::Asked { .. } | State::Idle | State::Answered { .. } | State::Over => {
+            SessionState::Connecting { .. }
+            | SessionState::Pending { .. }
+            | SessionState::Idle
+            | SessionState::Answered { .. }
+            | SessionState::Closed => {
                 return None;
             }
         };
-        self.over(error)
+        self.close(error)
     }
 
-    fn over(&mut self, error: SchedStatsError) -> Option<Outcome> {
-        self.state = State::Over;
+    fn close(&mut self, error: SchedStatsError) -> Option<Outcome> {
+        self.state = SessionState::Closed;
         Some(Err(error))
     }
 
-    /// What a stream that ended too early means. Behind an agent a scheduler's end is never guessed: its agent says so.
-    fn ended(&self, sent: Sent, errno: Option<Errno>) -> SchedStatsError {
-        let errno = match (errno, sent) {
-            // That it is not connected is no reason where the write has told one.
-            (None | Some(Errno::NOTCONN), Sent::Broken(errno)) | (Some(errno), _) => Some(errno),
-            (None, Sent::Part(_) | Sent::Whole) => None,
+    /// Returns what a stream that ended too early means. An agent says when its scheduler is gone, so that this is never
+    /// guessed.
+    fn end_error(&self, written: Written, errno: Option<Errno>) -> SchedStatsError {
+        let errno = match (errno, written) {
+            // That the stream is not connected is no reason where the write had one.
+            (None | Some(Errno::NOTCONN), Written::Failed(errno)) | (Some(errno), _) => Some(errno),
+            (None, Written::Partly(_) | Written::Fully) => None,
         };
         let (when, hint) = match &self.state {
-            State::Asked { expects: Expects::Answer, .. } if self.frame == Frame::Plain => {
+            SessionState::Pending { expects: Expected::Answer, .. } if self.framing == Framing::Plain => {
                 let errno = errno.map_or(0, Errno::raw_os_error);
                 return SchedStatsError::SchedulerGone { errno, cause: String::new() };
             }
-            State::Dialling { dial, .. } => (
-                "before OK".to_owned(),
-                format!("does the guest listen on port {}: is it up, and its agent started?", dial.port),
+            SessionState::Connecting { connect, .. } => (
+                "before the VMM replied OK",
+                format!("is the guest up, and its agent started on port {}?", connect.port),
             ),
-            State::Asked { expects: Expects::Hello, .. } => {
-                ("before its hello".to_owned(), "is the guest up, and its agent started?".to_owned())
+            SessionState::Pending { expects: Expected::Hello, .. } => {
+                ("before the agent's hello", "is the guest up, and its agent started?".to_owned())
             }
             _ => (
-                "before the answer was complete".to_owned(),
+                "before the answer was complete",
                 "was the guest or its vsock device reset, or the agent killed?".to_owned(),
             ),
         };
@@ -407,72 +438,72 @@ impl Session {
     }
 }
 
-/// Judges a monitor's answer to the line that dials: `OK` and the port that it gave this end.
-fn dialled(line: &[u8], port: u32, sent: Sent) -> Result<(), SchedStatsError> {
-    match (hybrid::is_ok(line), sent) {
-        (true, Sent::Whole) => Ok(()),
-        (true, Sent::Part(_) | Sent::Broken(_)) => {
-            Err(SchedStatsError::unreachable(format!("OK came before CONNECT {port} was written")))
+/// Checks a VMM's reply to `CONNECT`.
+fn check_ok(line: &[u8], port: u32, written: Written) -> Result<(), SchedStatsError> {
+    match (hybrid::is_ok(line), written) {
+        (true, Written::Fully) => Ok(()),
+        (true, Written::Partly(_) | Written::Failed(_)) => {
+            Err(SchedStatsError::unreachable(format!("the VMM replied OK before CONNECT {port} was written")))
         }
-        (false, _) => Err(not_dialled(line)),
+        (false, _) => Err(not_ok(line)),
     }
 }
 
-fn not_dialled(said: &[u8]) -> SchedStatsError {
-    let said = quoted(said);
-    SchedStatsError::unreachable(format!("OK was expected of the monitor, not {said}: is this its hybrid socket?"))
+fn not_ok(reply: &[u8]) -> SchedStatsError {
+    let reply = quoted(reply);
+    SchedStatsError::unreachable(format!("the VMM replied {reply} instead of OK: is this its hybrid vsock socket?"))
 }
 
-/// What stands in the frame of a `stats` envelope.
-fn unframed(line: &[u8]) -> Option<&[u8]> {
+/// Returns the scheduler's line inside a `stats` envelope.
+fn strip_envelope(line: &[u8]) -> Option<&[u8]> {
     line.strip_prefix(STATS_PREFIX)?.strip_suffix(STATS_SUFFIX)
 }
 
-/// Judges the first line of a session; returns the hello.
-fn hello(line: &[u8]) -> Result<Hello<String>, SchedStatsError> {
+/// Reads the first line of a session, which must be a hello.
+fn read_hello(line: &[u8]) -> Result<Hello<String>, SchedStatsError> {
     match agent_message::parse(line) {
         Ok(Envelope::Hello(hello)) => {
-            same_protocol(&hello)?;
-            Ok(Hello { agent: PeerText::line(&hello.agent).to_string(), boot_id: PeerText::line(&hello.boot_id).to_string(), ..hello })
+            check_protocol(&hello)?;
+            Ok(Hello { agent: PeerText::line(&hello.agent).to_string(), ..hello })
         }
         Ok(Envelope::RelayError(error)) => Err(agent_message::error(&error)),
         Ok(Envelope::Agent(_)) | Err(_) => {
-            Err(SchedStatsError::unreachable(format!("the first line is no hello: {}", quoted(line))))
+            Err(SchedStatsError::unreachable(format!("the first line is not an agent's hello: {}", quoted(line))))
         }
     }
 }
 
-fn same_protocol(hello: &Hello<String>) -> Result<(), SchedStatsError> {
+fn check_protocol(hello: &Hello<String>) -> Result<(), SchedStatsError> {
     if hello.min_protocol <= PROTOCOL && MIN_PROTOCOL <= hello.protocol {
         return Ok(());
     }
-    let (agent, oldest, newest) = (PeerText::line(&hello.agent).to_string(), hello.min_protocol, hello.protocol);
+    let (agent, oldest, newest) = (PeerText::line(&hello.agent), hello.min_protocol, hello.protocol);
     Err(SchedStatsError::unreachable(format!(
         "agent {agent} speaks protocol {oldest} to {newest}, this host {MIN_PROTOCOL} to {PROTOCOL}; \
          update the older of the two"
     )))
 }
 
-/// Judges the line that stands where the answer must be.
-fn read_answer(line: &[u8], frame: Frame, sent: Sent) -> Result<Kind, SchedStatsError> {
-    let kind = if frame == Frame::Plain || unframed(line).is_some() {
-        Kind::Scheduler
+/// Reads the line that must be the answer.
+fn read_answer(line: &[u8], framing: Framing, written: Written) -> Result<AnswerKind, SchedStatsError> {
+    let kind = if framing == Framing::Plain || strip_envelope(line).is_some() {
+        AnswerKind::Scheduler
     } else {
         match agent_message::parse(line)? {
-            Envelope::Agent(AgentAnswer::SchedulerReady {}) => Kind::SchedulerReady,
+            Envelope::Agent(AgentAnswer::SchedulerReady {}) => AnswerKind::SchedulerReady,
             Envelope::RelayError(error) => return Err(agent_message::error(&error)),
-            Envelope::Hello(_) => return Err(SchedStatsError::malformed("a second hello")),
+            Envelope::Hello(_) => return Err(SchedStatsError::malformed("the agent sent hello twice")),
         }
     };
-    match sent {
-        Sent::Whole => Ok(kind),
-        Sent::Part(_) | Sent::Broken(_) => {
-            Err(SchedStatsError::malformed("an answer came before the request was written"))
+    match written {
+        Written::Fully => Ok(kind),
+        Written::Partly(_) | Written::Failed(_) => {
+            Err(SchedStatsError::malformed("the answer came before the request was written"))
         }
     }
 }
 
-/// The beginning of what a peer sent, for a message.
+/// Returns the start of what a peer sent, for a message.
 fn quoted(bytes: &[u8]) -> String {
     let beginning = String::from_utf8_lossy(bytes.get(..bytes.len().min(80)).unwrap_or(&[]));
     format!("{:?}", PeerText::line(&beginning))

@@ -1,4 +1,4 @@
-//! What a client's calls came to.
+//! Counters of a client's calls.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::poll_client::Traffic;
 use crate::histogram::Histogram;
 use crate::stats::SchedStatsError;
 
-/// What the calls of a client and all its clones came to so far.
+/// Counters of the calls of a client and all its clones.
 ///
 /// ```
 /// use scx_vsock::{Endpoint, SchedStatsClient};
@@ -24,11 +24,11 @@ use crate::stats::SchedStatsError;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Statistics {
-    /// Calls that have ended, whatever with.
+    /// Calls that have ended, with an answer or an error.
     pub requests: u64,
-    /// Those that ended with what was asked for.
+    /// Calls that ended with an answer.
     pub answers: u64,
-    /// The others, by the [kind](SchedStatsError::kind) of their error.
+    /// Calls that ended with an error, by its [kind](SchedStatsError::kind).
     pub reasons: BTreeMap<&'static str, u64>,
     /// Bytes of requests that were written, LFs included.
     pub bytes_sent: u64,
@@ -36,13 +36,13 @@ pub struct Statistics {
     pub bytes_received: u64,
     /// Sessions that were opened. All but the first are renewals.
     pub sessions: u64,
-    /// How long answers took, from the call to its return. What the scheduler itself was waited for is not in it.
+    /// How long answers took, from the call to its return, without the calls that wait for a scheduler or an agent.
     pub latency: Histogram,
 }
 
 impl Statistics {
-    /// Takes note of a call that ended.
-    pub(super) fn note<T>(&mut self, outcome: &Result<T, SchedStatsError>, latency: Option<Duration>) {
+    /// Counts a call that ended.
+    pub(super) fn record<T>(&mut self, outcome: &Result<T, SchedStatsError>, latency: Option<Duration>) {
         self.requests += 1;
         match outcome {
             Ok(_) => {
@@ -55,18 +55,14 @@ impl Statistics {
         }
     }
 
-    /// Takes note of what a conversation has moved since it began.
-    pub(super) fn note_traffic(&mut self, traffic: Traffic) {
+    /// Copies the totals of a [`PollClient`](super::PollClient).
+    pub(super) fn record_traffic(&mut self, traffic: Traffic) {
         self.bytes_sent = traffic.sent;
         self.bytes_received = traffic.received;
         self.sessions = traffic.sessions;
     }
 
-    /// Sessions that were opened after another had ended.
-    ///
-    /// ```
-    /// assert_eq!(scx_vsock::client::Statistics::default().renewals(), 0);
-    /// ```
+    /// Returns how many sessions were opened after another had ended.
     #[must_use]
     pub fn renewals(&self) -> u64 {
         self.sessions.saturating_sub(1)

@@ -1,43 +1,42 @@
-//! What stops calls, and how a call learns of it: a few atomic numbers, and a signal for the calls that wait.
+//! The calls in flight of one run, and what stops them: a few atomic numbers, and a signal for the calls that wait.
 //!
-//! A call first takes its signal and then looks at the numbers; a stop first changes the numbers and then signals. So
+//! A call first takes its signal and then reads the numbers; a stop first changes the numbers and then signals. So
 //! whichever of the two comes first, the call either sees the stop or is woken by it.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::wait_queue::{Alarm, WaitQueue};
-use crate::io::eventfd::{EventFd, Notify, no_descriptor};
+use super::wait_queue::{WaitQueue, Waiter};
+use crate::io::eventfd::{EventFd, Notify};
 use crate::io::sync::{AtomicBool, AtomicU64, AtomicUsize};
 use crate::stats::SchedStatsError;
 
-/// The stops of one run.
+/// The stops of one run and the calls that they end.
 pub(crate) struct InFlight<N = EventFd> {
     /// Freezes that are not thawed.
     freezes: AtomicUsize,
-    /// Freezes so far, so that one that is over still ends what it met.
+    /// Freezes so far, so that one that was thawed still ends the calls before it.
     epoch: AtomicU64,
     cancelled: AtomicBool,
-    alarms: WaitQueue<N>,
+    waiters: WaitQueue<N>,
 }
 
 impl<N: Notify> InFlight<N> {
-    /// A run that goes on.
     pub(crate) fn new() -> Self {
         Self {
             freezes: AtomicUsize::new(0),
             epoch: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
-            alarms: WaitQueue::new(),
+            waiters: WaitQueue::new(),
         }
     }
 
-    /// Ends what is in flight, and keeps everything from starting until it is [thawed](Self::thaw) as often.
+    /// Ends all calls in flight, and lets none begin until as many [thaws](Self::thaw).
     pub(crate) fn freeze(&self) {
         self.freezes.fetch_add(1, Ordering::SeqCst);
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        self.alarms.ring();
+        self.waiters.wake_all();
     }
 
     /// Takes one freeze back.
@@ -45,16 +44,16 @@ impl<N: Notify> InFlight<N> {
         self.freezes.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Ends what is in flight, and keeps everything from starting for good.
+    /// Ends all calls in flight, and lets none begin any more.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
-        self.alarms.ring();
+        self.waiters.wake_all();
     }
 
-    /// What a freeze does that another thread overtakes between its stop and its signal.
+    /// Wakes all calls as a stop does that another thread has overtaken after it changed the numbers.
     #[cfg(test)]
-    pub(crate) fn signal_late(&self) {
-        self.alarms.ring();
+    pub(crate) fn wake_late(&self) {
+        self.waiters.wake_all();
     }
 
     pub(crate) fn is_frozen(&self) -> bool {
@@ -69,57 +68,62 @@ impl<N: Notify> InFlight<N> {
     ///
     /// # Errors
     ///
-    /// If none can start: [`SchedStatsError::Cancelled`], [`SchedStatsError::DuringFreeze`]; or there is no descriptor
-    /// to wait with.
-    pub(crate) fn enter(self: &Arc<Self>) -> Result<Entry<N>, SchedStatsError> {
-        let alarm = self.alarms.join(self.epoch.load(Ordering::SeqCst)).map_err(no_descriptor)?;
-        let entry = Entry { stops: Arc::clone(self), alarm };
+    /// [`SchedStatsError::Cancelled`] and [`SchedStatsError::DuringFreeze`] if none can begin;
+    /// [`SchedStatsError::AgentUnreachable`] if this process has no more descriptors.
+    pub(crate) fn begin(self: &Arc<Self>) -> Result<InFlightCall<N>, SchedStatsError> {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let waiter = self.waiters.join(epoch).map_err(SchedStatsError::no_descriptor)?;
+        let call = InFlightCall { run: Arc::clone(self), waiter };
         if self.is_frozen() && !self.is_cancelled() {
             return Err(SchedStatsError::DuringFreeze);
         }
-        entry.stopped().map(|()| entry)
+        call.check().map(|()| call)
     }
 }
 
-/// A call that the run can stop.
-pub(crate) struct Entry<N: Notify = EventFd> {
-    stops: Arc<InFlight<N>>,
-    alarm: Alarm<N>,
+/// A call that its run can stop.
+pub(crate) struct InFlightCall<N: Notify = EventFd> {
+    run: Arc<InFlight<N>>,
+    waiter: Waiter<N>,
 }
 
-impl<N: Notify> fmt::Debug for Entry<N> {
+impl<N: Notify> fmt::Debug for InFlightCall<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("epoch", &self.alarm.epoch()).finish_non_exhaustive()
+        f.debug_struct("InFlightCall").field("epoch", &self.waiter.epoch()).finish_non_exhaustive()
     }
 }
 
-impl<N: Notify> Entry<N> {
-    /// Whether the run was stopped since this call began: cancel comes before freeze.
-    pub(crate) fn stopped(&self) -> Result<(), SchedStatsError> {
-        if self.stops.is_cancelled() {
+impl<N: Notify> InFlightCall<N> {
+    /// Checks that the run was not stopped since this call began.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::Cancelled`], or else [`SchedStatsError::DuringFreeze`].
+    pub(crate) fn check(&self) -> Result<(), SchedStatsError> {
+        if self.run.is_cancelled() {
             Err(SchedStatsError::Cancelled)
-        } else if self.stops.epoch.load(Ordering::SeqCst) != self.alarm.epoch() {
+        } else if self.run.epoch.load(Ordering::SeqCst) != self.waiter.epoch() {
             Err(SchedStatsError::DuringFreeze)
         } else {
             Ok(())
         }
     }
 
-    /// What wakes this call and others, and stays until all of them are over.
-    pub(crate) fn wake(&self) -> &N {
-        self.alarm.wake()
+    /// Returns the signal of a stop. It is shared with other calls, and stays until all of them have ended.
+    pub(crate) fn signal(&self) -> &N {
+        self.waiter.signal()
     }
 
-    /// What a call does whose signal was there.
+    /// Must be called when the signal is there.
     ///
-    /// A stop signals all calls that it finds, and one that is slow about it can so signal a call that began after
-    /// it. That signal is taken back, or the call could not wait any more.
-    pub(crate) fn woken(&self) {
-        if self.stopped().is_ok() {
-            self.wake().clear();
-            // A stop that came in between meant it, for all calls that have this signal.
-            if self.stopped().is_err() {
-                self.wake().notify();
+    /// A stop signals all calls that it finds, and a slow one also finds calls that began after it. Such a call clears
+    /// the signal, or it could not wait any more.
+    pub(crate) fn on_signal(&self) {
+        if self.check().is_ok() {
+            self.signal().clear();
+            // A stop in between meant its signal for all calls that share it.
+            if self.check().is_err() {
+                self.signal().notify();
             }
         }
     }
@@ -131,69 +135,69 @@ mod tests {
 
     use super::*;
 
-    fn stops() -> Arc<InFlight> {
+    fn in_flight() -> Arc<InFlight> {
         Arc::new(InFlight::new())
     }
 
     #[test]
-    fn a_run_is_frozen_until_it_is_thawed_as_often() {
-        let stops = stops();
-        stops.freeze();
-        stops.freeze();
-        stops.thaw();
-        assert_eq!(stops.enter().unwrap_err(), SchedStatsError::DuringFreeze);
-        stops.thaw();
-        assert!(stops.enter().is_ok() && !stops.is_frozen());
+    fn every_freeze_needs_a_thaw() {
+        let run = in_flight();
+        run.freeze();
+        run.freeze();
+        run.thaw();
+        assert_eq!(run.begin().unwrap_err(), SchedStatsError::DuringFreeze);
+        run.thaw();
+        assert!(run.begin().is_ok() && !run.is_frozen());
     }
 
     #[test]
-    fn a_freeze_that_is_over_at_once_still_ends_what_it_met() {
-        let stops = stops();
-        let before = stops.enter().unwrap();
-        stops.freeze();
-        stops.thaw();
-        assert_eq!(before.stopped(), Err(SchedStatsError::DuringFreeze));
-        assert_eq!(stops.enter().unwrap().stopped(), Ok(()));
+    fn a_thawed_freeze_ends_earlier_calls() {
+        let run = in_flight();
+        let before = run.begin().unwrap();
+        run.freeze();
+        run.thaw();
+        assert_eq!(before.check(), Err(SchedStatsError::DuringFreeze));
+        assert_eq!(run.begin().unwrap().check(), Ok(()));
     }
 
-    fn is_rung(entry: &Entry) -> bool {
-        poll(&mut [PollFd::new(entry.wake(), PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1
+    fn is_signalled(call: &InFlightCall) -> bool {
+        poll(&mut [PollFd::new(call.signal(), PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1
     }
 
     #[test]
-    fn the_signal_of_a_stop_stays_until_all_calls_that_it_ends_are_over() {
-        let stops = stops();
-        let (first, second) = (stops.enter().unwrap(), stops.enter().unwrap());
-        stops.freeze();
-        stops.thaw();
-        let later = stops.enter().unwrap();
-        first.woken();
+    fn a_signal_stays_until_all_its_calls_end() {
+        let run = in_flight();
+        let (first, second) = (run.begin().unwrap(), run.begin().unwrap());
+        run.freeze();
+        run.thaw();
+        let later = run.begin().unwrap();
+        first.on_signal();
         drop(first);
-        assert!(is_rung(&second), "the first took the signal from the second");
-        assert!(!is_rung(&later), "the signal was not for one that began after it");
+        assert!(is_signalled(&second), "the first took the signal from the second");
+        assert!(!is_signalled(&later), "the signal was not for one that began after it");
     }
 
     #[test]
-    fn a_signal_that_comes_late_from_a_stop_before_the_call_is_taken_back() {
-        let stops = stops();
-        stops.freeze();
-        stops.thaw();
-        let call = stops.enter().unwrap();
-        stops.signal_late();
-        assert!(is_rung(&call));
-        call.woken();
-        assert!(!is_rung(&call) && call.stopped().is_ok());
+    fn a_late_signal_is_cleared() {
+        let run = in_flight();
+        run.freeze();
+        run.thaw();
+        let call = run.begin().unwrap();
+        run.wake_late();
+        assert!(is_signalled(&call));
+        call.on_signal();
+        assert!(!is_signalled(&call) && call.check().is_ok());
     }
 
     #[test]
     fn cancel_comes_before_freeze_and_stays() {
-        let stops = stops();
-        let before = stops.enter().unwrap();
-        stops.freeze();
-        stops.cancel();
-        assert_eq!(before.stopped(), Err(SchedStatsError::Cancelled));
-        assert_eq!(stops.enter().unwrap_err(), SchedStatsError::Cancelled);
-        stops.thaw();
-        assert_eq!(stops.enter().unwrap_err(), SchedStatsError::Cancelled);
+        let run = in_flight();
+        let before = run.begin().unwrap();
+        run.freeze();
+        run.cancel();
+        assert_eq!(before.check(), Err(SchedStatsError::Cancelled));
+        assert_eq!(run.begin().unwrap_err(), SchedStatsError::Cancelled);
+        run.thaw();
+        assert_eq!(run.begin().unwrap_err(), SchedStatsError::Cancelled);
     }
 }

@@ -1,8 +1,8 @@
-//! Signals that end calls: one for all calls that began between the same two freezes.
+//! The waiting calls of a run, woken by one signal for all that began between the same two freezes.
 //!
-//! So a stop wakes any number of calls with one signal, and a call that no stop meets costs none. The signals are
-//! in a list that only grows, as far as calls of different epochs ever waited at once. Calls join one after the other; a
-//! stop takes no lock and allocates nothing, so it may come under any lock of its caller's.
+//! So a stop wakes any number of calls with one signal, and a call that no stop ends costs none. The signals are in a
+//! list that only grows, by as many as there were epochs with calls at once. Calls join one after the other; waking takes
+//! no lock and allocates nothing, so it may be done under any lock.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -11,20 +11,20 @@ use std::sync::{Arc, PoisonError};
 use crate::io::eventfd::Notify;
 use crate::io::sync::{AtomicU64, AtomicUsize, Mutex, OnceLock, fence};
 
-/// All signals of one owner.
+/// All waiters of one run.
 pub(crate) struct WaitQueue<N> {
     first: OnceLock<Arc<Node<N>>>,
-    /// Held by the call that joins, for as long as making a descriptor or emptying one takes. A signal that others have
-    /// then was theirs when it began, so there are never more of them than epochs with calls.
+    /// Held by a call that joins, for as long as it takes to create or clear a descriptor. A signal that is in use then
+    /// was in use when the call began, so there are never more of them than epochs with calls.
     joining: Mutex<()>,
 }
 
-/// A signal, and the calls that it ends.
+/// A signal, and the calls that wait for it.
 struct Node<N> {
-    wake: N,
-    /// How many calls have it.
+    signal: N,
+    /// How many calls wait for it.
     calls: AtomicUsize,
-    /// The freezes that had been before those calls. Changes only while there are none.
+    /// The freezes before those calls. Changes only while there are none.
     epoch: AtomicU64,
     next: OnceLock<Arc<Node<N>>>,
 }
@@ -32,7 +32,7 @@ struct Node<N> {
 impl<N: Notify> Node<N> {
     fn new(epoch: u64) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            wake: N::new()?,
+            signal: N::new()?,
             calls: AtomicUsize::new(0),
             epoch: AtomicU64::new(epoch),
             next: OnceLock::new(),
@@ -43,56 +43,61 @@ impl<N: Notify> Node<N> {
         self.epoch.load(Ordering::SeqCst) == epoch
     }
 
-    fn is_free(&self) -> bool {
+    fn is_unused(&self) -> bool {
         self.calls.load(Ordering::SeqCst) == 0
     }
 
-    /// Gives a signal that nobody has to the calls of this epoch.
-    fn begin(&self, epoch: u64) {
-        // It was signalled for the calls that had it before.
-        self.wake.clear();
+    /// Reuses a signal without calls for the calls of this epoch.
+    fn reuse(&self, epoch: u64) {
+        // What it was signalled for is over.
+        self.signal.clear();
         self.epoch.store(epoch, Ordering::SeqCst);
     }
 }
 
 impl<N: Notify> WaitQueue<N> {
-    /// None yet.
     pub(crate) fn new() -> Self {
         Self { first: OnceLock::new(), joining: Mutex::new(()) }
     }
 
-    /// The signal of the calls that begin in this epoch.
+    /// Adds a call that begins in this epoch.
     ///
     /// # Errors
     ///
-    /// What the kernel says if it has no more.
-    pub(crate) fn join(&self, epoch: u64) -> io::Result<Alarm<N>> {
-        // There is nothing in it that a panic could leave half done.
+    /// If the process has no more descriptors.
+    pub(crate) fn join(&self, epoch: u64) -> io::Result<Waiter<N>> {
+        // It protects no data that a panic could leave half changed.
         let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let node = match self.nodes().find(|node| node.is_of(epoch)) {
+        let node = match self.own_nodes().find(|node| node.is_of(epoch)) {
             Some(node) => node,
-            None => match self.nodes().find(|node| node.is_free()) {
+            None => match self.own_nodes().find(|node| node.is_unused()) {
                 Some(node) => {
-                    node.begin(epoch);
+                    node.reuse(epoch);
                     node
                 }
                 None => self.append(Node::new(epoch)?),
             },
         };
         node.calls.fetch_add(1, Ordering::SeqCst);
-        // The list's links are ordered with nothing else: either a stop finds this call, or the call then sees the stop.
+        // The links of the list are not ordered with the numbers of a run: by the fences, either a stop finds this call
+        // in the list or the call sees the stop.
         fence(Ordering::SeqCst);
-        Ok(Alarm { node: Arc::clone(node), epoch })
+        Ok(Waiter { node: Arc::clone(node), epoch })
     }
 
     fn append(&self, new: Arc<Node<N>>) -> &Arc<Node<N>> {
         self.nodes().last().map_or(&self.first, |last| &last.next).get_or_init(|| new)
     }
 
-    /// Signals all calls.
-    pub(crate) fn ring(&self) {
+    /// Signals all waiters.
+    pub(crate) fn wake_all(&self) {
         fence(Ordering::SeqCst);
-        self.nodes().filter(|node| !node.is_free()).for_each(|node| node.wake.notify());
+        self.own_nodes().filter(|node| !node.is_unused()).for_each(|node| node.signal.notify());
+    }
+
+    /// The nodes of this process. A parent waits for the signals that it created before a fork.
+    fn own_nodes(&self) -> impl Iterator<Item = &Arc<Node<N>>> {
+        self.nodes().filter(|node| !node.signal.is_inherited())
     }
 
     fn nodes(&self) -> impl Iterator<Item = &Arc<Node<N>>> {
@@ -100,25 +105,25 @@ impl<N: Notify> WaitQueue<N> {
     }
 }
 
-/// A call's hold on its signal, given back on drop.
-pub(crate) struct Alarm<N: Notify> {
+/// A call's place in the queue, given back on drop.
+pub(crate) struct Waiter<N: Notify> {
     node: Arc<Node<N>>,
     epoch: u64,
 }
 
-impl<N: Notify> Alarm<N> {
-    /// The signal, which other calls have too.
-    pub(crate) fn wake(&self) -> &N {
-        &self.node.wake
+impl<N: Notify> Waiter<N> {
+    /// Returns the signal, which other calls wait for as well.
+    pub(crate) fn signal(&self) -> &N {
+        &self.node.signal
     }
 
-    /// The freezes that had been before this call.
+    /// Returns the number of freezes before this call.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 }
 
-impl<N: Notify> Drop for Alarm<N> {
+impl<N: Notify> Drop for Waiter<N> {
     fn drop(&mut self) {
         self.node.calls.fetch_sub(1, Ordering::SeqCst);
     }
@@ -129,61 +134,101 @@ mod tests {
     use super::*;
     use crate::io::eventfd::EventFd;
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::sync::atomic::AtomicBool;
     use std::thread;
 
-    fn is_rung(alarm: &Alarm<EventFd>) -> bool {
-        poll(&mut [PollFd::new(alarm.wake(), PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+    fn is_signalled(waiter: &Waiter<EventFd>) -> bool {
+        poll(&mut [PollFd::new(waiter.signal(), PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap()
+            == 1
     }
 
-    fn are_one(a: &Alarm<EventFd>, b: &Alarm<EventFd>) -> bool {
+    fn share_a_signal(a: &Waiter<EventFd>, b: &Waiter<EventFd>) -> bool {
         Arc::ptr_eq(&a.node, &b.node)
     }
 
     #[test]
-    fn calls_of_one_epoch_have_one_signal_and_those_of_another_have_another() {
-        let alarms = WaitQueue::<EventFd>::new();
-        let (first, second, later) = (alarms.join(0).unwrap(), alarms.join(0).unwrap(), alarms.join(1).unwrap());
-        assert!(are_one(&first, &second) && !are_one(&first, &later));
+    fn calls_of_one_epoch_share_a_signal() {
+        let queue = WaitQueue::<EventFd>::new();
+        let (first, second, later) = (queue.join(0).unwrap(), queue.join(0).unwrap(), queue.join(1).unwrap());
+        assert!(share_a_signal(&first, &second) && !share_a_signal(&first, &later));
         assert_eq!((first.epoch(), later.epoch()), (0, 1));
-        alarms.ring();
-        assert!(is_rung(&first) && is_rung(&second) && is_rung(&later));
+        queue.wake_all();
+        assert!(is_signalled(&first) && is_signalled(&second) && is_signalled(&later));
     }
 
     #[test]
-    fn a_signal_is_used_again_for_another_epoch_once_all_its_calls_are_over() {
-        let alarms = WaitQueue::<EventFd>::new();
-        let (first, second) = (alarms.join(0).unwrap(), alarms.join(0).unwrap());
-        alarms.ring();
+    fn an_unused_signal_is_reused() {
+        let queue = WaitQueue::<EventFd>::new();
+        let (first, second) = (queue.join(0).unwrap(), queue.join(0).unwrap());
+        queue.wake_all();
         drop(first);
-        let other = alarms.join(1).unwrap();
-        assert!(!are_one(&second, &other) && !is_rung(&other));
+        let other = queue.join(1).unwrap();
+        assert!(!share_a_signal(&second, &other) && !is_signalled(&other));
         let node = Arc::clone(&second.node);
         drop(second);
-        assert!(are_one(&alarms.join(1).unwrap(), &other), "calls of one epoch stay together");
-        let third = alarms.join(2).unwrap();
+        assert!(share_a_signal(&queue.join(1).unwrap(), &other), "calls of one epoch stay together");
+        let third = queue.join(2).unwrap();
         assert!(Arc::ptr_eq(&third.node, &node));
-        assert!(!is_rung(&third), "the signal was for the calls before");
-        assert_eq!(alarms.nodes().count(), 2);
+        assert!(!is_signalled(&third), "the signal was for the calls before");
+        assert_eq!(queue.nodes().count(), 2);
     }
 
     #[test]
-    fn no_signal_is_ever_shared_by_calls_of_two_epochs() {
-        let alarms = WaitQueue::<EventFd>::new();
+    fn calls_of_two_epochs_share_no_signal() {
+        let queue = WaitQueue::<EventFd>::new();
         thread::scope(|scope| {
             for thread in 0..8 {
-                let alarms = &alarms;
+                let queue = &queue;
                 scope.spawn(move || {
                     for round in 0..2_000 {
                         let epoch = round / (thread + 1);
-                        let alarm = alarms.join(epoch).unwrap();
-                        assert_eq!(alarm.node.epoch.load(Ordering::SeqCst), epoch);
+                        let waiter = queue.join(epoch).unwrap();
+                        assert_eq!(waiter.node.epoch.load(Ordering::SeqCst), epoch);
                         thread::yield_now();
-                        assert_eq!(alarm.node.epoch.load(Ordering::SeqCst), epoch);
+                        assert_eq!(waiter.node.epoch.load(Ordering::SeqCst), epoch);
                     }
                 });
             }
         });
-        assert!(alarms.nodes().count() <= 8);
-        assert!(alarms.nodes().all(|node| node.calls.load(Ordering::SeqCst) == 0));
+        assert!(queue.nodes().count() <= 8);
+        assert!(queue.nodes().all(|node| node.calls.load(Ordering::SeqCst) == 0));
+    }
+
+    /// A signal that is inherited once the test says so.
+    struct Inheritable {
+        signalled: AtomicBool,
+        inherited: AtomicBool,
+    }
+
+    impl Notify for Inheritable {
+        fn new() -> io::Result<Self> {
+            Ok(Self { signalled: AtomicBool::new(false), inherited: AtomicBool::new(false) })
+        }
+
+        fn notify(&self) {
+            self.signalled.store(true, Ordering::SeqCst);
+        }
+
+        fn clear(&self) {
+            self.signalled.store(false, Ordering::SeqCst);
+        }
+
+        fn is_inherited(&self) -> bool {
+            self.inherited.load(Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn an_inherited_signal_is_never_touched() {
+        let queue = WaitQueue::<Inheritable>::new();
+        let parents = queue.join(0).unwrap();
+        parents.signal().notify();
+        parents.signal().inherited.store(true, Ordering::SeqCst);
+        let own = queue.join(0).unwrap();
+        assert!(!Arc::ptr_eq(&parents.node, &own.node));
+        parents.signal().clear();
+        queue.wake_all();
+        assert!(own.signal().signalled.load(Ordering::SeqCst));
+        assert!(!parents.signal().signalled.load(Ordering::SeqCst), "the parent's calls were woken");
     }
 }

@@ -1,4 +1,4 @@
-//! The protocol of hybrid vsock sockets, both sides of it.
+//! The protocol of hybrid vsock sockets, both sides.
 //!
 //! A VMM without a kernel's vsock on the host serves a guest's ports by Unix sockets. A program of the host connects to
 //! the VMM's socket at `PATH`, writes `CONNECT port`, reads `OK port`, and then has the stream of a guest's listener. A

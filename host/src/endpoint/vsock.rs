@@ -1,5 +1,5 @@
-//! Streams over the kernel's AF_VSOCK. rustix has the address family and not the address, so that is here.
-#![allow(unsafe_code, reason = "an address of our own is handed to the kernel")]
+//! Streams over the kernel's AF_VSOCK. rustix has the address family but not its address, which is defined here.
+#![allow(unsafe_code, reason = "the kernel reads a socket address that is defined here")]
 
 use std::io;
 use std::mem::size_of;
@@ -37,26 +37,27 @@ unsafe impl SocketAddrArg for VmAddress {
     }
 }
 
-/// Starts a stream to a port of a guest. It may still be connecting.
+/// Starts to connect a stream to a port of a guest, and returns at once.
 pub(super) fn start_stream(cid: u32, port: u32) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let stream = socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None).map_err(explained)?;
+    let stream = socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None).map_err(explain)?;
     match connect(&stream, &VmAddress::new(cid, port)) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(stream),
-        Err(error) => Err(explained(error)),
+        Err(error) => Err(explain(error)),
     }
 }
 
-fn explained(error: Errno) -> io::Error {
+/// Says what to do about an error of the kernel.
+fn explain(error: Errno) -> io::Error {
     match error {
         Errno::AFNOSUPPORT | Errno::NODEV => io::Error::new(
             io::ErrorKind::Unsupported,
-            format!("this kernel's vsock leads to no guest ({error}); load the module vhost_vsock"),
+            format!("this kernel has no vsock to guests ({error}); run: modprobe vhost_vsock"),
         ),
         Errno::PERM | Errno::ACCESS => io::Error::new(
             io::ErrorKind::PermissionDenied,
             format!(
-                "this process may not open vsock sockets ({error}); is it in a container whose seccomp profile blocks AF_VSOCK?"
+                "not permitted to open vsock sockets ({error}); allow AF_VSOCK in the seccomp profile of the container"
             ),
         ),
         other => other.into(),
@@ -70,7 +71,7 @@ mod tests {
     #[test]
     fn an_address_has_the_kernels_layout() {
         let address = VmAddress::new(0x0102_0304, 729);
-        // SAFETY: the callback only looks at what it is given.
+        // SAFETY: the callback only reads the address that it is called with.
         let (start, length) = unsafe { address.with_sockaddr(|start, length| (start.cast::<u8>(), length)) };
         // SAFETY: they are the start and the size of `address`, which is alive and has no padding.
         let bytes = unsafe { std::slice::from_raw_parts(start, usize::try_from(length).unwrap()) };

@@ -12,8 +12,9 @@ use super::exposition::Exposition;
 use super::http;
 use super::scraper::Scraper;
 use super::target::Target;
-use crate::client::{DEFAULT_DEADLINE, Deadline};
+use crate::client::DEFAULT_DEADLINE;
 use crate::endpoint::Connect;
+use crate::io::Deadline;
 use crate::io::accept::{Accepted, Acceptor};
 use crate::io::poll::PollSet;
 

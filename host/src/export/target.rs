@@ -10,8 +10,9 @@ use serde_json::Value;
 
 use super::metrics::MetricSet;
 use super::values::Values;
-use crate::client::{Deadline, PollClient, decode};
+use crate::client::{PollClient, decode};
 use crate::endpoint::Connect;
+use crate::io::Deadline;
 use crate::io::poll::PollSet;
 use crate::stats::meta::Meta;
 use crate::stats::{SchedStatsError, StatsRequest};

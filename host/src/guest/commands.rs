@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::deadline::wait_until;
 use super::error::Error;
-use crate::client::Deadline;
+use crate::io::Deadline;
 
 /// Bytes of one output of a command that are taken.
 const MAX_OUTPUT: usize = 16 << 20;

@@ -1,4 +1,4 @@
-//! Accepting connections, also where descriptors run out.
+//! Accepting connections, even when descriptors run out.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,11 +8,11 @@ use rustix::net::{SocketFlags, accept_with};
 
 use crate::io::eventfd::{EventFd, Notify};
 
-/// Accepts connections and keeps one descriptor back: a connection that stays in the queue since there is none left
-/// for it would make its listener ready for ever.
+/// Accepts connections and keeps one descriptor in reserve: a connection that stays in the queue for want of a descriptor
+/// would keep its listener ready for ever.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
-    spare: Option<EventFd>,
+    reserve: Option<EventFd>,
 }
 
 /// A connection, non-blocking.
@@ -20,32 +20,32 @@ pub(crate) struct Acceptor {
 pub(crate) enum Accepted {
     /// It can be served.
     Stream(OwnedFd),
-    /// It has the last descriptor, and is to be turned away at once.
+    /// It has the last descriptor, and must be closed at once.
     LastDescriptor(OwnedFd),
 }
 
 impl Acceptor {
     /// # Errors
     ///
-    /// What the kernel says if there is no descriptor left.
+    /// If no descriptor is left.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { spare: Some(EventFd::new()?) })
+        Ok(Self { reserve: Some(EventFd::new()?) })
     }
 
-    /// The next connection; none if nobody waits.
+    /// Returns the next connection, or `None` if none waits.
     ///
     /// # Errors
     ///
-    /// If the listener is none, or other parts of this process have taken the last descriptor. No peer can be the cause.
+    /// If this is not a listener, or other parts of this process have taken the last descriptor. No peer can cause it.
     pub(crate) fn accept(&mut self, listener: &impl AsFd) -> io::Result<Option<Accepted>> {
-        self.keep_one();
+        self.restore_reserve();
         loop {
             match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(stream) if self.keep_one() => return Ok(Some(Accepted::Stream(stream))),
+                Ok(stream) if self.restore_reserve() => return Ok(Some(Accepted::Stream(stream))),
                 Ok(stream) => return Ok(Some(Accepted::LastDescriptor(stream))),
                 Err(Errno::AGAIN) => return Ok(None),
-                Err(Errno::MFILE | Errno::NFILE) if self.spare.take().is_some() => {}
-                // What is wrong with one connection that waited.
+                Err(Errno::MFILE | Errno::NFILE) if self.reserve.take().is_some() => {}
+                // Errors of the connection, not of the listener.
                 Err(
                     Errno::INTR
                     | Errno::CONNABORTED
@@ -63,11 +63,11 @@ impl Acceptor {
         }
     }
 
-    /// Takes a descriptor back, if there is one.
-    fn keep_one(&mut self) -> bool {
-        if self.spare.is_none() {
-            self.spare = EventFd::new().ok();
+    /// Creates the reserve unless it is there; returns whether it is.
+    fn restore_reserve(&mut self) -> bool {
+        if self.reserve.is_none() {
+            self.reserve = EventFd::new().ok();
         }
-        self.spare.is_some()
+        self.reserve.is_some()
     }
 }

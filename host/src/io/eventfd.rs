@@ -1,54 +1,61 @@
-//! A signal that one thread gives and another waits for.
+//! A signal from one thread to another.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
-
-use crate::stats::SchedStatsError;
+use rustix::process::{Pid, getpid};
 
 /// A signal that stays from [`notify`](Self::notify) to [`clear`](Self::clear), so that one that comes before its waiter
-/// waits is not lost. What waits for it is the waiter's own business.
+/// waits is not lost. How a thread waits for it is not said here.
 pub(crate) trait Notify: Sized {
     /// # Errors
     ///
-    /// What the kernel says if it has none.
+    /// If the process has no more descriptors.
     fn new() -> io::Result<Self>;
 
-    /// Wakes who waits, or their next wait.
+    /// Wakes the waiters, and whoever waits before the signal is cleared.
     fn notify(&self);
 
-    /// Takes the signal back.
+    /// Clears the signal.
     fn clear(&self);
+
+    /// Whether this process was forked from the one that created the signal, and so shares it with that one.
+    fn is_inherited(&self) -> bool {
+        false
+    }
 }
 
-/// What a call returns that has no signal to wait for.
-pub(crate) fn no_descriptor(error: io::Error) -> SchedStatsError {
-    SchedStatsError::unreachable_by("no descriptor to wait with", error)
-}
-
-/// A descriptor that is readable while the signal stays.
+/// An event descriptor, readable while the signal stays.
 #[derive(Debug)]
-pub(crate) struct EventFd(OwnedFd);
+pub(crate) struct EventFd {
+    fd: OwnedFd,
+    creator: Pid,
+}
 
 impl Notify for EventFd {
     fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { fd, creator: getpid() })
     }
 
     fn notify(&self) {
-        // The only failure is a count that is full, and then it is readable already.
-        let _full = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        // The only failure is a full count, which is readable already.
+        let _full = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
     }
 
     fn clear(&self) {
-        // It fails where nothing was signalled, which is what it is for.
-        let _empty = rustix::io::read(&self.0, &mut [0; 8]);
+        // It fails where there was no signal.
+        let _empty = rustix::io::read(&self.fd, &mut [0; 8]);
+    }
+
+    fn is_inherited(&self) -> bool {
+        getpid() != self.creator
     }
 }
 
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }

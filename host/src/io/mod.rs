@@ -1,9 +1,12 @@
-//! Descriptors and the waits for them.
+//! Descriptors, and waits for them. Depends on no other module of this crate.
 
 pub(crate) mod accept;
+mod deadline;
 pub(crate) mod eventfd;
 pub(crate) mod poll;
 pub(crate) mod sync;
 mod unix_listener;
+pub(crate) mod unix_stream;
 
+pub use deadline::Deadline;
 pub use unix_listener::{BindError, OwnedUnixListener};

@@ -1,7 +1,7 @@
-//! What the modules that are model-checked take from the standard library: [`control::stops`](crate::control),
-//! its alarms, and the client's turns. Under `cfg(shuttle)` the types have the same names, and every step of theirs
-//! is a choice of the model checker's. It knows of one order of all steps only, so it does not find what a processor
-//! that orders less could do: that is for the orderings and fences to exclude.
+//! The standard library's types for the modules that are model-checked: the stops of [`control`](crate::control) and the
+//! client's fair mutex. Under `cfg(shuttle)` they are the model checker's own, which chooses the order of all steps. It
+//! assumes that all threads see one order, so that it does not find the reorderings of a weaker memory model: those are
+//! excluded by the orderings and fences.
 
 #[cfg(not(shuttle))]
 pub(crate) use std::sync::{
@@ -23,7 +23,7 @@ mod modelled {
 
     use shuttle::sync::atomic::AtomicBool;
 
-    /// The model checker has none of its own: this one lets it switch threads before each look.
+    /// The model checker has no such type: this one lets it switch threads before each access.
     #[derive(Default)]
     pub(crate) struct OnceLock<T> {
         value: std::sync::OnceLock<T>,

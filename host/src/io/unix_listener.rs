@@ -1,4 +1,4 @@
-//! Unix sockets that this program listens on: made at a path that is free, gone from there when dropped.
+//! Unix sockets that this program listens on: created at a free path, and removed when dropped.
 
 use std::fs;
 use std::io;
@@ -11,47 +11,40 @@ use rustix::fs::{Mode, chmod};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
-use crate::endpoint::unix_address;
+use super::unix_stream::unix_address;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Why there is no socket at a path. Each text names the path and what mends it.
-///
-/// ```
-/// use scx_vsock::io::OwnedUnixListener;
-///
-/// let error = OwnedUnixListener::bind("/no/such/folder/socket").unwrap_err();
-/// assert!(error.to_string().ends_with("is not there: make it, or choose another path"));
-/// ```
+/// Why a socket cannot be created. Each message names the path and the fix.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
-    /// Some process listens there.
+    /// A process listens there.
     #[error("{} is in use: end the program that listens on it, or choose another path", path.display())]
     InUse {
         /// The path.
         path: PathBuf,
     },
     /// Something other than a socket is there.
-    #[error("{} is there and is no socket: move it away, or choose another path", path.display())]
+    #[error("{} exists and is not a socket: move it away, or choose another path", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
-    /// The folder is not there.
-    #[error("the folder of {} is not there: make it, or choose another path", path.display())]
+    /// The folder does not exist.
+    #[error("the folder of {} does not exist: create it, or choose another path", path.display())]
     NoFolder {
         /// The path.
         path: PathBuf,
     },
-    /// This process may not make it.
-    #[error("no permission to make the socket {}: choose a folder of your own, such as $XDG_RUNTIME_DIR", path.display())]
+    /// This process may not create it.
+    #[error("permission denied to create the socket {}: choose a folder of your own, such as $XDG_RUNTIME_DIR", path.display())]
     NoPermission {
         /// The path.
         path: PathBuf,
     },
-    /// The kernel has another reason.
+    /// Another reason of the kernel.
     #[error("cannot listen on {}", path.display())]
     Other {
         /// The path.
@@ -73,7 +66,7 @@ impl BindError {
     }
 }
 
-/// A listening Unix socket. Its file is removed when this is dropped, unless another took its place meanwhile.
+/// A listening Unix socket. Its file is removed on drop, unless it was replaced meanwhile.
 ///
 /// ```
 /// use scx_vsock::io::OwnedUnixListener;
@@ -94,21 +87,11 @@ pub struct OwnedUnixListener {
     file: FileId,
 }
 
-/// What tells a file from another that has its name later.
+/// Distinguishes a file from a later one of the same name.
 type FileId = (u64, u64);
 
 impl OwnedUnixListener {
-    /// Listens at `path`. A socket that nobody listens on any more is replaced.
-    ///
-    /// ```
-    /// use scx_vsock::io::OwnedUnixListener;
-    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-bind-{}", std::process::id()));
-    /// # std::fs::create_dir_all(&folder)?;
-    ///
-    /// let socket = OwnedUnixListener::bind(folder.join("stats"))?;
-    /// # std::fs::remove_dir_all(&folder)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Listens at `path`, and replaces a socket that nobody listens on any more.
     ///
     /// # Errors
     ///
@@ -117,17 +100,7 @@ impl OwnedUnixListener {
         Self::bind_by(path.into(), |path| UnixListener::bind(path))
     }
 
-    /// The same for this user alone: nobody else may connect, whatever the process' mask for new files is.
-    ///
-    /// ```
-    /// use scx_vsock::io::OwnedUnixListener;
-    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-private-{}", std::process::id()));
-    /// # std::fs::create_dir_all(&folder)?;
-    ///
-    /// let socket = OwnedUnixListener::bind_privately(folder.join("stats"))?;
-    /// # std::fs::remove_dir_all(&folder)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Listens as [`bind`](Self::bind) does, and only this user may connect, whatever the umask of the process is.
     ///
     /// # Errors
     ///
@@ -145,36 +118,13 @@ impl OwnedUnixListener {
         Ok(Self { listener, path, file })
     }
 
-    /// Where it is.
-    ///
-    /// ```
-    /// use scx_vsock::io::OwnedUnixListener;
-    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-path-{}", std::process::id()));
-    /// # std::fs::create_dir_all(&folder)?;
-    ///
-    /// let socket = OwnedUnixListener::bind(folder.join("stats"))?;
-    /// assert_eq!(socket.path(), folder.join("stats"));
-    /// # std::fs::remove_dir_all(&folder)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What connections are accepted from.
-    ///
-    /// ```
-    /// use scx_vsock::io::OwnedUnixListener;
-    /// # let folder = std::env::temp_dir().join(format!("scx-vsock-doc-listener-{}", std::process::id()));
-    /// # std::fs::create_dir_all(&folder)?;
-    ///
-    /// let socket = OwnedUnixListener::bind(folder.join("stats"))?;
-    /// let client = std::os::unix::net::UnixStream::connect(socket.path())?;
-    /// let (accepted, _) = socket.listener().accept()?;
-    /// # std::fs::remove_dir_all(&folder)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the listener, to accept connections.
     #[must_use]
     pub fn listener(&self) -> &UnixListener {
         &self.listener
@@ -195,7 +145,7 @@ impl Drop for OwnedUnixListener {
     }
 }
 
-/// Nobody can connect before it listens, and then only its owner.
+/// Listens after the mode is set, so that nobody but its owner can ever connect.
 fn listen_privately(path: &Path) -> io::Result<UnixListener> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     bind(&socket, &unix_address(path)?)?;
@@ -224,8 +174,8 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// Whether somebody listens on the socket, found out without a connection, which they would have to deal with: a
-/// listener is of another type than the socket that asks here.
+/// Whether a process listens on the socket. It is not disturbed by a connection: the kernel refuses a datagram socket at a
+/// stream listener with an error of its own.
 fn is_alive(path: &Path) -> io::Result<bool> {
     let address = unix_address(path)?;
     let probe = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
@@ -241,12 +191,12 @@ mod tests {
     use super::*;
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
-    fn said(path: &Path) -> String {
+    fn bind_error(path: &Path) -> String {
         OwnedUnixListener::bind(path).unwrap_err().to_string()
     }
 
     #[test]
-    fn a_socket_is_there_while_it_is_held() {
+    fn a_socket_exists_until_it_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let socket = OwnedUnixListener::bind(&path).unwrap();
@@ -258,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_socket_is_its_owners_alone() {
+    fn a_private_socket_has_mode_600() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let _socket = OwnedUnixListener::bind_privately(&path).unwrap();
@@ -267,18 +217,18 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_alive_is_refused_and_not_disturbed() {
+    fn a_live_socket_is_refused_and_not_disturbed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
         let expected =
             format!("{} is in use: end the program that listens on it, or choose another path", path.display());
-        assert_eq!(said(&path), expected);
+        assert_eq!(bind_error(&path), expected);
         assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let datagrams = folder.path().join("datagrams");
         let _bound = UnixDatagram::bind(&datagrams).unwrap();
-        assert!(said(&datagrams).contains("is in use"));
+        assert!(bind_error(&datagrams).contains("is in use"));
     }
 
     #[test]
@@ -290,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn another_that_took_the_place_is_left_alone() {
+    fn a_replaced_socket_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let first = OwnedUnixListener::bind(&path).unwrap();
@@ -301,14 +251,17 @@ mod tests {
     }
 
     #[test]
-    fn what_prevents_a_socket_is_named_with_what_mends_it() {
+    fn an_error_names_the_fix() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "kept").unwrap();
-        assert!(said(&file).ends_with("is there and is no socket: move it away, or choose another path"));
+        assert!(bind_error(&file).ends_with("exists and is not a socket: move it away, or choose another path"));
         assert_eq!(fs::read(&file).unwrap(), b"kept");
-        assert!(said(&folder.path().join("nowhere/socket")).contains("is not there: make it, or choose another path"));
-        assert!(said(&file.join("socket")).contains("is not there: make it, or choose another path"));
+        assert!(
+            bind_error(&folder.path().join("nowhere/socket"))
+                .contains("does not exist: create it, or choose another path")
+        );
+        assert!(bind_error(&file.join("socket")).contains("does not exist: create it, or choose another path"));
         let error = OwnedUnixListener::bind(folder.path().join("x".repeat(200))).unwrap_err();
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.ends_with("a Unix socket's at most 107; choose a shorter one"), "{source}");

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::sample::Sample;
 use super::sampler::Sampler;
 use super::schedule::{Schedule, ScheduleError};
-use crate::control::{Entry, RunControl};
+use crate::control::{InFlightCall, RunControl};
 use crate::histogram::Histogram;
 use crate::series::SampleSeries;
 
@@ -135,7 +135,7 @@ impl Sampler {
         let schedule = schedule.validate()?;
         let stop = RunControl::new();
         self.stop = stop.clone();
-        let entry = stop.enter().map_err(io::Error::other)?;
+        let entry = stop.begin_call().map_err(io::Error::other)?;
         let threads = Arc::clone(&shared);
         let run = move || {
             keep_schedule(&mut self, &schedule, &entry, &threads, sink);
@@ -150,7 +150,7 @@ impl Sampler {
 fn keep_schedule(
     sampler: &mut Sampler,
     schedule: &Schedule,
-    stop: &Entry,
+    stop: &InFlightCall,
     shared: &Shared,
     mut sink: impl FnMut(Sample, Duration),
 ) {
@@ -165,7 +165,7 @@ fn keep_schedule(
         }
         let late = started.elapsed().saturating_sub(due);
         let sample = sampler.sample(n.to_string());
-        if stop.stopped().is_err() {
+        if stop.check().is_err() {
             return;
         }
         let next = schedule.next_after(n, started.elapsed());
@@ -180,9 +180,9 @@ fn keep_schedule(
 }
 
 /// Waits until then; false if it was stopped before. A time beyond the clock's range never comes.
-fn sleep_until(then: Option<Instant>, stop: &Entry) -> bool {
+fn sleep_until(then: Option<Instant>, stop: &InFlightCall) -> bool {
     loop {
-        if stop.stopped().is_err() {
+        if stop.check().is_err() {
             return false;
         }
         let left = then.map(|then| then.saturating_duration_since(Instant::now()));
@@ -190,8 +190,8 @@ fn sleep_until(then: Option<Instant>, stop: &Entry) -> bool {
             return true;
         }
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        if poll(&mut [PollFd::new(stop.wake(), PollFlags::IN)], timeout.as_ref()).is_ok_and(|ready| ready > 0) {
-            stop.woken();
+        if poll(&mut [PollFd::new(stop.signal(), PollFlags::IN)], timeout.as_ref()).is_ok_and(|ready| ready > 0) {
+            stop.on_signal();
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use serde_json::Value;
@@ -165,6 +166,16 @@ impl SchedStatsError {
             Self::SchedulerError { errno, .. } if *errno != 0 => *errno,
             other => other.listed_errno().raw_os_error(),
         }
+    }
+
+    /// What a call returns whose deadline passed after it was `allowed` so long.
+    pub(crate) fn timed_out(allowed: Duration) -> Self {
+        Self::TimedOut { after_ms: u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    /// What a call returns that has no descriptor to wait on.
+    pub(crate) fn no_descriptor(error: io::Error) -> Self {
+        Self::unreachable_by("cannot create an event descriptor to wait on", error)
     }
 
     /// Whether the session that ended with this may carry another request.

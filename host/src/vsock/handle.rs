@@ -14,8 +14,9 @@ use super::listener::{Listener, Listeners};
 use super::muxer::MAX_CONNECTIONS;
 use super::stream::pair;
 use crate::Connect;
-use crate::endpoint::{connect_unix, hybrid::listener_path};
+use crate::endpoint::hybrid::listener_path;
 use crate::io::eventfd::{EventFd, Notify};
+use crate::io::unix_stream;
 
 /// What handles and their device share.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ impl Shared {
     pub fn forwarded(&self, port: u32) -> Option<UnixStream> {
         // Whole at every point where a thread could panic.
         let prefix = self.forward.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
-        connect_unix(&listener_path(&prefix, port)).ok().map(UnixStream::from)
+        unix_stream::connect(&listener_path(&prefix, port)).ok().map(UnixStream::from)
     }
 
     /// Takes what was asked for since the last time.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::client::Deadline;
+use crate::io::Deadline;
 
 /// Connections that wait on one listener; a further one is reset.
 pub const MAX_BACKLOG: usize = 64;

@@ -4,13 +4,13 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use scx_vsock::client::{Deadline, Interest, PollClient, decode};
+use scx_vsock::client::{Interest, PollClient, decode};
+use scx_vsock::io::Deadline;
 use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsError, StatsRequest};
 use serde_json::Value;
 
 use super::check_result::CheckResult;
 use super::host_checks;
-use crate::exit;
 
 const AGENT: &str = "agent";
 const SOCKET: &str = "scheduler socket";
@@ -40,10 +40,10 @@ fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
     let mut client = PollClient::new(uri.clone());
     let outcome = request(&mut client, Deadline::after(Instant::now(), deadline));
     let mut results = Vec::new();
-    if let Some(version) = client.agent() {
+    if let Some(version) = client.agent_version() {
         results.push(CheckResult::ok(AGENT, format!("version {version} at {uri}")));
     }
-    let said_hello = client.agent().is_some() || matches!(uri, Endpoint::Scx { .. });
+    let said_hello = client.agent_version().is_some() || matches!(uri, Endpoint::Scx { .. });
     match outcome {
         Ok(meta) => {
             results.push(CheckResult::ok(SOCKET, "accepts connections"));

@@ -1,4 +1,4 @@
-//! Conversations over socket pairs, at virtual times.
+//! Poll clients over socket pairs, at virtual times.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -6,13 +6,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use scx_vsock_wire::{Envelope, Text};
+use scx_vsock_wire::{Envelope, MAX_RESPONSE_BYTES, Text};
 
 use super::super::decode;
 use super::*;
 use crate::stats::StatsRequest;
 
-/// Leads to socket pairs that the test holds the other ends of.
+/// Connects to socket pairs that the test holds the other ends of.
 struct Pairs(Mutex<VecDeque<OwnedFd>>);
 
 impl fmt::Display for Pairs {
@@ -31,8 +31,8 @@ fn over(streams: impl IntoIterator<Item = OwnedFd>) -> PollClient {
     PollClient::new(Pairs(Mutex::new(streams.into_iter().collect())))
 }
 
-/// A conversation with so many sessions to come, and the agents' ends.
-fn conversation<const SESSIONS: usize>() -> (PollClient, [UnixStream; SESSIONS]) {
+/// A client with so many sessions to come, and the agents' ends.
+fn client_of<const SESSIONS: usize>() -> (PollClient, [UnixStream; SESSIONS]) {
     let mut streams = VecDeque::new();
     let agents = std::array::from_fn(|_| {
         let (host, agent) = UnixStream::pair().unwrap();
@@ -43,31 +43,29 @@ fn conversation<const SESSIONS: usize>() -> (PollClient, [UnixStream; SESSIONS])
     (over(streams), agents)
 }
 
-fn say(mut agent: &UnixStream, lines: &[&str]) {
+fn send_lines(mut agent: &UnixStream, lines: &[&str]) {
     for line in lines {
         agent.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 }
 
 fn hello() -> String {
-    String::from_utf8(
-        Envelope::hello(Text::first_line(b"0.1.0"), Text::EMPTY, scx_vsock_wire::MAX_RESPONSE_BYTES).emit().to_vec(),
-    )
-    .unwrap()
-    .trim_end()
-    .to_owned()
+    String::from_utf8(Envelope::hello(Text::first_line(b"0.1.0"), Text::EMPTY, MAX_RESPONSE_BYTES).emit().to_vec())
+        .unwrap()
+        .trim_end()
+        .to_owned()
 }
 
 const ONE: &str = r#"{"stats":{"errno":0,"args":{"resp":1}}}"#;
 const TWO: &str = r#"{"stats":{"errno":0,"args":{"resp":2}}}"#;
 
-fn start(conversation: &mut PollClient, now: Instant) {
+fn start(client: &mut PollClient, now: Instant) {
     let line = StatsRequest::stats(&[]).line().unwrap();
-    conversation.start(line, Deadline::after(now, Duration::from_secs(5))).unwrap();
+    client.start(line, Deadline::after(now, Duration::from_secs(5))).unwrap();
 }
 
-fn turn(conversation: &mut PollClient, now: Instant) -> Poll<Result<u32, SchedStatsError>> {
-    conversation.on_ready(now, decode::resp)
+fn on_ready(client: &mut PollClient, now: Instant) -> Poll<Result<u32, SchedStatsError>> {
+    client.on_ready(now, decode::resp)
 }
 
 fn kind(poll: Poll<Result<u32, SchedStatsError>>) -> &'static str {
@@ -85,141 +83,155 @@ fn is_at_its_end(agent: &UnixStream) -> bool {
 }
 
 #[test]
-fn nothing_asked_is_nothing_to_wait_for() {
-    let (mut conversation, []) = conversation();
-    assert!(conversation.fd().is_none() && conversation.deadline().is_none());
-    assert_eq!(turn(&mut conversation, Instant::now()), Poll::Pending);
-    assert_eq!(conversation.session(), 0);
+fn without_a_request_there_is_nothing_to_wait_for() {
+    let (mut client, []) = client_of();
+    assert!(client.fd().is_none() && client.deadline().is_none());
+    assert_eq!(on_ready(&mut client, Instant::now()), Poll::Pending);
+    assert_eq!(client.session(), 0);
 }
 
 #[test]
-fn a_request_ends_at_its_deadline_and_its_session_with_it() {
-    let (mut conversation, [agent]) = conversation();
+fn the_deadline_ends_the_session() {
+    let (mut client, [agent]) = client_of();
     let now = Instant::now();
-    start(&mut conversation, now);
-    say(&agent, &[&hello()]);
-    assert_eq!(turn(&mut conversation, now), Poll::Pending);
-    assert_eq!(conversation.interest(), Interest::Read);
-    assert_eq!(conversation.deadline().unwrap().at(), now + Duration::from_secs(5));
-    assert_eq!(turn(&mut conversation, now + Duration::from_millis(4999)), Poll::Pending);
-    let ended = turn(&mut conversation, now + Duration::from_secs(5));
+    start(&mut client, now);
+    send_lines(&agent, &[&hello()]);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    assert_eq!(client.interest(), Interest::Read);
+    assert_eq!(client.deadline().unwrap().at(), now + Duration::from_secs(5));
+    assert_eq!(on_ready(&mut client, now + Duration::from_millis(4999)), Poll::Pending);
+    let ended = on_ready(&mut client, now + Duration::from_secs(5));
     assert_eq!(ended, Poll::Ready(Err(SchedStatsError::TimedOut { after_ms: 5000 })));
-    assert!(conversation.fd().is_none());
+    assert!(client.fd().is_none());
     assert!(is_at_its_end(&agent));
 }
 
 #[test]
-fn a_complete_answer_comes_before_the_sessions_end_and_the_deadline() {
-    let (mut conversation, [agent]) = conversation();
+fn a_complete_answer_comes_first() {
+    let (mut client, [agent]) = client_of();
     let now = Instant::now();
-    start(&mut conversation, now);
-    assert_eq!(turn(&mut conversation, now), Poll::Pending);
-    say(&agent, &[&hello(), ONE]);
+    start(&mut client, now);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    send_lines(&agent, &[&hello(), ONE]);
     drop(agent);
-    assert_eq!(turn(&mut conversation, now + Duration::from_secs(9)), Poll::Ready(Ok(1)));
+    assert_eq!(on_ready(&mut client, now + Duration::from_secs(9)), Poll::Ready(Ok(1)));
 }
 
 #[test]
 fn the_sessions_end_comes_before_the_deadline() {
-    let (mut conversation, [agent]) = conversation();
+    let (mut client, [agent]) = client_of();
     let now = Instant::now();
-    start(&mut conversation, now);
-    assert_eq!(turn(&mut conversation, now), Poll::Pending);
-    say(&agent, &[&hello(), r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#]);
+    start(&mut client, now);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    send_lines(&agent, &[&hello(), r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#]);
     drop(agent);
-    assert_eq!(kind(turn(&mut conversation, now + Duration::from_secs(9))), "scheduler_gone");
+    assert_eq!(kind(on_ready(&mut client, now + Duration::from_secs(9))), "scheduler_gone");
 }
 
 #[test]
-fn an_abandoned_requests_answer_is_never_read() {
-    let (mut conversation, [first, second]) = conversation();
+fn an_abandoned_answer_is_never_read() {
+    let (mut client, [first, second]) = client_of();
     let now = Instant::now();
-    start(&mut conversation, now);
-    assert_eq!(turn(&mut conversation, now), Poll::Pending);
-    say(&first, &[&hello(), ONE]);
-    start(&mut conversation, now);
+    start(&mut client, now);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    send_lines(&first, &[&hello(), ONE]);
+    start(&mut client, now);
     assert!(is_at_its_end(&first));
-    assert_eq!(conversation.session(), 2);
-    say(&second, &[&hello(), TWO]);
-    assert_eq!(turn(&mut conversation, now), Poll::Pending);
-    assert_eq!(turn(&mut conversation, now), Poll::Ready(Ok(2)));
+    assert_eq!(client.session(), 2);
+    send_lines(&second, &[&hello(), TWO]);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    assert_eq!(on_ready(&mut client, now), Poll::Ready(Ok(2)));
 }
 
 #[test]
-fn abandoning_spares_an_idle_session() {
-    let (mut conversation, [agent]) = conversation();
+fn abandoning_keeps_an_idle_session() {
+    let (mut client, [agent]) = client_of();
     let now = Instant::now();
-    say(&agent, &[&hello(), ONE]);
-    start(&mut conversation, now);
-    assert_eq!(turn(&mut conversation, now), Poll::Pending);
-    assert_eq!(turn(&mut conversation, now), Poll::Ready(Ok(1)));
-    conversation.abandon();
-    start(&mut conversation, now);
-    assert_eq!(conversation.session(), 1);
-    conversation.abandon();
-    assert!(conversation.fd().is_none());
+    send_lines(&agent, &[&hello(), ONE]);
+    start(&mut client, now);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    assert_eq!(on_ready(&mut client, now), Poll::Ready(Ok(1)));
+    client.abandon();
+    start(&mut client, now);
+    assert_eq!(client.session(), 1);
+    client.abandon();
+    assert!(client.fd().is_none());
 }
 
 #[test]
-fn a_session_that_ended_or_spoke_while_idle_is_renewed() {
-    for unasked in [TWO, r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#, ""] {
-        let (mut conversation, [first, second]) = conversation();
+fn an_idle_session_that_ended_is_renewed() {
+    for unsolicited in [TWO, r#"{"relay_error":{"scheduler_gone":{"errno":0}}}"#, ""] {
+        let (mut client, [first, second]) = client_of();
         let now = Instant::now();
-        say(&first, &[&hello(), ONE]);
-        start(&mut conversation, now);
-        while turn(&mut conversation, now).is_pending() {}
-        if !unasked.is_empty() {
-            say(&first, &[unasked]);
+        send_lines(&first, &[&hello(), ONE]);
+        start(&mut client, now);
+        while on_ready(&mut client, now).is_pending() {}
+        if !unsolicited.is_empty() {
+            send_lines(&first, &[unsolicited]);
         }
         drop(first);
-        say(&second, &[&hello(), ONE]);
-        start(&mut conversation, now);
-        assert_eq!(conversation.session(), 2);
-        assert_eq!(turn(&mut conversation, now), Poll::Pending);
-        assert_eq!(turn(&mut conversation, now), Poll::Ready(Ok(1)));
+        send_lines(&second, &[&hello(), ONE]);
+        start(&mut client, now);
+        assert_eq!(client.session(), 2);
+        assert_eq!(on_ready(&mut client, now), Poll::Pending);
+        assert_eq!(on_ready(&mut client, now), Poll::Ready(Ok(1)));
     }
 }
 
 #[test]
-fn a_long_request_is_written_as_the_agent_takes_it() {
-    let (mut conversation, [agent]) = conversation();
+fn a_long_request_is_written_in_parts() {
+    let (mut client, [agent]) = client_of();
     let now = Instant::now();
     let line = RequestLine::new(&vec![b'x'; scx_vsock_wire::MAX_REQUEST_BYTES - 1]).unwrap();
-    conversation.start(line, Deadline::after(now, Duration::from_secs(5))).unwrap();
-    assert_eq!(turn(&mut conversation, now), Poll::Pending);
-    assert_eq!(conversation.interest(), Interest::ReadWrite);
+    client.start(line, Deadline::after(now, Duration::from_secs(5))).unwrap();
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    assert_eq!(client.interest(), Interest::ReadWrite);
     let mut taken = 0;
     let mut piece = vec![0; 100_000];
-    while conversation.interest() == Interest::ReadWrite {
+    while client.interest() == Interest::ReadWrite {
         taken += (&agent).read(&mut piece).unwrap();
-        assert_eq!(turn(&mut conversation, now), Poll::Pending);
+        assert_eq!(on_ready(&mut client, now), Poll::Pending);
     }
     (&agent).read_exact(&mut vec![0; scx_vsock_wire::MAX_REQUEST_BYTES - taken]).unwrap();
-    say(&agent, &[&hello(), ONE]);
-    assert_eq!(turn(&mut conversation, now), Poll::Ready(Ok(1)));
+    send_lines(&agent, &[&hello(), ONE]);
+    assert_eq!(on_ready(&mut client, now), Poll::Ready(Ok(1)));
 }
 
 #[test]
-fn no_way_to_the_agent_names_the_place() {
-    let (mut conversation, []) = conversation();
+fn an_unreachable_agent_is_named() {
+    let (mut client, []) = client_of();
     let line = StatsRequest::stats_meta().line().unwrap();
-    let error = conversation.start(line, Deadline::after(Instant::now(), Duration::ZERO)).unwrap_err();
-    let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
-    assert_eq!(error, SchedStatsError::unreachable_by("pair: cannot connect", refused));
-    assert_eq!(conversation.session(), 0);
+    let error = client.start(line, Deadline::after(Instant::now(), Duration::ZERO)).unwrap_err();
+    assert_eq!(error, SchedStatsError::unreachable_by("pair: cannot connect", io::ErrorKind::ConnectionRefused.into()));
+    assert_eq!(client.session(), 0);
 }
 
 #[test]
-fn a_stream_that_nobody_connects_is_an_error_at_once() {
+fn an_unconnected_stream_is_an_error() {
     use rustix::net::{AddressFamily, SocketType, socket};
-    let mut conversation = over([socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap()]);
+    let mut client = over([socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap()]);
     let now = Instant::now();
-    start(&mut conversation, now);
-    assert_eq!(kind(turn(&mut conversation, now)), "agent_unreachable");
+    start(&mut client, now);
+    assert_eq!(kind(on_ready(&mut client, now)), "agent_unreachable");
 }
 
 #[test]
-fn a_streams_end_yields_to_stops_and_an_agents_word_does_not() {
+fn a_session_is_opened_once() {
+    let (mut client, [agent]) = client_of();
+    let deadline = Deadline::after(Instant::now(), Duration::from_secs(5));
+    client.open(deadline).unwrap();
+    assert_eq!(client.interest(), Interest::Read);
+    assert!(client.on_ready(Instant::now(), decode::opened).is_pending());
+    send_lines(&agent, &[&hello()]);
+    assert_eq!(client.on_ready(Instant::now(), decode::opened), Poll::Ready(Ok(())));
+    assert_eq!(client.agent_version(), Some("0.1.0"));
+    client.open(deadline).unwrap();
+    assert_eq!(client.on_ready(Instant::now(), decode::opened), Poll::Ready(Ok(())));
+    assert_eq!((client.session(), client.traffic().sent), (1, 0));
+}
+
+#[test]
+fn only_a_streams_end_yields_to_stops() {
     let gone = SchedStatsError::SchedulerGone { errno: 0, cause: String::new() };
     let with_agent = over([]);
     assert!(with_agent.yields_to_stops(&SchedStatsError::TimedOut { after_ms: 1 }));
@@ -229,19 +241,19 @@ fn a_streams_end_yields_to_stops_and_an_agents_word_does_not() {
 }
 
 #[test]
-fn the_agents_version_is_known_from_its_hello_on() {
-    let (mut conversation, [agent, second]) = conversation();
+fn the_agents_version_is_known_after_hello() {
+    let (mut client, [agent, second]) = client_of();
     let now = Instant::now();
-    start(&mut conversation, now);
-    assert_eq!(turn(&mut conversation, now), Poll::Pending);
-    assert_eq!(conversation.agent(), None);
-    say(&agent, &[&hello()]);
-    assert_eq!(turn(&mut conversation, now), Poll::Pending);
-    assert_eq!(conversation.agent(), Some("0.1.0"));
+    start(&mut client, now);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    assert_eq!(client.agent_version(), None);
+    send_lines(&agent, &[&hello()]);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    assert_eq!(client.agent_version(), Some("0.1.0"));
     drop(agent);
-    assert_eq!(kind(turn(&mut conversation, now)), "agent_unreachable");
-    assert_eq!(conversation.agent(), Some("0.1.0"), "of the session that just ended");
-    start(&mut conversation, now);
-    assert_eq!(conversation.agent(), None);
+    assert_eq!(kind(on_ready(&mut client, now)), "agent_unreachable");
+    assert_eq!(client.agent_version(), Some("0.1.0"), "of the session that just ended");
+    start(&mut client, now);
+    assert_eq!(client.agent_version(), None);
     drop(second);
 }

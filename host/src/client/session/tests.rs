@@ -13,27 +13,31 @@ fn line() -> RequestLine {
     RequestLine::new(br#"{"req":"stats"}"#).unwrap()
 }
 
+fn request() -> Request {
+    Request::Line(line())
+}
+
 fn hello() -> Vec<u8> {
     let text = |text: &'static str| Text::first_line(text.as_bytes());
     Envelope::hello(text("0.1.0"), text("an-id"), MAX_RESPONSE_BYTES).emit().to_vec()
 }
 
 /// A session whose first request is written.
-fn asked() -> Session {
-    let mut session = Session::open(Greeting::Hello, line());
+fn pending() -> Session {
+    let mut session = Session::open(Handshake::Hello, request());
     let all = session.unsent().len();
-    assert_eq!(session.process(Event::Wrote(all)), None);
+    assert_eq!(session.on_event(StreamEvent::Wrote(all)), None);
     session
 }
 
 fn receive(session: &mut Session, bytes: &[u8]) -> Option<Outcome> {
-    session.spare().extend_from_slice(bytes);
-    session.process(Event::Received)
+    session.read_buf().extend_from_slice(bytes);
+    session.on_event(StreamEvent::Received)
 }
 
 /// What a first request ends with when the agent sends these lines.
 fn outcome(lines: &[&[u8]]) -> Option<Outcome> {
-    receive(&mut asked(), &[lines.join(&b'\n'), b"\n".to_vec()].concat())
+    receive(&mut pending(), &[lines.join(&b'\n'), b"\n".to_vec()].concat())
 }
 
 fn error(outcome: Option<Outcome>) -> SchedStatsError {
@@ -48,12 +52,12 @@ fn unreachable(outcome: Option<Outcome>) -> String {
 }
 
 #[test]
-fn a_request_may_be_written_before_hello_is_read() {
-    let mut session = Session::open(Greeting::Hello, line());
+fn a_request_may_be_written_before_hello() {
+    let mut session = Session::open(Handshake::Hello, request());
     assert_eq!(session.unsent(), b"{\"req\":\"stats\"}\n");
-    session.process(Event::Wrote(3));
+    session.on_event(StreamEvent::Wrote(3));
     assert_eq!(session.unsent(), b"eq\":\"stats\"}\n");
-    session.process(Event::Wrote(13));
+    session.on_event(StreamEvent::Wrote(13));
     assert_eq!(session.unsent(), b"");
     assert_eq!(receive(&mut session, &hello()), None);
     assert_eq!(receive(&mut session, STATS), None);
@@ -62,25 +66,40 @@ fn a_request_may_be_written_before_hello_is_read() {
 }
 
 #[test]
-fn an_idle_session_carries_the_next_request_without_another_hello() {
-    let mut session = asked();
+fn an_idle_session_has_no_second_hello() {
+    let mut session = pending();
     receive(&mut session, &[&hello(), STATS, b"\n"].concat());
-    session.rest();
+    session.finish();
     assert!(session.is_idle());
-    session.ask(line());
+    session.request(request());
     let all = session.unsent().len();
-    session.process(Event::Wrote(all));
+    session.on_event(StreamEvent::Wrote(all));
     assert_eq!(receive(&mut session, &[STATS, b"\n"].concat()), Some(Ok(())));
     assert_eq!(session.answer(), ANSWER);
 }
 
 #[test]
-fn a_session_is_over_when_more_than_the_answer_came() {
-    let mut session = asked();
+fn bytes_after_the_answer_close_the_session() {
+    let mut session = pending();
     assert_eq!(receive(&mut session, &[&hello(), STATS, b"\n", GONE].concat()), Some(Ok(())));
     assert_eq!(session.answer(), ANSWER);
-    session.rest();
+    session.finish();
     assert!(!session.is_idle());
+}
+
+#[test]
+fn a_session_can_be_opened_without_a_request() {
+    let mut session = Session::open(Handshake::Hello, Request::Open);
+    assert_eq!(session.unsent(), b"");
+    assert_eq!(session.immediate_outcome(), None);
+    assert_eq!(receive(&mut session, &hello()), Some(Ok(())));
+    assert_eq!((session.answer(), session.agent_version()), (Answer::Opened, Some("0.1.0")));
+    session.finish();
+    assert!(session.is_idle());
+    session.request(Request::Open);
+    assert_eq!(session.immediate_outcome(), Some(Ok(())));
+    session.finish();
+    assert!(session.is_idle());
 }
 
 #[test]
@@ -99,16 +118,16 @@ fn versions_must_overlap() {
 }
 
 #[test]
-fn what_stands_where_hello_must_be_is_shown() {
+fn another_line_than_hello_is_quoted() {
     assert!(unreachable(outcome(&[b"SSH-2.0-OpenSSH_9.2"])).contains("\"SSH-2.0-OpenSSH_9.2\""));
     unreachable(outcome(&[STATS]));
     unreachable(outcome(&[br#"{"agent":{"scheduler_ready":{}}}"#]));
     unreachable(outcome(&[b""]));
-    unreachable(receive(&mut asked(), &[b'x'; MAX_HELLO_BYTES]));
+    unreachable(receive(&mut pending(), &[b'x'; MAX_HELLO_BYTES]));
 }
 
 #[test]
-fn a_taken_agent_says_busy_instead_of_hello() {
+fn a_busy_agent_sends_no_hello() {
     let busy = br#"{"relay_error":{"busy":{"sessions":8}}}"#;
     assert_eq!(error(outcome(&[busy])), SchedStatsError::AgentBusy { sessions: 8 });
 }
@@ -117,61 +136,64 @@ fn a_taken_agent_says_busy_instead_of_hello() {
 fn a_second_hello_is_no_answer() {
     let hello = hello();
     let hello = hello.trim_ascii_end();
-    assert_eq!(error(outcome(&[hello, hello])), SchedStatsError::malformed("a second hello"));
+    assert_eq!(error(outcome(&[hello, hello])), SchedStatsError::malformed("the agent sent hello twice"));
 }
 
 #[test]
-fn after_a_failed_write_what_the_agent_said_is_why() {
-    let mut session = Session::open(Greeting::Hello, line());
-    session.process(Event::Wrote(1));
-    assert_eq!(session.process(Event::WriteFailed(Errno::PIPE)), None);
+fn the_agents_reason_explains_a_failed_write() {
+    let mut session = Session::open(Handshake::Hello, request());
+    session.on_event(StreamEvent::Wrote(1));
+    assert_eq!(session.on_event(StreamEvent::WriteFailed(Errno::PIPE)), None);
     assert_eq!(session.unsent(), b"");
-    let said = receive(&mut session, &[&hello(), GONE, b"\n"].concat());
-    assert_eq!(error(said), SchedStatsError::SchedulerGone { errno: 104, cause: String::new() });
+    let outcome = receive(&mut session, &[&hello(), GONE, b"\n"].concat());
+    assert_eq!(error(outcome), SchedStatsError::SchedulerGone { errno: 104, cause: String::new() });
 }
 
 #[test]
-fn after_a_failed_write_and_nothing_said_the_write_is_why() {
-    let mut session = Session::open(Greeting::Hello, line());
-    session.process(Event::WriteFailed(Errno::PIPE));
-    let reason = unreachable(session.process(Event::Ended(None)));
-    assert!(reason.contains("failed before its hello: Broken pipe"), "{reason}");
+fn a_failed_write_is_the_reason_otherwise() {
+    let mut session = Session::open(Handshake::Hello, request());
+    session.on_event(StreamEvent::WriteFailed(Errno::PIPE));
+    let reason = unreachable(session.on_event(StreamEvent::Ended(None)));
+    assert!(reason.contains("failed before the agent's hello: Broken pipe"), "{reason}");
 }
 
 #[test]
-fn a_connection_that_was_never_made_says_why() {
-    let mut session = Session::open(Greeting::Hello, line());
-    session.process(Event::WriteFailed(Errno::CONNRESET));
-    let reason = unreachable(session.process(Event::Ended(Some(Errno::NOTCONN))));
-    assert!(reason.contains("failed before its hello: Connection reset by peer"), "{reason}");
+fn a_connection_that_failed_says_why() {
+    let mut session = Session::open(Handshake::Hello, request());
+    session.on_event(StreamEvent::WriteFailed(Errno::CONNRESET));
+    let reason = unreachable(session.on_event(StreamEvent::Ended(Some(Errno::NOTCONN))));
+    assert!(reason.contains("failed before the agent's hello: Connection reset by peer"), "{reason}");
 }
 
 #[test]
-fn an_answer_before_the_request_is_written_is_refused() {
-    let mut session = Session::open(Greeting::Hello, line());
-    session.process(Event::Wrote(1));
+fn an_answer_before_the_request_is_refused() {
+    let mut session = Session::open(Handshake::Hello, request());
+    session.on_event(StreamEvent::Wrote(1));
     let early = receive(&mut session, &[&hello(), STATS, b"\n"].concat());
     assert_eq!(error(early).kind(), "malformed_response");
 }
 
 #[test]
-fn an_end_says_how_far_the_session_had_come() {
+fn an_end_says_how_far_the_session_came() {
     let ended = |bytes: &[u8], errno| {
-        let mut session = asked();
+        let mut session = pending();
         assert_eq!(receive(&mut session, bytes), None);
-        unreachable(session.process(Event::Ended(errno)))
+        unreachable(session.on_event(StreamEvent::Ended(errno)))
     };
-    assert!(ended(b"", None).starts_with("the stream ended before its hello;"));
-    assert!(ended(b"{", Some(Errno::CONNRESET)).starts_with("the stream failed before its hello: Connection reset"));
+    assert!(ended(b"", None).starts_with("the stream ended before the agent's hello;"));
+    assert!(
+        ended(b"{", Some(Errno::CONNRESET)).starts_with("the stream failed before the agent's hello: Connection reset")
+    );
     assert!(ended(&hello(), None).starts_with("the stream ended before the answer was complete;"));
     let torn = ended(&[&hello(), &STATS[..12]].concat(), None);
     assert!(torn.starts_with("the stream ended before the answer was complete, 12 bytes into a line;"), "{torn}");
 }
 
 #[test]
-fn an_answer_of_the_cap_passes_and_one_byte_more_does_not() {
+fn an_answer_may_have_the_cap_exactly() {
     let mut longest = vec![b' '; MAX_RESPONSE_BYTES - 1];
-    let whole = |answer: &[u8]| receive(&mut asked(), &[&hello(), STATS_PREFIX, answer, STATS_SUFFIX, b"\n"].concat());
+    let whole =
+        |answer: &[u8]| receive(&mut pending(), &[&hello(), STATS_PREFIX, answer, STATS_SUFFIX, b"\n"].concat());
     assert_eq!(whole(&longest), Some(Ok(())));
     longest.push(b' ');
     let max = MAX_RESPONSE_BYTES;
@@ -179,24 +201,24 @@ fn an_answer_of_the_cap_passes_and_one_byte_more_does_not() {
 }
 
 #[test]
-fn the_buffer_grows_by_need_and_never_past_the_longest_envelope() {
-    let mut session = asked();
+fn the_buffer_is_bounded_by_an_envelope() {
+    let mut session = pending();
     receive(&mut session, &hello());
     for sent in (0..MAX_ENVELOPE_BYTES).step_by(1000) {
-        assert!(session.spare().capacity() <= (2 * sent.max(MIN_READ)).min(MAX_ENVELOPE_BYTES), "{sent}");
-        let room = session.spare().capacity() - session.spare().len();
+        assert!(session.read_buf().capacity() <= (2 * sent.max(MIN_READ)).min(MAX_ENVELOPE_BYTES), "{sent}");
+        let room = session.read_buf().capacity() - session.read_buf().len();
         assert!(room > 0);
         let piece = vec![b' '; 1000.min(MAX_ENVELOPE_BYTES - sent)];
         if receive(&mut session, &piece).is_some() {
             assert_eq!(sent + piece.len(), MAX_ENVELOPE_BYTES);
         }
     }
-    session.rest();
+    session.finish();
     assert!(session.received.capacity() <= KEPT_BYTES);
 }
 
 #[test]
-fn each_relay_error_is_an_error_of_its_own_and_some_keep_the_session() {
+fn some_relay_errors_keep_the_session() {
     let text = |text: &'static str| Text::first_line(text.as_bytes());
     let cases = [
         (
@@ -212,7 +234,7 @@ fn each_relay_error_is_an_error_of_its_own_and_some_keep_the_session() {
         (RelayError::Busy { sessions: 8 }, "agent_busy", false),
     ];
     for (relay_error, kind, keeps_session) in cases {
-        let mut session = asked();
+        let mut session = pending();
         let line = Envelope::RelayError(relay_error).emit();
         assert_eq!(error(receive(&mut session, &[hello(), line.to_vec()].concat())).kind(), kind);
         assert_eq!(session.is_idle(), keeps_session, "{kind}");
@@ -232,9 +254,9 @@ fn agent_bytes() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(piece, 0..5).prop_map(|pieces| pieces.concat())
 }
 
-/// Feeds bytes in pieces, then the end; gives the outcome and the answer.
+/// Feeds bytes in pieces, then the end; returns the outcome and the answer.
 fn fed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Outcome, Vec<u8>) {
-    let mut session = asked();
+    let mut session = pending();
     let mut outcome = None;
     for piece in pieces {
         outcome = outcome.or(receive(&mut session, piece));
@@ -242,17 +264,18 @@ fn fed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Outcome, Vec<u8>) {
             break;
         }
     }
-    let outcome = outcome.or_else(|| session.process(Event::Ended(None))).unwrap();
+    let outcome = outcome.or_else(|| session.on_event(StreamEvent::Ended(None))).unwrap();
     let answer = match session.answer() {
         Answer::Scheduler(line) => line.to_vec(),
         Answer::SchedulerReady => b"ready".to_vec(),
+        Answer::Opened => b"opened".to_vec(),
     };
     (outcome, answer)
 }
 
 proptest! {
     #[test]
-    fn any_split_of_the_agents_bytes_gives_the_same_outcome(
+    fn any_split_has_the_same_outcome(
         bytes in agent_bytes(),
         size in 1usize..40,
     ) {
@@ -268,53 +291,53 @@ proptest! {
     }
 }
 
-// Monitors' hybrid sockets.
+// VMMs' hybrid sockets.
 
-fn dialling() -> Session {
-    Session::open(Greeting::Dial { port: 729 }, line())
+fn connecting() -> Session {
+    Session::open(Handshake::Connect { port: 729 }, request())
 }
 
-/// A session whose line to the monitor is written.
-fn dialled() -> Session {
-    let mut session = dialling();
+/// A session whose CONNECT line is written.
+fn connect_written() -> Session {
+    let mut session = connecting();
     let all = session.unsent().len();
-    assert_eq!(session.process(Event::Wrote(all)), None);
+    assert_eq!(session.on_event(StreamEvent::Wrote(all)), None);
     session
 }
 
 #[test]
-fn nothing_is_sent_behind_connect_until_ok_came() {
-    let mut session = dialling();
+fn nothing_is_sent_between_connect_and_ok() {
+    let mut session = connecting();
     assert_eq!(session.unsent(), b"CONNECT 729\n");
-    session.process(Event::Wrote(8));
+    session.on_event(StreamEvent::Wrote(8));
     assert_eq!(session.unsent(), b"729\n");
-    session.process(Event::Wrote(4));
+    session.on_event(StreamEvent::Wrote(4));
     assert_eq!(session.unsent(), b"");
-    assert!(session.is_asked());
+    assert!(session.is_pending());
     assert_eq!(receive(&mut session, b"OK 10737"), None);
     assert_eq!(session.unsent(), b"");
     assert_eq!(receive(&mut session, b"41824\n"), None);
     assert_eq!(session.unsent(), line().as_bytes());
-    session.process(Event::Wrote(line().as_bytes().len()));
+    session.on_event(StreamEvent::Wrote(line().as_bytes().len()));
     assert_eq!(receive(&mut session, &[&hello(), STATS, b"\n"].concat()), Some(Ok(())));
     assert_eq!(session.answer(), ANSWER);
 }
 
 #[test]
-fn hello_may_come_right_behind_ok() {
-    let mut session = dialled();
+fn hello_may_come_with_ok() {
+    let mut session = connect_written();
     assert_eq!(receive(&mut session, &[b"OK 1\n", &hello()[..]].concat()), None);
     let all = session.unsent().len();
-    session.process(Event::Wrote(all));
+    session.on_event(StreamEvent::Wrote(all));
     assert_eq!(receive(&mut session, &[STATS, b"\n"].concat()), Some(Ok(())));
-    session.rest();
+    session.finish();
     assert!(session.is_idle());
 }
 
 #[test]
-fn whatever_is_not_ok_and_a_port_is_refused() {
+fn a_reply_other_than_ok_is_refused() {
     let longest = [b'O'; hybrid::MAX_REPLY_BYTES];
-    for said in [
+    for reply in [
         &b"OK\n"[..],
         b"OK \n",
         b"OK x\n",
@@ -329,47 +352,53 @@ fn whatever_is_not_ok_and_a_port_is_refused() {
         &hello(),
         &longest,
     ] {
-        let reason = unreachable(receive(&mut dialled(), said));
-        assert!(reason.contains("OK was expected of the monitor, not \""), "{reason}");
+        let reason = unreachable(receive(&mut connect_written(), reply));
+        assert!(reason.contains("the VMM replied \""), "{reason}");
     }
-    let mut session = dialled();
+    let mut session = connect_written();
     assert_eq!(receive(&mut session, longest.get(1..).unwrap()), None);
 }
 
 #[test]
-fn ok_before_connect_was_written_is_refused() {
-    let mut session = dialling();
-    session.process(Event::Wrote(3));
+fn ok_before_connect_is_refused() {
+    let mut session = connecting();
+    session.on_event(StreamEvent::Wrote(3));
     let reason = unreachable(receive(&mut session, b"OK 1\n"));
-    assert!(reason.contains("OK came before CONNECT 729 was written"), "{reason}");
+    assert!(reason.contains("the VMM replied OK before CONNECT 729 was written"), "{reason}");
 }
 
 #[test]
-fn a_monitor_that_closes_names_the_port() {
+fn a_vmm_that_closes_names_the_port() {
     let ended = |bytes: &[u8], errno| {
-        let mut session = dialled();
+        let mut session = connect_written();
         assert_eq!(receive(&mut session, bytes), None);
-        unreachable(session.process(Event::Ended(errno)))
+        unreachable(session.on_event(StreamEvent::Ended(errno)))
     };
     assert_eq!(
         ended(b"", None),
-        "the stream ended before OK; does the guest listen on port 729: is it up, and its agent started?"
+        "the stream ended before the VMM replied OK; is the guest up, and its agent started on port 729?"
     );
-    assert!(ended(b"OK", Some(Errno::CONNRESET)).starts_with("the stream failed before OK: Connection reset"));
-    assert!(ended(b"OK", None).starts_with("the stream ended before OK, 2 bytes into a line;"));
-    assert!(ended(b"OK 1\n", None).starts_with("the stream ended before its hello;"));
-    let mut session = dialling();
-    session.process(Event::WriteFailed(Errno::PIPE));
-    assert!(unreachable(session.process(Event::Ended(None))).starts_with("the stream failed before OK: Broken pipe"));
+    assert!(
+        ended(b"OK", Some(Errno::CONNRESET))
+            .starts_with("the stream failed before the VMM replied OK: Connection reset")
+    );
+    assert!(ended(b"OK", None).starts_with("the stream ended before the VMM replied OK, 2 bytes into a line;"));
+    assert!(ended(b"OK 1\n", None).starts_with("the stream ended before the agent's hello;"));
+    let mut session = connecting();
+    session.on_event(StreamEvent::WriteFailed(Errno::PIPE));
+    assert!(
+        unreachable(session.on_event(StreamEvent::Ended(None)))
+            .starts_with("the stream failed before the VMM replied OK: Broken pipe")
+    );
 }
 
 // Schedulers without an agent.
 
 fn plain() -> Session {
-    let mut session = Session::open(Greeting::Plain, line());
-    assert_eq!(session.known_outcome(), None);
+    let mut session = Session::open(Handshake::Plain, request());
+    assert_eq!(session.immediate_outcome(), None);
     let all = session.unsent().len();
-    session.process(Event::Wrote(all));
+    session.on_event(StreamEvent::Wrote(all));
     session
 }
 
@@ -380,30 +409,30 @@ fn a_plain_answer_is_the_schedulers_whole_line() {
     assert_eq!(receive(&mut session, answer), None);
     assert_eq!(receive(&mut session, b"\n"), Some(Ok(())));
     assert_eq!(session.answer(), Answer::Scheduler(answer));
-    session.rest();
+    session.finish();
     assert!(session.is_idle());
-    session.ask(line());
+    session.request(request());
     let all = session.unsent().len();
-    session.process(Event::Wrote(all));
+    session.on_event(StreamEvent::Wrote(all));
     assert_eq!(receive(&mut session, b"{}\n{}"), Some(Ok(())));
     assert_eq!(session.answer(), Answer::Scheduler(b"{}"));
-    session.rest();
-    assert!(!session.is_idle(), "bytes that nobody asked for");
+    session.finish();
+    assert!(!session.is_idle(), "unsolicited bytes");
 }
 
 #[test]
-fn a_plain_stream_that_ends_is_a_scheduler_that_is_gone() {
+fn a_plain_stream_that_ends_is_scheduler_gone() {
     let gone = |errno| {
         let mut session = plain();
         receive(&mut session, b"{");
-        error(session.process(Event::Ended(errno)))
+        error(session.on_event(StreamEvent::Ended(errno)))
     };
     assert_eq!(gone(None), SchedStatsError::SchedulerGone { errno: 0, cause: String::new() });
     assert_eq!(gone(Some(Errno::CONNRESET)), SchedStatsError::SchedulerGone { errno: 104, cause: String::new() });
-    let mut session = Session::open(Greeting::Plain, line());
-    session.process(Event::WriteFailed(Errno::PIPE));
+    let mut session = Session::open(Handshake::Plain, request());
+    session.on_event(StreamEvent::WriteFailed(Errno::PIPE));
     assert_eq!(
-        error(session.process(Event::Ended(None))),
+        error(session.on_event(StreamEvent::Ended(None))),
         SchedStatsError::SchedulerGone { errno: 32, cause: String::new() }
     );
 }
@@ -418,20 +447,22 @@ fn a_plain_answer_has_the_schedulers_cap() {
 }
 
 #[test]
-fn a_plain_answer_before_the_request_is_written_is_refused() {
-    let mut session = Session::open(Greeting::Plain, line());
-    session.process(Event::Wrote(1));
+fn a_plain_answer_before_the_request_is_refused() {
+    let mut session = Session::open(Handshake::Plain, request());
+    session.on_event(StreamEvent::Wrote(1));
     assert_eq!(error(receive(&mut session, b"{}\n")).kind(), "malformed_response");
 }
 
 #[test]
-fn a_plain_scheduler_that_accepts_is_ready_without_a_word() {
-    let mut session = Session::open(Greeting::Plain, RequestLine::wait_scheduler(std::time::Duration::from_secs(5)));
-    assert_eq!(session.known_outcome(), Some(Ok(())));
+fn a_plain_scheduler_that_accepts_is_ready() {
+    let mut session =
+        Session::open(Handshake::Plain, Request::Line(RequestLine::wait_scheduler(std::time::Duration::from_secs(5))));
+    assert_eq!(session.immediate_outcome(), Some(Ok(())));
     assert_eq!(session.unsent(), b"");
     assert_eq!(session.answer(), Answer::SchedulerReady);
-    session.rest();
+    session.finish();
     assert!(session.is_idle());
-    let mut with_agent = Session::open(Greeting::Hello, RequestLine::wait_scheduler(std::time::Duration::from_secs(5)));
-    assert_eq!(with_agent.known_outcome(), None);
+    let mut with_agent =
+        Session::open(Handshake::Hello, Request::Line(RequestLine::wait_scheduler(std::time::Duration::from_secs(5))));
+    assert_eq!(with_agent.immediate_outcome(), None);
 }

@@ -34,7 +34,7 @@ fn wrong_answers(_: &Programs) -> Row {
     const REFERENCE_REQUESTS: u64 = 20_000;
     let tally = abandonment::of_clients(REQUESTS);
     eprintln!("bench: of {REQUESTS} requests: {tally:?}");
-    let other = abandonment::of_a_client_that_keeps_its_session(REFERENCE_REQUESTS);
+    let other = abandonment::of_a_client_that_keeps_sessions(REFERENCE_REQUESTS);
     let extrapolated = other.wrong * (REQUESTS / REFERENCE_REQUESTS);
     let name = "wrong answers in 1,000,000 / a client that keeps its session";
     Row::exact(name, tally.wrong as f64, extrapolated as f64, Goal::Ours(0.0))

@@ -1,0 +1,409 @@
+//! The blocking client.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::blocking_call::BlockingCall;
+use super::decode::{self, Decoded};
+use super::fair_mutex::{Block, FairMutex};
+use super::poll_client::{Interest, PollClient};
+use super::session::Answer;
+use super::statistics::Statistics;
+use crate::control::RunControl;
+use crate::endpoint::{Connect, ReadyListener};
+use crate::stats::{Meta, RequestLine, SchedStatsError, StatsRequest, StatsResponse};
+
+/// How long a call may take by default.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A client of one guest's scheduler. Its methods block.
+///
+/// Clones are cheap and share one session with the agent, one call at a time, first come, first served. Clients that were
+/// built separately have sessions of their own, and so delta baselines of their own. The session is opened by the first
+/// call, and renewed by the next call after it ended.
+///
+/// Every call ends by its deadline, which covers waiting for the session, connecting, the agent's hello, writing and
+/// reading. A call whose request was written is never repeated: reading stats moves a baseline.
+///
+/// A process that was forked does not use the sessions that it inherited: its first call opens a new one. (A fork while
+/// another thread is in a call leaves the client locked in the new process, where calls then end by their deadlines.)
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use scx_vsock::{Endpoint, SchedStatsClient};
+///
+/// let agent: Endpoint = "unix:/run/guest1/agent.sock".parse()?;
+/// let client = SchedStatsClient::builder(agent).deadline(Duration::from_secs(2)).build();
+/// client.wait_for_scheduler(Duration::from_secs(30))?;
+/// println!("{:#}", client.stats(&[("target", "top")])?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct SchedStatsClient {
+    shared: Arc<SharedClient>,
+    deadline: Duration,
+}
+
+/// What the clones of a client share.
+struct SharedClient {
+    endpoint: Arc<dyn Connect>,
+    control: RunControl,
+    poll_client: FairMutex<PollClient>,
+    /// The number of the newest session, to be read without a lock.
+    session: AtomicU64,
+    statistics: Mutex<Statistics>,
+}
+
+impl SharedClient {
+    fn statistics(&self) -> MutexGuard<'_, Statistics> {
+        // Whole at every point where a thread could panic.
+        self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for SchedStatsClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SchedStatsClient")
+            .field("session", &self.session())
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Builds a [`SchedStatsClient`].
+///
+/// ```
+/// use scx_vsock::{Endpoint, RunControl, SchedStatsClient};
+///
+/// let run = RunControl::new();
+/// let builder = SchedStatsClient::builder("vsock://3".parse::<Endpoint>()?).control(&run);
+/// let client = builder.deadline(std::time::Duration::from_secs(1)).build();
+/// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it builds"]
+pub struct SchedStatsClientBuilder {
+    poll_client: PollClient,
+    control: RunControl,
+    deadline: Duration,
+}
+
+impl SchedStatsClientBuilder {
+    /// Sets how long each call may take in all. The default is [`DEFAULT_DEADLINE`].
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Sets the run whose freezes and cancel end the client's calls. By default nothing does.
+    pub fn control(mut self, control: &RunControl) -> Self {
+        self.control = control.clone();
+        self
+    }
+
+    /// Builds the client. Does no I/O.
+    #[must_use]
+    pub fn build(self) -> SchedStatsClient {
+        let shared = SharedClient {
+            endpoint: Arc::clone(self.poll_client.endpoint()),
+            control: self.control,
+            poll_client: FairMutex::new(self.poll_client),
+            session: AtomicU64::new(0),
+            statistics: Mutex::default(),
+        };
+        SchedStatsClient { shared: Arc::new(shared), deadline: self.deadline }
+    }
+}
+
+impl SchedStatsClient {
+    /// Begins to build a client of the agent at an [`Endpoint`](crate::Endpoint) or another [`Connect`].
+    pub fn builder(endpoint: impl Connect + 'static) -> SchedStatsClientBuilder {
+        let poll_client = PollClient::new(endpoint);
+        SchedStatsClientBuilder { poll_client, control: RunControl::new(), deadline: DEFAULT_DEADLINE }
+    }
+
+    /// Returns a clone, on the same session, whose calls may take this long.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { shared: Arc::clone(&self.shared), deadline }
+    }
+
+    /// Returns the number of the newest session, counted from 1; 0 before the first. With another session the scheduler's
+    /// deltas have a new baseline.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let before = client.session();
+    /// let stats = client.stats(&[])?;
+    /// if client.session() != before {
+    ///     // The deltas in `stats` count from a new baseline.
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn session(&self) -> u64 {
+        self.shared.session.load(Ordering::Relaxed)
+    }
+
+    /// Sends one line and returns the scheduler's line without its LF, byte for byte. The LF of `line` may be left out.
+    ///
+    /// The answer is one JSON object, whatever its errno; after an errno other than 0 the session is renewed.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::RequestTooLarge`] and [`SchedStatsError::InvalidRequest`] before anything is sent, and
+    /// whatever else prevents an answer.
+    pub fn request_raw(&self, line: impl AsRef<[u8]>) -> Result<Vec<u8>, SchedStatsError> {
+        self.call(RequestLine::new(line.as_ref()), decode::raw)
+    }
+
+    /// Sends a request and returns the scheduler's answer, whatever its errno. After an errno other than 0 the session is
+    /// renewed.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::RequestTooLarge`] before anything is sent, and whatever else prevents an answer.
+    pub fn request(&self, request: &StatsRequest) -> Result<StatsResponse, SchedStatsError> {
+        self.call(request.line(), decode::response)
+    }
+
+    /// Returns the scheduler's stats: `args["resp"]` of its answer. Without `args` they are those of the target `top`.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::SchedulerError`] for an errno other than 0, [`SchedStatsError::MissingResp`] for an answer
+    /// without `resp`, and whatever else prevents an answer.
+    pub fn stats(&self, args: &[(&str, &str)]) -> Result<Value, SchedStatsError> {
+        self.stats_as(args)
+    }
+
+    /// Returns what the scheduler says about its stats: the fields of each struct with their kinds and descriptions, by
+    /// the struct's name.
+    ///
+    /// # Errors
+    ///
+    /// As for [`stats`](Self::stats).
+    pub fn stats_meta(&self) -> Result<Value, SchedStatsError> {
+        self.call(StatsRequest::stats_meta().line(), decode::resp)
+    }
+
+    /// Returns the same as [`stats_meta`](Self::stats_meta), parsed.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let meta = client.meta()?;
+    /// for top in meta.tops() {
+    ///     for leaf in meta.leaves(top) {
+    ///         println!("{leaf}: {}", leaf.field.desc.as_deref().unwrap_or("?"));
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`stats`](Self::stats); [`SchedStatsError::MalformedResponse`] where `resp` is not a description.
+    pub fn meta(&self) -> Result<Meta, SchedStatsError> {
+        self.call(StatsRequest::stats_meta().line(), decode::resp)
+    }
+
+    /// Returns the scheduler's stats as a type of the caller's, decoded in one pass without a [`Value`] in between.
+    ///
+    /// ```no_run
+    /// # fn main() -> anyhow::Result<()> {
+    /// # let client = scx_vsock::SchedStatsClient::builder("unix:/agent".parse::<scx_vsock::Endpoint>()?).build();
+    /// #[derive(serde::Deserialize)]
+    /// struct Bpfland {
+    ///     nr_running: u64,
+    /// }
+    /// let stats: Bpfland = client.stats_as(&[])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`stats`](Self::stats); [`SchedStatsError::MalformedResponse`] where `resp` is not a `T`.
+    pub fn stats_as<T: DeserializeOwned>(&self, args: &[(&str, &str)]) -> Result<T, SchedStatsError> {
+        self.call(StatsRequest::stats(args).line(), decode::resp)
+    }
+
+    /// Waits until the guest's agent answers, but no longer than `deadline` instead of the client's own.
+    ///
+    /// Where an agent can be heard that comes up ([`Connect::listen_for_agent`]), as behind a hybrid socket, this waits for
+    /// it; the VMM need not be started yet. Otherwise an agent that cannot be connected is an error at once.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::AgentUnreachable`] if there is no agent by then, and what else ends a call.
+    pub fn wait_for_agent(&self, deadline: Duration) -> Result<(), SchedStatsError> {
+        let outcome =
+            BlockingCall::begin(&self.shared.control, deadline).and_then(|call| self.open_session_when_ready(&call));
+        self.shared.statistics().record(&outcome, None);
+        outcome
+    }
+
+    /// Returns the version of the guest's agent, or `None` at a scheduler without one. Opens a session unless one is open.
+    ///
+    /// # Errors
+    ///
+    /// Whatever prevents a session.
+    pub fn agent_version(&self) -> Result<Option<String>, SchedStatsError> {
+        let outcome =
+            BlockingCall::begin(&self.shared.control, self.deadline).and_then(|call| self.open_session(&call));
+        self.shared.statistics().record(&outcome, None);
+        outcome
+    }
+
+    /// Waits until the scheduler accepts a connection, but no longer than `deadline` instead of the client's own.
+    ///
+    /// The agent waits and answers once, without polling. At a scheduler without an agent
+    /// ([`Handshake::Plain`](crate::endpoint::Handshake)) this does not wait: a scheduler that accepts a connection is
+    /// ready, and anything else is [`SchedStatsError::NoScheduler`] at once.
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::TimedOut`], or why there is no agent that could wait.
+    pub fn wait_for_scheduler(&self, deadline: Duration) -> Result<(), SchedStatsError> {
+        self.with_deadline(deadline).call(Ok(RequestLine::wait_scheduler(deadline)), decode::ready)
+    }
+
+    /// Returns the scheduler's stats, unless `run` is frozen or cancelled before they are there.
+    pub(crate) fn stats_until(&self, run: &RunControl) -> Result<Value, SchedStatsError> {
+        self.request_in(Some(run), StatsRequest::stats(&[]).line(), decode::resp)
+    }
+
+    /// Returns the counters of the calls of this client and its clones so far.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.shared.statistics().clone()
+    }
+
+    fn call<T>(
+        &self,
+        line: Result<RequestLine, SchedStatsError>,
+        decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
+    ) -> Result<T, SchedStatsError> {
+        self.request_in(None, line, decode)
+    }
+
+    /// Sends a request and waits for its outcome, which it counts.
+    fn request_in<T>(
+        &self,
+        run: Option<&RunControl>,
+        line: Result<RequestLine, SchedStatsError>,
+        decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
+    ) -> Result<T, SchedStatsError> {
+        let started = Instant::now();
+        let is_for_agent = line.as_ref().is_ok_and(RequestLine::is_for_the_agent);
+        let outcome = line.and_then(|line| {
+            let call = BlockingCall::begin(&self.shared.control, self.deadline)?.also_in(run)?;
+            let mut poll_client = self.shared.poll_client.lock(&call)?;
+            self.exchange(&mut poll_client, &call, |client| client.start(line, call.deadline()), decode)
+        });
+        let latency = (!is_for_agent).then(|| started.elapsed());
+        self.shared.statistics().record(&outcome, latency);
+        outcome
+    }
+
+    /// Opens a session unless one is open, and returns its agent's version.
+    fn open_session(&self, call: &BlockingCall) -> Result<Option<String>, SchedStatsError> {
+        let mut poll_client = self.shared.poll_client.lock(call)?;
+        self.exchange(&mut poll_client, call, |client| client.open(call.deadline()), decode::opened)?;
+        Ok(poll_client.agent_version().map(str::to_owned))
+    }
+
+    /// Opens a session, at the latest after an agent has come up.
+    fn open_session_when_ready(&self, call: &BlockingCall) -> Result<(), SchedStatsError> {
+        // Before the first session, so that an agent is heard that comes up right after it has failed.
+        let listener = self.shared.endpoint.listen_for_agent();
+        loop {
+            let reason = match self.open_session(call) {
+                Err(SchedStatsError::AgentUnreachable { reason, .. }) => reason,
+                outcome => return outcome.map(drop),
+            };
+            match &listener {
+                Ok(Some(listener)) if has_come_up(listener.as_ref(), call)? => {}
+                Ok(_) => return Err(SchedStatsError::unreachable(reason)),
+                Err(error) => {
+                    return Err(SchedStatsError::unreachable(format!("{reason}; cannot wait for it: {error}")));
+                }
+            }
+        }
+    }
+
+    /// Starts a request on the locked session and waits for its outcome.
+    fn exchange<T>(
+        &self,
+        poll_client: &mut PollClient,
+        call: &BlockingCall,
+        start: impl FnOnce(&mut PollClient) -> Result<(), SchedStatsError>,
+        decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
+    ) -> Result<T, SchedStatsError> {
+        call.check()?;
+        let started = start(poll_client);
+        self.shared.session.store(poll_client.session(), Ordering::Relaxed);
+        let outcome = started
+            .map_err(|error| call.check_stops().err().unwrap_or(error))
+            .and_then(|()| wait_for_outcome(poll_client, call, decode));
+        self.shared.statistics().record_traffic(poll_client.traffic());
+        outcome
+    }
+}
+
+/// Waits until an agent comes up. Returns false if none has by the deadline.
+fn has_come_up(listener: &dyn ReadyListener, call: &BlockingCall) -> Result<bool, SchedStatsError> {
+    let failed = |error| SchedStatsError::unreachable(format!("cannot wait for an agent to come up: {error}"));
+    loop {
+        match call.check() {
+            Err(SchedStatsError::TimedOut { .. }) => return Ok(false),
+            checked => checked?,
+        }
+        if listener.accept().map_err(failed)? {
+            return Ok(true);
+        }
+        call.wait_for(Some((listener.as_fd(), Interest::Read.flags())))?;
+    }
+}
+
+/// Waits for the outcome of a request that was started.
+fn wait_for_outcome<T>(
+    poll_client: &mut PollClient,
+    call: &BlockingCall,
+    decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
+) -> Result<T, SchedStatsError> {
+    let mut end = call.check();
+    // Nothing is written for a call that has ended already.
+    let mut may_be_ready = end.is_ok();
+    loop {
+        if may_be_ready {
+            match poll_client.on_ready(Instant::now(), &decode) {
+                Poll::Ready(Err(error)) if poll_client.yields_to_stops(&error) => {
+                    return call.check_stops().and(Err(error));
+                }
+                Poll::Ready(outcome) => return outcome,
+                Poll::Pending => {}
+            }
+        }
+        let stream = poll_client.fd().map(|fd| (fd, poll_client.interest().flags()));
+        match end.and_then(|()| call.wait_for(stream)) {
+            Ok(ready) => may_be_ready = ready,
+            Err(error) => {
+                poll_client.abandon();
+                return Err(error);
+            }
+        }
+        // Checked before the stream is read, which finds a complete answer that came first. A request that is still to be
+        // written has no answer, and is not written any more.
+        end = call.check();
+        may_be_ready &= call.check_stops().is_ok() || poll_client.interest() == Interest::Read;
+    }
+}

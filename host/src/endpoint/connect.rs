@@ -1,0 +1,124 @@
+//! What a client needs of an agent's address.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// The address of one agent. Its `Display` names it in error texts.
+///
+/// [`Endpoint`](crate::Endpoint) has the usual ones; a VMM with a vsock device of its own implements this for it.
+///
+/// ```
+/// use std::os::fd::{AsFd, OwnedFd};
+/// use scx_vsock::Connect;
+///
+/// /// One end of a socket pair, as a VMM's own vsock device may hand it out.
+/// struct Guest;
+///
+/// impl std::fmt::Display for Guest {
+///     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+///         f.write_str("my guest")
+///     }
+/// }
+///
+/// impl Connect for Guest {
+///     fn connect(&self) -> std::io::Result<OwnedFd> {
+///         let (host, _guest) = std::os::unix::net::UnixStream::pair()?;
+///         host.set_nonblocking(true)?;
+///         Ok(host.into())
+///     }
+/// }
+///
+/// let client = scx_vsock::SchedStatsClient::builder(Guest).build();
+/// assert_eq!(client.stats(&[]).unwrap_err().kind(), "agent_unreachable");
+/// ```
+pub trait Connect: fmt::Display + Send + Sync {
+    /// Starts to connect a stream to the agent, and returns at once.
+    ///
+    /// The descriptor is a non-blocking stream socket that can be polled. It may still be connecting: a peer that
+    /// cannot be reached then shows as an end or an error at the first read.
+    ///
+    /// # Errors
+    ///
+    /// Whatever is known at once to prevent the connection.
+    fn connect(&self) -> io::Result<OwnedFd>;
+
+    /// Returns how each stream begins; by default with the agent's hello.
+    fn handshake(&self) -> Handshake {
+        Handshake::Hello
+    }
+
+    /// Starts to listen for agents that come up, where the guest's agents can be heard.
+    ///
+    /// # Errors
+    ///
+    /// Why nobody can listen: most often another program does.
+    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn ReadyListener>>> {
+        Ok(None)
+    }
+}
+
+/// Hears of agents that come up: each connects to [`READY_PORT`](crate::READY_PORT) of the host then.
+///
+/// Its descriptor is readable when an agent has connected.
+pub trait ReadyListener: AsFd {
+    /// Accepts an agent's connection without waiting; returns whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// If no agent can be heard any more.
+    fn accept(&self) -> io::Result<bool>;
+}
+
+/// How a stream to an agent begins.
+///
+/// ```
+/// use scx_vsock::endpoint::Handshake;
+/// use scx_vsock::{Connect, Endpoint};
+///
+/// let guest: Endpoint = "hybrid:/run/vm.sock?port=730".parse()?;
+/// assert_eq!(guest.handshake(), Handshake::Connect { port: 730 });
+/// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Handshake {
+    /// With the agent's hello.
+    Hello,
+    /// With `CONNECT port` to a VMM's [hybrid](super::hybrid) socket and its reply, and then the agent's hello.
+    Connect {
+        /// The agent's port in the guest.
+        port: u32,
+    },
+    /// With the first request: at the other end is a scheduler, or a proxy of one, which sends no hello and whose answers
+    /// have no envelope.
+    Plain,
+}
+
+impl<C: Connect + ?Sized> Connect for Arc<C> {
+    fn connect(&self) -> io::Result<OwnedFd> {
+        (**self).connect()
+    }
+
+    fn handshake(&self) -> Handshake {
+        (**self).handshake()
+    }
+
+    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn ReadyListener>>> {
+        (**self).listen_for_agent()
+    }
+}
+
+impl<C: Connect + ?Sized> Connect for Box<C> {
+    fn connect(&self) -> io::Result<OwnedFd> {
+        (**self).connect()
+    }
+
+    fn handshake(&self) -> Handshake {
+        (**self).handshake()
+    }
+
+    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn ReadyListener>>> {
+        (**self).listen_for_agent()
+    }
+}

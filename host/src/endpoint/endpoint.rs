@@ -1,0 +1,241 @@
+//! The address of an agent, as a URI.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use scx_vsock_wire::AGENT_PORT;
+
+use super::connect::{Connect, Handshake, ReadyListener};
+use super::hybrid_ready::HybridReady;
+use super::vsock;
+use crate::io::unix_stream;
+
+/// The address of an agent, as it is written in a URI.
+///
+/// | URI | agent |
+/// | --- | --- |
+/// | `vsock://CID[:PORT]` | in the guest with that context id, over this kernel's AF_VSOCK |
+/// | `hybrid:PATH[?port=N]` | behind a VMM's Unix socket: Firecracker, Cloud Hypervisor, Kata, vhost-device-vsock, `scx-vsock serve` |
+/// | `unix:PATH` | on a Unix socket of this host |
+/// | `scx:PATH` | none: a scheduler of this host, or a proxy, on its own Unix socket |
+///
+/// The port is 729 by default.
+///
+/// ```
+/// use scx_vsock::Endpoint;
+///
+/// let endpoint: Endpoint = "vsock://3".parse()?;
+/// assert_eq!(endpoint, Endpoint::Vsock { cid: 3, port: 729 });
+/// let endpoint: Endpoint = "hybrid:/run/guest1/v.sock?port=730".parse()?;
+/// assert_eq!(endpoint.to_string(), "hybrid:/run/guest1/v.sock?port=730");
+/// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Endpoint {
+    /// An agent in a guest, over this kernel's AF_VSOCK.
+    Vsock {
+        /// The guest's context id.
+        cid: u32,
+        /// The agent's port.
+        port: u32,
+    },
+    /// An agent in a guest whose VMM has a [hybrid](super::hybrid) socket.
+    Hybrid {
+        /// The socket's path.
+        path: PathBuf,
+        /// The agent's port in the guest.
+        port: u32,
+    },
+    /// An agent on a Unix socket of this host.
+    Unix {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// A scheduler on a Unix socket of this host, without an agent.
+    Scx {
+        /// The socket's path.
+        path: PathBuf,
+    },
+}
+
+/// The forms that a URI can have.
+pub const FORMS: &str = "vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH or scx:PATH";
+
+/// Why a text is not an [`Endpoint`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{uri:?} is not the URI of an agent: {problem}; write {FORMS}")]
+pub struct ParseEndpointError {
+    uri: String,
+    problem: &'static str,
+}
+
+impl FromStr for Endpoint {
+    type Err = ParseEndpointError;
+
+    fn from_str(uri: &str) -> Result<Self, ParseEndpointError> {
+        parse(uri).map_err(|problem| ParseEndpointError { uri: uri.to_owned(), problem })
+    }
+}
+
+fn parse(uri: &str) -> Result<Endpoint, &'static str> {
+    let (scheme, rest) = uri.split_once(':').ok_or("it has no scheme")?;
+    match scheme {
+        "vsock" => parse_vsock(rest),
+        "hybrid" => parse_hybrid(rest),
+        "unix" => Ok(Endpoint::Unix { path: parse_path(rest)? }),
+        "scx" => Ok(Endpoint::Scx { path: parse_path(rest)? }),
+        _ => Err("its scheme is unknown"),
+    }
+}
+
+fn parse_vsock(rest: &str) -> Result<Endpoint, &'static str> {
+    let address = rest.strip_prefix("//").ok_or("// must follow vsock:")?;
+    let (cid, port) = match address.split_once(':') {
+        Some((cid, port)) => (cid, parse_port(port)?),
+        None => (address, AGENT_PORT),
+    };
+    let cid = parse_number(cid).ok_or("the context id must be a number below 2^32")?;
+    Ok(Endpoint::Vsock { cid, port })
+}
+
+/// The port is after the last question mark, so that the path can contain question marks if the port is written.
+fn parse_hybrid(rest: &str) -> Result<Endpoint, &'static str> {
+    let (path, port) = match rest.rsplit_once('?') {
+        Some((path, option)) => (path, parse_port(option.strip_prefix("port=").ok_or("only port=N can follow ?")?)?),
+        None => (rest, AGENT_PORT),
+    };
+    Ok(Endpoint::Hybrid { path: parse_path(path)?, port })
+}
+
+fn parse_path(path: &str) -> Result<PathBuf, &'static str> {
+    if path.is_empty() { Err("it has no path") } else { Ok(path.into()) }
+}
+
+fn parse_port(port: &str) -> Result<u32, &'static str> {
+    parse_number(port).ok_or("the port must be a number below 2^32")
+}
+
+/// Reads digits without a sign.
+fn parse_number(digits: &str) -> Option<u32> {
+    digits.parse().ok().filter(|_| !digits.starts_with('+'))
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vsock { cid, port: AGENT_PORT } => write!(f, "vsock://{cid}"),
+            Self::Vsock { cid, port } => write!(f, "vsock://{cid}:{port}"),
+            // Without a port, what follows a question mark in the path would be read as one.
+            Self::Hybrid { path, port: AGENT_PORT } if !path.as_os_str().as_encoded_bytes().contains(&b'?') => {
+                write!(f, "hybrid:{}", path.display())
+            }
+            Self::Hybrid { path, port } => write!(f, "hybrid:{}?port={port}", path.display()),
+            Self::Unix { path } => write!(f, "unix:{}", path.display()),
+            Self::Scx { path } => write!(f, "scx:{}", path.display()),
+        }
+    }
+}
+
+impl Connect for Endpoint {
+    fn connect(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Vsock { cid, port } => vsock::start_stream(*cid, *port),
+            Self::Hybrid { path, .. } => unix_stream::connect(path).map_err(|error| explain(error, "VMM")),
+            Self::Unix { path } => unix_stream::connect(path).map_err(|error| explain(error, "agent")),
+            Self::Scx { path } => unix_stream::connect(path),
+        }
+    }
+
+    fn handshake(&self) -> Handshake {
+        match self {
+            Self::Vsock { .. } | Self::Unix { .. } => Handshake::Hello,
+            Self::Hybrid { port, .. } => Handshake::Connect { port: *port },
+            Self::Scx { .. } => Handshake::Plain,
+        }
+    }
+
+    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn ReadyListener>>> {
+        match self {
+            Self::Hybrid { path, .. } => Ok(Some(Box::new(HybridReady::bind(path)?))),
+            Self::Vsock { .. } | Self::Unix { .. } | Self::Scx { .. } => Ok(None),
+        }
+    }
+}
+
+/// Says what to do about a Unix socket that cannot be connected. `owner` is the program that creates it.
+fn explain(error: io::Error, owner: &str) -> io::Error {
+    let reason = match error.kind() {
+        io::ErrorKind::NotFound => format!("there is no such socket; start the {owner}, or correct the path"),
+        io::ErrorKind::ConnectionRefused => {
+            format!("connection refused: the {owner} that created the socket has exited")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("permission denied; run as the user whose {owner} created the socket")
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_reads_back_as_itself() {
+        for uri in [
+            "vsock://3",
+            "vsock://3:730",
+            "vsock://4294967295:0",
+            "hybrid:/v.sock",
+            "hybrid:/run/a?b.sock?port=5000",
+            "hybrid:/run/a?b.sock?port=729",
+            "unix:/run/a:b.sock?",
+            "unix:relative",
+            "scx:/var/run/scx/root/stats",
+        ] {
+            assert_eq!(uri.parse::<Endpoint>().unwrap().to_string(), uri);
+        }
+        assert_eq!("hybrid:/v.sock?port=729".parse::<Endpoint>().unwrap().to_string(), "hybrid:/v.sock");
+        assert_eq!("vsock://3:729".parse::<Endpoint>().unwrap().to_string(), "vsock://3");
+    }
+
+    #[test]
+    fn a_wrong_uri_is_answered_with_the_forms() {
+        for (uri, problem) in [
+            ("", "it has no scheme"),
+            ("/run/agent.sock", "it has no scheme"),
+            ("http://guest", "its scheme is unknown"),
+            ("unix:", "it has no path"),
+            ("scx:", "it has no path"),
+            ("hybrid:", "it has no path"),
+            ("hybrid:?port=1", "it has no path"),
+            ("hybrid:/v.sock?5000", "only port=N can follow ?"),
+            ("hybrid:/a?b", "only port=N can follow ?"),
+            ("hybrid:/v.sock?port=", "the port must be a number below 2^32"),
+            ("hybrid:/v.sock?port=x", "the port must be a number below 2^32"),
+            ("vsock://+3", "the context id must be a number below 2^32"),
+            ("vsock:3", "// must follow vsock:"),
+            ("vsock://", "the context id must be a number below 2^32"),
+            ("vsock://-1", "the context id must be a number below 2^32"),
+            ("vsock://4294967296", "the context id must be a number below 2^32"),
+            ("vsock://3:", "the port must be a number below 2^32"),
+            ("vsock://3:729/x", "the port must be a number below 2^32"),
+        ] {
+            let error = uri.parse::<Endpoint>().unwrap_err().to_string();
+            let forms = "write vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH or scx:PATH";
+            assert_eq!(error, format!("{uri:?} is not the URI of an agent: {problem}; {forms}"));
+        }
+    }
+
+    #[test]
+    fn a_missing_socket_says_what_to_start() {
+        let error = Endpoint::Hybrid { path: "/run/no-vmm.sock".into(), port: AGENT_PORT }.connect().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert_eq!(error.to_string(), "there is no such socket; start the VMM, or correct the path");
+    }
+}

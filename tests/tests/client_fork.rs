@@ -1,0 +1,56 @@
+//! A client in a process that was forked from the one that opened its session.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
+#![allow(unsafe_code, reason = "only a fork inherits a session")]
+
+use std::iter::repeat_with;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::process::{Pid, WaitOptions, waitpid};
+use scx_vsock::{Endpoint, SchedStatsClient};
+use scx_vsock_tests::fake_agent::FakeAgent;
+use scx_vsock_tests::peer::DEADLINE;
+use scx_vsock_tests::scripted_scheduler::Script;
+use serde_json::Value;
+
+/// Forks this process. `child` runs in the new one, whose exit status says whether it panicked.
+fn fork(child: impl FnOnce()) -> Pid {
+    // SAFETY: the new process only runs `child`, whose allocations glibc allows after a fork, and ends without a return.
+    match unsafe { libc::fork() } {
+        0 => {
+            let outcome = catch_unwind(AssertUnwindSafe(child));
+            // SAFETY: it ends the process and runs nothing of it any more.
+            unsafe { libc::_exit(i32::from(outcome.is_err())) }
+        }
+        pid => Pid::from_raw(pid).expect("fork failed"),
+    }
+}
+
+fn exit_status(child: Pid) -> Option<i32> {
+    let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
+    status.exit_status()
+}
+
+/// Asks for a number that the agent echoes, and checks that the answer has it.
+fn request(client: &SchedStatsClient, number: u32) {
+    let number = number.to_string();
+    let echo: Value = client.stats(&[("number", &number)]).unwrap();
+    assert_eq!(echo["args"]["number"], *number);
+}
+
+#[test]
+fn a_forked_process_opens_its_own_session() {
+    let echo = Script::new().line().send_echo(r#"{"stats":{"args":{"resp":"#, "}}}\n");
+    let agent = FakeAgent::start(repeat_with(move || Script::agent().forever(echo.clone())));
+    let client = SchedStatsClient::builder(Endpoint::Unix { path: agent.path() }).deadline(DEADLINE).build();
+    request(&client, 0);
+    for round in 1..=20 {
+        let child = fork(|| {
+            (0..5).for_each(|step| request(&client, 1_000 * round + step));
+            assert_eq!(client.session(), 2, "the child's own session");
+        });
+        (0..5).for_each(|step| request(&client, 100 * round + step));
+        assert_eq!(exit_status(child), Some(0), "the child of round {round} failed");
+        assert_eq!(client.session(), 1, "the parent keeps its session");
+    }
+}
