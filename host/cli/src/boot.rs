@@ -22,12 +22,12 @@ use sampling::Sampling;
 /// root nor /dev/kvm is needed. The host samples the scheduler's stats until CMD ends in the guest, or without CMD until
 /// there are --samples samples.
 ///
-/// The output of CMD is printed on stderr when it ends, and its exit code is that of boot.
+/// The output of CMD is printed on stderr when it ends, and boot exits with its exit code.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   scx-vsock boot --kernel vmlinuz --modules /lib/modules/7.2.0 --scheduler ./scx_bpfland
-  scx-vsock boot --kernel vmlinuz --scheduler ./scx_bpfland --jsonl -- sh -c 'for i in 1 2 3; do sleep 1; done'")]
+  scx-vsock boot --kernel vmlinuz --scheduler ./scx_bpfland --jsonl -- sh -c 'ls -R /sys >/dev/null'")]
 pub struct Boot {
     /// The kernel's bzImage, such as /boot/vmlinuz-$(uname -r)
     #[arg(long, value_name = "FILE")]

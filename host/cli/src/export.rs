@@ -22,8 +22,8 @@ use crate::target::URIS_HELP;
 /// Export the stats of many guests to Prometheus
 ///
 /// A scrape of http://ADDR/metrics asks all guests at once and returns the stats of those that answer in time. Metric
-/// names, labels and help come from each scheduler's description of its stats. The label guest is NAME, or the URI
-/// without one.
+/// names, labels and help come from each scheduler's description of its stats. The label guest is NAME if there is
+/// one, else the URI.
 ///
 /// For a guest without stats, scx_vsock_up is 0 and scx_vsock_missing_stats_total{guest,reason} counts the reason. It is
 /// asked again at each scrape.

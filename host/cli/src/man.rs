@@ -75,21 +75,26 @@ fn page(command: &Command, parent: Option<&Command>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The sections after the options in the help, such as the examples. Their lines are not filled.
+/// The sections after the options in the help, such as the examples. Exit codes have a section of another form.
 fn add_help_sections(roff: &mut Roff, command: &Command) {
     let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     let exit_codes = exit::help();
-    for section in help.split("\n\n") {
-        let mut lines = section.lines();
-        let heading = lines.next().and_then(|line| line.strip_suffix(':'));
-        // The table of exit codes has a form of its own.
-        let Some(heading) = heading.filter(|heading| !exit_codes.starts_with(heading)) else { continue };
-        roff.control("SH", [heading.to_uppercase().as_str()]).control("nf", []);
-        for line in lines {
-            roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]);
+    for paragraph in help.split("\n\n").filter(|paragraph| *paragraph != exit_codes) {
+        let (first, rest) = paragraph.split_once('\n').unwrap_or((paragraph, ""));
+        match first.strip_suffix(':') {
+            Some(heading) => add_unfilled(roff.control("SH", [heading.to_uppercase().as_str()]), rest),
+            None => add_unfilled(roff.control("sp", []), paragraph),
         }
-        roff.control("fi", []);
     }
+}
+
+/// Adds lines as they are, less their indentation.
+fn add_unfilled(roff: &mut Roff, lines: &str) {
+    roff.control("nf", []);
+    for line in lines.lines() {
+        roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]);
+    }
+    roff.control("fi", []);
 }
 
 fn add_exit_codes(roff: &mut Roff) {

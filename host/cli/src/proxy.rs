@@ -43,7 +43,7 @@ const CANNOT_RUN: u8 = 126;
 /// no other process sees the socket, and CMD sees all other files as they are. Root is not needed. Signals are forwarded
 /// to CMD.
 ///
-/// The exit code is that of CMD; 128 and the signal's number if a signal ended it; 127 if CMD is not found, 126 if it
+/// The exit code is that of CMD; 128 plus the signal's number if a signal ended it; 127 if CMD is not found, 126 if it
 /// cannot be run.
 #[derive(Args)]
 #[command(group(ArgGroup::new("clients").args(["socket", "command"]).required(true).multiple(true)))]

@@ -28,17 +28,20 @@ const FIRST_CID: u32 = 3;
 /// guest connects to port N of the host, it is connected to the Unix socket at the path of the second socket with _N
 /// appended. Ctrl-C ends serve.
 ///
-/// The arguments that --print-qemu-args prints are quoted for a shell where that is necessary. A shell reads quotes in
-/// the output of $(...) only with eval: eval "qemu-system-x86_64 $(scx-vsock serve ... --print-qemu-args)".
+/// What --print-qemu-args prints is quoted where a shell needs that, such as for a path with spaces. A shell reads these
+/// quotes only with eval, as in the last example.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   scx-vsock serve --socket /tmp/g1.sock
-  qemu-system-x86_64 -kernel vmlinuz -initrd initrd $(scx-vsock serve --socket /tmp/g1.sock --print-qemu-args)
+  qemu-system-x86_64 -kernel vmlinuz -initrd initrd \\
+    $(scx-vsock serve --socket /tmp/g1.sock --print-qemu-args)
   scx-vsock stats hybrid:/tmp/g1.sock.hybrid
 
   scx-vsock serve --socket /tmp/g1.sock --socket /tmp/g2.sock
-  vng --qemu-opts=\"$(scx-vsock serve --socket /tmp/g1.sock --print-qemu-args --device-only)\"")]
+  vng --qemu-opts=\"$(scx-vsock serve --socket /tmp/g1.sock --print-qemu-args --device-only)\"
+
+  eval \"qemu-system-x86_64 $(scx-vsock serve --socket '/tmp/a b.sock' --print-qemu-args)\"")]
 pub struct Serve {
     /// The socket that QEMU connects to; once for each guest
     #[arg(long = "socket", value_name = "PATH", required = true)]

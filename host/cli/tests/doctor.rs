@@ -134,7 +134,7 @@ fn a_kvm_that_cannot_be_used_is_reported() {
             "KVM",
             "warning",
             "not tested: cannot open the kernel /nowhere/vmlinuz: No such file",
-            "name a bzImage by --kernel",
+            "name a bzImage with --kernel",
         );
         // A QEMU that exits at once runs no kernel.
         let (_, results) = host_checks(&["--kernel", COMMAND, "--qemu", "/bin/true"]);

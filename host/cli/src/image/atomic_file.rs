@@ -45,7 +45,7 @@ fn write_uninterrupted(path: &Path, bytes: &[u8], source: &Metadata) -> io::Resu
         let mode = old.mode() & allowed_mode(source, Some(group));
         file.as_file().set_permissions(Permissions::from_mode(mode))?;
     }
-    file.write_all(bytes)?;
+    file.as_file_mut().write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     Ok(())
