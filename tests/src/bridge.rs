@@ -1,4 +1,4 @@
-//! A guest's agent on a Unix socket of this host, for programs that have no part in the guest's device.
+//! A guest's agent on a Unix socket of this host, for programs that do not own the guest's device.
 
 use std::io;
 use std::net::Shutdown;
@@ -12,7 +12,7 @@ use scx_vsock::guest::qemu::Guest;
 use scx_vsock::vsock::Handle;
 use tempfile::TempDir;
 
-/// A place that leads to a guest's agent. What is connected stays so until either end closes.
+/// A Unix socket that is connected to a guest's agent. A connection lasts until either end closes.
 #[derive(Debug)]
 pub struct Bridge {
     folder: TempDir,
@@ -20,35 +20,35 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// A place of its own for this guest.
+    /// Returns a bridge to this guest.
     ///
     /// # Panics
     ///
-    /// When it cannot listen.
+    /// If it cannot listen.
     #[must_use]
     pub fn to(guest: &Guest) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let listener = UnixListener::bind(folder.path().join("agent")).expect("a socket to listen on");
         let guest = Arc::new(Mutex::new(guest.handle()));
-        let leads_to = Arc::clone(&guest);
+        let target = Arc::clone(&guest);
         // It ends with the test's process.
         thread::spawn(move || {
             for host in listener.incoming() {
-                let handle = leads_to.lock().expect("nobody panics").clone();
-                // A guest that is gone is a connection that ends.
-                let _ended = connect(&handle, host.expect("accept works"));
+                let handle = target.lock().expect("nobody panics").clone();
+                // The connection ends with the guest.
+                let _ended = forward(&handle, host.expect("accept works"));
             }
         });
         Self { folder, guest }
     }
 
-    /// Where it is.
+    /// Returns the path of the socket.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("agent")
     }
 
-    /// Leads new connections to another guest.
+    /// Connects new connections to another guest.
     ///
     /// # Panics
     ///
@@ -58,18 +58,18 @@ impl Bridge {
     }
 }
 
-fn connect(handle: &Handle, host: UnixStream) -> io::Result<()> {
+fn forward(handle: &Handle, host: UnixStream) -> io::Result<()> {
     let guest = handle.connect(AGENT_PORT)?;
     guest.set_nonblocking(false)?;
-    let (back_from, back_to) = (guest.try_clone()?, host.try_clone()?);
-    thread::spawn(move || pass_on(host, guest));
-    thread::spawn(move || pass_on(back_from, back_to));
+    let (guest_reader, host_writer) = (guest.try_clone()?, host.try_clone()?);
+    thread::spawn(move || copy_all(host, guest));
+    thread::spawn(move || copy_all(guest_reader, host_writer));
     Ok(())
 }
 
-/// Passes bytes on, and their end.
-fn pass_on(mut from: UnixStream, mut to: UnixStream) {
-    // However it ends, the other side learns that it did.
+/// Copies bytes to their end, and shuts down the other side's writing.
+fn copy_all(mut from: UnixStream, mut to: UnixStream) {
+    // An error ends it, too.
     let _bytes = io::copy(&mut from, &mut to);
     let _ended = to.shutdown(Shutdown::Write);
 }

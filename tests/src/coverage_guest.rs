@@ -1,4 +1,4 @@
-//! Guests in which `ci/coverage` counts what runs. A guest's files go with it, so its counters come out before.
+//! Guests whose programs count for `ci/coverage`. A guest's files end with it, so the counters are copied out first.
 
 use std::env;
 use std::fs;
@@ -10,13 +10,13 @@ use scx_vsock::guest::qemu::{Guest, GuestBuilder};
 
 use crate::guest::output;
 
-/// Where programs with counters keep them, in LLVM's words.
+/// The environment variable by which LLVM's counters find their file.
 const VARIABLE: &str = "LLVM_PROFILE_FILE";
 
-/// A file for each process of the guest, which is right at any time: the process has it mapped.
+/// A file for each process of the guest, which is current at any time: the process has it mapped.
 const FILES: &str = "/tmp/%p-%m%c.profraw";
 
-/// A running guest, whose counters come to those of this process when it ends, if this process has any.
+/// A running guest. When it ends, its counters are added to those of this process, if that has any.
 #[derive(Debug)]
 pub struct CoverageGuest {
     guest: Guest,
@@ -31,7 +31,7 @@ pub struct CoverageGuest {
 #[must_use]
 pub fn boot(builder: GuestBuilder) -> CoverageGuest {
     let counters = env::var_os(VARIABLE).map(|files| Path::new(&files).with_file_name(""));
-    // The kernel passes on what it does not know to the first process, in the environment.
+    // The kernel passes arguments that it does not know to the first process, in the environment.
     let builder = match counters {
         Some(_) => builder.kernel_argument(format!("{VARIABLE}={FILES}")),
         None => builder,
@@ -40,8 +40,8 @@ pub fn boot(builder: GuestBuilder) -> CoverageGuest {
 }
 
 impl CoverageGuest {
-    /// The guest's files in one, as LLVM's tools take them.
-    fn take_out_into(&self, folder: &Path) {
+    /// Copies the guest's counters to one file, which LLVM's tools can read.
+    fn copy_counters(&self, folder: &Path) {
         let file = tempfile::Builder::new().prefix("guest-").suffix(".profraw").tempfile_in(folder).expect("a file");
         let counters = output(&self.guest, &["sh", "-c", "cat /tmp/*.profraw"]);
         fs::write(file.path(), counters).expect("room");
@@ -62,7 +62,7 @@ impl Drop for CoverageGuest {
         if let Some(folder) = &self.counters
             && !thread::panicking()
         {
-            self.take_out_into(folder);
+            self.copy_counters(folder);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use scx_vsock::Connect;
-use scx_vsock::guest::Output;
+use scx_vsock::guest::CommandOutput;
 use scx_vsock::guest::qemu::{Guest, GuestBuilder};
 use scx_vsock::vsock::Handle;
 
@@ -37,7 +37,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel that `KERNEL`, `MODULES` and `CONFIG` name; without them the one that `ci/kernel stable` fetches.
+    /// Returns the kernel that `KERNEL`, `MODULES` and `CONFIG` name; without them the one that `ci/kernel stable` fetches.
     ///
     /// # Panics
     ///
@@ -63,29 +63,29 @@ impl Kernel {
         Self { image: next(), modules: next(), config: next() }
     }
 
-    /// Its release, as `uname -r` says it.
+    /// Returns its release, as `uname -r` prints it.
     #[must_use]
     pub fn release(&self) -> String {
         self.modules.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
-/// A guest with this run's kernel and the agent, still to be booted.
+/// Returns the options of a guest with this run's kernel and the agent.
 pub fn builder() -> GuestBuilder {
     let kernel = Kernel::of_this_run();
     Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config).agent(agent::file())
 }
 
-/// A guest with the kernel's own KVM, on an emulated AMD processor, still to be booted.
+/// Returns the options of a guest with the kernel's own KVM, on an emulated AMD processor.
 ///
 /// QEMU's emulation of SVM (7.2) loses an interrupt now and then that another of its threads raises: the processor was
-/// seen halted while its timer's interrupt waited, until the next interrupt came. A timer that is set anew each time gives
-/// none; one that ticks does.
+/// seen halted while its timer's interrupt was pending, until the next interrupt came. A one-shot timer raises no other
+/// interrupt; a periodic one does.
 pub fn builder_with_kvm() -> GuestBuilder {
     builder().module("kvm_amd").kernel_argument("nohz=off").kernel_argument("highres=off")
 }
 
-/// A QEMU whose line is typed by hand. Killed on drop.
+/// A QEMU that a shell command starts. It is killed on drop.
 #[derive(Debug)]
 pub struct TypedQemu {
     child: Child,
@@ -93,8 +93,8 @@ pub struct TypedQemu {
 }
 
 impl TypedQemu {
-    /// Runs QEMU from a shell, with this run's kernel, an initramfs of these bytes, and these arguments of a vsock
-    /// device, in which the shell may run commands.
+    /// Starts QEMU from a shell, with this run's kernel, this initramfs, and these arguments for a vsock device, which may
+    /// contain command substitutions.
     ///
     /// # Panics
     ///
@@ -114,7 +114,7 @@ impl TypedQemu {
         Self { child, console }
     }
 
-    /// What the guest printed.
+    /// Returns what the guest printed.
     #[must_use]
     pub fn console(&self) -> String {
         fs::read_to_string(&self.console).unwrap_or_default()
@@ -128,7 +128,7 @@ impl Drop for TypedQemu {
     }
 }
 
-/// What a command printed in the guest, which must succeed.
+/// Returns what a command printed in the guest, which must succeed.
 ///
 /// # Panics
 ///
@@ -151,7 +151,7 @@ pub fn wait_for_scheduler(guest: &Guest) {
     }
 }
 
-/// The host's side of [`traffic`].
+/// The host's side of the [`traffic`].
 struct Host(Handle);
 
 impl Side for Host {
@@ -164,18 +164,18 @@ impl Side for Host {
     }
 }
 
-/// Has a guest whose `/bin/guest_peer` is that program, and the host, exchange [`traffic`]: `bytes` each way on each
-/// connection. Gives how many other connections the host and the guest dialled meanwhile.
+/// Exchanges [`traffic`] between the host and a guest that has the program `/bin/guest_peer`: `bytes` each way on each
+/// connection. Returns how many other connections the host and the guest opened meanwhile.
 ///
 /// # Panics
 ///
-/// When anything of it goes wrong, with what both sides say.
+/// If it fails, with the errors of both sides.
 #[must_use]
 pub fn exchange_traffic(guest: &Guest, bytes: u64) -> [usize; 2] {
     exchange_traffic_with(guest.handle(), bytes, |command| guest.run_within(command, TRAFFIC_ENDS))
 }
 
-/// The same for a guest with this device, in which `run` runs commands.
+/// As [`exchange_traffic`], for a guest with this device, in which `run` runs commands.
 ///
 /// # Panics
 ///
@@ -183,22 +183,22 @@ pub fn exchange_traffic(guest: &Guest, bytes: u64) -> [usize; 2] {
 pub fn exchange_traffic_with<E: Debug>(
     handle: Handle,
     bytes: u64,
-    run: impl FnOnce(&[&str]) -> Result<Output, E>,
+    run: impl FnOnce(&[&str]) -> Result<CommandOutput, E>,
 ) -> [usize; 2] {
     let outside = begin_traffic(handle, bytes);
     let inside = run(&["guest_peer", "traffic", &bytes.to_string()]);
     let outside = outside.join().expect("no panic");
     let (Ok(inside), Ok(outside)) = (&inside, &outside) else { panic!("guest: {inside:?}, host: {outside:?}") };
-    let [said, complaints] = [&inside.stdout, &inside.stderr].map(|text| String::from_utf8_lossy(text));
-    assert_eq!((inside.status, complaints.as_ref()), (0, ""));
-    [*outside, said.trim().parse().expect("a number")]
+    let [stdout, stderr] = [&inside.stdout, &inside.stderr].map(|text| String::from_utf8_lossy(text));
+    assert_eq!((inside.status, stderr.as_ref()), (0, ""));
+    [*outside, stdout.trim().parse().expect("a number")]
 }
 
-/// The host's side of [`traffic`], which waits for the guest's to begin.
+/// Starts the host's side of the [`traffic`], which waits for the guest's side.
 ///
 /// # Panics
 ///
-/// When somebody listens on its ports.
+/// If its ports are taken.
 #[must_use]
 pub fn begin_traffic(handle: Handle, bytes: u64) -> JoinHandle<io::Result<usize>> {
     let [transfers, passing] = [TRANSFERS, PASSING].map(|port| handle.listen(port).expect("a free port"));

@@ -1,4 +1,4 @@
-//! The demo as a newcomer runs it, and what it says when something is missing.
+//! The demo as a newcomer runs it, and its messages when something is missing.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -10,7 +10,7 @@ use scx_vsock_tests::agent::repository;
 
 fn demo(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(repository().join("ci/demo"));
-    // What a test run sets for its own guests is not what a newcomer has.
+    // A newcomer has no settings of a test run.
     for name in ["KERNEL", "MODULES", "CONFIG", "SCX_VSOCK_AGENT"] {
         command.env_remove(name);
     }
@@ -23,7 +23,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn it_prints_live_samples_as_json_lines_and_nothing_else() {
+fn it_prints_samples_as_json_lines_only() {
     let output = demo(&["--jsonl"], &[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let samples: Vec<Sample> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -35,15 +35,15 @@ fn it_prints_live_samples_as_json_lines_and_nothing_else() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn without_jsonl_it_prints_for_people() {
+fn without_jsonl_it_prints_text() {
     let output = demo(&[], &[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let printed = text(&output.stdout);
     assert!(printed.contains("sample 2 at 2.") && printed.contains("delta.ctxt"), "{printed}");
 }
 
-/// The last line of what failed, which is the one that counts.
-fn complaint(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String) {
+/// Returns the exit code and the last line of a failing demo.
+fn failure(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String) {
     let output = demo(arguments, environment);
     assert_eq!(text(&output.stdout), "");
     (output.status.code().unwrap(), text(&output.stderr).lines().last().unwrap_or_default().to_owned())
@@ -51,35 +51,35 @@ fn complaint(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String) 
 
 #[test]
 #[ignore = "needs what the demo needs; run ci/test qemu"]
-fn what_is_missing_or_wrong_is_named_on_the_last_line() {
-    let (code, line) = complaint(&["scx-bpfland"], &[]);
+fn the_last_line_names_what_is_wrong() {
+    let (code, line) = failure(&["scx-bpfland"], &[]);
     assert_eq!(
         (code, line.as_str()),
         (2, "demo: 'scx-bpfland' is not a scheduler such as scx_bpfland; without a name the stand-in runs")
     );
 
-    let (code, line) = complaint(&["--json"], &[]);
+    let (code, line) = failure(&["--json"], &[]);
     assert_eq!((code, line.as_str()), (2, "demo: unknown option '--json': the only one is --jsonl"));
 
-    let (code, line) = complaint(&[], &[("KERNEL", "/nowhere/vmlinuz")]);
+    let (code, line) = failure(&[], &[("KERNEL", "/nowhere/vmlinuz")]);
     assert!(code == 1 && line.contains("cannot read the kernel /nowhere/vmlinuz"), "{line}");
 
-    let (code, line) = complaint(&[], &[("QEMU", "/nowhere/qemu")]);
+    let (code, line) = failure(&[], &[("QEMU", "/nowhere/qemu")]);
     assert!(code == 1 && line.contains("cannot run /nowhere/qemu") && line.contains("qemu-system-x86"), "{line}");
 
-    let (code, line) = complaint(&["scx_nonesuch"], &[]);
+    let (code, line) = failure(&["scx_nonesuch"], &[]);
     assert!(code == 1 && line.contains("building scx_nonesuch failed"), "{line}");
 }
 
 #[test]
 #[ignore = "needs what the demo needs; run ci/test qemu"]
-fn a_cache_that_cannot_be_made_is_named_with_what_mends_it() {
+fn an_unwritable_cache_is_named_with_its_fix() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
     let cache = file.join("cache");
-    let (code, line) = complaint(&[], &[("SCX_VSOCK_CACHE", cache.to_str().unwrap())]);
+    let (code, line) = failure(&[], &[("SCX_VSOCK_CACHE", cache.to_str().unwrap())]);
     let expected = format!(
         "kernel: cannot write to the cache {}: make it writable, or set SCX_VSOCK_CACHE to a folder that is",
         cache.display()

@@ -7,9 +7,9 @@ const KVM_GUEST: &str = env!("CARGO_BIN_EXE_kvm_guest");
 
 #[test]
 #[ignore = "needs /dev/kvm; run ci/test kvm"]
-fn kicks_and_interrupts_go_through_this_machines_kvm() {
+fn notifications_and_interrupts_use_kvm() {
     let output = Command::new(KVM_GUEST).arg("1000").output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.starts_with("1000 echoes, ") && said.ends_with(" 0 of them as exits\n"), "{said}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(stdout.starts_with("1000 echoes, ") && stdout.ends_with(" 0 of them as exits\n"), "{stdout}");
 }

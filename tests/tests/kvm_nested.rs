@@ -8,15 +8,15 @@ use scx_vsock_tests::guest::builder_with_kvm;
 /// The program that `tests/kvm.rs` runs on this machine.
 const KVM_GUEST: &str = env!("CARGO_BIN_EXE_kvm_guest");
 
-/// Echoes in the guest of a guest, which is emulated all the way down.
+/// Echoes in the nested guest, which is emulated on both levels.
 const ROUNDS: &str = "20";
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn kicks_and_interrupts_go_through_the_kernels_kvm_in_a_guest() {
+fn notifications_and_interrupts_use_nested_kvm() {
     let guest = builder_with_kvm().program(KVM_GUEST, "/bin/kvm_guest").boot().unwrap();
     let output = guest.run_within(&["kvm_guest", ROUNDS], Duration::from_secs(120)).unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status, 0, "{said}{}\n{}", String::from_utf8_lossy(&output.stderr), guest.console().text());
-    assert!(said.starts_with(&format!("{ROUNDS} echoes, ")) && said.ends_with(" 0 of them as exits\n"), "{said}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status, 0, "{stdout}{}\n{}", String::from_utf8_lossy(&output.stderr), guest.console().text());
+    assert!(stdout.starts_with(&format!("{ROUNDS} echoes, ")) && stdout.ends_with(" 0 of them as exits\n"), "{stdout}");
 }

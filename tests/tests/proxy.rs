@@ -1,4 +1,4 @@
-//! A proxy of a guest's scheduler, and its clients: those of the real agent, and those that misbehave.
+//! A proxy of a guest's scheduler, with clients that behave and clients that do not.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::iter::repeat_n;
@@ -21,18 +21,18 @@ const SHORT: Duration = Duration::from_millis(200);
 const REQUEST: &str = "{\"req\":\"stats\"}\n";
 
 /// A proxy on a thread of its own, until it is dropped.
-struct Serving {
+struct RunningProxy {
     folder: TempDir,
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Serving {
-    fn of(place: PathBuf, deadline: Duration) -> Self {
+impl RunningProxy {
+    fn of(agent: PathBuf, deadline: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = OwnedUnixListener::bind_privately(folder.path().join("stats")).unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();
-        let mut proxy = Proxy::new(Endpoint::Unix { path: place }).unwrap().deadline(deadline);
+        let mut proxy = Proxy::new(Endpoint::Unix { path: agent }).unwrap().deadline(deadline);
         proxy.listen(socket.listener().try_clone().unwrap()).unwrap();
         let thread = thread::spawn(move || {
             let _socket = socket;
@@ -46,7 +46,7 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
+impl Drop for RunningProxy {
     fn drop(&mut self) {
         self.stop.take();
         let ended = self.thread.take().unwrap().join();
@@ -54,19 +54,19 @@ impl Drop for Serving {
     }
 }
 
-/// An agent that plays these sessions, and a proxy of it.
-fn playing(sessions: impl IntoIterator<Item = Script, IntoIter: Send + 'static>) -> (FakeAgent, Serving) {
+/// Returns an agent that plays these sessions, and a proxy of it.
+fn playing(sessions: impl IntoIterator<Item = Script, IntoIter: Send + 'static>) -> (FakeAgent, RunningProxy) {
     let agent = FakeAgent::start(sessions);
-    let serving = Serving::of(agent.path(), DEADLINE);
-    (agent, serving)
+    let proxy = RunningProxy::of(agent.path(), DEADLINE);
+    (agent, proxy)
 }
 
-/// A session that answers every request with the number of requests that all sessions have read.
+/// Returns a session that answers each request with the number of requests that all sessions have read.
 fn counting() -> Script {
     Script::agent().forever(Script::new().line().stats_number())
 }
 
-/// The errno and text of the error that comes next.
+/// Reads the errno and text of an error.
 fn error(client: &mut Peer) -> (i32, String) {
     let line = client.line();
     let response: StatsResponse = serde_json::from_slice(&line).unwrap();
@@ -79,9 +79,9 @@ fn number(n: u32) -> String {
 }
 
 #[test]
-fn each_client_has_a_session_of_its_own_and_keeps_it() {
-    let (agent, serving) = playing([counting(), counting()]);
-    let (mut first, mut second) = (serving.client(), serving.client());
+fn each_client_keeps_its_own_session() {
+    let (agent, proxy) = playing([counting(), counting()]);
+    let (mut first, mut second) = (proxy.client(), proxy.client());
     for n in 1..=2 {
         first.send(REQUEST);
         first.expect(number(n));
@@ -100,8 +100,8 @@ fn each_client_has_a_session_of_its_own_and_keeps_it() {
 fn answers_and_requests_pass_byte_for_byte() {
     let agent = Agent::start();
     let listener = agent.scheduler();
-    let serving = Serving::of(agent.host_path(0), DEADLINE);
-    let mut client = serving.client();
+    let proxy = RunningProxy::of(agent.host_path(0), DEADLINE);
+    let mut client = proxy.client();
     client.send(" {\"req\" : \"stats\", \"args\":{\"x\":\"\u{e9}\"}} \n");
     let mut scheduler = Peer::accept(&listener);
     scheduler.expect(" {\"req\" : \"stats\", \"args\":{\"x\":\"\u{e9}\"}} ");
@@ -117,11 +117,11 @@ fn answers_and_requests_pass_byte_for_byte() {
 }
 
 #[test]
-fn a_schedulers_own_error_passes_and_the_session_goes_on_as_with_a_server() {
+fn a_schedulers_error_keeps_the_session() {
     let refused = "{\"errno\":22,\"args\":{\"resp\":\"no such target\"}}";
     let script = Script::agent().line().stats(refused).line().stats_number();
-    let (_agent, serving) = playing([script]);
-    let mut client = serving.client();
+    let (_agent, proxy) = playing([script]);
+    let mut client = proxy.client();
     client.send(REQUEST);
     client.expect(refused);
     client.send(REQUEST);
@@ -129,9 +129,9 @@ fn a_schedulers_own_error_passes_and_the_session_goes_on_as_with_a_server() {
 }
 
 #[test]
-fn requests_in_one_piece_are_answered_in_order_also_behind_a_half_close() {
-    let (_agent, serving) = playing([counting()]);
-    let mut client = serving.client();
+fn pipelined_requests_are_answered_after_a_half_close() {
+    let (_agent, proxy) = playing([counting()]);
+    let mut client = proxy.client();
     // The last line has no end.
     client.send([REQUEST, REQUEST, REQUEST.trim_end()].concat());
     client.finish();
@@ -142,9 +142,9 @@ fn requests_in_one_piece_are_answered_in_order_also_behind_a_half_close() {
 }
 
 #[test]
-fn lines_that_cannot_be_requests_are_answered_and_the_next_is_served() {
-    let (_agent, serving) = playing([counting()]);
-    let mut client = serving.client();
+fn invalid_lines_are_answered_with_errors() {
+    let (_agent, proxy) = playing([counting()]);
+    let mut client = proxy.client();
     let long = [vec![b'x'; MAX_REQUEST_BYTES], vec![b'\n']].concat();
     client.send(&long);
     let (errno, text) = error(&mut client);
@@ -158,8 +158,8 @@ fn lines_that_cannot_be_requests_are_answered_and_the_next_is_served() {
 }
 
 #[test]
-fn every_failure_on_the_way_is_an_answer() {
-    let nowhere = Serving::of("/nowhere/agent".into(), DEADLINE);
+fn every_failure_is_answered() {
+    let nowhere = RunningProxy::of("/nowhere/agent".into(), DEADLINE);
     let mut client = nowhere.client();
     client.send(REQUEST);
     let (errno, text) = error(&mut client);
@@ -167,8 +167,8 @@ fn every_failure_on_the_way_is_an_answer() {
     client.expect_end();
 
     let agent = Agent::start();
-    let serving = Serving::of(agent.host_path(0), SHORT);
-    let mut client = serving.client();
+    let proxy = RunningProxy::of(agent.host_path(0), SHORT);
+    let mut client = proxy.client();
     client.send(REQUEST);
     assert_eq!(error(&mut client).0, 2);
     // The same client is served as soon as there is a scheduler.
@@ -184,7 +184,7 @@ fn every_failure_on_the_way_is_an_answer() {
     assert!(errno == 110 && text.contains("no answer within 200 ms"), "{errno} {text}");
     client.expect_end();
 
-    let mut client = serving.client();
+    let mut client = proxy.client();
     client.send(REQUEST);
     let mut scheduler = Peer::accept(&listener);
     scheduler.line();
@@ -195,18 +195,18 @@ fn every_failure_on_the_way_is_an_answer() {
 }
 
 #[test]
-fn a_session_that_ends_while_nothing_is_asked_is_told_and_never_replaced_in_silence() {
+fn an_idle_session_is_never_replaced_silently() {
     let agent = Agent::start();
     let listener = agent.scheduler();
-    let serving = Serving::of(agent.host_path(0), DEADLINE);
-    let mut client = serving.client();
+    let proxy = RunningProxy::of(agent.host_path(0), DEADLINE);
+    let mut client = proxy.client();
     client.send(REQUEST);
     let mut scheduler = Peer::accept(&listener);
     scheduler.line();
     scheduler.send(format!("{}\n", number(1)));
     client.expect(number(1));
     drop(scheduler);
-    // When the agent has served another host from beginning to end, it has told the proxy's session of that.
+    // Once the agent has served another host, it has also ended the proxy's session.
     let mut host = agent.host();
     host.send(REQUEST);
     let mut other = Peer::accept(&listener);
@@ -217,7 +217,7 @@ fn a_session_that_ends_while_nothing_is_asked_is_told_and_never_replaced_in_sile
     let (errno, text) = error(&mut client);
     assert!(errno == 104 && text.ends_with("connect again"), "{errno} {text}");
     client.expect_end();
-    let mut again = serving.client();
+    let mut again = proxy.client();
     again.send(REQUEST);
     let mut scheduler = Peer::accept(&listener);
     scheduler.line();
@@ -226,10 +226,10 @@ fn a_session_that_ends_while_nothing_is_asked_is_told_and_never_replaced_in_sile
 }
 
 #[test]
-fn a_client_that_leaves_while_the_guest_works_frees_its_session() {
+fn a_client_that_closes_frees_its_session() {
     let stalls = Script::agent().line().stall();
-    let (agent, serving) = playing([stalls]);
-    let mut client = serving.client();
+    let (agent, proxy) = playing([stalls]);
+    let mut client = proxy.client();
     client.send(REQUEST);
     agent.wait_for(&Event::Stalled(0));
     drop(client);
@@ -238,16 +238,16 @@ fn a_client_that_leaves_while_the_guest_works_frees_its_session() {
 }
 
 #[test]
-fn a_client_that_never_reads_is_closed_and_delays_nobody() {
+fn a_client_that_never_reads_delays_nobody() {
     let long = format!("{{\"args\":{{\"resp\":\"{}\"}}}}", "x".repeat(200_000));
     let greedy = Script::agent().forever(Script::new().line().stats(long));
     let agent = FakeAgent::start([greedy, counting()]);
-    let serving = Serving::of(agent.path(), Duration::from_millis(500));
-    let mut deaf = serving.client();
+    let proxy = RunningProxy::of(agent.path(), Duration::from_millis(500));
+    let mut deaf = proxy.client();
     deaf.send(REQUEST.repeat(100));
     agent.wait_for(&Event::Read(0, REQUEST.trim_end().into()));
     let started = Instant::now();
-    let mut client = serving.client();
+    let mut client = proxy.client();
     client.send(REQUEST);
     assert!(client.line().starts_with(b"{\"errno\":0"));
     agent.wait_for(&Event::Ended(0, 0));
@@ -255,10 +255,10 @@ fn a_client_that_never_reads_is_closed_and_delays_nobody() {
 }
 
 #[test]
-fn one_client_too_many_is_told_so() {
-    let (_agent, serving) = playing(repeat_n(counting(), 1));
-    let mut served: Vec<Peer> = (0..MAX_CLIENTS).map(|_| serving.client()).collect();
-    let mut one_more = serving.client();
+fn one_client_too_many_is_rejected() {
+    let (_agent, proxy) = playing(repeat_n(counting(), 1));
+    let mut served: Vec<Peer> = (0..MAX_CLIENTS).map(|_| proxy.client()).collect();
+    let mut one_more = proxy.client();
     let (errno, text) = error(&mut one_more);
     assert!(errno == 16 && text.contains("64 clients are served already"), "{errno} {text}");
     one_more.expect_end();
@@ -268,14 +268,14 @@ fn one_client_too_many_is_told_so() {
 }
 
 #[test]
-fn a_client_that_only_begins_a_line_costs_nobody_anything() {
-    let (_agent, serving) = playing([counting()]);
-    let mut slow = serving.client();
+fn an_unfinished_line_delays_nobody() {
+    let (_agent, proxy) = playing([counting()]);
+    let mut slow = proxy.client();
     slow.send("{\"req\":");
-    let mut client = serving.client();
+    let mut client = proxy.client();
     client.send(REQUEST);
     client.expect(number(1));
-    // It is no request, and the guest is never asked.
+    // It is not a request, and is never sent to the guest.
     drop(slow);
     client.send(REQUEST);
     client.expect(number(2));

@@ -19,7 +19,7 @@ fn with_procsched() -> Guest {
     guest
 }
 
-/// Context switches, and user and system time of all processors together, as the guest's `/proc/stat` has them now.
+/// Context switches, processes, and user, system and idle time of all processors, from the guest's `/proc/stat`.
 fn proc_stat(guest: &Guest) -> Vec<u64> {
     let text = String::from_utf8(output(guest, &["cat", "/proc/stat"])).unwrap();
     let numbers = |name| {
@@ -39,7 +39,7 @@ fn totals(stats: &Value) -> Vec<u64> {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn totals_on_the_host_lie_between_two_readings_in_the_guest() {
+fn stats_match_the_guests_proc_stat() {
     let guest = with_procsched();
     assert_eq!(output(&guest, &["uname", "-r"]), format!("{}\n", Kernel::of_this_run().release()).into_bytes());
     let client = guest.client();
@@ -55,7 +55,7 @@ fn totals_on_the_host_lie_between_two_readings_in_the_guest() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn meta_on_the_host_equals_the_one_in_the_guest_byte_for_byte() {
+fn meta_is_byte_identical_on_host_and_guest() {
     let guest = with_procsched();
     let request = r#"{"req":"stats_meta","args":{}}"#;
     let inside = output(&guest, &["guest_peer", "ask", "/var/run/scx/root/stats", request]);
@@ -67,7 +67,7 @@ fn meta_on_the_host_equals_the_one_in_the_guest_byte_for_byte() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn the_agent_in_the_guest_is_the_file_that_all_tests_run() {
+fn the_guest_runs_the_built_agent() {
     let guest = builder().boot().unwrap();
     let size = fs::metadata(agent::file()).unwrap().len();
     assert_eq!(output(&guest, &["cat", "/bin/scx-vsock-agent"]), fs::read(agent::file()).unwrap());
@@ -76,17 +76,17 @@ fn the_agent_in_the_guest_is_the_file_that_all_tests_run() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn sixty_four_mebibytes_go_each_way_on_many_connections_while_others_come_and_go() {
+fn large_transfers_survive_connection_churn() {
     const BYTES: u64 = (64 << 20) / (2 * LANES as u64);
     let guest = builder().program(GUEST_PEER, "/bin/guest_peer").boot().unwrap();
     let [outside, inside] = exchange_traffic(&guest, BYTES);
-    println!("{outside} connections of the host and {inside} of the guest came and went");
+    println!("{outside} connections from the host and {inside} from the guest were opened and closed");
     assert!(inside.min(outside) >= 8, "{inside} and {outside}: each way twice");
 }
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn a_guest_without_a_scheduler_gives_the_reason() {
+fn a_guest_without_scheduler_says_why() {
     let guest = builder().boot().unwrap();
     let error = guest.client().request(&StatsRequest::stats(&[])).unwrap_err();
     let MissingStatsReason::NoScheduler { reason } = MissingStatsReason::from(&error) else {

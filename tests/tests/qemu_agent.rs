@@ -1,4 +1,4 @@
-//! The agent in a QEMU guest: how it listens on the kernel's vsock, tells the host that it is ready and knows its peers.
+//! The agent in a QEMU guest: it listens on the kernel's vsock, reports to the host that it is ready, and checks its peers.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use scx_vsock::READY_PORT;
@@ -24,7 +24,7 @@ fn end_agent(guest: &Guest) {
     output(guest, &["sh", "-c", "guest_peer kill $(pidof scx-vsock-agent)"]);
 }
 
-/// Starts an agent and waits until it sleeps: then it has tried to listen and to dial the host.
+/// Starts an agent and waits until it sleeps: then it has tried to listen and to connect to the host.
 fn start_agent(guest: &Guest, arguments: &str) {
     let start = format!(
         "/bin/scx-vsock-agent {arguments} </dev/null >/dev/console 2>&1 & \
@@ -35,11 +35,11 @@ fn start_agent(guest: &Guest, arguments: &str) {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn the_agent_serves_across_unloading_and_loading_of_the_transport() {
+fn the_agent_survives_reloading_the_transport() {
     let guest = with_procsched();
     guest.client().stats(&[]).unwrap();
     for _ in 0..3 {
-        // A connection that still closes keeps the module in use, and the kernel gives no event for its end.
+        // A connection that is still closing keeps the module in use, and the kernel reports no event for its end.
         output(&guest, &["sh", "-c", "until rmmod vmw_vsock_virtio_transport; do usleep 20000; done"]);
         output(&guest, &["insmod", "/lib/modules/vmw_vsock_virtio_transport.ko"]);
         guest.client().stats(&[]).unwrap();
@@ -48,7 +48,7 @@ fn the_agent_serves_across_unloading_and_loading_of_the_transport() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn an_agent_that_starts_before_module_and_transport_says_ready_when_they_come() {
+fn an_agent_started_before_vsock_reports_ready() {
     let guest = with_procsched();
     let unload = "for module in vmw_vsock_virtio_transport vmw_vsock_virtio_transport_common vsock; do \
                   until rmmod $module; do usleep 20000; done; done";
@@ -66,19 +66,19 @@ fn an_agent_that_starts_before_module_and_transport_says_ready_when_they_come() 
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn a_second_agent_on_the_port_says_so_and_ends() {
+fn a_second_agent_on_the_port_exits() {
     let guest = coverage_guest::boot(builder());
     let second = guest.run(&["/bin/scx-vsock-agent"]).unwrap();
-    let complaint = "scx-vsock-agent: cannot listen on vsock port 729: errno 98; does another agent run?\n";
-    assert_eq!((second.status, String::from_utf8_lossy(&second.stderr).as_ref()), (1, complaint));
+    let message = "scx-vsock-agent: cannot listen on vsock port 729: errno 98; does another agent run?\n";
+    assert_eq!((second.status, String::from_utf8_lossy(&second.stderr).as_ref()), (1, message));
 }
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn an_agent_serves_a_vsock_listener_that_socket_activation_passes() {
+fn socket_activation_passes_a_vsock_listener() {
     let guest = with_procsched();
     end_agent(&guest);
-    // The listener is there when its first line is.
+    // The listener exists once the first line is printed.
     let activated = "mkfifo /tmp/listens; guest_peer activate 729 /bin/scx-vsock-agent </dev/null >/tmp/listens 2>&1 & \
                      read -r line </tmp/listens";
     output(&guest, &["sh", "-c", activated]);
@@ -87,7 +87,7 @@ fn an_agent_serves_a_vsock_listener_that_socket_activation_passes() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
-fn only_the_host_is_served_unless_another_cid_is_allowed() {
+fn only_allowed_cids_are_served() {
     let guest = coverage_guest::boot(builder().module("vsock_loopback").program(GUEST_PEER, "/bin/guest_peer"));
     assert_eq!(output(&guest, &["guest_peer", "hello", LOOPBACK, "729"]), b"");
     end_agent(&guest);

@@ -1,4 +1,4 @@
-//! How guests end, one after another in a process of their own: what they leave behind is counted.
+//! The ways in which guests end, one after another in a process of their own, and what they leave behind.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -13,7 +13,7 @@ use scx_vsock_tests::peer::DEADLINE;
 
 #[test]
 #[ignore = "boots QEMU guests; run ci/test qemu"]
-fn however_a_guest_ends_it_leaves_no_process_thread_descriptor_or_file() {
+fn a_guest_leaves_nothing_behind() {
     let before = left_behind();
     for end in [panics, panics_later, never_gets_ready, is_dropped, has_a_missing_kernel, has_a_missing_program] {
         end();

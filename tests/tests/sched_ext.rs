@@ -22,7 +22,7 @@ fn with_bpfland() -> Guest {
 
 #[test]
 #[ignore = "boots a QEMU guest with scx_bpfland; run ci/test sched-ext"]
-fn the_guests_kernel_runs_the_scheduler_whose_numbers_the_host_reads() {
+fn the_host_reads_the_running_schedulers_stats() {
     let guest = with_bpfland();
     assert!(output(&guest, &["cat", "/sys/kernel/sched_ext/state"]).starts_with(b"enabled"));
     assert!(output(&guest, &["cat", "/sys/kernel/sched_ext/root/ops"]).starts_with(b"bpfland"));
@@ -47,7 +47,7 @@ fn the_guests_kernel_runs_the_scheduler_whose_numbers_the_host_reads() {
 
 #[test]
 #[ignore = "boots a QEMU guest with scx_bpfland; run ci/test sched-ext"]
-fn its_meta_on_the_host_equals_the_one_in_the_guest_byte_for_byte() {
+fn meta_is_byte_identical_on_host_and_guest() {
     let guest = with_bpfland();
     let request = r#"{"req":"stats_meta","args":{}}"#;
     let inside = output(&guest, &["guest_peer", "ask", "/var/run/scx/root/stats", request]);
@@ -59,19 +59,19 @@ fn its_meta_on_the_host_equals_the_one_in_the_guest_byte_for_byte() {
 
 #[test]
 #[ignore = "boots a QEMU guest with scx_bpfland; run ci/test sched-ext"]
-fn a_scheduler_that_ends_is_named_by_the_reasons_that_follow() {
+fn later_errors_say_that_the_scheduler_ended() {
     let guest = with_bpfland();
     let client = guest.client();
     client.stats(&[]).unwrap();
     output(&guest, &["sh", "-c", "guest_peer interrupt $(pidof scx_bpfland)"]);
-    // The end that was seen before this request was written renews the session, where nobody listens any more.
+    // The scheduler's end was seen before this request was written, so that the session is renewed, and finds no scheduler.
     let error = client.stats(&[]).unwrap_err().to_string();
     assert!(error.contains("sched_ext is disabled"), "{error}");
 }
 
 #[test]
 #[ignore = "boots a QEMU guest with scx_bpfland; run ci/test sched-ext"]
-fn the_demo_shows_its_numbers() {
+fn the_demo_shows_its_stats() {
     let mut command = Command::new(repository().join("ci/demo"));
     for name in ["KERNEL", "MODULES", "CONFIG", "SCX_VSOCK_AGENT"] {
         command.env_remove(name);

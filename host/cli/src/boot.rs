@@ -140,7 +140,7 @@ impl Boot {
         let started = Instant::now();
         let client = guest.client();
         client.wait_for_scheduler(self.timeout).with_context(|| {
-            format!("{scheduler} does not serve stats; the last lines of the console: {}", guest.console().last_words())
+            format!("{scheduler} does not serve stats; the last lines of the console: {}", guest.console().last_lines())
         })?;
         let name = ops(guest).map_or_else(|| "no sched_ext scheduler".into(), |ops| format!("sched_ext ops {ops}"));
         let seconds = started.elapsed().as_secs_f32();

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use scx_vsock::guest::initramfs::build::Image;
+use scx_vsock::guest::initramfs::build::InitramfsBuilder;
 use scx_vsock::guest::initramfs::libraries::{FOLDER, add_program};
 use scx_vsock::guest::initramfs::modules::{Modules, VSOCK};
 use scx_vsock_tests::agent;
@@ -43,7 +43,7 @@ impl Files {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let [base, out, agent] = ["base", "out", "agent"].map(|name| folder.path().join(name));
-        let mut image = Image::new().unwrap();
+        let mut image = InitramfsBuilder::new().unwrap();
         image.link("bin/sh", "busybox").unwrap();
         image.program("init", b"an init").unwrap();
         fs::write(&base, image.finish().unwrap()).unwrap();
@@ -142,7 +142,7 @@ fn files_that_cannot_be_used_are_named() {
 
 /// An image without an agent: an init, modules and a scheduler.
 fn foreign_image() -> Vec<u8> {
-    let mut image = Image::new().unwrap();
+    let mut image = InitramfsBuilder::new().unwrap();
     for folder in ["proc", "run/scx/root"] {
         image.folder(folder).unwrap();
     }

@@ -1,16 +1,18 @@
-//! What a guest prints.
+//! The output of a guest's console.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes of a console that are kept: the last ones.
+use crate::stats::PeerText;
+
+/// The most bytes that are kept: the latest ones.
 const MAX_BYTES: usize = 1 << 20;
 
-/// Lines that an error quotes.
+/// The most lines that an error quotes.
 const LAST_LINES: usize = 4;
 
-/// What a guest printed, and QEMU itself. Cheap to clone: all clones are one.
+/// The output of a guest and of its QEMU: the latest MiB. Clones share one output.
 ///
 /// ```no_run
 /// use scx_vsock::guest::{Console, qemu::Guest};
@@ -27,58 +29,40 @@ pub struct Console {
 }
 
 impl Console {
-    /// Keeps what comes from `source` until its end.
+    /// Keeps what `source` prints, until its end.
     pub(crate) fn capture(&self, mut source: impl Read) {
-        // An error is an end, too.
-        let _kept = io::copy(&mut source, &mut self.clone());
+        // An error ends it, too.
+        let _captured = io::copy(&mut source, &mut self.clone());
     }
 
-    fn keep(&self, bytes: &[u8]) {
-        let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.extend(bytes);
-        let excess = kept.len().saturating_sub(MAX_BYTES);
-        kept.drain(..excess);
-    }
-
-    /// All that is kept, as text.
-    ///
-    /// ```no_run
-    /// # let guest = scx_vsock::guest::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
-    /// for line in guest.console().text().lines().filter(|line| line.contains("sched_ext")) {
-    ///     println!("{line}");
-    /// }
-    /// # Ok::<(), scx_vsock::guest::Error>(())
-    /// ```
+    /// Returns all output that is kept, as the guest printed it.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(kept.make_contiguous()).into_owned()
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(bytes.make_contiguous()).into_owned()
     }
 
-    /// The last words, on one line and without control characters: of a kernel's panic its reason, not the registers
-    /// that it prints behind it.
-    ///
-    /// ```
-    /// use scx_vsock::guest::Console;
-    ///
-    /// assert_eq!(Console::default().last_words(), "(it printed nothing)");
-    /// ```
+    /// Returns the last lines for a message: on one line, each truncated, without control characters. After a kernel's
+    /// panic they end with its reason, not with the registers that the kernel prints after it.
     #[must_use]
-    pub fn last_words(&self) -> String {
+    pub fn last_lines(&self) -> String {
         let text = self.text();
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let panic = lines.iter().rposition(|line| line.contains("Kernel panic"));
         let end = panic.map_or(lines.len(), |at| at + 1);
-        let last = lines.get(end.saturating_sub(LAST_LINES)..end).unwrap_or(&[]).join(" | ");
-        let clean: String = last.chars().filter(|character| !character.is_control()).collect();
-        if clean.is_empty() { "(it printed nothing)".into() } else { clean }
+        let last = lines.get(end.saturating_sub(LAST_LINES)..end).unwrap_or(&[]);
+        let last: Vec<String> = last.iter().map(|line| PeerText::line(line).to_string()).collect();
+        if last.is_empty() { "(it printed nothing)".into() } else { last.join(" | ") }
     }
 }
 
-/// Keeps what a guest prints, for a monitor that is told of it.
+/// Appends to the output, as a VMM's serial port does.
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.keep(bytes);
+        let mut kept = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(bytes);
+        let excess = kept.len().saturating_sub(MAX_BYTES);
+        kept.drain(..excess);
         Ok(bytes.len())
     }
 
@@ -92,22 +76,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_words_are_one_clean_line() {
+    fn the_last_lines_are_one_clean_line() {
         let console = Console::default();
-        assert_eq!(console.last_words(), "(it printed nothing)");
+        assert_eq!(console.last_lines(), "(it printed nothing)");
         console.capture(&b"1\r\n2\n\n3\n\x1b[1mpanic\n5\n"[..]);
-        assert_eq!(console.last_words(), "2 | 3 | [1mpanic | 5");
+        assert_eq!(console.last_lines(), "2 | 3 | ?[1mpanic | 5");
     }
 
     #[test]
-    fn of_a_panic_the_reason_is_quoted() {
+    fn the_reason_of_a_panic_is_quoted() {
         let console = Console::default();
         console.capture(&b"1\n2\n3\n4\nKernel panic - not syncing: no init\nRIP: 0\nR10: 0\n"[..]);
-        assert_eq!(console.last_words(), "2 | 3 | 4 | Kernel panic - not syncing: no init");
+        assert_eq!(console.last_lines(), "2 | 3 | 4 | Kernel panic - not syncing: no init");
     }
 
     #[test]
-    fn only_the_last_bytes_are_kept() {
+    fn long_lines_are_truncated() {
+        let console = Console::default();
+        console.capture("x".repeat(10_000).as_bytes());
+        assert!(console.last_lines().len() < 300);
+    }
+
+    #[test]
+    fn only_the_latest_bytes_are_kept() {
         let console = Console::default();
         console.capture(io::repeat(b'x').take(MAX_BYTES as u64 + 5));
         console.capture(&b"end"[..]);

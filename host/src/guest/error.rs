@@ -1,123 +1,145 @@
 //! Why a guest cannot be booted or used.
 //!
-//! As everywhere in this crate, an error's text leaves out that of its source: print the chain.
+//! As everywhere in this crate, the text of an error does not repeat that of its source: print the chain.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Why a guest cannot be booted or used. Each text names the thing and what mends it.
+/// Why a guest cannot be booted or used. Each text names the cause and the fix.
 ///
 /// ```
 /// use scx_vsock::guest::{Error, qemu::Guest};
 ///
 /// let error = Guest::builder().kernel("/no/such/vmlinuz").boot().unwrap_err();
 /// assert!(matches!(&error, Error::File { what: "the kernel", source, .. } if source.raw_os_error() == Some(2)));
-/// println!("{error}"); // names the file, and what mends it
+/// assert_eq!(error.to_string(), "cannot read the kernel /no/such/vmlinuz (name a file that is there and can be read)");
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file that the guest needs cannot be read.
-    #[error("cannot read {what} {} ({mend})", path.display())]
+    #[error("cannot read {what} {} ({fix})", path.display())]
     File {
-        /// What it is.
+        /// What the file is.
         what: &'static str,
-        /// Where it should be.
+        /// Its path.
         path: PathBuf,
-        /// What mends it.
-        mend: &'static str,
-        /// Why.
+        /// What to do.
+        fix: &'static str,
+        /// What reading it failed with.
         source: io::Error,
     },
-    /// Nobody said which kernel to boot.
+    /// A program that the guest needs is not in `PATH`.
+    #[error("cannot find {program} in PATH: {fix}")]
+    NotInPath {
+        /// The program's name.
+        program: String,
+        /// What to do.
+        fix: &'static str,
+    },
+    /// No kernel was named.
     #[error("no kernel was given: name a bzImage, such as /boot/vmlinuz-$(uname -r)")]
     NoKernel,
     /// The agent's file was not found.
     #[error(
-        "the agent's file was not found: build it with ci/build-agent and set SCX_VSOCK_AGENT to the path it prints"
+        "cannot find the agent's file: set SCX_VSOCK_AGENT to its path, or put scx-vsock-agent beside this program"
     )]
     NoAgent,
-    /// A module that the guest needs is not there.
-    #[error("the kernel module {name} is not in {}: name the folder with the modules of this very kernel", folder.display())]
+    /// A kernel module that the guest needs is missing.
+    #[error("the kernel module {name} is not in {}: name the folder with the modules of this kernel", folder.display())]
     NoModule {
         /// The module.
         name: String,
         /// The folder with the kernel's modules.
         folder: PathBuf,
     },
-    /// A shared library that a program needs is not there.
-    #[error("{} needs {library}, which is not on this machine: install the package that has it", program.display())]
+    /// A shared library that a program needs is missing.
+    #[error("{} needs {library}, which is not on this host: install the package that contains it", program.display())]
     NoLibrary {
         /// The program.
         program: PathBuf,
         /// The library.
         library: String,
     },
-    /// A program that is to run in the guest cannot be understood.
-    #[error("the shared libraries of {} cannot be found out: {reason}", program.display())]
+    /// The shared libraries of a program cannot be determined.
+    #[error("cannot read the shared libraries of {} (name an ELF executable or a script): {reason}", program.display())]
     Program {
         /// The program.
         program: PathBuf,
-        /// Why.
+        /// Why not.
         reason: String,
+    },
+    /// An argument of a program in the guest has a NUL character, which no argument can have.
+    #[error("the argument {argument:?} has a NUL character: remove it")]
+    NulInArgument {
+        /// The argument.
+        argument: String,
     },
     /// QEMU cannot be started.
     #[error("cannot run {program} (install QEMU, Debian's package qemu-system-x86, or set QEMU to its path)")]
     NoQemu {
-        /// What was run.
+        /// The program that was started.
         program: String,
-        /// Why it cannot be.
+        /// What starting it failed with.
+        source: io::Error,
+    },
+    /// The socket to QEMU needs a temporary folder, which cannot be created.
+    #[error("cannot create a temporary folder in {} (set TMPDIR to a folder that can be written)", folder.display())]
+    TemporaryFolder {
+        /// Where it was to be created.
+        folder: PathBuf,
+        /// What creating it failed with.
         source: io::Error,
     },
     /// The guest ended before its agent was ready.
-    #[error("the guest ended before its agent was ready; its last words: {console}")]
+    #[error("the guest ended before its agent was ready; its last lines: {console}")]
     Ended {
-        /// The console's last lines, or QEMU's own words.
+        /// The last lines of the guest's console or of QEMU.
         console: String,
     },
-    /// The agent did not say that it is ready.
-    #[error("the guest's agent was not ready within {} s; its last words: {console}", within.as_secs())]
+    /// The agent did not report in time that it is ready.
+    #[error("the guest's agent was not ready within {} s; the guest's last lines: {console}", within.as_secs_f32())]
     NotReady {
-        /// How long it was waited for.
+        /// The time limit.
         within: Duration,
-        /// Its last words.
+        /// The last lines of the guest's console.
         console: String,
     },
-    /// A command did not end in time, or the guest did not.
-    #[error("{command:?} did not end within {} s in the guest", within.as_secs())]
+    /// A command in the guest did not end in time.
+    #[error("{command:?} did not end within {} s in the guest", within.as_secs_f32())]
     CommandTimedOut {
         /// The command.
         command: String,
-        /// How long it was waited for.
+        /// The time limit.
         within: Duration,
     },
-    /// The guest's answer to a command is not what it must be.
-    #[error("the guest cannot run commands any more: {reason}")]
-    Commands {
-        /// Why.
+    /// No further command can be run in the guest: it ended, a command timed out, or an answer was malformed.
+    #[error("the guest runs no further commands: {reason}")]
+    CommandChannel {
+        /// Why not.
         reason: String,
     },
-    /// QEMU's monitor did not do what it was told.
-    #[error("QEMU did not do {command:?} (a guest that ended says why on its console)")]
+    /// QEMU did not execute a QMP command.
+    #[error("QEMU did not execute the QMP command {command:?} (if the guest has ended, its console says why)")]
     Qmp {
-        /// The monitor's command.
+        /// The command's name.
         command: &'static str,
-        /// Why.
+        /// Why not.
         source: io::Error,
     },
     /// The vhost-user back end failed.
     #[error(transparent)]
     Backend(#[from] crate::transport::vhost_user::Error),
-    /// The host's kernel has no descriptors, memory or threads for it.
-    #[error("the host's kernel refuses what a guest needs")]
+    /// The host lacks something that every guest needs.
+    #[error("the host has no port, descriptor, memory or thread for the guest")]
     Host(#[from] io::Error),
 }
 
 impl Error {
-    /// What reading a file that the caller named failed with.
+    /// Returns a conversion of what reading a file of the caller's choice failed with.
     pub(crate) fn unreadable(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::File { what, path: path.into(), mend: "name a file that is there and can be read", source }
+        move |source| Self::File { what, path: path.into(), fix: "name a file that is there and can be read", source }
     }
 }
 

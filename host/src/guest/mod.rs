@@ -1,12 +1,15 @@
 //! Throw-away guests and the images that they boot.
+//!
+//! [`qemu`] boots a guest with an initramfs that [`initramfs`] builds, and serves its vsock device in this process.
+//! What a guest prints is kept by a [`Console`]; programs in it are run over a [`CommandChannel`].
 
-mod commands;
+mod command_channel;
 mod console;
-mod deadline;
 mod error;
 pub mod initramfs;
 pub mod qemu;
+mod timed_stream;
 
-pub use commands::{Commands, Output};
+pub use command_channel::{CommandChannel, CommandOutput};
 pub use console::Console;
 pub use error::Error;

@@ -1,4 +1,4 @@
-//! One client of a proxy and its session with the guest.
+//! A client of the proxy and its session with the guest.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use rustix::event::PollFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::line_reader::{LineReader, Next};
+use super::line_reader::{LineReader, NextLine};
 use super::reply;
 use crate::client::decode::{self, Decoded};
 use crate::client::{Answer, PollClient};
@@ -20,161 +20,163 @@ use crate::io::poll::PollSet;
 use crate::stats::RequestLine;
 use crate::stats::SchedStatsError;
 
-/// Reads in one turn.
-const READS: usize = 8;
+/// The most reads for one event, so that a line without an end keeps nobody waiting.
+const MAX_READS: usize = 8;
 
-/// How a client's turn ended.
+/// Whether a client stays connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// It waits for what [`Client::wait_in`] says.
+pub(super) enum Connection {
+    /// It waits for what [`ProxyClient::wait_in`] adds.
     Open,
     /// It is to be closed.
-    Over,
+    Closed,
 }
 
-pub(super) struct Client {
+/// A client of the proxy.
+pub(super) struct ProxyClient {
     stream: UnixStream,
-    inbox: LineReader,
-    conversation: PollClient,
-    state: State,
+    lines: LineReader,
+    guest: PollClient,
+    state: ClientState,
 }
 
-enum State {
-    /// Nothing is asked.
-    Listening,
-    /// The guest was asked.
-    Asking,
-    /// The client is being answered.
-    Answering(Reply),
+enum ClientState {
+    /// No request is complete.
+    Reading,
+    /// The guest has a request.
+    AwaitingGuest,
+    /// A reply is on its way to the client.
+    Replying(Reply),
 }
 
-/// An answer on its way to the client.
 struct Reply {
     line: Vec<u8>,
     sent: usize,
     deadline: Deadline,
-    then: Turn,
+    /// What becomes of the client once the reply is sent.
+    then: Connection,
 }
 
-impl Client {
+impl ProxyClient {
     pub(super) fn new(stream: UnixStream, connect: Arc<dyn Connect>) -> Self {
-        Self { stream, inbox: LineReader::default(), conversation: PollClient::new(connect), state: State::Listening }
+        let guest = PollClient::new(connect);
+        Self { stream, lines: LineReader::default(), guest, state: ClientState::Reading }
     }
 
-    /// What it waits for: events on the client's stream, and then on the guest's while that is asked.
+    /// Adds what it waits for: events on its own stream, then on the guest's where it has one.
     pub(super) fn wait_in<'a>(&'a self, set: &mut PollSet<'a>) {
         let (events, until) = match &self.state {
-            State::Listening => (PollFlags::IN, self.inbox.has_more().then(Instant::now)),
-            // Its end, which is always told.
-            State::Asking => (PollFlags::empty(), None),
-            State::Answering(reply) => (PollFlags::OUT, Some(reply.deadline.at())),
+            ClientState::Reading => (PollFlags::IN, self.lines.has_unsearched().then(Instant::now)),
+            // The end of the stream is always reported.
+            ClientState::AwaitingGuest => (PollFlags::empty(), None),
+            ClientState::Replying(reply) => (PollFlags::OUT, Some(reply.deadline.at())),
         };
         until.into_iter().for_each(|until| set.until(until));
         set.add(&self.stream, events);
-        self.conversation.wait_in(set);
+        self.guest.wait_in(set);
     }
 
-    /// Does what can be done without waiting, for one request at most so that no client keeps others from their turn.
-    /// `events` begins with what happened on the descriptors that it waited for.
-    pub(super) fn turn(
+    /// Does what can be done without waiting, for at most one request so that clients take turns. `events` begins with
+    /// those on the descriptors that [`wait_in`](Self::wait_in) added.
+    pub(super) fn on_ready(
         &mut self,
         events: &mut impl Iterator<Item = PollFlags>,
         now: Instant,
         allowed: Duration,
-    ) -> Turn {
+    ) -> Connection {
         let event = events.next();
-        if self.conversation.fd().is_some() {
+        if self.guest.fd().is_some() {
             events.next();
         }
-        // With both directions ended there is nobody to read an answer. A half-close is not that.
+        // Both directions have ended, so that nobody reads a reply. A half-close is not reported by these.
         if event.is_some_and(|event| event.intersects(PollFlags::HUP | PollFlags::ERR)) {
-            return Turn::Over;
+            return Connection::Closed;
         }
-        if matches!(self.state, State::Listening) && self.listen(now, allowed) == Turn::Over {
-            return Turn::Over;
+        if matches!(self.state, ClientState::Reading) && self.read_request(now, allowed) == Connection::Closed {
+            return Connection::Closed;
         }
-        if matches!(self.state, State::Asking) {
-            self.ask(now, allowed);
+        if matches!(self.state, ClientState::AwaitingGuest) {
+            self.poll_guest(now, allowed);
         }
-        self.answer(now)
+        self.send_reply(now)
     }
 
-    /// Reads until a request is complete, and begins it. A line without an end may come faster than it is read, so that
-    /// this ends after some reads.
-    fn listen(&mut self, now: Instant, allowed: Duration) -> Turn {
-        for _ in 0..READS {
-            match self.inbox.next() {
-                Next::Request(request) => {
-                    self.begin(request, now, allowed);
-                    return Turn::Open;
+    /// Reads until a request is complete, and starts it.
+    fn read_request(&mut self, now: Instant, allowed: Duration) -> Connection {
+        for _ in 0..MAX_READS {
+            match self.lines.next_line() {
+                NextLine::Request(request) => {
+                    self.start(request, now, allowed);
+                    return Connection::Open;
                 }
-                Next::End => return Turn::Over,
-                Next::Receive => {}
+                NextLine::End => return Connection::Closed,
+                NextLine::Incomplete => {}
             }
-            match retry_on_intr(|| recv(&self.stream, spare_capacity(self.inbox.spare()), RecvFlags::DONTWAIT)) {
-                Ok((0, _)) => self.inbox.end(),
+            match retry_on_intr(|| recv(&self.stream, spare_capacity(self.lines.buffer()), RecvFlags::DONTWAIT)) {
+                Ok((0, _)) => self.lines.end(),
                 Ok(_) => {}
-                Err(Errno::AGAIN) => return Turn::Open,
-                Err(_) => return Turn::Over,
+                Err(Errno::AGAIN) => return Connection::Open,
+                Err(_) => return Connection::Closed,
             }
         }
-        Turn::Open
+        Connection::Open
     }
 
-    fn begin(&mut self, request: Result<RequestLine, SchedStatsError>, now: Instant, allowed: Duration) {
+    /// Sends a request to the guest, unless it is invalid or the session that the client knows has ended.
+    fn start(&mut self, request: Result<RequestLine, SchedStatsError>, now: Instant, allowed: Duration) {
         let deadline = Deadline::after(now, allowed);
         let line = match request {
             Ok(line) => line,
-            Err(error) => return self.reply(reply::of(&error), deadline, Turn::Open),
+            Err(error) => return self.reply(reply::of(&error), deadline, Connection::Open),
         };
-        let session = self.conversation.session();
-        match self.conversation.start(line, deadline) {
-            Ok(()) if session > 0 && self.conversation.session() != session => {
-                self.conversation.abandon();
-                self.reply(reply::session_ended(), deadline, Turn::Over);
+        let session = self.guest.session();
+        match self.guest.start(line, deadline) {
+            Ok(()) if session > 0 && self.guest.session() != session => {
+                self.guest.abandon();
+                self.reply(reply::session_ended(), deadline, Connection::Closed);
             }
-            Ok(()) => self.state = State::Asking,
-            Err(error) => self.reply(reply::of(&error), deadline, Turn::Over),
+            Ok(()) => self.state = ClientState::AwaitingGuest,
+            Err(error) => self.reply(reply::of(&error), deadline, Connection::Closed),
         }
     }
 
-    fn ask(&mut self, now: Instant, allowed: Duration) {
-        let Poll::Ready(outcome) = self.conversation.on_ready(now, as_it_came) else { return };
+    fn poll_guest(&mut self, now: Instant, allowed: Duration) {
+        let Poll::Ready(outcome) = self.guest.on_ready(now, any_errno) else { return };
         let deadline = Deadline::after(now, allowed);
         match outcome {
             Ok(mut line) => {
                 line.push(b'\n');
-                self.reply(line, deadline, Turn::Open);
+                self.reply(line, deadline, Connection::Open);
             }
             Err(error) => {
-                let then = if error.keeps_session() { Turn::Open } else { Turn::Over };
+                let then = if error.keeps_session() { Connection::Open } else { Connection::Closed };
                 self.reply(reply::of(&error), deadline, then);
             }
         }
     }
 
-    fn reply(&mut self, line: Vec<u8>, deadline: Deadline, then: Turn) {
-        self.state = State::Answering(Reply { line, sent: 0, deadline, then });
+    fn reply(&mut self, line: Vec<u8>, deadline: Deadline, then: Connection) {
+        self.state = ClientState::Replying(Reply { line, sent: 0, deadline, then });
     }
 
-    /// Writes as much of an answer as the client takes.
-    fn answer(&mut self, now: Instant) -> Turn {
-        let State::Answering(reply) = &mut self.state else { return Turn::Open };
+    /// Writes as much of a reply as the client's socket takes.
+    fn send_reply(&mut self, now: Instant) -> Connection {
+        let ClientState::Replying(reply) = &mut self.state else { return Connection::Open };
         while let Some(unsent) = reply.line.get(reply.sent..).filter(|unsent| !unsent.is_empty()) {
             match retry_on_intr(|| send(&self.stream, unsent, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)) {
                 Ok(count) => reply.sent += count,
-                Err(Errno::AGAIN) if reply.deadline.has_passed(now) => return Turn::Over,
-                Err(Errno::AGAIN) => return Turn::Open,
-                Err(_) => return Turn::Over,
+                Err(Errno::AGAIN) if reply.deadline.has_passed(now) => return Connection::Closed,
+                Err(Errno::AGAIN) => return Connection::Open,
+                Err(_) => return Connection::Closed,
             }
         }
         let then = reply.then;
-        self.state = State::Listening;
+        self.state = ClientState::Reading;
         then
     }
 }
 
-/// The scheduler's line. Its errno is for the client to judge, and no reason to end the session, as with a server.
-fn as_it_came(answer: Answer<'_>) -> Result<Decoded<Vec<u8>>, SchedStatsError> {
+/// Decodes the scheduler's line whatever its errno is: the client judges that, and it does not end the session.
+fn any_errno(answer: Answer<'_>) -> Result<Decoded<Vec<u8>>, SchedStatsError> {
     decode::raw(answer).map(|decoded| Decoded { errno: 0, ..decoded })
 }

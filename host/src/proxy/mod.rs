@@ -1,24 +1,23 @@
 //! A guest's scheduler as a plain scx_stats server on this host.
 //!
 //! [`Proxy`] serves any number of scx_stats clients on one thread, each with a session of its own, and so with a delta
-//! baseline of its own. What clients ask is split into lines by an inbox, asked by the client's
-//! [`PollClient`](crate::client::PollClient), and answered byte for byte; what the guest cannot answer is answered
-//! in the scheduler's place, with an errno from [`reply`].
+//! baseline of its own. A line reader splits what a client sends into requests, a
+//! [`PollClient`](crate::client::PollClient) sends them to the guest, and the scheduler's answer is passed on byte for
+//! byte. Where there is none, [`reply`] has an error with an errno.
 //!
 //! | | bound |
 //! | --- | --- |
-//! | clients at a time | [`MAX_CLIENTS`]; one more is told so and closed |
+//! | clients at a time | [`MAX_CLIENTS`]; one more is rejected with an error |
 //! | a request line | [`MAX_REQUEST_BYTES`](crate::MAX_REQUEST_BYTES); a longer one is read to its end, dropped, and answered with EMSGSIZE |
-//! | an answer from the guest | the proxy's deadline, then it is answered with ETIMEDOUT |
-//! | a client that does not take its answer | the proxy's deadline, then it is closed |
+//! | an answer from the guest | the proxy's deadline, then the reply is ETIMEDOUT |
+//! | a client that does not read its reply | the proxy's deadline, then it is closed |
 //!
-//! A client's requests are served one after the other, in order, and nothing is read ahead of the one that is served
-//! but what one buffer holds. A line without an end is executed when the client ends its sending, as scx_stats servers
-//! do: a request that is cut short is no JSON object, so no part of one can be taken for a whole. A client that closes
-//! altogether is dropped with what it asked.
+//! A client's requests are served one after another, in order. A line without LF is served when the client shuts down its
+//! sending side, as scx_stats servers do: a truncated request is not a JSON object, so it is never taken for a whole one.
+//! A client that closes both directions is dropped with its request.
 //!
-//! The client's connection ends when its session does, as a scheduler's would: behind the error that says why, or in
-//! place of an answer that would span another time than the client believes. Whoever connects again has a new baseline.
+//! A client's connection ends with its session, as a scheduler's would: after the error that says why, or instead of an
+//! answer that would span another interval than the client believes. A new connection has a new baseline.
 
 mod client;
 mod line_reader;
@@ -39,13 +38,9 @@ use crate::client::DEFAULT_DEADLINE;
 use crate::endpoint::Connect;
 use crate::io::accept::{Accepted, Acceptor};
 use crate::io::poll::PollSet;
-use client::{Client, Turn};
+use client::{Connection, ProxyClient};
 
-/// Clients that are served at a time.
-///
-/// ```
-/// assert_eq!(scx_vsock::proxy::MAX_CLIENTS, 64);
-/// ```
+/// The most clients that are served at a time.
 pub const MAX_CLIENTS: usize = 64;
 
 /// Serves a guest's scheduler to scx_stats clients of this host.
@@ -68,14 +63,14 @@ pub struct Proxy {
     connect: Arc<dyn Connect>,
     deadline: Duration,
     listeners: Vec<UnixListener>,
-    clients: Vec<Client>,
+    clients: Vec<ProxyClient>,
     acceptor: Acceptor,
 }
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Proxy")
-            .field("place", &format_args!("{}", self.connect))
+            .field("endpoint", &format_args!("{}", self.connect))
             .field("listeners", &self.listeners)
             .field("clients", &self.clients.len())
             .finish_non_exhaustive()
@@ -83,19 +78,11 @@ impl fmt::Debug for Proxy {
 }
 
 impl Proxy {
-    /// A proxy of the agent that `connect` leads to. Does not connect before a client asks.
-    ///
-    /// ```
-    /// use scx_vsock::Endpoint;
-    /// use scx_vsock::proxy::Proxy;
-    ///
-    /// let proxy = Proxy::new("vsock://3".parse::<Endpoint>()?)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns a proxy of the agent at `connect`. It connects at the first request.
     ///
     /// # Errors
     ///
-    /// What the kernel says if there is no descriptor left.
+    /// If there is no descriptor left.
     pub fn new(connect: impl Connect + 'static) -> io::Result<Self> {
         Ok(Self {
             connect: Arc::new(connect),
@@ -106,32 +93,15 @@ impl Proxy {
         })
     }
 
-    /// How long the guest may take to answer a request, and a client to take its answer; [`DEFAULT_DEADLINE`] where
-    /// this is left out.
-    ///
-    /// ```
-    /// use scx_vsock::Endpoint;
-    /// use scx_vsock::proxy::Proxy;
-    ///
-    /// let proxy = Proxy::new("vsock://3".parse::<Endpoint>()?)?.deadline(std::time::Duration::from_secs(1));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Sets how long the guest may take to answer a request, and a client to read its reply. The default is
+    /// [`DEFAULT_DEADLINE`].
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Serves the clients of one more socket.
-    ///
-    /// ```no_run
-    /// use scx_vsock::Endpoint;
-    /// use scx_vsock::proxy::Proxy;
-    ///
-    /// let mut proxy = Proxy::new("vsock://3".parse::<Endpoint>()?)?;
-    /// proxy.listen(std::os::unix::net::UnixListener::bind("/run/guest1/stats")?)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Adds a socket whose clients are served.
     ///
     /// # Errors
     ///
@@ -142,25 +112,13 @@ impl Proxy {
         Ok(())
     }
 
-    /// Serves until one of these descriptors is readable or ends, and gives which. Clients are kept for the next run.
-    ///
-    /// ```
-    /// use std::os::fd::AsFd;
-    /// use std::os::unix::net::UnixStream;
-    /// use scx_vsock::Endpoint;
-    /// use scx_vsock::proxy::Proxy;
-    ///
-    /// let mut proxy = Proxy::new("vsock://3".parse::<Endpoint>()?)?;
-    /// let (stop, stopped) = UnixStream::pair()?;
-    /// drop(stop);
-    /// assert_eq!(proxy.run(&[stopped.as_fd()])?, 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Serves until one of these descriptors is readable or at its end, and returns its index. Clients stay connected for
+    /// the next run.
     ///
     /// # Errors
     ///
-    /// What the kernel says if it cannot wait, if a listener is none, or if other parts of this process have taken the
-    /// last descriptor. No client can be the cause.
+    /// What `poll` or `accept` failed with: a listener is not a listening socket, or other parts of this process took the
+    /// last descriptor. No client can cause one.
     pub fn run(&mut self, until: &[BorrowedFd<'_>]) -> io::Result<usize> {
         loop {
             let mut events = self.wait(until)?.into_iter();
@@ -169,7 +127,7 @@ impl Proxy {
             }
             let ready: Vec<bool> = events.by_ref().take(self.listeners.len()).map(|event| !event.is_empty()).collect();
             let now = Instant::now();
-            self.clients.retain_mut(|client| client.turn(&mut events, now, self.deadline) == Turn::Open);
+            self.clients.retain_mut(|client| client.on_ready(&mut events, now, self.deadline) == Connection::Open);
             for (at, _) in ready.into_iter().enumerate().filter(|(_, ready)| *ready) {
                 self.accept(at)?;
             }
@@ -193,20 +151,20 @@ impl Proxy {
 
     fn accept(&mut self, listener: usize) -> io::Result<()> {
         let Some(listener) = self.listeners.get(listener) else { return Ok(()) };
-        // Not without end: those who are served have their turn.
+        // Bounded, so that the clients that are served take their turns.
         for _ in 0..MAX_CLIENTS {
             match self.acceptor.accept(listener)? {
                 Some(Accepted::Stream(stream)) if self.clients.len() < MAX_CLIENTS => {
-                    self.clients.push(Client::new(stream.into(), Arc::clone(&self.connect)));
+                    self.clients.push(ProxyClient::new(stream.into(), Arc::clone(&self.connect)));
                 }
                 Some(Accepted::Stream(stream)) => {
-                    turn_away(
+                    reject(
                         &stream,
                         &format!("{MAX_CLIENTS} clients are served already; close one, or start another proxy"),
                     );
                 }
                 Some(Accepted::LastDescriptor(stream)) => {
-                    turn_away(&stream, "this host has no descriptor left for it; raise the limit (ulimit -n)");
+                    reject(&stream, "this host has no descriptor left for it; raise the limit (ulimit -n)");
                 }
                 None => break,
             }
@@ -215,7 +173,8 @@ impl Proxy {
     }
 }
 
-fn turn_away(stream: &OwnedFd, why: &str) {
-    // A new socket takes so few bytes at once, unless its client has gone.
-    let _heard = send(stream, &reply::line(Errno::BUSY, why), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+/// Sends an error to a client that cannot be served.
+fn reject(stream: &OwnedFd, reason: &str) {
+    // A new socket has room for it, unless its client has gone.
+    let _sent = send(stream, &reply::line(Errno::BUSY, reason), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
 }

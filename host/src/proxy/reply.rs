@@ -1,4 +1,4 @@
-//! What a client is answered in the scheduler's place: scx_stats' own form of an error.
+//! Replies in the scheduler's place: errors in the format of scx_stats.
 
 use rustix::io::Errno;
 use serde_json::json;
@@ -26,7 +26,7 @@ pub(super) fn of(error: &SchedStatsError) -> Vec<u8> {
     numbered(error.errno(), &MissingStatsReason::from(error).to_string())
 }
 
-/// The line, with its LF, for a client whose session ended while it asked nothing.
+/// The line, with its LF, for a client whose session ended between two requests.
 pub(super) fn session_ended() -> Vec<u8> {
     line(
         Errno::CONNRESET,
@@ -35,7 +35,7 @@ pub(super) fn session_ended() -> Vec<u8> {
     )
 }
 
-/// The line, with its LF, of something that is no reason of a request's.
+/// The line, with its LF, of an error that no request caused.
 pub(super) fn line(errno: Errno, text: &str) -> Vec<u8> {
     numbered(errno.raw_os_error(), text)
 }

@@ -1,5 +1,5 @@
-//! What the guest's kernel is told of its machine: the least of ACPI that describes one ("hardware-reduced", ACPI 6.5,
-//! 4.1), with two serial ports and a virtio-mmio device, since packaged kernels take none from their command line.
+//! The ACPI tables of the machine: the minimum ("hardware-reduced", ACPI 6.5, 4.1), with two serial ports and a
+//! virtio-mmio device, since packaged kernels do not accept one on their command line.
 
 use acpi_tables::aml::{self, Name, Path, ResourceTemplate};
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -15,20 +15,20 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::memory_map::{ACPI, IO_APIC, LOCAL_APIC, REGISTERS, VSOCK_IRQ};
 use super::power;
-use super::serial::{COMMANDS, CONSOLE, Place};
+use super::serial::{COMMANDS, CONSOLE, SerialAddress};
 
 const OEM: [u8; 6] = *b"SCXVSK";
 const TABLE: [u8; 8] = *b"MICROVM ";
 const REVISION: u32 = 1;
 
-/// There is nothing of a PC's that a kernel would try and wait for: no graphics, no battery-backed clock.
+/// PC hardware that is absent, so that the kernel does not probe it: graphics, and a battery-backed clock.
 const NO_VGA: u16 = 1 << 2;
 const NO_CLOCK: u16 = 1 << 5;
 
 /// Tables begin at multiples of this.
 const ALIGNMENT: u64 = 64;
 
-/// Writes the tables; the root is at [`ACPI`].
+/// Writes the tables, whose root is at [`ACPI`].
 pub fn write(memory: &GuestMemoryMmap) -> Result<()> {
     let mut tables = Tables { memory, next: ACPI.unchecked_add(ALIGNMENT) };
     let devices = tables.add(&Definition(devices()))?;
@@ -47,7 +47,7 @@ struct Tables<'a> {
 }
 
 impl Tables<'_> {
-    /// Writes a table behind those before it; gives where.
+    /// Writes a table after the previous ones, and returns its address.
     fn add(&mut self, table: &dyn Aml) -> Result<GuestAddress> {
         let (address, bytes) = (self.next, bytes(table));
         self.memory.write_slice(&bytes, address)?;
@@ -62,7 +62,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// The fixed description: how the guest turns itself off, and that there is little else.
+/// The fixed ACPI description table: the registers by which the guest turns itself off, and what is absent.
 fn description(devices: GuestAddress) -> impl Aml {
     let mut table = FADTBuilder::new(OEM, TABLE, REVISION)
         .dsdt_64(devices.raw_value())
@@ -108,12 +108,12 @@ fn devices() -> Vec<u8> {
     [bytes(&off), serial("COM1", 1, CONSOLE), serial("COM2", 2, COMMANDS), vsock()].concat()
 }
 
-fn serial(name: &str, number: u8, place: Place) -> Vec<u8> {
-    let ports = aml::IO::new(place.port, place.port, 1, Place::PORTS);
-    device(name, &aml::EISAName::new("PNP0501"), number, &ports, place.irq)
+fn serial(name: &str, number: u8, address: SerialAddress) -> Vec<u8> {
+    let ports = aml::IO::new(address.port, address.port, 1, SerialAddress::PORTS);
+    device(name, &aml::EISAName::new("PNP0501"), number, &ports, address.irq)
 }
 
-/// "LNRO0005" is the identity of any virtio-mmio device; which one it is its registers tell.
+/// "LNRO0005" is the identity of every virtio-mmio device; its registers identify the kind.
 fn vsock() -> Vec<u8> {
     let length = u32::try_from(BYTES).expect("few registers");
     let registers = u32::try_from(REGISTERS).expect("below 4 GiB");
@@ -121,7 +121,7 @@ fn vsock() -> Vec<u8> {
     device("VSCK", &"LNRO0005", 0, &registers, VSOCK_IRQ)
 }
 
-/// A device with one range of addresses and one interrupt, which is an edge.
+/// A device with one range of addresses and one edge-triggered interrupt.
 fn device(name: &str, identity: &dyn Aml, number: u8, range: &dyn Aml, irq: u32) -> Vec<u8> {
     let interrupt = aml::Interrupt::new(true, true, false, false, irq);
     let identity = Name::new(Path::new("_HID"), identity);

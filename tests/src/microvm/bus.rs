@@ -1,4 +1,4 @@
-//! What the guest's accesses to ports and to addresses without memory reach.
+//! The devices that the guest reaches through ports and through addresses without memory.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -9,29 +9,29 @@ use scx_vsock::transport::kvm::Irq;
 use scx_vsock::transport::mmio::{BYTES, Mmio, QUEUE_NOTIFY};
 use vm_memory::GuestMemoryMmap;
 
+use super::exit_reason::ExitReason;
 use super::memory_map::REGISTERS;
 use super::power;
-use super::processor::End;
 use super::serial::{COMMANDS, CONSOLE, SerialPort};
 
 /// The vsock device of a guest on KVM.
-pub type Front = Mmio<Arc<GuestMemoryMmap>, Irq>;
+pub type KvmMmio = Mmio<Arc<GuestMemoryMmap>, Irq>;
 
 /// The guest's devices.
 #[derive(Debug)]
 pub struct Bus {
-    /// What the guest prints.
+    /// The guest's console.
     pub console: SerialPort<Console>,
-    /// What it is told to do.
+    /// The guest's port for commands.
     pub commands: Arc<SerialPort<UnixStream>>,
     /// The device under test.
-    pub vsock: Arc<Front>,
-    /// Kicks that came as exits, past KVM.
-    pub kick_exits: usize,
+    pub vsock: Arc<KvmMmio>,
+    /// Queue notifications that came as exits instead of through an ioeventfd.
+    pub notify_exits: usize,
 }
 
 impl Bus {
-    /// The guest reads from a port. Where there is none, all bits are set.
+    /// The guest reads from a port. A port without a device reads as all ones.
     pub fn read_port(&self, port: u16, data: &mut [u8]) -> Result<()> {
         data.fill(0xff);
         if let [byte] = data {
@@ -44,15 +44,15 @@ impl Bus {
         Ok(())
     }
 
-    /// The guest writes to a port; gives its end if that is what it wants.
-    pub fn write_port(&self, port: u16, data: &[u8]) -> Result<Option<End>> {
+    /// The guest writes to a port. Returns why the guest ends, if the write ends it.
+    pub fn write_port(&self, port: u16, data: &[u8]) -> Result<Option<ExitReason>> {
         let &[byte] = data else { return Ok(None) };
         if let Some(register) = CONSOLE.register(port) {
             self.console.write(register, byte)?;
         } else if let Some(register) = COMMANDS.register(port) {
             self.commands.write(register, byte)?;
         }
-        Ok(power::written(port, byte))
+        Ok(power::on_write(port, byte))
     }
 
     /// The guest reads where there is no memory.
@@ -66,13 +66,13 @@ impl Bus {
     /// The guest writes where there is no memory.
     pub fn write(&mut self, address: u64, data: &[u8]) {
         if let Some(offset) = offset(address) {
-            self.kick_exits += usize::from(offset == QUEUE_NOTIFY);
+            self.notify_exits += usize::from(offset == QUEUE_NOTIFY);
             self.vsock.write(offset, data);
         }
     }
 }
 
-/// The offset of a register of the vsock device.
+/// Returns the offset of a register of the vsock device.
 fn offset(address: u64) -> Option<u64> {
     address.checked_sub(REGISTERS).filter(|&offset| offset < BYTES)
 }

@@ -1,8 +1,8 @@
-//! The processor as the guest sees it: what every processor of the last decade has, and no more.
+//! The processor's features: what every processor of the last decade has, and no more.
 //!
-//! KVM says what it can do, and much of that depends on registers that a monitor would have to set first. A guest that
-//! is told of all of it may use what is not there: kernels panic at their beginning then. Nor has it the timer's
-//! deadline, which nested KVM under emulation does not keep.
+//! Much of what KVM supports depends on registers that a VMM has to set first. A guest that sees all of it may use what is
+//! not there: kernels panic early in their boot then. The TSC deadline timer is hidden, too, since nested KVM under
+//! emulation loses its interrupts.
 
 use anyhow::Result;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
@@ -18,7 +18,7 @@ const FEATURES_EDX: u32 = 0x0789_fbff;
 const FEATURES_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 21 | 1 << 23 | 1 << 31;
 /// Leaf 0x40000001, EAX: KVM's clock in both forms, and that it is stable.
 ///
-/// A guest that ends interrupts without an exit is not for an emulator: QEMU's of SVM (7.2) keeps the interrupt that KVM
+/// The guest must not end interrupts without an exit under an emulator: QEMU's of SVM (7.2) keeps the interrupt that KVM
 /// injected until the next exit, and if another of its threads kicks the processor meanwhile, the guest gets it again,
 /// whether it takes interrupts or not; it then waits for a lock of its own.
 const KVM_CLOCK: u32 = 1 | 1 << 3 | 1 << 24;
@@ -27,7 +27,7 @@ const EXTENDED_EDX: u32 = 0x0183_f3ff | 1 << 11 | 1 << 20 | 1 << 29;
 /// Leaf 0x80000001, ECX: LAHF in long mode.
 const EXTENDED_ECX: u32 = 1;
 
-/// What the guest's one processor is.
+/// Returns the features of the guest's one processor.
 pub fn plain(kvm: &Kvm) -> Result<CpuId> {
     let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     let kept = supported.as_slice().iter().filter(|entry| is_kept(entry.function));

@@ -1,4 +1,4 @@
-//! A guest that runs, and one that is paused.
+//! A running guest, and a paused one.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -10,82 +10,83 @@ use anyhow::{Context, Result, bail, ensure};
 use kvm_ioctls::Kvm;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scx_vsock::READY_PORT;
-use scx_vsock::guest::{Commands, Console, Output};
+use scx_vsock::guest::{CommandChannel, CommandOutput, Console};
 use scx_vsock::transport::kvm::Irq;
 use scx_vsock::vsock::{Handle, Listener};
 
 use super::bus::Bus;
+use super::exit_reason::ExitReason;
 use super::machine::Machine;
-use super::processor::{End, Processor, Running};
+use super::processor::{Processor, Running};
 use super::serial::{COMMANDS, CONSOLE, SerialPort};
 use super::{acpi, kernel};
 use crate::agent::{HELLO, is_hello};
 use crate::device_thread::DeviceThread;
 
-/// What of a guest outlives its pauses.
+/// The parts of a guest that outlive its pauses.
 #[derive(Debug)]
-struct Kept {
+struct Parts {
     machine: Machine,
-    served: DeviceThread,
+    device_thread: DeviceThread,
     shell: Shell,
 }
 
-/// Runs commands in a guest, for any thread, one at a time; while the guest is paused they wait.
+/// Runs commands in a guest from any thread, one at a time. They wait while the guest is paused.
 #[derive(Clone, Debug)]
-pub struct Shell(Arc<Mutex<Commands>>);
+pub struct Shell(Arc<Mutex<CommandChannel>>);
 
 impl Shell {
     /// Runs a command to its end or at most this long.
     ///
     /// # Errors
     ///
-    /// As [`Commands::run`].
-    pub fn run(&self, arguments: &[&str], within: Duration) -> Result<Output> {
+    /// As [`CommandChannel::run`].
+    pub fn run(&self, arguments: &[&str], within: Duration) -> Result<CommandOutput> {
         let mut commands = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         commands.run(arguments, within).with_context(|| format!("{arguments:?} in the guest"))
     }
 
-    /// What a command prints, which must succeed.
+    /// Returns what a command prints, which must succeed.
     ///
     /// # Errors
     ///
-    /// As [`Commands::run`], and if it fails, with what it printed.
+    /// As [`CommandChannel::run`], and if it fails, with what it printed.
     pub fn output(&self, arguments: &[&str], within: Duration) -> Result<String> {
         let output = self.run(arguments, within)?;
-        let [said, complaints] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-        ensure!(output.status == 0, "{arguments:?} in the guest: {said}{complaints}");
-        Ok(said)
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        ensure!(output.status == 0, "{arguments:?} in the guest: {stdout}{stderr}");
+        Ok(stdout)
     }
 }
 
-/// A guest that runs. It ends when this is dropped.
+/// A running guest. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Guest {
-    // The processor stops before what it uses goes.
+    // Dropped first, since the processor uses the rest.
     running: Running,
     vsock: Handle,
-    kept: Kept,
+    parts: Parts,
 }
 
-/// A guest whose processor and device stand still.
+/// A guest whose processor and device are stopped.
 #[derive(Debug)]
-pub struct Paused {
+pub struct PausedGuest {
     processor: Processor,
     bus: Bus,
-    kept: Kept,
+    parts: Parts,
 }
 
 impl Guest {
-    /// Boots an image whose first process takes commands on the second serial port, on a machine with this many bytes
-    /// of memory, and waits until its agent is ready. What it prints goes to `console`.
+    /// Boots an image whose first process reads commands from the second serial port, on a machine with this many bytes
+    /// of memory, and waits until its agent is ready. The guest's output goes to `console`.
     ///
     /// # Errors
     ///
-    /// What KVM refuses, or why the agent is not ready `within` this time.
+    /// What KVM failed with, or why the agent is not ready `within` this time.
     pub fn boot(
         kvm: &Kvm,
         bytes: usize,
-        image: &kernel::Image<'_>,
+        image: &kernel::GuestImage<'_>,
         console: &Console,
         within: Duration,
     ) -> Result<Self> {
@@ -95,18 +96,19 @@ impl Guest {
         let processor = Processor::new(kvm, &machine.vm, &machine.memory, entry)?;
         let (commands, typed) = UnixStream::pair()?;
         let port = SerialPort::new(Irq::connect(&machine.vm, COMMANDS.irq)?, typed.try_clone()?);
-        let vsock = machine.vsock(None)?;
+        let vsock = machine.attach_vsock(None)?;
         let ready = vsock.handle().listen(READY_PORT)?;
         let bus = Bus {
             console: SerialPort::new(Irq::connect(&machine.vm, CONSOLE.irq)?, console.clone()),
             commands: Arc::new(port),
             vsock,
-            kick_exits: 0,
+            notify_exits: 0,
         };
         type_in(typed, Arc::clone(&bus.commands));
-        let served = Machine::serve(&bus.vsock);
-        let kept = Kept { machine, served, shell: Shell(Arc::new(Mutex::new(Commands::new(commands)))) };
-        let guest = Paused { processor, bus, kept }.start()?;
+        let device_thread = Machine::serve(&bus.vsock);
+        let shell = Shell(Arc::new(Mutex::new(CommandChannel::new(commands))));
+        let parts = Parts { machine, device_thread, shell };
+        let guest = PausedGuest { processor, bus, parts }.start()?;
         guest.wait_until_ready(&ready, within)?;
         Ok(guest)
     }
@@ -131,94 +133,94 @@ impl Guest {
         }
     }
 
-    /// The guest's vsock device: any port, both ways.
+    /// Returns a handle of the guest's vsock device: any port, both ways.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.vsock.clone()
     }
 
-    /// Runs commands in it.
+    /// Returns a shell in the guest.
     #[must_use]
     pub fn shell(&self) -> Shell {
-        self.kept.shell.clone()
+        self.parts.shell.clone()
     }
 
-    /// How the guest ends, which it must within this time.
+    /// Waits for the guest to end by itself, within this time, and returns why it did.
     ///
     /// # Errors
     ///
-    /// If it does not end, or its processor could not go on.
-    pub fn wait_for_end(self, within: Duration) -> Result<End> {
+    /// If it does not end, or its processor could not run any further.
+    pub fn wait_for_end(self, within: Duration) -> Result<ExitReason> {
         let timeout = Timespec::try_from(within)?;
         ensure!(poll(&mut [PollFd::new(&self.running, PollFlags::IN)], Some(&timeout))? > 0, "the guest does not end");
         self.running.end()
     }
 
-    /// InFlight the processor, then the device.
+    /// Stops the processor, then the device.
     ///
     /// # Errors
     ///
     /// If the guest has ended by itself.
-    pub fn pause(self) -> Result<Paused> {
+    pub fn pause(self) -> Result<PausedGuest> {
         let (processor, bus) = self.running.stop()?;
         bus.vsock.pause();
-        Ok(Paused { processor, bus, kept: self.kept })
+        Ok(PausedGuest { processor, bus, parts: self.parts })
     }
 }
 
-impl Paused {
+impl PausedGuest {
     fn start(self) -> Result<Guest> {
         let vsock = self.bus.vsock.handle();
-        Ok(Guest { running: self.processor.start(self.bus)?, vsock, kept: self.kept })
+        Ok(Guest { running: self.processor.start(self.bus)?, vsock, parts: self.parts })
     }
 
-    /// Goes on: the device, then the processor.
+    /// Resumes the device, then the processor.
     ///
     /// # Errors
     ///
-    /// What the interrupt or the host's kernel refuses.
+    /// What the interrupt or the host's kernel failed with.
     pub fn resume(self) -> Result<Guest> {
         self.bus.vsock.resume()?;
         self.start()
     }
 
-    /// What is saved of the device.
+    /// Returns a snapshot of the device, as JSON.
     ///
     /// # Errors
     ///
     /// As `Mmio::snapshot`.
-    pub fn saved(&self) -> Result<String> {
+    pub fn snapshot(&self) -> Result<String> {
         Ok(serde_json::to_string(&self.bus.vsock.snapshot()?)?)
     }
 
-    /// Saves the device, ends it, and restores another one from that.
+    /// Replaces the device by one that is restored from its snapshot.
     ///
     /// # Errors
     ///
-    /// What went wrong with the device before, or why there is no other one.
-    pub fn restored(self) -> Result<Self> {
-        let saved = self.saved()?;
-        let Self { processor, bus, kept: Kept { machine, served, shell } } = self;
-        machine.end_vsock(bus.vsock, served)?;
-        let vsock = machine.vsock(Some(&saved))?;
-        let served = Machine::serve(&vsock);
-        Ok(Self { processor, bus: Bus { vsock, ..bus }, kept: Kept { machine, served, shell } })
+    /// What the old device failed with before, or the restore.
+    pub fn restore_device(self) -> Result<Self> {
+        let snapshot = self.snapshot()?;
+        let Self { processor, bus, parts: Parts { machine, device_thread, shell } } = self;
+        machine.detach_vsock(bus.vsock, device_thread)?;
+        let vsock = machine.attach_vsock(Some(&snapshot))?;
+        let device_thread = Machine::serve(&vsock);
+        Ok(Self { processor, bus: Bus { vsock, ..bus }, parts: Parts { machine, device_thread, shell } })
     }
 
-    /// The guest's vsock device: any port, both ways.
+    /// Returns a handle of the guest's vsock device: any port, both ways.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.bus.vsock.handle()
     }
 
-    /// How many kicks came as exits, past KVM.
+    /// Returns how many queue notifications came as exits instead of through an ioeventfd.
     #[must_use]
-    pub fn kick_exits(&self) -> usize {
-        self.bus.kick_exits
+    pub fn notify_exits(&self) -> usize {
+        self.bus.notify_exits
     }
 }
 
-/// The agent's Ready begins as its sessions do.
+/// Checks that the agent's Ready connection begins with its hello.
 fn says_hello(mut stream: UnixStream, within: Duration) -> Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
@@ -228,7 +230,7 @@ fn says_hello(mut stream: UnixStream, within: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Types what comes at a serial port, until its end.
+/// Sends all bytes from a stream to a serial port, until the stream ends.
 fn type_in(mut from: UnixStream, port: Arc<SerialPort<UnixStream>>) {
     thread::spawn(move || {
         let mut chunk = [0; 256];

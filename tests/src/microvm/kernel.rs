@@ -14,11 +14,11 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMma
 
 use super::memory_map::{ACPI, BOOT_PARAMETERS, COMMAND_LINE, GDT, HIGH, LOW_END, PAGE_TABLES};
 
-/// Bytes of the longest command line that the kernel takes.
+/// The most bytes of the kernel's command line.
 const MAX_COMMAND_LINE: usize = 2048;
-/// How far behind its beginning the kernel is entered in long mode.
+/// The offset of the kernel's entry point in long mode.
 const ENTRY_64: u64 = 0x200;
-/// A loader without a number of its own.
+/// The type of a boot loader without an assigned number.
 const OTHER_LOADER: u8 = 0xff;
 /// Memory that the kernel may use.
 const E820_RAM: u32 = 1;
@@ -26,7 +26,7 @@ const PAGE: u64 = 4096;
 
 /// What a guest boots.
 #[derive(Clone, Copy, Debug)]
-pub struct Image<'a> {
+pub struct GuestImage<'a> {
     /// The bzImage.
     pub kernel: &'a Path,
     /// The initramfs.
@@ -35,8 +35,8 @@ pub struct Image<'a> {
     pub command_line: &'a str,
 }
 
-/// Loads the image; gives where the kernel is entered.
-pub fn load(memory: &GuestMemoryMmap, image: &Image<'_>) -> Result<GuestAddress> {
+/// Loads the image, and returns the kernel's entry point.
+pub fn load(memory: &GuestMemoryMmap, image: &GuestImage<'_>) -> Result<GuestAddress> {
     let named = || image.kernel.display().to_string();
     let mut file = File::open(image.kernel).with_context(named)?;
     let kernel = BzImage::load(memory, Some(HIGH), &mut file, Some(HIGH)).with_context(named)?;
@@ -65,14 +65,14 @@ pub fn load(memory: &GuestMemoryMmap, image: &Image<'_>) -> Result<GuestAddress>
     Ok(kernel.kernel_load.unchecked_add(ENTRY_64))
 }
 
-/// Where this many bytes end with memory, behind the kernel.
+/// Returns the page where this many bytes begin that end with memory, after the kernel.
 fn top(memory: &GuestMemoryMmap, size: u64, kernel_end: u64) -> Result<GuestAddress> {
     let end = memory.last_addr().raw_value() + 1;
     let address = end.checked_sub(size).map(|address| address & !(PAGE - 1)).filter(|&address| address > kernel_end);
     Ok(GuestAddress(address.context("the guest's memory is too small for its image")?))
 }
 
-/// The registers of a processor that enters the kernel.
+/// Returns the registers of a processor that enters the kernel.
 #[must_use]
 pub fn registers(entry: GuestAddress) -> kvm_regs {
     kvm_regs { rip: entry.raw_value(), rsi: BOOT_PARAMETERS.raw_value(), rflags: 2, ..kvm_regs::default() }
@@ -84,10 +84,10 @@ const PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
 const LONG_MODE_ENABLE: u64 = 1 << 8;
 const LONG_MODE_ACTIVE: u64 = 1 << 10;
 
-/// Puts a processor into long mode with flat segments, and the tables for that into memory.
+/// Sets up long mode with flat segments, and writes its tables to memory.
 pub fn enter_long_mode(memory: &GuestMemoryMmap, special: &mut kvm_sregs) -> Result<()> {
     write_page_tables(memory)?;
-    // Behind two that stay empty: code and data.
+    // After two empty ones: code and data.
     let descriptors: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
     for (index, descriptor) in (0..).zip(descriptors) {
         memory.write_obj(descriptor, GDT.unchecked_add(8 * index))?;
@@ -104,7 +104,7 @@ pub fn enter_long_mode(memory: &GuestMemoryMmap, special: &mut kvm_sregs) -> Res
     Ok(())
 }
 
-/// The first GiB as it is, by pages of 2 MiB.
+/// Maps the first GiB to itself, by pages of 2 MiB.
 fn write_page_tables(memory: &GuestMemoryMmap) -> Result<()> {
     const PRESENT_WRITABLE: u64 = 0x3;
     const LARGE: u64 = 0x80;
@@ -117,7 +117,7 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<()> {
     Ok(())
 }
 
-/// All addresses, for code (which is 64-bit code if it is `long`) or for data.
+/// Returns a segment of all addresses, for code (64-bit code if `long`) or for data.
 #[must_use]
 pub fn flat_segment(index: u16, kind: u8, long: bool) -> kvm_segment {
     kvm_segment {

@@ -11,11 +11,11 @@ use scx_vsock::transport::mmio::{Mmio, State};
 use scx_vsock::vsock::Device;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::bus::Front;
+use super::bus::KvmMmio;
 use super::memory_map::{REGISTERS, VSOCK_IRQ};
 use crate::device_thread::DeviceThread;
 
-/// Three pages below 4 GiB that some processors need.
+/// Three pages below 4 GiB that KVM needs on Intel processors.
 const TSS: usize = 0xfffb_d000;
 
 /// The guest's CID.
@@ -42,37 +42,37 @@ impl Machine {
         Ok(Self { vm, memory })
     }
 
-    /// A vsock device, as it was when its state was saved if there is one; it is paused then.
-    pub fn vsock(&self, saved: Option<&str>) -> Result<Arc<Front>> {
+    /// Attaches a vsock device. One that is restored from a snapshot is paused.
+    pub fn attach_vsock(&self, snapshot: Option<&str>) -> Result<Arc<KvmMmio>> {
         let (device, interrupt) = (Device::new(CID)?, Irq::connect(&self.vm, VSOCK_IRQ)?);
         let memory = Arc::clone(&self.memory);
-        let front = match saved {
+        let vsock = match snapshot {
             None => Mmio::new(device, memory, interrupt)?,
-            Some(saved) => Mmio::restore(device, memory, interrupt, &serde_json::from_str::<State>(saved)?)?,
+            Some(snapshot) => Mmio::restore(device, memory, interrupt, &serde_json::from_str::<State>(snapshot)?)?,
         };
-        register_ioeventfds(&self.vm, REGISTERS, &front)?;
-        Ok(Arc::new(front))
+        register_ioeventfds(&self.vm, REGISTERS, &vsock)?;
+        Ok(Arc::new(vsock))
     }
 
     /// Serves the device on a thread with an event manager.
     #[must_use]
-    pub fn serve(front: &Arc<Front>) -> DeviceThread {
-        DeviceThread::serving_fronts(vec![Arc::clone(front)])
+    pub fn serve(vsock: &Arc<KvmMmio>) -> DeviceThread {
+        DeviceThread::serving_fronts(vec![Arc::clone(vsock)])
     }
 
-    /// Ends a device whose guest goes on.
-    pub fn end_vsock(&self, front: Arc<Front>, served: DeviceThread) -> Result<()> {
-        unregister_ioeventfds(&self.vm, REGISTERS, &front)?;
-        if let Ok((_, error)) = served.errors.try_recv() {
+    /// Detaches a device from a guest that keeps running.
+    pub fn detach_vsock(&self, vsock: Arc<KvmMmio>, device_thread: DeviceThread) -> Result<()> {
+        unregister_ioeventfds(&self.vm, REGISTERS, &vsock)?;
+        if let Ok((_, error)) = device_thread.errors.try_recv() {
             return Err(error.into());
         }
-        drop(served);
-        Arc::into_inner(front).context("the device is still in use")?;
+        drop(device_thread);
+        Arc::into_inner(vsock).context("the device is still in use")?;
         Ok(())
     }
 }
 
-/// Gives a machine its memory, which begins at address 0. Whoever runs its processor holds on to the memory meanwhile.
+/// Adds a machine's memory, which begins at address 0. Whoever runs its processor keeps the memory alive meanwhile.
 ///
 /// # Errors
 ///
@@ -86,7 +86,7 @@ pub fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
         memory_size: region.len(),
         userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
     };
-    // SAFETY: only a processor reaches the memory, and that is held on to as long as one can run.
+    // SAFETY: only a processor reaches the memory, which is kept alive as long as one can run.
     unsafe { vm.set_user_memory_region(region)? };
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Where things are in the guest's physical memory, apart from its kernel's own choices.
+//! The layout of the guest's physical memory, as far as its kernel does not choose it.
 
 use vm_memory::GuestAddress;
 
@@ -12,15 +12,15 @@ pub const PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
 pub const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 /// Where usable memory below 1 MiB ends.
 pub const LOW_END: u64 = 0x9_fc00;
-/// The root of the ACPI tables, among what the kernel knows as firmware's.
+/// The root of the ACPI tables, where the kernel looks for firmware's.
 pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
-/// Where memory above the hole for firmware begins: the kernel comes here.
+/// Where memory above the firmware's hole begins. The kernel is loaded here.
 pub const HIGH: GuestAddress = GuestAddress(0x10_0000);
 /// The vsock device's registers.
 pub const REGISTERS: u64 = 0xd000_0000;
 /// The interrupt controller.
 pub const IO_APIC: u32 = 0xfec0_0000;
-/// The processor's part of it.
+/// The processor's own interrupt controller.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 
 /// The vsock device's interrupt.

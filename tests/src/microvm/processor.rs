@@ -1,5 +1,5 @@
 //! The guest's processor, and the thread that runs it.
-#![allow(clippy::print_stderr, reason = "there is nobody else to tell when a guest is dropped")]
+#![allow(clippy::print_stderr, reason = "a drop has no other way to report")]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,42 +14,31 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::bus::Bus;
+use super::exit_reason::ExitReason;
 use super::{cpuid, kernel};
 
-/// What is said of a guest that is dropped while its processor takes no interrupts. It hardly ever does so for long: a
-/// guest that does not go on either is one that QEMU's emulation of SVM (7.2) gave an interrupt twice, so that it waits
-/// for a lock of its own.
+/// The message about a guest that is dropped while its processor has interrupts disabled. That hardly ever lasts, except
+/// after QEMU's emulation of SVM (7.2) delivered an interrupt twice, so that the guest waits for a lock of its own.
 pub const STUCK: &str = "microvm: the guest's processor takes no interrupts";
 
 /// The flag in a processor's registers.
 const INTERRUPTS_ON: u64 = 1 << 9;
 
-/// Why a processor does not run any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It was stopped, and can go on.
-    Stopped,
-    /// The guest turned itself off.
-    PoweredOff,
-    /// The guest reset itself, as it does after a panic.
-    Reset,
-}
-
-/// A processor that stands still.
+/// A stopped processor.
 #[derive(Debug)]
 pub struct Processor {
     vcpu: VcpuFd,
-    /// The same page of state that the processor has, to be stopped by another thread.
+    /// The processor's page of state, by which another thread stops it.
     control: KvmRunWrapper,
     /// KVM writes into it as long as the processor can run.
     _memory: Arc<GuestMemoryMmap>,
 }
 
 impl Processor {
-    /// The guest's first processor, at the entry of its kernel.
+    /// Returns the guest's first processor, at its kernel's entry point.
     pub fn new(kvm: &Kvm, vm: &VmFd, memory: &Arc<GuestMemoryMmap>, entry: GuestAddress) -> Result<Self> {
         let vcpu = vm.create_vcpu(0)?;
-        // Long mode is refused to a processor that does not have it.
+        // KVM refuses long mode to a processor without that feature.
         vcpu.set_cpuid2(&cpuid::plain(kvm)?)?;
         let mut special = vcpu.get_sregs()?;
         kernel::enter_long_mode(memory, &mut special)?;
@@ -67,7 +56,7 @@ impl Processor {
         let (ended, ends) = UnixStream::pair()?;
         let thread = thread::Builder::new().name("processor".into()).spawn(move || {
             let end = run(&mut vcpu, &mut bus);
-            if !matches!(end, Ok(End::Stopped)) {
+            if !matches!(end, Ok(ExitReason::Stopped)) {
                 bus.commands.hang_up();
             }
             drop(ends);
@@ -77,17 +66,17 @@ impl Processor {
     }
 }
 
-/// A signal only interrupts what a thread waits in.
+/// A signal only interrupts the system call in which a thread waits.
 extern "C" fn on_signal(_number: c_int, _about: *mut siginfo_t, _context: *mut c_void) {}
 
-/// What the processor's thread gives back.
+/// The result of the processor's thread.
 struct Halted {
     vcpu: VcpuFd,
     bus: Bus,
-    end: Result<End>,
+    end: Result<ExitReason>,
 }
 
-fn run(vcpu: &mut VcpuFd, bus: &mut Bus) -> Result<End> {
+fn run(vcpu: &mut VcpuFd, bus: &mut Bus) -> Result<ExitReason> {
     loop {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
@@ -103,10 +92,10 @@ fn run(vcpu: &mut VcpuFd, bus: &mut Bus) -> Result<End> {
                 let exit = format!("{exit:?}");
                 bail!("the guest's processor stopped at {:#x}: {exit}", vcpu.get_regs()?.rip);
             }
-            // What it was about is complete then.
+            // The exit before it is complete then.
             Err(errno) if errno.errno() == libc::EINTR => {
                 if vcpu.get_kvm_run().immediate_exit != 0 {
-                    return Ok(End::Stopped);
+                    return Ok(ExitReason::Stopped);
                 }
             }
             Err(errno) => return Err(io::Error::from(errno).into()),
@@ -114,7 +103,7 @@ fn run(vcpu: &mut VcpuFd, bus: &mut Bus) -> Result<End> {
     }
 }
 
-/// A processor that runs. It is stopped when this is dropped.
+/// A running processor. It is stopped when this is dropped.
 #[derive(Debug)]
 pub struct Running {
     thread: Option<JoinHandle<Halted>>,
@@ -124,34 +113,34 @@ pub struct Running {
 }
 
 impl Running {
-    /// InFlight the processor, unless the guest has ended it.
+    /// Stops the processor, unless the guest has ended it.
     ///
     /// # Errors
     ///
-    /// That the guest has ended, or why its processor cannot go on.
+    /// That the guest has ended, or why its processor cannot run any further.
     pub fn stop(mut self) -> Result<(Processor, Bus)> {
         let (halted, control) = self.halt().context("the processor's thread panicked")?;
         match halted.end? {
-            End::Stopped => {
+            ExitReason::Stopped => {
                 Ok((Processor { vcpu: halted.vcpu, control, _memory: Arc::clone(&self._memory) }, halted.bus))
             }
             end => bail!("the guest ended by itself: {end:?}"),
         }
     }
 
-    /// Why the processor ended, which it has by itself or is made to.
+    /// Stops the processor if it still runs, and returns why it ended.
     ///
     /// # Errors
     ///
-    /// Why it cannot go on.
-    pub fn end(mut self) -> Result<End> {
+    /// Why it cannot run any further.
+    pub fn end(mut self) -> Result<ExitReason> {
         self.halt().context("the processor's thread panicked")?.0.end
     }
 
-    /// Waits for the thread's end, having asked for it.
+    /// Asks the thread to end, and waits for that.
     fn halt(&mut self) -> Option<(Halted, KvmRunWrapper)> {
         let (thread, mut control) = (self.thread.take()?, self.control.take()?);
-        // Whether the thread is in KVM by now or is about to enter it, that returns.
+        // KVM returns, whether the thread is in it by now or is about to enter it.
         control.as_mut_ref().immediate_exit = 1;
         let _has_ended = thread.kill(SIGRTMIN());
         Some((thread.join().ok()?, control))

@@ -1,4 +1,4 @@
-//! The guest's serial ports: a console, and one for commands.
+//! The guest's serial ports: the console, and one for commands.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,20 +12,20 @@ use scx_vsock::transport::mmio::Interrupt;
 use vm_superio::serial::{Error, NoEvents};
 use vm_superio::{Serial, Trigger};
 
-/// Where a serial port is.
+/// The address of a serial port.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct SerialAddress {
     /// Its first port.
     pub port: u16,
     /// Its interrupt.
     pub irq: u32,
 }
 
-impl Place {
-    /// Ports that it takes up.
+impl SerialAddress {
+    /// The number of ports that it has.
     pub const PORTS: u8 = 8;
 
-    /// Which of its registers is at this port.
+    /// Returns the register at this port, if it is one of its.
     #[must_use]
     pub fn register(self, port: u16) -> Option<u8> {
         let register = u8::try_from(port.checked_sub(self.port)?).ok()?;
@@ -33,23 +33,23 @@ impl Place {
     }
 }
 
-/// The console's, which Linux calls `ttyS0`.
-pub const CONSOLE: Place = Place { port: 0x3f8, irq: 4 };
+/// The console, which Linux calls `ttyS0`.
+pub const CONSOLE: SerialAddress = SerialAddress { port: 0x3f8, irq: 4 };
 /// The one for commands, `ttyS1`.
-pub const COMMANDS: Place = Place { port: 0x2f8, irq: 3 };
+pub const COMMANDS: SerialAddress = SerialAddress { port: 0x2f8, irq: 3 };
 
-/// A serial port, shared by the processor and whoever types at it.
+/// A serial port, shared by the processor and whoever types.
 pub struct SerialPort<W: Write> {
     uart: Mutex<Uart<W>>,
 }
 
 struct Uart<W: Write> {
     serial: Serial<Line, NoEvents, W>,
-    /// What was typed, as far as the port had no room for it yet.
+    /// Typed bytes that the port has had no room for.
     typed: VecDeque<u8>,
 }
 
-/// The port's interrupt.
+/// The port's interrupt line.
 struct Line(Irq);
 
 impl Trigger for Line {
@@ -61,7 +61,7 @@ impl Trigger for Line {
 }
 
 impl<W: Write> SerialPort<W> {
-    /// A port whose output goes to `output`.
+    /// Returns a port whose output goes to `output`.
     pub fn new(interrupt: Irq, output: W) -> Self {
         Self { uart: Mutex::new(Uart { serial: Serial::new(Line(interrupt), output), typed: VecDeque::new() }) }
     }
@@ -78,14 +78,14 @@ impl<W: Write> SerialPort<W> {
     pub fn write(&self, register: u8, value: u8) -> Result<(), Error<io::Error>> {
         let mut uart = self.lock();
         match uart.serial.write(register, value) {
-            // Nobody reads what the port puts out any more.
+            // Nobody reads the output any more.
             Err(Error::IOError(_)) => {}
             written => written?,
         }
         uart.refill()
     }
 
-    /// Types something.
+    /// Sends bytes to the guest.
     pub fn type_in(&self, bytes: &[u8]) -> Result<(), Error<io::Error>> {
         let mut uart = self.lock();
         uart.typed.extend(bytes);
@@ -98,14 +98,14 @@ impl<W: Write> SerialPort<W> {
 }
 
 impl SerialPort<UnixStream> {
-    /// Ends the line, for whoever reads or types at its other end.
+    /// Ends the connection to whoever types.
     pub fn hang_up(&self) {
         let _has_ended = self.lock().serial.writer().shutdown(Shutdown::Both);
     }
 }
 
 impl<W: Write> Uart<W> {
-    /// Gives the port as much of what was typed as it has room for.
+    /// Moves typed bytes to the port, as far as it has room.
     fn refill(&mut self) -> Result<(), Error<io::Error>> {
         let room = self.serial.fifo_capacity().min(self.typed.len());
         if room > 0 {

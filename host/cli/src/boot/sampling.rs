@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use scx_vsock::guest::{Error, Output, qemu::Guest};
+use scx_vsock::guest::{CommandOutput, Error, qemu::Guest};
 use scx_vsock::{Sample, Sampler};
 
 use crate::display;
@@ -24,7 +24,7 @@ pub struct Sampling {
 }
 
 /// A command that ended in the guest. The guest ends when this is dropped.
-type Ended = (Result<Output, Error>, Guest);
+type Ended = (Result<CommandOutput, Error>, Guest);
 
 impl Sampling {
     /// Takes this many samples. Where stats are expected, the last sample must have some.

@@ -1,4 +1,4 @@
-//! The guest's initramfs, put together in memory (newc, as the kernel's `buffer-format` document has it).
+//! Builds an initramfs in memory, in the newc format (Linux, `driver-api/early-userspace/buffer-format.rst`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,50 +15,42 @@ const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
-/// An initramfs that is being put together.
+/// An initramfs under construction.
 ///
-/// ```no_run
-/// use scx_vsock::guest::initramfs::build::Image;
+/// Paths are without a leading slash. The folders above an entry are added with it; of two entries with one path the
+/// first stays.
 ///
-/// let mut image = Image::new()?;
-/// image.program("bin/busybox", &std::fs::read("/bin/busybox")?)?;
-/// image.link("bin/sh", "busybox")?;
-/// image.program("init", b"#!/bin/sh\nexec sh\n")?;
-/// std::fs::write("initrd", image.finish()?)?;
+/// ```
+/// use scx_vsock::guest::initramfs::build::InitramfsBuilder;
+///
+/// let mut initramfs = InitramfsBuilder::new()?;
+/// initramfs.program("init", b"#!/bin/sh\nexec sh\n")?;
+/// initramfs.link("bin/sh", "busybox")?;
+/// initramfs.file("etc/hostname", b"guest\n")?;
+/// assert!(initramfs.paths().eq(["bin", "bin/sh", "dev", "dev/console", "etc", "etc/hostname", "init"]));
+/// assert!(initramfs.finish()?.starts_with(b"070701"));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug, Default)]
-pub struct Image {
+pub struct InitramfsBuilder {
     bytes: Vec<u8>,
-    entries: BTreeSet<String>,
+    paths: BTreeSet<String>,
 }
 
-impl Image {
-    /// An image with the console that the kernel opens for its first process.
-    ///
-    /// ```
-    /// let image = scx_vsock::guest::initramfs::build::Image::new()?;
-    /// assert!(image.names().eq(["dev", "dev/console"]));
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
+impl InitramfsBuilder {
+    /// Returns an initramfs with `/dev/console`, which the kernel opens for its first process. One without it is the
+    /// [`Default`].
     ///
     /// # Errors
     ///
     /// None in practice: it is written to memory.
     pub fn new() -> io::Result<Self> {
-        let mut image = Self::default();
-        image.character_device("dev/console", 0o600, 5, 1)?;
-        Ok(image)
+        let mut initramfs = Self::default();
+        initramfs.character_device("dev/console", 0o600, 5, 1)?;
+        Ok(initramfs)
     }
 
-    /// Adds a character device with these permissions and numbers. The first file of a name stays.
-    ///
-    /// ```
-    /// # let mut image = scx_vsock::guest::initramfs::build::Image::new()?;
-    /// image.character_device("dev/null", 0o666, 1, 3)?;
-    /// assert!(image.names().any(|name| name == "dev/null"));
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
+    /// Adds a character device with these permissions and numbers.
     ///
     /// # Errors
     ///
@@ -66,92 +58,49 @@ impl Image {
     pub fn character_device(&mut self, path: &str, permissions: u32, major: u32, minor: u32) -> io::Result<()> {
         let mode = CHARACTER_DEVICE | permissions & 0o777;
         let device = Builder::new(path).mode(mode).rdev_major(major).rdev_minor(minor);
-        self.first_of_its_name(path, device, &[])
+        self.add_first(path, device, &[])
     }
 
-    /// Adds a folder and those above it.
-    ///
-    /// ```
-    /// # let mut image = scx_vsock::guest::initramfs::build::Image::new()?;
-    /// image.folder("sys/fs/bpf")?;
-    /// assert!(image.names().any(|name| name == "sys/fs"));
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
+    /// Adds a folder.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new).
     pub fn folder(&mut self, path: &str) -> io::Result<()> {
-        if path.is_empty() || self.entries.contains(path) {
+        if path.is_empty() {
             return Ok(());
         }
-        self.folders_above(path)?;
-        self.entry(path, Builder::new(path).mode(FOLDER), &[])
+        self.add_first(path, Builder::new(path).mode(FOLDER), &[])
     }
 
-    fn folders_above(&mut self, path: &str) -> io::Result<()> {
-        path.rsplit_once('/').map_or(Ok(()), |(above, _)| self.folder(above))
-    }
-
-    /// Adds a program with these bytes. The first file of a name stays.
-    ///
-    /// ```
-    /// # let mut image = scx_vsock::guest::initramfs::build::Image::new()?;
-    /// image.program("init", b"#!/bin/sh\nexec sh\n")?;
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
+    /// Adds an executable file with these bytes.
     ///
     /// # Errors
     ///
-    /// If the file is larger than the format has room for.
+    /// If the file has 4 GiB or more.
     pub fn program(&mut self, path: &str, bytes: &[u8]) -> io::Result<()> {
-        self.with_mode(path, PROGRAM, bytes)
+        self.add_first(path, Builder::new(path).mode(PROGRAM), bytes)
     }
 
-    /// Adds a file with these bytes. The first file of a name stays.
-    ///
-    /// ```
-    /// # let mut image = scx_vsock::guest::initramfs::build::Image::new()?;
-    /// image.file("etc/hostname", b"guest\n")?;
-    /// image.file("etc/hostname", b"other\n")?; // changes nothing
-    /// let bytes = image.finish()?;
-    /// assert!(bytes.windows(6).any(|bytes| bytes == b"guest\n"));
-    /// assert!(!bytes.windows(6).any(|bytes| bytes == b"other\n"));
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
+    /// Adds a file with these bytes.
     ///
     /// # Errors
     ///
     /// As [`program`](Self::program).
     pub fn file(&mut self, path: &str, bytes: &[u8]) -> io::Result<()> {
-        self.with_mode(path, FILE, bytes)
+        self.add_first(path, Builder::new(path).mode(FILE), bytes)
     }
 
     /// Adds a symbolic link.
-    ///
-    /// ```
-    /// # let mut image = scx_vsock::guest::initramfs::build::Image::new()?;
-    /// image.link("var/run", "/run")?;
-    /// assert!(image.names().any(|name| name == "var/run"));
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
     ///
     /// # Errors
     ///
     /// As [`program`](Self::program).
     pub fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
-        self.with_mode(path, LINK, target.as_bytes())
+        self.add_first(path, Builder::new(path).mode(LINK), target.as_bytes())
     }
 
-    /// Adds a file of the host as a program.
-    ///
-    /// ```
-    /// # let mut image = scx_vsock::guest::initramfs::build::Image::new()?;
-    /// image.copy_program("the shell", "/bin/sh".as_ref(), "/bin/sh")?;
-    /// let error = image.copy_program("the tool", "/no/such/tool".as_ref(), "/bin/tool").unwrap_err();
-    /// assert!(error.to_string().starts_with("cannot read the tool /no/such/tool"));
-    /// # Ok::<(), scx_vsock::guest::Error>(())
-    /// ```
+    /// Adds a file of the host as an executable file. `what` names it in the error; a leading slash of `to` is dropped.
     ///
     /// # Errors
     ///
@@ -161,48 +110,33 @@ impl Image {
         Ok(self.program(to.trim_start_matches('/'), &bytes)?)
     }
 
-    fn with_mode(&mut self, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
-        self.first_of_its_name(path, Builder::new(path).mode(mode), bytes)
-    }
-
-    fn first_of_its_name(&mut self, path: &str, builder: Builder, bytes: &[u8]) -> io::Result<()> {
-        if self.entries.contains(path) {
+    /// Adds an entry and the folders above it, unless its path is taken.
+    fn add_first(&mut self, path: &str, entry: Builder, content: &[u8]) -> io::Result<()> {
+        if self.paths.contains(path) {
             return Ok(());
         }
-        self.folders_above(path)?;
-        self.entry(path, builder, bytes)
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.folder(parent)?;
+        }
+        self.add(path, entry, content)
     }
 
-    fn entry(&mut self, path: &str, builder: Builder, bytes: &[u8]) -> io::Result<()> {
-        let size = u32::try_from(bytes.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        let inode = u32::try_from(self.entries.len() + 1).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        let mut writer = builder.ino(inode).nlink(1).write(&mut self.bytes, size);
-        writer.write_all(bytes)?;
+    fn add(&mut self, path: &str, entry: Builder, content: &[u8]) -> io::Result<()> {
+        let size = u32::try_from(content.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        let inode = u32::try_from(self.paths.len() + 1).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        let mut writer = entry.ino(inode).nlink(1).write(&mut self.bytes, size);
+        writer.write_all(content)?;
         writer.finish()?;
-        self.entries.insert(path.to_owned());
+        self.paths.insert(path.to_owned());
         Ok(())
     }
 
-    /// The names of all entries, in order.
-    ///
-    /// ```
-    /// # let mut image = scx_vsock::guest::initramfs::build::Image::new()?;
-    /// image.file("etc/hostname", b"guest\n")?;
-    /// assert!(image.names().eq(["dev", "dev/console", "etc", "etc/hostname"]));
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
-        self.entries.iter().map(String::as_str)
+    /// Returns the paths of all entries in alphabetical order.
+    pub fn paths(&self) -> impl Iterator<Item = &str> + Clone {
+        self.paths.iter().map(String::as_str)
     }
 
-    /// The image's bytes.
-    ///
-    /// ```
-    /// # let image = scx_vsock::guest::initramfs::build::Image::new()?;
-    /// let initrd = image.finish()?;
-    /// assert!(initrd.starts_with(b"070701"), "newc");
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
+    /// Returns the bytes of the initramfs.
     ///
     /// # Errors
     ///
@@ -219,13 +153,13 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn an_image_reads_back_with_the_folders_above_each_file() {
-        let mut image = Image::new().unwrap();
-        image.program("init", b"#!/bin/sh\n").unwrap();
-        image.file("etc/deep/file", b"one").unwrap();
-        image.file("etc/deep/file", b"two").unwrap();
-        image.link("var/run", "/run").unwrap();
-        let bytes = image.finish().unwrap();
+    fn an_initramfs_reads_back_with_all_folders() {
+        let mut initramfs = InitramfsBuilder::new().unwrap();
+        initramfs.program("init", b"#!/bin/sh\n").unwrap();
+        initramfs.file("etc/deep/file", b"one").unwrap();
+        initramfs.file("etc/deep/file", b"two").unwrap();
+        initramfs.link("var/run", "/run").unwrap();
+        let bytes = initramfs.finish().unwrap();
         let mut rest = bytes.as_slice();
         let mut seen = Vec::new();
         loop {
@@ -250,5 +184,22 @@ mod tests {
             ("var/run", LINK, "/run"),
         ];
         assert_eq!(seen, expected.map(|(name, mode, content)| (name.to_owned(), mode, content.to_owned())));
+    }
+
+    #[test]
+    fn a_missing_host_file_is_named() {
+        let mut initramfs = InitramfsBuilder::new().unwrap();
+        initramfs.copy_program("the shell", "/bin/sh".as_ref(), "/bin/sh").unwrap();
+        assert!(initramfs.paths().any(|path| path == "bin/sh"));
+        let error = initramfs.copy_program("the tool", "/no/such/tool".as_ref(), "/bin/tool").unwrap_err();
+        assert!(error.to_string().starts_with("cannot read the tool /no/such/tool"));
+    }
+
+    #[test]
+    fn devices_are_entries_like_files() {
+        let mut initramfs = InitramfsBuilder::new().unwrap();
+        initramfs.character_device("dev/null", 0o666, 1, 3).unwrap();
+        initramfs.folder("sys/fs/bpf").unwrap();
+        assert!(initramfs.paths().eq(["dev", "dev/console", "dev/null", "sys", "sys/fs", "sys/fs/bpf"]));
     }
 }

@@ -1,4 +1,4 @@
-//! A program of the host in the guest, with the shared libraries that it needs.
+//! Programs of the host in the guest, with the shared libraries that they need.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,30 +6,35 @@ use std::path::Path;
 
 use lddtree::DependencyAnalyzer;
 
-use super::build::Image;
+use super::build::InitramfsBuilder;
 use crate::guest::error::Error;
 
-/// The folder of the guest with the host's libraries, to be named in `LD_LIBRARY_PATH`.
+/// The guest's folder with the host's libraries, for `LD_LIBRARY_PATH`.
 pub const FOLDER: &str = "usr/lib/host";
 
-/// Adds a program of the host at `to`. Its interpreter comes to the path that the program names, its libraries into
-/// [`FOLDER`]. A script comes alone.
+/// Adds a program of the host at `to`, its interpreter at the path that the program names, and its libraries in
+/// [`FOLDER`]. A script is added without its interpreter. `what` names the program in errors.
 ///
 /// ```
-/// use scx_vsock::guest::initramfs::build::Image;
+/// use scx_vsock::guest::initramfs::build::InitramfsBuilder;
 /// use scx_vsock::guest::initramfs::libraries::{FOLDER, add_program};
 ///
-/// let mut image = Image::new()?;
-/// add_program(&mut image, "this program", &std::env::current_exe()?, "bin/tool")?;
-/// assert!(image.names().any(|name| name.starts_with(FOLDER) && name.contains("libc.so")));
+/// let mut initramfs = InitramfsBuilder::new()?;
+/// add_program(&mut initramfs, "this program", &std::env::current_exe()?, "bin/tool")?;
+/// assert!(initramfs.paths().any(|path| path.starts_with(FOLDER) && path.contains("libc.so")));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
 ///
 /// [`Error::File`], [`Error::Program`], [`Error::NoLibrary`].
-pub fn add_program(image: &mut Image, what: &'static str, program: &Path, to: &str) -> Result<(), Error> {
-    image.copy_program(what, program, to)?;
+pub fn add_program(
+    initramfs: &mut InitramfsBuilder,
+    what: &'static str,
+    program: &Path,
+    to: &str,
+) -> Result<(), Error> {
+    initramfs.copy_program(what, program, to)?;
     if is_script(program) {
         return Ok(());
     }
@@ -41,7 +46,7 @@ pub fn add_program(image: &mut Image, what: &'static str, program: &Path, to: &s
         let Some(file) = &library.realpath else {
             return Err(Error::NoLibrary { program: program.into(), library: name.clone() });
         };
-        image.copy_program("the library", file, &guest_path(name, interpreter))?;
+        initramfs.copy_program("the library", file, &guest_path(name, interpreter))?;
     }
     Ok(())
 }
@@ -51,7 +56,7 @@ fn is_script(program: &Path) -> bool {
     File::open(program).and_then(|mut file| file.read_exact(&mut beginning)).is_ok() && beginning == *b"#!"
 }
 
-/// The interpreter is also a library that others need by its bare name.
+/// Returns the path of a library in the guest. The interpreter is also a library, which others need by its bare name.
 fn guest_path(name: &str, interpreter: Option<&str>) -> String {
     match interpreter {
         Some(path) if path.rsplit('/').next() == Some(name) => path.to_owned(),
@@ -65,25 +70,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_brings_its_interpreter_and_its_libraries() {
-        let mut image = Image::new().unwrap();
-        add_program(&mut image, "this test", &std::env::current_exe().unwrap(), "bin/test").unwrap();
-        let names = image.names();
-        let has = |wanted: &str| names.clone().any(|name| name.contains(wanted));
-        assert!(has("bin/test") && has("usr/lib/host/libc.so") && has("/ld-"), "{:?}", names.collect::<Vec<_>>());
-        assert!(!has("usr/lib/host/ld-"), "the interpreter stands at one place");
+    fn a_program_comes_with_its_libraries() {
+        let mut initramfs = InitramfsBuilder::new().unwrap();
+        add_program(&mut initramfs, "this test", &std::env::current_exe().unwrap(), "bin/test").unwrap();
+        let paths = initramfs.paths();
+        let has = |wanted: &str| paths.clone().any(|path| path.contains(wanted));
+        assert!(has("bin/test") && has("usr/lib/host/libc.so") && has("/ld-"), "{:?}", paths.collect::<Vec<_>>());
+        assert!(!has("usr/lib/host/ld-"), "the interpreter is in one place");
     }
 
     #[test]
-    fn a_script_comes_alone_and_other_files_are_refused_by_name() {
+    fn scripts_come_alone_and_other_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let (script, text) = (folder.path().join("script"), folder.path().join("text"));
         std::fs::write(&script, "#!/bin/sh\ntrue\n").unwrap();
         std::fs::write(&text, "true\n").unwrap();
-        let mut image = Image::new().unwrap();
-        add_program(&mut image, "the script", &script, "bin/script").unwrap();
-        assert!(image.names().eq(["bin", "bin/script", "dev", "dev/console"]));
-        let error = add_program(&mut image, "the text", &text, "bin/text").unwrap_err();
+        let mut initramfs = InitramfsBuilder::new().unwrap();
+        add_program(&mut initramfs, "the script", &script, "bin/script").unwrap();
+        assert!(initramfs.paths().eq(["bin", "bin/script", "dev", "dev/console"]));
+        let error = add_program(&mut initramfs, "the text", &text, "bin/text").unwrap_err();
         assert!(error.to_string().contains(text.to_str().unwrap()), "{error}");
     }
 }

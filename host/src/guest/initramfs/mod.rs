@@ -1,6 +1,8 @@
-//! Initial RAM file systems: built in memory, or an existing one with the agent added.
+//! Initial RAM file systems: [`build`] one in memory, or [`inject`] the agent into an existing one.
 
 pub mod build;
+mod contents;
+mod error;
 pub mod inject;
 pub mod libraries;
 pub mod modules;

@@ -1,4 +1,4 @@
-//! The kernel modules that a guest needs, in the order in which they load.
+//! The kernel modules that a guest needs, in load order.
 
 use std::fs;
 use std::io::{self, Read};
@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use crate::guest::error::Error;
 
-/// What the guest's side of vsock needs, where it is not built in.
+/// The modules that vsock in a guest needs, where they are not built in.
 pub const VSOCK: &[&str] = &["virtio_pci", "vmw_vsock_virtio_transport"];
 
-/// A folder with one kernel's modules, such as `/lib/modules/6.1.0`.
+/// The modules of one kernel, in a folder such as `/lib/modules/6.1.0`.
 ///
 /// ```no_run
-/// use scx_vsock::guest::initramfs::build::Image;
+/// use scx_vsock::guest::initramfs::build::InitramfsBuilder;
 /// use scx_vsock::guest::initramfs::modules::{Modules, VSOCK};
 ///
-/// let mut image = Image::new()?;
+/// let mut initramfs = InitramfsBuilder::new()?;
 /// let modules = Modules::read("/lib/modules/7.2.0".as_ref())?;
 /// for path in modules.in_load_order(VSOCK)? {
-///     image.file(path.trim_end_matches(".xz"), &modules.load(path)?)?;
+///     initramfs.file(path.trim_end_matches(".xz"), &modules.load(path)?)?;
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -32,13 +32,6 @@ pub struct Modules {
 impl Modules {
     /// Reads the folder's indices, `modules.dep` and `modules.builtin`.
     ///
-    /// ```
-    /// use scx_vsock::guest::initramfs::modules::Modules;
-    ///
-    /// let error = Modules::read("/no/such/folder".as_ref()).unwrap_err();
-    /// assert!(error.to_string().starts_with("cannot read the index of kernel modules /no/such/folder/modules.dep"));
-    /// ```
-    ///
     /// # Errors
     ///
     /// [`Error::File`] if it has no `modules.dep`.
@@ -47,24 +40,15 @@ impl Modules {
         let dependencies = fs::read_to_string(&index).map_err(|source| Error::File {
             what: "the index of kernel modules",
             path: index,
-            mend: "name the modules' folder of this kernel, and run depmod for it",
+            fix: "name the folder with this kernel's modules, and run depmod for it",
             source,
         })?;
         let builtin = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
         Ok(Self { folder: folder.into(), dependencies, builtin })
     }
 
-    /// Paths, below the folder, of the modules `names` and all that they need, in the order in which they load.
-    /// Those that are built in are left out.
-    ///
-    /// ```
-    /// # use scx_vsock::guest::initramfs::modules::Modules;
-    /// # let folder = tempfile::tempdir()?;
-    /// std::fs::write(folder.path().join("modules.dep"), "net/vsock.ko:\nnet/transport.ko: net/vsock.ko\n")?;
-    /// let modules = Modules::read(folder.path())?;
-    /// assert_eq!(modules.in_load_order(&["transport"])?, ["net/vsock.ko", "net/transport.ko"]);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns the paths in the folder of the modules `names` and of all that they need, in load order. Built-in modules
+    /// are skipped.
     ///
     /// # Errors
     ///
@@ -82,7 +66,7 @@ impl Modules {
             let Some((path, needs)) = line else {
                 return Err(Error::NoModule { name: (*name).to_owned(), folder: self.folder.clone() });
             };
-            // modules.dep has every need, direct or not, what loads first last.
+            // modules.dep lists direct and indirect needs in reverse load order.
             for module in needs.split_whitespace().rev().chain([path]) {
                 if !order.contains(&module) {
                     order.push(module);
@@ -92,15 +76,7 @@ impl Modules {
         Ok(order)
     }
 
-    /// The bytes of a module, decompressed.
-    ///
-    /// ```no_run
-    /// # use scx_vsock::guest::initramfs::modules::Modules;
-    /// let modules = Modules::read("/lib/modules/7.2.0".as_ref())?;
-    /// let module = modules.load("kernel/net/vmw_vsock/vsock.ko.xz")?;
-    /// assert!(module.starts_with(b"\x7fELF"));
-    /// # Ok::<(), scx_vsock::guest::Error>(())
-    /// ```
+    /// Reads a module, and decompresses one that ends in `.xz`, `.gz` or `.zst`.
     ///
     /// # Errors
     ///
@@ -110,13 +86,13 @@ impl Modules {
         fs::read(&file).and_then(|bytes| decompress(path, &bytes)).map_err(|source| Error::File {
             what: "the kernel module",
             path: file,
-            mend: "install the kernel's package again",
+            fix: "reinstall the kernel's package",
             source,
         })
     }
 }
 
-/// A module's name as the kernel has it: the file's, without endings, dashes as underscores.
+/// Returns the kernel's name of a module: the file's without extensions, dashes as underscores.
 fn module_name(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     file.split(".ko").next().unwrap_or(file).replace('-', "_")
@@ -154,7 +130,7 @@ kernel/vmw_vsock_virtio_transport.ko.xz: kernel/common.ko.xz kernel/vsock.ko.xz 
     }
 
     #[test]
-    fn what_a_module_needs_comes_before_it_and_what_is_built_in_not_at_all() {
+    fn dependencies_come_first_and_built_ins_are_skipped() {
         let expected = [
             "kernel/virtio/virtio-ring.ko",
             "kernel/vsock.ko.xz",
@@ -165,18 +141,18 @@ kernel/vmw_vsock_virtio_transport.ko.xz: kernel/common.ko.xz kernel/vsock.ko.xz 
     }
 
     #[test]
-    fn a_dash_in_a_file_is_an_underscore_in_the_name() {
+    fn a_dash_is_an_underscore_in_the_name() {
         assert_eq!(modules().in_load_order(&["virtio_ring"]).unwrap(), ["kernel/virtio/virtio-ring.ko"]);
     }
 
     #[test]
-    fn a_missing_module_is_named_with_its_folder() {
+    fn a_missing_module_is_named() {
         let error = modules().in_load_order(&["absent"]).unwrap_err().to_string();
         assert!(error.starts_with("the kernel module absent is not in /lib/modules/1"), "{error}");
     }
 
     #[test]
-    fn modules_are_decompressed_by_their_ending() {
+    fn modules_are_decompressed_by_extension() {
         let mut gz = Vec::new();
         flate2::read::GzEncoder::new(&b"module"[..], flate2::Compression::fast()).read_to_end(&mut gz).unwrap();
         let mut xz = Vec::new();
@@ -187,5 +163,11 @@ kernel/vmw_vsock_virtio_transport.ko.xz: kernel/common.ko.xz kernel/vsock.ko.xz 
         assert_eq!(decompress("a.ko.zst", &zst).unwrap(), b"module");
         assert_eq!(decompress("a.ko", b"module").unwrap(), b"module");
         assert!(decompress("a.ko.xz", b"module").is_err());
+    }
+
+    #[test]
+    fn a_missing_index_is_named() {
+        let error = Modules::read("/no/such/folder".as_ref()).unwrap_err().to_string();
+        assert!(error.starts_with("cannot read the index of kernel modules /no/such/folder/modules.dep"), "{error}");
     }
 }

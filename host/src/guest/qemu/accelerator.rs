@@ -1,63 +1,53 @@
 //! How QEMU runs the guest's instructions.
 
+use std::collections::HashMap;
 use std::env;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::process::Process;
+use super::child_process::ChildProcess;
 use crate::guest::console::Console;
 
-/// How long KVM has to show that it can run a kernel. A kernel that runs at all needs a small part of it.
-const PROBE: Duration = Duration::from_secs(3);
+/// How long a kernel may take to print its first line under KVM. One that runs at all needs a small part of it.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How QEMU runs the guest's instructions.
 ///
 /// ```no_run
+/// use std::time::Duration;
 /// use scx_vsock::guest::qemu::Accelerator;
 ///
-/// let patience = match Accelerator::find("qemu-system-x86_64", "/boot/vmlinuz".as_ref()) {
-///     Accelerator::Kvm => std::time::Duration::from_secs(20),
-///     Accelerator::Tcg => std::time::Duration::from_secs(120),
+/// let accelerator = Accelerator::find("qemu-system-x86_64", "/boot/vmlinuz".as_ref());
+/// println!("qemu-system-x86_64 {}", accelerator.arguments().join(" "));
+/// let boot_timeout = match accelerator {
+///     Accelerator::Kvm => Duration::from_secs(20),
+///     Accelerator::Tcg => Duration::from_secs(120),
 /// };
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
-    /// By the host's processor, through `/dev/kvm`.
+    /// On the host's processor, through `/dev/kvm`.
     Kvm,
     /// By translation, anywhere.
     Tcg,
 }
 
 impl Accelerator {
-    /// KVM where it truly runs this kernel, found out once for all guests of this process; else TCG. The environment's
-    /// `SCX_VSOCK_ACCELERATOR`, `kvm` or `tcg`, decides without trying.
-    ///
-    /// ```no_run
-    /// use scx_vsock::guest::qemu::Accelerator;
-    ///
-    /// let accelerator = Accelerator::find("qemu-system-x86_64", "/boot/vmlinuz".as_ref());
-    /// println!("qemu-system-x86_64 {}", accelerator.arguments().join(" "));
-    /// ```
+    /// Returns KVM where it runs this kernel under this QEMU, else TCG. It is tried once for each pair in a process. The
+    /// environment's `SCX_VSOCK_ACCELERATOR`, `kvm` or `tcg`, decides without a trial.
     #[must_use]
     pub fn find(qemu: &str, kernel: &Path) -> Self {
-        static FOUND: OnceLock<Accelerator> = OnceLock::new();
-        *FOUND.get_or_init(|| match env::var("SCX_VSOCK_ACCELERATOR").as_deref() {
+        static FOUND: LazyLock<Cache> = LazyLock::new(Cache::default);
+        match env::var("SCX_VSOCK_ACCELERATOR").as_deref() {
             Ok("kvm") => Self::Kvm,
             Ok("tcg") => Self::Tcg,
-            _ if kvm_runs(qemu, kernel) => Self::Kvm,
-            _ => Self::Tcg,
-        })
+            _ => FOUND.get_or_probe(qemu, kernel, || if kvm_runs(qemu, kernel) { Self::Kvm } else { Self::Tcg }),
+        }
     }
 
-    /// QEMU's arguments for it.
-    ///
-    /// ```
-    /// use scx_vsock::guest::qemu::Accelerator;
-    ///
-    /// assert_eq!(Accelerator::Kvm.arguments(), ["-accel", "kvm", "-cpu", "host"]);
-    /// ```
+    /// Returns QEMU's arguments for it.
     #[must_use]
     pub fn arguments(self) -> [&'static str; 4] {
         match self {
@@ -67,16 +57,26 @@ impl Accelerator {
     }
 }
 
-/// Whether the kernel comes as far as its first words under KVM. That `/dev/kvm` can be opened says nothing: nested
-/// and paravirtual ones fail or hang later.
-///
-/// ```no_run
-/// use scx_vsock::guest::qemu::{kvm_runs, qemu_program};
-///
-/// if !kvm_runs(&qemu_program(None), "/boot/vmlinuz".as_ref()) {
-///     println!("/dev/kvm is not there, or does not run this kernel");
-/// }
-/// ```
+/// A QEMU program and a kernel.
+type Pair = (String, PathBuf);
+
+/// What was found for each pair.
+#[derive(Debug, Default)]
+struct Cache(Mutex<HashMap<Pair, Arc<OnceLock<Accelerator>>>>);
+
+impl Cache {
+    /// Returns what was found for this pair. Whoever asks first probes, others wait for the result.
+    fn get_or_probe(&self, qemu: &str, kernel: &Path, probe: impl FnOnce() -> Accelerator) -> Accelerator {
+        let found = {
+            let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(pairs.entry((qemu.to_owned(), kernel.to_owned())).or_default())
+        };
+        *found.get_or_init(probe)
+    }
+}
+
+/// Whether the kernel prints its first line under KVM. Opening `/dev/kvm` proves nothing: nested and paravirtual KVM can
+/// fail or hang later.
 #[must_use]
 pub fn kvm_runs(qemu: &str, kernel: &Path) -> bool {
     if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
@@ -90,9 +90,29 @@ pub fn kvm_runs(qemu: &str, kernel: &Path) -> bool {
         .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
         .arg(kernel);
     let console = Console::default();
-    let Ok(process) = Process::start(command, console.clone()) else { return false };
-    // Without a root file system the kernel panics soon after its first words, which ends QEMU.
-    let _it_ended = process.ends_within(PROBE);
+    let Ok(process) = ChildProcess::start(command, console.clone()) else { return false };
+    // Without a root file system the kernel panics soon after its first line, which ends QEMU.
+    let _exited = process.exits_within(PROBE_TIMEOUT);
     drop(process);
     console.text().contains("Linux version")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pair_of_qemu_and_kernel_is_probed_once() {
+        let cache = Cache::default();
+        let get = |qemu, kernel: &str, probed| cache.get_or_probe(qemu, kernel.as_ref(), || probed);
+        assert_eq!(get("qemu", "vmlinuz", Accelerator::Kvm), Accelerator::Kvm);
+        assert_eq!(get("qemu", "other-vmlinuz", Accelerator::Tcg), Accelerator::Tcg);
+        assert_eq!(get("other-qemu", "vmlinuz", Accelerator::Tcg), Accelerator::Tcg);
+        assert_eq!(cache.get_or_probe("qemu", "vmlinuz".as_ref(), || unreachable!()), Accelerator::Kvm);
+    }
+
+    #[test]
+    fn kvm_uses_the_hosts_processor() {
+        assert_eq!(Accelerator::Kvm.arguments(), ["-accel", "kvm", "-cpu", "host"]);
+    }
 }

@@ -5,12 +5,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 
-use super::builder::GuestBuilder;
-use super::process::Process;
-use super::qmp::{Command, Qmp};
+use super::child_process::ChildProcess;
+use super::qmp::{Qmp, QmpCommand};
 use crate::SchedStatsClient;
-use crate::guest::commands::{Commands, Output};
+use crate::guest::command_channel::{CommandChannel, CommandOutput};
 use crate::guest::console::Console;
 use crate::guest::error::Error;
 use crate::io::Deadline;
@@ -18,229 +18,163 @@ use crate::transport::vhost_user::Server;
 use crate::vsock::says_hello;
 use crate::vsock::{Handle, Listener};
 
-/// How long a command may take where nothing else is said.
+/// How long a command may take by default.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long QEMU may take to end once its device is gone.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long QEMU may take to exit once its device is gone.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A running guest. It ends when this is dropped.
+/// A running guest. It ends when this is dropped, and with this process, however that ends.
 ///
 /// ```no_run
+/// use std::time::Duration;
 /// use scx_vsock::guest::qemu::Guest;
+/// use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 ///
-/// let guest = Guest::builder().kernel("/boot/vmlinuz").scheduler("scx_bpfland", &[]).boot()?;
-/// guest.client().wait_for_scheduler(std::time::Duration::from_secs(60))?;
+/// # fn main() -> anyhow::Result<()> {
+/// let mut guest = Guest::builder().kernel("/boot/vmlinuz").scheduler("scx_bpfland", &[]).boot()?;
+/// guest.client().wait_for_scheduler(Duration::from_secs(60))?;
 /// guest.run(&["sh", "-c", "ls -R /sys >/dev/null"])?;
 /// println!("{:#}", guest.client().stats(&[])?);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+///
+/// let run = RunControl::new();
+/// let client = SchedStatsClient::builder(guest.handle().agent()).control(&run).build();
+/// let frozen = run.freeze(); // calls in flight end at once
+/// guest.pause()?;
+/// assert_eq!(client.stats(&[]), Err(SchedStatsError::DuringFreeze));
+/// guest.resume()?;
+/// drop(frozen);
+///
+/// guest.reboot(Duration::from_secs(120))?;
+/// let logs = guest.handle().listen(5000)?; // for a program in the guest that connects to CID 2
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Debug)]
 pub struct Guest {
-    // QEMU ends before the back end that it is connected to.
-    process: Process,
+    // QEMU is killed before the back end that it is connected to goes.
+    process: ChildProcess,
     console: Console,
     server: Server,
-    commands: Mutex<Commands>,
-    monitor: Mutex<Qmp>,
+    commands: Mutex<CommandChannel>,
+    qmp: Mutex<Qmp>,
 }
 
 impl Guest {
-    /// Begins to describe a guest.
-    ///
-    /// ```
-    /// use scx_vsock::guest::qemu::Guest;
-    ///
-    /// let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").cpus(4); // nothing is done until `boot`
-    /// ```
-    pub fn builder() -> GuestBuilder {
-        GuestBuilder::default()
+    pub(super) fn new(
+        process: ChildProcess,
+        console: Console,
+        server: Server,
+        commands: CommandChannel,
+        qmp: Qmp,
+    ) -> Self {
+        Self { process, console, server, commands: Mutex::new(commands), qmp: Mutex::new(qmp) }
     }
 
-    pub(super) fn new(process: Process, console: Console, server: Server, commands: Commands, monitor: Qmp) -> Self {
-        Self { process, console, server, commands: Mutex::new(commands), monitor: Mutex::new(monitor) }
-    }
-
-    /// The guest's vsock device: any port, both ways.
-    ///
-    /// ```no_run
-    /// # let guest = scx_vsock::guest::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
-    /// let logs = guest.handle().listen(5000)?; // for a program of the guest that connects to CID 2
-    /// let shell = guest.handle().connect(22)?; // to one that listens there
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns a handle of the guest's vsock device: any port, both ways.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.server.handle()
     }
 
-    /// A client of the guest's scheduler, on a session of its own.
-    ///
-    /// ```no_run
-    /// # let guest = scx_vsock::guest::qemu::Guest::builder().kernel("/boot/vmlinuz").scheduler("scx_bpfland", &[]).boot()?;
-    /// let client = guest.client();
-    /// client.wait_for_scheduler(std::time::Duration::from_secs(60))?;
-    /// let stats = client.stats(&[])?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Returns a client of the guest's scheduler, with a session of its own.
     #[must_use]
     pub fn client(&self) -> SchedStatsClient {
         SchedStatsClient::builder(self.handle().agent()).build()
     }
 
-    /// What the guest printed.
-    ///
-    /// ```no_run
-    /// # let guest = scx_vsock::guest::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
-    /// println!("{}", guest.console().text());
-    /// # Ok::<(), scx_vsock::guest::Error>(())
-    /// ```
+    /// Returns what the guest prints. A clone of it outlives the guest.
     #[must_use]
     pub fn console(&self) -> &Console {
         &self.console
     }
 
-    /// Runs a command in the guest, one at a time, to its end or at most a minute.
-    ///
-    /// ```no_run
-    /// # let guest = scx_vsock::guest::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
-    /// let output = guest.run(&["uname", "-r"])?;
-    /// assert_eq!(output.status, 0);
-    /// println!("{}", String::from_utf8_lossy(&output.stdout));
-    /// # Ok::<(), scx_vsock::guest::Error>(())
-    /// ```
+    /// Runs a command in the guest to its end, for at most 60 s. Commands run one at a time.
     ///
     /// # Errors
     ///
-    /// [`Error::CommandTimedOut`], [`Error::Commands`].
-    pub fn run(&self, arguments: &[&str]) -> Result<Output, Error> {
+    /// As [`run_within`](Self::run_within).
+    pub fn run(&self, arguments: &[&str]) -> Result<CommandOutput, Error> {
         self.run_within(arguments, COMMAND_DEADLINE)
     }
 
-    /// Runs a command in the guest, one at a time, to its end or at most this long.
-    ///
-    /// ```no_run
-    /// # use std::time::Duration;
-    /// # let guest = scx_vsock::guest::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
-    /// guest.run_within(&["stress-ng", "--cpu", "2", "--timeout", "120"], Duration::from_secs(180))?;
-    /// # Ok::<(), scx_vsock::guest::Error>(())
-    /// ```
+    /// Runs a command in the guest to its end, for at most this long.
     ///
     /// # Errors
     ///
-    /// [`Error::CommandTimedOut`], [`Error::Commands`].
-    pub fn run_within(&self, arguments: &[&str], within: Duration) -> Result<Output, Error> {
+    /// [`Error::NulInArgument`], [`Error::CommandTimedOut`], [`Error::CommandChannel`].
+    pub fn run_within(&self, arguments: &[&str], within: Duration) -> Result<CommandOutput, Error> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).run(arguments, within)
     }
 
-    /// InFlight the guest's processors; nothing where they are stopped. What waits for the guest goes on waiting, until its
-    /// deadline: a client whose calls are to end at once has a [`RunControl`](crate::RunControl), to be frozen first.
-    ///
-    /// ```no_run
-    /// use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError, guest::qemu};
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let guest = qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
-    /// let run = RunControl::new();
-    /// let client = SchedStatsClient::builder(guest.handle().agent()).control(&run).build();
-    /// let frozen = run.freeze();
-    /// guest.pause()?;
-    /// assert_eq!(client.stats(&[]), Err(SchedStatsError::DuringFreeze));
-    /// guest.resume()?;
-    /// drop(frozen);
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Stops the guest's processors, if they run. A call in flight still waits until its deadline;
+    /// freeze the client's [`RunControl`](crate::RunControl) first to end calls at once.
     ///
     /// # Errors
     ///
-    /// [`Error::Qmp`], after half a minute at the latest.
+    /// [`Error::Qmp`], after 30 s at the latest.
     pub fn pause(&self) -> Result<(), Error> {
-        self.tell(Command::Stop)
+        self.execute(QmpCommand::Stop)
     }
 
-    /// Lets the guest's processors go on; nothing where they run.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let guest = scx_vsock::guest::qemu::Guest::builder().kernel("/boot/vmlinuz").boot()?;
-    /// guest.pause()?;
-    /// guest.resume()?;
-    /// guest.run(&["uptime"])?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Resumes the guest's processors, if they are stopped.
     ///
     /// # Errors
     ///
-    /// [`Error::Qmp`], after half a minute at the latest.
+    /// [`Error::Qmp`], after 30 s at the latest.
     pub fn resume(&self) -> Result<(), Error> {
-        self.tell(Command::Cont)
+        self.execute(QmpCommand::Cont)
     }
 
-    /// Resets the guest as its reset button would, and waits at most `within` until its agent is ready again. Its
-    /// connections end; clients, handles and listeners serve the guest that comes. A guest that was paused stays so,
-    /// and is not ready in time.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let mut guest = scx_vsock::guest::qemu::Guest::builder().kernel("/boot/vmlinuz").scheduler("scx_bpfland", &[]).boot()?;
-    /// let client = guest.client();
-    /// guest.reboot(std::time::Duration::from_secs(120))?;
-    /// client.wait_for_scheduler(std::time::Duration::from_secs(60))?;
-    /// client.stats(&[])?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Resets the guest as its reset button would, and waits until its agent is ready again. Its connections end;
+    /// clients, handles and listeners serve the guest that boots. A paused guest stays paused, and is not ready in time.
     ///
     /// # Errors
     ///
-    /// [`Error::Qmp`]; [`Error::Host`] if somebody else listens for the agent's Ready, or the guest has ended;
+    /// [`Error::Qmp`]; [`Error::Host`] if another listener has the agent's Ready port, or the guest has ended;
     /// [`Error::NotReady`]; [`Error::Ended`].
     pub fn reboot(&mut self, within: Duration) -> Result<(), Error> {
         let ready = self.handle().listen(crate::READY_PORT)?;
-        self.tell(Command::ResetStartsAgain)?;
-        self.tell(Command::Reset)?;
-        // The firmware finds that it ran before, and resets the guest once more.
-        let is_ready = self.wait_until_ready(&ready, within);
-        is_ready.and(self.tell(Command::ResetEnds))
+        self.execute(QmpCommand::RebootResets)?;
+        self.execute(QmpCommand::SystemReset)?;
+        // The firmware sees that it has run before, and resets the guest once more.
+        let outcome = self.wait_until_ready(&ready, within);
+        outcome.and(self.execute(QmpCommand::RebootShutsDown))
     }
 
-    fn tell(&self, command: Command) -> Result<(), Error> {
-        self.monitor.lock().unwrap_or_else(PoisonError::into_inner).execute(command)
+    fn execute(&self, command: QmpCommand) -> Result<(), Error> {
+        self.qmp.lock().unwrap_or_else(PoisonError::into_inner).execute(command)
     }
 
     /// Waits for the agent's Ready, the guest's end or the deadline, whatever comes first.
     pub(super) fn wait_until_ready(&mut self, ready: &Listener, within: Duration) -> Result<(), Error> {
-        let deadline = Deadline::after(Instant::now(), within).at();
+        let deadline = Deadline::after(Instant::now(), within);
+        let left = || deadline.left(Instant::now());
         loop {
             match ready.accept() {
-                Ok(stream) if says_hello(&stream, deadline.saturating_duration_since(Instant::now())) => return Ok(()),
-                // Another one may wait already.
+                Ok(stream) if says_hello(&stream, left()) => return Ok(()),
+                // Another connection may wait already.
                 Ok(_) => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return Err(self.ended()),
+                Err(_) => return Err(self.exited()),
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::NotReady { within, console: self.console.last_words() });
+            if left().is_zero() {
+                return Err(Error::NotReady { within, console: self.console.last_lines() });
             }
             let mut fds = [PollFd::new(ready, PollFlags::IN), PollFd::new(&self.process, PollFlags::IN)];
-            match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(Error::Host(errno.into())),
-            }
+            retry_on_intr(|| poll(&mut fds, Timespec::try_from(left()).ok().as_ref()))
+                .map_err(|errno| Error::Host(errno.into()))?;
             if fds.get(1).is_some_and(|process| !process.revents().is_empty()) {
-                return Err(self.ended());
+                return Err(self.exited());
             }
         }
     }
 
-    /// The guest has ended, or its device is gone, which QEMU does not survive for long.
-    fn ended(&mut self) -> Error {
-        let _it_ended = self.process.ends_within(GRACE);
-        // Then all that it printed is in the console.
-        self.process.end();
-        Error::Ended { console: self.console.last_words() }
+    /// Returns the error of a guest that has ended, or whose device is gone, after which QEMU exits soon.
+    fn exited(&mut self) -> Error {
+        let _exited = self.process.exits_within(EXIT_TIMEOUT);
+        // From here on the console has all output.
+        self.process.kill();
+        Error::Ended { console: self.console.last_lines() }
     }
 }

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The first process of a throw-away guest: mounts, modules, scheduler, agent; then it runs what the host asks for.
+# The first process of a throw-away guest: mounts, modules, scheduler, agent; then it runs the host's commands.
 # The names of busybox's other programs are not there yet.
 busybox mkdir -p /dev /proc /sys /run /tmp /root /etc /sbin /usr/bin /usr/sbin
 busybox mount -t proc proc /proc
@@ -21,7 +21,7 @@ while read -r module; do
     insmod "$module" || echo "init: $module cannot be loaded"
 done </etc/scx-vsock/modules
 
-# The host may ask for something as soon as the agent is ready.
+# The host may send commands as soon as the agent is ready.
 exec 3<>/dev/ttyS1
 stty -F /dev/ttyS1 raw -echo
 

@@ -1,168 +1,163 @@
-//! QEMU's monitor, over which a guest is paused and reset: one command at a time, in the QEMU Machine Protocol.
+//! The QEMU Machine Protocol, over which a guest is paused and reset: one command at a time.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::guest::deadline::wait_until;
 use crate::guest::error::Error;
+use crate::guest::timed_stream::TimedStream;
 
-/// How long QEMU may take to do what it is told. None of it waits for the guest.
+/// How long QEMU may take to execute a command. None of them waits for the guest.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Bytes of a line of QEMU's. What is asked here is answered in far less.
+/// The most bytes of a line from QEMU. The answers to these commands are far shorter.
 const MAX_LINE: usize = 64 * 1024;
 
-/// What QEMU is told.
+/// A QMP command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Command {
-    /// InFlight the guest's processors.
+pub(super) enum QmpCommand {
+    /// Stops the guest's processors.
     Stop,
-    /// Lets them go on.
+    /// Resumes them.
     Cont,
     /// Presses the reset button.
-    Reset,
+    SystemReset,
     /// From now on a reset starts the guest again.
-    ResetStartsAgain,
-    /// From now on a reset, which is also how a kernel's panic ends, ends QEMU.
-    ResetEnds,
+    RebootResets,
+    /// From now on a reset ends QEMU, as after a kernel's panic.
+    RebootShutsDown,
 }
 
-impl Command {
+impl QmpCommand {
     fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
             Self::Cont => "cont",
-            Self::Reset => "system_reset",
-            Self::ResetStartsAgain | Self::ResetEnds => "set-action",
+            Self::SystemReset => "system_reset",
+            Self::RebootResets | Self::RebootShutsDown => "set-action",
         }
     }
 
-    /// The command's line without its LF.
+    /// Returns the command's line without its LF.
     fn line(self) -> &'static str {
         match self {
             Self::Stop => r#"{"execute":"stop"}"#,
             Self::Cont => r#"{"execute":"cont"}"#,
-            Self::Reset => r#"{"execute":"system_reset"}"#,
-            Self::ResetStartsAgain => r#"{"execute":"set-action","arguments":{"reboot":"reset"}}"#,
-            Self::ResetEnds => r#"{"execute":"set-action","arguments":{"reboot":"shutdown"}}"#,
+            Self::SystemReset => r#"{"execute":"system_reset"}"#,
+            Self::RebootResets => r#"{"execute":"set-action","arguments":{"reboot":"reset"}}"#,
+            Self::RebootShutsDown => r#"{"execute":"set-action","arguments":{"reboot":"shutdown"}}"#,
         }
     }
 }
 
-/// What QEMU says.
+/// A message from QEMU, apart from events.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Message {
-    /// Its first line.
+    /// The first line.
     #[serde(rename = "QMP")]
     Greeting(IgnoredAny),
-    /// A command was done.
+    /// The command was executed.
     Return(IgnoredAny),
-    /// A command was not.
-    Error(Refusal),
+    /// The command failed.
+    Error(QmpError),
 }
 
-/// Why QEMU does not do what it is told.
+/// Why QEMU did not execute a command.
 #[derive(Debug, Deserialize)]
-struct Refusal {
+struct QmpError {
     desc: String,
 }
 
-/// A line of QEMU's that tells of something that nobody asked for.
+/// An event, which is ignored.
 #[derive(Debug, Deserialize)]
 struct Event {
     #[serde(rename = "event")]
     _name: IgnoredAny,
 }
 
-/// The line to one QEMU's monitor.
+/// A QMP connection to one QEMU.
 #[derive(Debug)]
 pub(super) struct Qmp {
-    stream: UnixStream,
-    /// Bytes that came behind the line that was taken last.
-    ahead: Vec<u8>,
-    is_greeted: bool,
+    stream: TimedStream,
+    /// Bytes after the last line that was read.
+    unread: Vec<u8>,
+    is_negotiated: bool,
 }
 
 impl Qmp {
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, ahead: Vec::new(), is_greeted: false }
+        Self { stream: TimedStream::new(stream), unread: Vec::new(), is_negotiated: false }
     }
 
-    /// Has QEMU do a command, to its end.
+    /// Executes a command to its end.
     ///
     /// # Errors
     ///
-    /// [`Error::Qmp`]. Where the answer was not understood or did not come there is no further command: an answer
-    /// to this one could be taken for that of the next.
-    pub(super) fn execute(&mut self, command: Command) -> Result<(), Error> {
+    /// [`Error::Qmp`]. After a time-out or a malformed answer every further command fails: a late answer could be taken
+    /// for that of the next command.
+    pub(super) fn execute(&mut self, command: QmpCommand) -> Result<(), Error> {
         self.execute_until(command, Instant::now() + DEADLINE)
     }
 
-    fn execute_until(&mut self, command: Command, deadline: Instant) -> Result<(), Error> {
+    fn execute_until(&mut self, command: QmpCommand, deadline: Instant) -> Result<(), Error> {
         let failed = |source| Error::Qmp { command: command.name(), source };
-        let answer = self.exchange(command, deadline).inspect_err(|_| {
-            let _gone_already = self.stream.shutdown(Shutdown::Both);
-        });
-        answer.map_err(failed)?.map_err(|refusal| failed(io::Error::other(refusal.desc)))
+        let outcome = self.negotiate_and_send(command, deadline).inspect_err(|_| self.stream.shut_down());
+        outcome.map_err(failed)?.map_err(|error| failed(io::Error::other(error.desc)))
     }
 
-    fn exchange(&mut self, command: Command, deadline: Instant) -> io::Result<Result<(), Refusal>> {
-        if !self.is_greeted {
-            self.greet(deadline)?;
+    fn negotiate_and_send(&mut self, command: QmpCommand, deadline: Instant) -> io::Result<Result<(), QmpError>> {
+        if !self.is_negotiated {
+            self.negotiate(deadline)?;
         }
-        self.ask(command.line(), deadline)
+        self.send(command.line(), deadline)
     }
 
-    fn greet(&mut self, deadline: Instant) -> io::Result<()> {
-        let Message::Greeting(_) = self.message(deadline)? else {
-            return Err(io::Error::new(ErrorKind::InvalidData, "it does not begin with a greeting"));
+    /// Reads the greeting and leaves the mode of capability negotiation, in which QEMU takes no other command.
+    fn negotiate(&mut self, deadline: Instant) -> io::Result<()> {
+        let Message::Greeting(_) = self.read_message(deadline)? else {
+            return Err(io::Error::new(ErrorKind::InvalidData, "QEMU does not begin with a greeting"));
         };
-        self.ask(r#"{"execute":"qmp_capabilities"}"#, deadline)?.map_err(|refusal| io::Error::other(refusal.desc))?;
-        self.is_greeted = true;
+        self.send(r#"{"execute":"qmp_capabilities"}"#, deadline)?.map_err(|error| io::Error::other(error.desc))?;
+        self.is_negotiated = true;
         Ok(())
     }
 
-    fn ask(&mut self, line: &str, deadline: Instant) -> io::Result<Result<(), Refusal>> {
-        wait_until(&self.stream, deadline)?;
-        self.stream.write_all(format!("{line}\n").as_bytes())?;
-        match self.message(deadline)? {
+    fn send(&mut self, line: &str, deadline: Instant) -> io::Result<Result<(), QmpError>> {
+        self.stream.write_all(format!("{line}\n").as_bytes(), deadline)?;
+        match self.read_message(deadline)? {
             Message::Return(_) => Ok(Ok(())),
-            Message::Error(refusal) => Ok(Err(refusal)),
-            Message::Greeting(_) => Err(io::Error::new(ErrorKind::InvalidData, "it greets twice")),
+            Message::Error(error) => Ok(Err(error)),
+            Message::Greeting(_) => Err(io::Error::new(ErrorKind::InvalidData, "QEMU sent a second greeting")),
         }
     }
 
-    /// The next message that is no event.
-    fn message(&mut self, deadline: Instant) -> io::Result<Message> {
+    /// Reads up to the next message that is not an event.
+    fn read_message(&mut self, deadline: Instant) -> io::Result<Message> {
         loop {
-            let line = self.line(deadline)?;
+            let line = self.read_line(deadline)?;
             if serde_json::from_slice::<Event>(&line).is_err() {
                 return Ok(serde_json::from_slice(&line)?);
             }
         }
     }
 
-    fn line(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
+    fn read_line(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut chunk = [0; 4096];
         loop {
-            if let Some(end) = self.ahead.iter().position(|&byte| byte == b'\n') {
-                return Ok(self.ahead.drain(..=end).collect());
+            if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
+                return Ok(self.unread.drain(..=end).collect());
             }
-            if self.ahead.len() > MAX_LINE {
-                return Err(io::Error::new(ErrorKind::InvalidData, format!("a line has more than {MAX_LINE} bytes")));
+            if self.unread.len() > MAX_LINE {
+                let reason = format!("QEMU sent a line of more than {MAX_LINE} bytes");
+                return Err(io::Error::new(ErrorKind::InvalidData, reason));
             }
-            wait_until(&self.stream, deadline)?;
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(io::Error::new(ErrorKind::UnexpectedEof, "QEMU ended")),
-                Ok(count) => self.ahead.extend(chunk.iter().take(count)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+            match self.stream.read(&mut chunk, deadline)? {
+                0 => return Err(io::Error::new(ErrorKind::UnexpectedEof, "QEMU exited")),
+                count => self.unread.extend(chunk.iter().take(count)),
             }
         }
     }
@@ -171,13 +166,15 @@ impl Qmp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
 
     const GREETING: &str = r#"{"QMP":{"version":{"qemu":{"major":7}},"capabilities":["oob"]}}"#;
     const DONE: &str = r#"{"return":{}}"#;
     const EVENT: &str = r#"{"timestamp":{"seconds":1,"microseconds":2},"event":"STOP"}"#;
 
-    /// A monitor whose QEMU says these lines and no more.
-    fn monitor(lines: &[&str]) -> (Qmp, UnixStream) {
+    /// A connection to a QEMU that sends these lines and no more.
+    fn qmp(lines: &[&str]) -> (Qmp, UnixStream) {
         let (host, mut qemu) = UnixStream::pair().unwrap();
         for line in lines {
             qemu.write_all(format!("{line}\r\n").as_bytes()).unwrap();
@@ -185,10 +182,10 @@ mod tests {
         (Qmp::new(host), qemu)
     }
 
-    fn failed(lines: &[&str], command: Command) -> ErrorKind {
-        let (mut monitor, qemu) = monitor(lines);
+    fn failed(lines: &[&str], command: QmpCommand) -> ErrorKind {
+        let (mut qmp, qemu) = qmp(lines);
         qemu.shutdown(Shutdown::Write).unwrap();
-        match monitor.execute(command) {
+        match qmp.execute(command) {
             Err(Error::Qmp { command: name, source }) => {
                 assert_eq!(name, command.name());
                 source.kind()
@@ -198,42 +195,42 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_done_one_after_another_and_events_passed_over() {
-        let (mut monitor, mut qemu) = monitor(&[GREETING, DONE, EVENT, DONE, EVENT, EVENT, DONE]);
-        monitor.execute(Command::Stop).unwrap();
-        monitor.execute(Command::Cont).unwrap();
-        drop(monitor);
+    fn events_between_answers_are_ignored() {
+        let (mut qmp, mut qemu) = qmp(&[GREETING, DONE, EVENT, DONE, EVENT, EVENT, DONE]);
+        qmp.execute(QmpCommand::Stop).unwrap();
+        qmp.execute(QmpCommand::Cont).unwrap();
+        drop(qmp);
         let mut asked = String::new();
         qemu.read_to_string(&mut asked).unwrap();
-        let expected = [r#"{"execute":"qmp_capabilities"}"#, Command::Stop.line(), Command::Cont.line(), ""];
+        let expected = [r#"{"execute":"qmp_capabilities"}"#, QmpCommand::Stop.line(), QmpCommand::Cont.line(), ""];
         assert_eq!(asked, expected.join("\n"));
     }
 
     #[test]
-    fn a_command_that_qemu_refuses_fails_alone() {
-        let refused = r#"{"error":{"class":"GenericError","desc":"not now"}}"#;
-        let (mut monitor, _qemu) = monitor(&[GREETING, DONE, refused, DONE]);
-        let Err(Error::Qmp { source, .. }) = monitor.execute(Command::Cont) else { panic!() };
+    fn a_refused_command_fails_alone() {
+        let error = r#"{"error":{"class":"GenericError","desc":"not now"}}"#;
+        let (mut qmp, _qemu) = qmp(&[GREETING, DONE, error, DONE]);
+        let Err(Error::Qmp { source, .. }) = qmp.execute(QmpCommand::Cont) else { panic!() };
         assert_eq!(source.to_string(), "not now");
-        monitor.execute(Command::Cont).unwrap();
+        qmp.execute(QmpCommand::Cont).unwrap();
     }
 
     #[test]
-    fn what_is_no_answer_ends_the_monitor() {
-        assert_eq!(failed(&[], Command::Stop), ErrorKind::UnexpectedEof);
-        assert_eq!(failed(&[DONE, DONE, DONE], Command::Stop), ErrorKind::InvalidData);
-        assert_eq!(failed(&[GREETING, GREETING], Command::Stop), ErrorKind::InvalidData);
-        assert_eq!(failed(&[GREETING, DONE, "[]"], Command::Reset), ErrorKind::InvalidData);
-        assert_eq!(failed(&[GREETING, DONE, r#"{"return":{}}{"#], Command::Reset), ErrorKind::InvalidData);
-        assert_eq!(failed(&[&"x".repeat(MAX_LINE + 1)], Command::Cont), ErrorKind::InvalidData);
+    fn malformed_answers_end_the_connection() {
+        assert_eq!(failed(&[], QmpCommand::Stop), ErrorKind::UnexpectedEof);
+        assert_eq!(failed(&[DONE, DONE, DONE], QmpCommand::Stop), ErrorKind::InvalidData);
+        assert_eq!(failed(&[GREETING, GREETING], QmpCommand::Stop), ErrorKind::InvalidData);
+        assert_eq!(failed(&[GREETING, DONE, "[]"], QmpCommand::SystemReset), ErrorKind::InvalidData);
+        assert_eq!(failed(&[GREETING, DONE, r#"{"return":{}}{"#], QmpCommand::SystemReset), ErrorKind::InvalidData);
+        assert_eq!(failed(&[&"x".repeat(MAX_LINE + 1)], QmpCommand::Cont), ErrorKind::InvalidData);
     }
 
     #[test]
-    fn a_command_that_is_not_answered_in_time_is_the_last() {
-        let (mut monitor, mut qemu) = monitor(&[GREETING, DONE]);
+    fn no_command_runs_after_a_time_out() {
+        let (mut qmp, mut qemu) = qmp(&[GREETING, DONE]);
         let soon = Instant::now() + Duration::from_millis(10);
-        assert!(matches!(monitor.execute_until(Command::Stop, soon), Err(Error::Qmp { .. })));
+        assert!(matches!(qmp.execute_until(QmpCommand::Stop, soon), Err(Error::Qmp { .. })));
         qemu.write_all(DONE.as_bytes()).unwrap_err();
-        assert!(matches!(monitor.execute(Command::Stop), Err(Error::Qmp { .. })));
+        assert!(matches!(qmp.execute(QmpCommand::Stop), Err(Error::Qmp { .. })));
     }
 }

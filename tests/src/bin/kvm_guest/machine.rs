@@ -1,19 +1,19 @@
 //! A machine of one processor on KVM, with memory, an interrupt controller and nothing else.
 
+use anyhow::Result;
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use scx_vsock_tests::microvm::{add_memory, flat_segment};
 use vm_memory::GuestMemoryMmap;
 
-use crate::Failure;
 use crate::program::{CODE, GDT, IDT, STACK};
 
-/// Three pages below 4 GiB that some processors need.
+/// Three pages below 4 GiB that KVM needs on Intel processors.
 const TSS: usize = 0xfffb_d000;
 
 /// A machine that runs nothing yet.
 pub struct Machine {
-    /// The machine.
+    /// KVM's machine.
     pub vm: VmFd,
     /// Its processor.
     pub processor: VcpuFd,
@@ -21,8 +21,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine with this memory, which begins at address 0.
-    pub fn new(vm: VmFd, memory: &GuestMemoryMmap) -> Result<Self, Failure> {
+    /// Returns a machine with this memory, which begins at address 0.
+    pub fn new(vm: VmFd, memory: &GuestMemoryMmap) -> Result<Self> {
         vm.set_tss_address(TSS)?;
         vm.create_irq_chip()?;
         add_memory(&vm, memory)?;
@@ -32,13 +32,13 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Memory.
+    /// Returns the machine's memory.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
     }
 
-    /// Protected mode with flat segments, at the program's beginning.
-    fn prepare(&self) -> Result<(), Failure> {
+    /// Enters protected mode with flat segments, at the beginning of the program.
+    fn prepare(&self) -> Result<()> {
         let mut special = self.processor.get_sregs()?;
         special.cs = flat_segment(1, 0xb, false);
         let data = flat_segment(2, 0x3, false);
@@ -53,7 +53,7 @@ impl Machine {
     }
 }
 
-/// A machine, or why KVM has none.
+/// Creates a machine, if KVM can.
 pub fn on_kvm() -> Result<VmFd, kvm_ioctls::Error> {
     Kvm::new()?.create_vm()
 }

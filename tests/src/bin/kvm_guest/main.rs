@@ -1,17 +1,16 @@
-//! A guest on KVM that drives the vsock device: it initialises it, takes its interrupts and kicks its queues, and echoes
-//! what the host sends. This program is monitor, guest and host in one, so that it can be run wherever KVM may be.
+//! A guest on KVM that drives the vsock device: it initialises it, handles its interrupts, notifies its queues, and echoes
+//! what the host sends. This program is VMM, guest and host in one, so that it runs wherever KVM does.
 //!
 //! ```text
 //! kvm_guest [ROUNDS]
 //! ```
 //!
-//! It ends with 77 where there is no KVM.
+//! It exits with 77 where there is no KVM.
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a program's messages")]
 
 mod machine;
 mod program;
 
-use std::error::Error;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use anyhow::{Context, Error, Result, bail, ensure};
 use event_manager::{EventManager, SubscriberOps};
 use kvm_ioctls::{VcpuExit, VmFd};
 use scx_vsock::transport::event_manager::Subscriber;
@@ -33,14 +33,13 @@ use vm_memory::GuestMemoryMmap;
 use machine::Machine;
 use program::{DONE_PORT, IRQ, REGISTERS};
 
-/// There is no KVM: what test programs say when they cannot run.
+/// The exit code of a test program that cannot run.
 const SKIPPED: u8 = 77;
-/// How long a round may take, where two levels of emulation lie below.
+/// How long a round may take, emulated on two levels.
 const DEADLINE: Duration = Duration::from_secs(20);
 const PORT: u32 = 729;
 
-type Front = Mmio<Arc<GuestMemoryMmap>, Irq>;
-type Failure = Box<dyn Error + Send + Sync>;
+type KvmMmio = Mmio<Arc<GuestMemoryMmap>, Irq>;
 
 fn main() -> ExitCode {
     let rounds = std::env::args().nth(1).and_then(|rounds| rounds.parse().ok()).unwrap_or(100);
@@ -54,20 +53,20 @@ fn main() -> ExitCode {
     match run(vm, rounds) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kvm_guest: {error}");
+            eprintln!("kvm_guest: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(vm: VmFd, rounds: usize) -> Result<(), Failure> {
+fn run(vm: VmFd, rounds: usize) -> Result<()> {
     let mut driver = Driver::new(memory());
     driver.restart();
     program::load(driver.memory(), &initialisation(&driver.addresses(), Device::FEATURES))?;
     let machine = Machine::new(vm, driver.memory())?;
     let interrupt = Irq::connect(&machine.vm, IRQ)?;
     let device = Arc::new(Mmio::new(Device::new(CID)?, Arc::new(driver.memory().clone()), interrupt)?);
-    // A place that is watched cannot be watched again, unless that is undone.
+    // An ioeventfd can be registered again once it was unregistered.
     register_ioeventfds(&machine.vm, REGISTERS, &device)?;
     unregister_ioeventfds(&machine.vm, REGISTERS, &device)?;
     register_ioeventfds(&machine.vm, REGISTERS, &device)?;
@@ -77,19 +76,19 @@ fn run(vm: VmFd, rounds: usize) -> Result<(), Failure> {
     let memory = driver.memory().clone();
     let (report, reports) = channel();
     thread::spawn(move || {
-        let mut processor = Processor { machine, device, driver, seen: Seen::default(), report };
+        let mut processor = Processor { machine, device, driver, counters: Counters::default(), report };
         if let Err(error) = processor.run() {
-            // Whoever is gone needs no reason.
+            // The receiver may be gone.
             let _gone = failed.send(error);
         }
     });
-    // A processor that waits for its interrupt does so in KVM, so that the program's end is what ends it.
+    // A processor that waits for an interrupt does so in KVM until this program ends.
     echo(&handle, rounds).map_err(|error| failures.try_recv().unwrap_or(error))?;
     finish(&reports, &memory, rounds)
 }
 
 /// Serves the device on a thread with an event manager.
-fn serve(device: Arc<Front>, failed: Sender<Failure>) {
+fn serve(device: Arc<KvmMmio>, failed: Sender<Error>) {
     thread::spawn(move || {
         let failures = failed.clone();
         let subscriber = Subscriber::new(device, move |error| drop(failures.send(error.into())));
@@ -100,13 +99,13 @@ fn serve(device: Arc<Front>, failed: Sender<Failure>) {
             }
         });
         let Err::<(), _>(error) = served else { return };
-        // Whoever is gone needs no reason.
+        // The receiver may be gone.
         let _gone = failed.send(error.into());
     });
 }
 
-/// The host's side: sends to the guest, and has it back.
-fn echo(handle: &Handle, rounds: usize) -> Result<(), Failure> {
+/// The host's side: sends payloads to the guest, and checks that each comes back.
+fn echo(handle: &Handle, rounds: usize) -> Result<()> {
     let mut stream = handle.connect(PORT)?;
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(DEADLINE))?;
@@ -114,64 +113,64 @@ fn echo(handle: &Handle, rounds: usize) -> Result<(), Failure> {
         let payload = pattern(1 + 97 * round % 8_000);
         stream.write_all(&payload)?;
         let mut back = vec![0; payload.len()];
-        stream.read_exact(&mut back).map_err(|error| format!("round {round}: {error}"))?;
-        if back != payload {
-            return Err(format!("round {round} came back changed").into());
-        }
+        stream.read_exact(&mut back).with_context(|| format!("round {round}"))?;
+        ensure!(back == payload, "round {round} came back changed");
     }
     Ok(())
 }
 
-/// What the processor's thread has seen.
+/// What the processor's thread counts.
 #[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    /// Kicks that the guest was told to give.
-    kicks: usize,
-    /// Kicks that came as exits, past KVM.
-    kick_exits: usize,
+struct Counters {
+    /// Queue notifications by the guest.
+    notifications: usize,
+    /// Those that came as exits instead of through an ioeventfd.
+    notify_exits: usize,
     /// The guest closed its connection.
     closed: bool,
 }
 
-fn finish(reports: &Receiver<Seen>, memory: &GuestMemoryMmap, rounds: usize) -> Result<(), Failure> {
-    let seen = loop {
-        let seen = reports.recv_timeout(DEADLINE).map_err(|_| "the guest does not confirm the connection's end")?;
-        if seen.closed {
-            break seen;
+fn finish(reports: &Receiver<Counters>, memory: &GuestMemoryMmap, rounds: usize) -> Result<()> {
+    let counters = loop {
+        let counters = reports.recv_timeout(DEADLINE).context("the guest does not confirm the connection's end")?;
+        if counters.closed {
+            break counters;
         }
     };
     let interrupts = program::interrupts(memory)?;
-    println!("{rounds} echoes, {interrupts} interrupts, {} kicks, {} of them as exits", seen.kicks, seen.kick_exits);
-    if interrupts == 0 || seen.kicks == 0 || seen.kick_exits > 0 {
-        return Err("interrupts and kicks do not go through KVM".into());
-    }
+    let Counters { notifications, notify_exits, .. } = counters;
+    println!(
+        "{rounds} echoes, {interrupts} interrupts, {notifications} notifications, {notify_exits} of them as exits"
+    );
+    let through_kvm = interrupts > 0 && notifications > 0 && notify_exits == 0;
+    ensure!(through_kvm, "interrupts and queue notifications do not go through KVM");
     Ok(())
 }
 
-/// The guest's processor, and the part of its driver that is not in its program.
+/// The guest's processor, and the part of its driver that its program lacks.
 struct Processor {
     machine: Machine,
-    device: Arc<Front>,
+    device: Arc<KvmMmio>,
     driver: Driver,
-    seen: Seen,
-    report: Sender<Seen>,
+    counters: Counters,
+    report: Sender<Counters>,
 }
 
 impl Processor {
-    /// Runs the guest's program until the host's side has enough.
-    fn run(&mut self) -> Result<(), Failure> {
+    /// Runs the guest's program until the host's side ends.
+    fn run(&mut self) -> Result<()> {
         loop {
             match self.machine.processor.run()? {
                 VcpuExit::MmioRead(address, data) => match offset(address) {
                     Some(offset) => self.device.read(offset, data),
-                    None => return Err(format!("the guest read {address:#x}").into()),
+                    None => bail!("the guest read {address:#x}"),
                 },
                 VcpuExit::MmioWrite(address, data) => match offset(address) {
                     Some(offset) => {
-                        self.seen.kick_exits += usize::from(offset == QUEUE_NOTIFY);
+                        self.counters.notify_exits += usize::from(offset == QUEUE_NOTIFY);
                         self.device.write(offset, data);
                     }
-                    None => return Err(format!("the guest wrote {address:#x}").into()),
+                    None => bail!("the guest wrote {address:#x}"),
                 },
                 VcpuExit::IoOut(DONE_PORT, _) => {
                     if self.drive().is_err() {
@@ -181,14 +180,14 @@ impl Processor {
                 exit => {
                     let exit = format!("{exit:?}");
                     let at = self.machine.processor.get_regs()?.rip;
-                    return Err(format!("the guest stopped at {at:#x}: {exit}").into());
+                    bail!("the guest stopped at {at:#x}: {exit}");
                 }
             }
         }
     }
 
-    /// The driver's work after an interrupt. An error is the end of the host's side.
-    fn drive(&mut self) -> Result<(), Failure> {
+    /// Does the driver's work after an interrupt. An error is the end of the host's side.
+    fn drive(&mut self) -> Result<()> {
         loop {
             self.driver.take_sent();
             while let Some(packet) = self.driver.receive() {
@@ -199,20 +198,20 @@ impl Processor {
                 break;
             }
         }
-        let kicks = self.driver.take_kicks();
-        self.seen.kicks += kicks.into_iter().filter(|&kick| kick).count();
-        program::kick(self.machine.memory(), kicks)?;
-        Ok(self.report.send(self.seen)?)
+        let queues = self.driver.take_kicks();
+        self.counters.notifications += queues.into_iter().filter(|&notify| notify).count();
+        program::notify(self.machine.memory(), queues)?;
+        Ok(self.report.send(self.counters)?)
     }
 
     fn answer(&mut self, packet: &Packet) {
         let header = |operation| Guest::header(operation, packet.header.dst_port, packet.header.src_port);
         let answer = match packet.operation() {
             Operation::Request => header(Operation::Response),
-            // All that comes is sent back, so that a great buffer is as good as one that is accounted for.
+            // All bytes are sent back, so that credit for a huge buffer is as good as an exact one.
             Operation::ReadWrite => Header { len: packet.header.len, ..header(Operation::ReadWrite) },
             Operation::Shutdown => {
-                self.seen.closed = true;
+                self.counters.closed = true;
                 header(Operation::Reset)
             }
             _ => return,
@@ -222,7 +221,7 @@ impl Processor {
     }
 }
 
-/// The offset of a register of the device.
+/// Returns the offset of a register of the device.
 fn offset(address: u64) -> Option<u64> {
     address.checked_sub(REGISTERS).filter(|&offset| offset < BYTES)
 }

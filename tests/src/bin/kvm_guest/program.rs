@@ -1,4 +1,4 @@
-//! The guest's program: 32-bit code without paging that knows its registers and its interrupt.
+//! The guest's program: 32-bit code without paging.
 #![allow(unsafe_code, reason = "the program's bytes lie between two labels")]
 
 use std::arch::global_asm;
@@ -10,10 +10,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 pub const REGISTERS: u64 = 0xd000_0000;
 /// The device's interrupt, of the first interrupt controller.
 pub const IRQ: u32 = 5;
-/// The port that the program writes to after an interrupt: it waits for what it is to kick.
+/// The port that the program writes to after an interrupt, to be given the queues to notify.
 pub const DONE_PORT: u16 = 0x10;
 
-/// Where the program is, and begins.
+/// The program's address and entry point.
 pub const CODE: u64 = 0x1000;
 /// The interrupt descriptor table.
 pub const IDT: u64 = 0x2000;
@@ -21,10 +21,10 @@ pub const IDT: u64 = 0x2000;
 pub const GDT: u64 = 0x3000;
 /// Pairs of offset and value for the registers, up to an offset of all ones.
 const SCRIPT: u64 = 0x4000;
-/// How many interrupts the program has taken.
+/// The number of interrupts that the program has handled.
 const TAKEN: u64 = 0x5000;
-/// Bits of the queues that the program is to kick.
-const KICKS: u64 = 0x5004;
+/// A bit for each queue that the program is to notify.
+const NOTIFICATIONS: u64 = 0x5004;
 /// The end of the stack.
 pub const STACK: u64 = 0x8000;
 
@@ -35,7 +35,7 @@ global_asm!(
     ".pushsection .rodata",
     ".code32",
     "scx_guest_begin:",
-    // The interrupt controller: its vectors, and no interrupt but the device's.
+    // The interrupt controller: its vectors, and only the device's interrupt unmasked.
     "mov al, 0x11",
     "out 0x20, al",
     "mov al, {vectors}",
@@ -57,13 +57,13 @@ global_asm!(
     "mov [ebx + edx], eax",
     "add esi, 8",
     "jmp 2b",
-    // Takes interrupts here and nowhere else.
+    // Interrupts are enabled here and nowhere else.
     "3:",
     "sti",
     "hlt",
     "jmp 3b",
-    // The interrupt: reads why, acknowledges at the device and at the controller. A return that restores all that was
-    // is not needed, and a KVM that emulates cannot do it.
+    // The interrupt: reads its status, acknowledges it at the device and at the controller. It returns without IRET,
+    // which a KVM that emulates cannot execute.
     "scx_guest_interrupt:",
     "add esp, 12",
     "mov eax, [ebx + 0x60]",
@@ -71,9 +71,9 @@ global_asm!(
     "inc dword ptr [{taken}]",
     "mov al, 0x20",
     "out 0x20, al",
-    // Has the rings looked at, and kicks.
+    // Lets the driver process the rings, and notifies queues.
     "out {done}, al",
-    "mov ecx, [{kicks}]",
+    "mov ecx, [{notifications}]",
     "xor eax, eax",
     "4:",
     "test ecx, 1",
@@ -93,7 +93,7 @@ global_asm!(
     script = const SCRIPT,
     taken = const TAKEN,
     done = const DONE_PORT,
-    kicks = const KICKS,
+    notifications = const NOTIFICATIONS,
 );
 
 unsafe extern "C" {
@@ -102,7 +102,7 @@ unsafe extern "C" {
     static scx_guest_end: u8;
 }
 
-/// Puts the program into memory, with these writes of registers as the device's initialisation.
+/// Writes the program to memory, with these register writes as the device's initialisation.
 pub fn load(memory: &GuestMemoryMmap, script: &[(u64, u32)]) -> Result<(), vm_memory::GuestMemoryError> {
     let begin = &raw const scx_guest_begin;
     let length = (&raw const scx_guest_end).addr() - begin.addr();
@@ -118,20 +118,20 @@ pub fn load(memory: &GuestMemoryMmap, script: &[(u64, u32)]) -> Result<(), vm_me
     memory.write_slice(&words, GuestAddress(SCRIPT))
 }
 
-/// A 32-bit interrupt gate of the code segment.
+/// Returns a 32-bit interrupt gate of the code segment.
 fn interrupt_gate(handler: u64) -> u64 {
     const PRESENT: u64 = 0x8e00 << 32;
     const CODE_SEGMENT: u64 = 8 << 16;
     handler & 0xffff | CODE_SEGMENT | PRESENT | (handler >> 16) << 48
 }
 
-/// How many interrupts the program has taken.
+/// Returns the number of interrupts that the program has handled.
 pub fn interrupts(memory: &GuestMemoryMmap) -> Result<u32, vm_memory::GuestMemoryError> {
     memory.read_obj(GuestAddress(TAKEN))
 }
 
-/// Has the program kick these queues when it goes on.
-pub fn kick(memory: &GuestMemoryMmap, queues: [bool; 3]) -> Result<(), vm_memory::GuestMemoryError> {
-    let bits: u32 = (0..).zip(queues).map(|(queue, wanted)| u32::from(wanted) << queue).sum();
-    memory.write_obj(bits, GuestAddress(KICKS))
+/// Makes the program notify these queues when it resumes.
+pub fn notify(memory: &GuestMemoryMmap, queues: [bool; 3]) -> Result<(), vm_memory::GuestMemoryError> {
+    let bits: u32 = (0..).zip(queues).map(|(queue, notify)| u32::from(notify) << queue).sum();
+    memory.write_obj(bits, GuestAddress(NOTIFICATIONS))
 }

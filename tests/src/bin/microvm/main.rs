@@ -1,4 +1,4 @@
-//! Boots a Linux guest on KVM with the vsock device, and sees to it that the kernel's own driver gets through with it.
+//! Boots a Linux guest on KVM with the vsock device, and checks that the kernel's driver works with it.
 //!
 //! ```text
 //! microvm KERNEL INITRAMFS
@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use kvm_ioctls::Kvm;
 use scx_vsock::guest::Console;
-use scx_vsock_tests::microvm::{Guest, Image};
+use scx_vsock_tests::microvm::{Guest, GuestImage};
 
 use scenario::Scenario;
 
-/// How long the guest may take until its agent is ready, where it is emulated twice.
+/// How long the guest may take until its agent is ready, emulated twice.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// How long all of it may take.
+/// How long the whole scenario may take.
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// The guest's memory.
@@ -37,18 +37,18 @@ fn main() -> ExitCode {
         return 2.into();
     };
     let console = Console::default();
-    let (ran, ends) = channel();
-    let (paths, prints) = ([kernel, initramfs].map(PathBuf::from), console.clone());
+    let (finished, outcome) = channel();
+    let (paths, guest_console) = ([kernel, initramfs].map(PathBuf::from), console.clone());
     thread::spawn(move || {
         let [kernel, initramfs] = &paths;
-        // Nobody waits for what comes too late.
-        let _late = ran.send(catch_unwind(AssertUnwindSafe(|| run(kernel, initramfs, &prints))));
+        // After the limit nobody receives it.
+        let _late = finished.send(catch_unwind(AssertUnwindSafe(|| run(kernel, initramfs, &guest_console))));
     });
-    let ran = match ends.recv_timeout(LIMIT) {
-        Ok(ran) => ran.unwrap_or_else(|_| Err(anyhow!("it panicked"))),
+    let outcome = match outcome.recv_timeout(LIMIT) {
+        Ok(outcome) => outcome.unwrap_or_else(|_| Err(anyhow!("it panicked"))),
         Err(_) => Err(anyhow!("it takes more than {} s", LIMIT.as_secs())),
     };
-    match ran {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("microvm: {error:#}\nconsole:\n{}", console.text());
@@ -57,27 +57,27 @@ fn main() -> ExitCode {
     }
 }
 
-/// Something that the guest goes through, and is found as it must be.
+/// A step of the scenario, which checks its own result.
 type Step = fn(Scenario) -> Result<Scenario>;
 
-/// Everything that the guest goes through, each with the seconds that it took.
+/// Runs all steps, and prints how long each took.
 fn run(kernel: &Path, initramfs: &Path, console: &Console) -> Result<()> {
     let kvm = Kvm::new().context("there is no KVM here")?;
-    let image = Image { kernel, initramfs, command_line: "console=ttyS0 quiet panic=-1 rdinit=/init" };
-    let guest = timed("boots", || Guest::boot(&kvm, MEMORY, &image, console, BOOT))?;
+    let image = GuestImage { kernel, initramfs, command_line: "console=ttyS0 quiet panic=-1 rdinit=/init" };
+    let guest = timed("boot", || Guest::boot(&kvm, MEMORY, &image, console, BOOT))?;
     let steps: [(&str, Step); 6] = [
-        ("negotiates", Scenario::negotiates),
-        ("answers", Scenario::answers),
-        ("stops during transfers", Scenario::stops_during_transfers),
-        ("restores", Scenario::restores),
-        ("restores during transfers", Scenario::restores_during_transfers),
-        ("modules come and go", Scenario::modules_come_and_go),
+        ("negotiate", Scenario::negotiate),
+        ("answer", Scenario::answer),
+        ("pause during transfers", Scenario::pause_during_transfers),
+        ("restore", Scenario::restore),
+        ("restore during transfers", Scenario::restore_during_transfers),
+        ("reload modules", Scenario::reload_modules),
     ];
     let mut scenario = Scenario::new(guest);
     for (name, step) in steps {
         scenario = timed(name, || step(scenario))?;
     }
-    timed("ends", || scenario.ends())
+    timed("power off", || scenario.power_off())
 }
 
 fn timed<T>(name: &str, step: impl FnOnce() -> Result<T>) -> Result<T> {

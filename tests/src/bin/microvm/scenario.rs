@@ -1,4 +1,4 @@
-//! What the guest goes through.
+//! The steps that the guest goes through.
 
 use std::thread;
 use std::time::Duration;
@@ -7,38 +7,38 @@ use anyhow::{Context, Result, ensure};
 use scx_vsock::vsock::spec::{F_EVENT_IDX, F_VERSION_1};
 use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::guest::{begin_traffic, exchange_traffic_with};
-use scx_vsock_tests::microvm::{End, Guest, Paused};
+use scx_vsock_tests::microvm::{ExitReason, Guest, PausedGuest};
 use scx_vsock_tests::notifying_port::NotifyingPort;
 use scx_vsock_tests::peer::Peer;
 use serde_json::{Value, json};
 
-/// How long what must happen may take, in a guest that is emulated twice on a busy machine.
+/// How long anything may take, in a guest that is emulated twice on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Restores one after another: more than the agent has sessions, so that each of them must end in the guest, too.
+/// Consecutive restores: more than the agent has sessions, so that each session must end in the guest, too.
 const RESTORES: usize = 10;
-/// InFlight at random moments of a transfer.
-const STOPS: usize = 10;
+/// Pauses at random moments of a transfer.
+const PAUSES: usize = 10;
 /// Bytes each way on each connection of a transfer.
 const BYTES: u64 = 64 << 10;
-/// Bytes of one that does not come to its end.
+/// Bytes of a transfer that never ends.
 const ENDLESS: u64 = 1 << 30;
-/// Where the host waits for a connection of the guest.
+/// The host port of a connection that the guest holds.
 const HELD: u32 = 5000;
 
-/// What a guest is and how it is asked.
+/// A guest, and the run control of its clients.
 pub struct Scenario {
     guest: Guest,
     run: RunControl,
 }
 
 impl Scenario {
-    /// For a guest whose agent is ready.
+    /// Returns the scenario of a guest whose agent is ready.
     pub fn new(guest: Guest) -> Self {
         Self { guest, run: RunControl::new() }
     }
 
-    /// A client of the guest, on a session of its own.
+    /// Returns a client of the guest, with a session of its own.
     fn client(&self) -> SchedStatsClient {
         let agent = self.guest.handle().agent();
         SchedStatsClient::builder(agent).control(&self.run).deadline(DEADLINE).build()
@@ -48,32 +48,35 @@ impl Scenario {
         self.guest.shell().output(command, DEADLINE)
     }
 
-    /// Does something while the guest is paused.
-    fn while_paused(self, change: impl FnOnce(Paused) -> Result<Paused>) -> Result<Self> {
+    /// Pauses the guest for a change.
+    fn while_paused(self, change: impl FnOnce(PausedGuest) -> Result<PausedGuest>) -> Result<Self> {
         let frozen = self.run.freeze();
         let guest = change(self.guest.pause()?)?.resume()?;
         drop(frozen);
         Ok(Self { guest, run: self.run })
     }
 
-    fn restored(self) -> Result<Self> {
-        self.while_paused(Paused::restored)
+    fn restore_device(self) -> Result<Self> {
+        self.while_paused(PausedGuest::restore_device)
     }
 
-    /// The driver is through with its initialisation, as far as the device knows.
-    pub fn negotiates(self) -> Result<Self> {
+    /// The driver has initialised the device, as far as its snapshot shows.
+    pub fn negotiate(self) -> Result<Self> {
         self.while_paused(|paused| {
-            let saved: Value = serde_json::from_str(&paused.saved()?)?;
-            let is = |pointer: &str, value: Value| saved.pointer(pointer) == Some(&value);
+            let snapshot: Value = serde_json::from_str(&paused.snapshot()?)?;
+            let is = |pointer: &str, value: Value| snapshot.pointer(pointer) == Some(&value);
             let ready = (0..3).all(|queue| is(&format!("/queues/{queue}/ready"), json!(true)));
-            let chosen = is("/features", json!(F_VERSION_1 | F_EVENT_IDX));
-            ensure!(is("/status", json!(15)) && chosen && ready, "the driver has not got through: {saved}");
+            let features = is("/features", json!(F_VERSION_1 | F_EVENT_IDX));
+            ensure!(
+                is("/status", json!(15)) && features && ready,
+                "the driver has not initialised the device: {snapshot}"
+            );
             Ok(paused)
         })
     }
 
-    /// What comes of the scheduler on the host is what comes of it in the guest.
-    pub fn answers(self) -> Result<Self> {
+    /// The host and the guest get the same answers from the scheduler.
+    pub fn answer(self) -> Result<Self> {
         let client = self.client();
         client.wait_for_scheduler(DEADLINE)?;
         let meta = r#"{"req":"stats_meta","args":{}}"#;
@@ -89,13 +92,13 @@ impl Scenario {
         Ok(self)
     }
 
-    /// Transfers go on rightly over stops at random moments.
-    pub fn stops_during_transfers(mut self) -> Result<Self> {
+    /// Transfers survive pauses at random moments.
+    pub fn pause_during_transfers(mut self) -> Result<Self> {
         let (handle, shell) = (self.guest.handle(), self.guest.shell());
         let transfer =
             thread::spawn(move || exchange_traffic_with(handle, BYTES, |command| shell.run(command, DEADLINE)));
         let mut random = fastrand::Rng::with_seed(1);
-        for _ in 0..STOPS {
+        for _ in 0..PAUSES {
             thread::sleep(Duration::from_millis(random.u64(0..200)));
             self = self.while_paused(|paused| {
                 thread::sleep(Duration::from_millis(random.u64(0..50)));
@@ -103,22 +106,22 @@ impl Scenario {
             })?;
         }
         let [outside, inside] = transfer.join().map_err(|_| anyhow::anyhow!("the transfer failed"))?;
-        println!("{outside} connections of the host and {inside} of the guest came and went");
+        println!("{outside} connections from the host and {inside} from the guest were opened and closed");
         Ok(self)
     }
 
-    /// After each restore the sessions before have ended, on the host by the reason that it must be and in the guest by
-    /// the reset, and the same agent is reached.
-    pub fn restores(mut self) -> Result<Self> {
+    /// After each restore the earlier sessions have ended, on the host with the right reason and in the guest by a reset,
+    /// and the same agent answers.
+    pub fn restore(mut self) -> Result<Self> {
         let agent = self.output(&["pidof", "scx-vsock-agent"])?;
         for restore in 0..RESTORES {
-            self = self.restores_once().with_context(|| format!("restore {restore}"))?;
+            self = self.restore_once().with_context(|| format!("restore {restore}"))?;
         }
         ensure!(agent == self.output(&["pidof", "scx-vsock-agent"])?, "the agent started again");
         Ok(self)
     }
 
-    fn restores_once(mut self) -> Result<Self> {
+    fn restore_once(mut self) -> Result<Self> {
         let listener = self.guest.handle().listen(HELD)?;
         let shell = self.guest.shell();
         self.output(&["sh", "-c", "kill -STOP $(pidof procsched)"])?;
@@ -128,17 +131,18 @@ impl Scenario {
         let mut connection = Peer::new(stream);
         ensure!(connection.line() == b"held\n");
         let in_flight = |client: SchedStatsClient| thread::spawn(move || client.stats(&[]));
-        let (told, connected) = NotifyingPort::new(self.guest.handle().agent());
-        let interrupted = in_flight(SchedStatsClient::builder(told).deadline(DEADLINE).build());
-        let (told, controlled_connected) = NotifyingPort::new(self.guest.handle().agent());
-        let controlled = in_flight(SchedStatsClient::builder(told).control(&self.run).deadline(DEADLINE).build());
+        let (port, connected) = NotifyingPort::new(self.guest.handle().agent());
+        let interrupted = in_flight(SchedStatsClient::builder(port).deadline(DEADLINE).build());
+        let (port, controlled_connected) = NotifyingPort::new(self.guest.handle().agent());
+        let controlled = in_flight(SchedStatsClient::builder(port).control(&self.run).deadline(DEADLINE).build());
         for connected in [connected, controlled_connected] {
             connected.recv_timeout(DEADLINE)?;
         }
-        self = self.restored()?;
-        let ends = [interrupted, controlled].map(|call| call.join().expect("no panic"));
-        let right = matches!(ends, [Err(SchedStatsError::AgentUnreachable { .. }), Err(SchedStatsError::DuringFreeze)]);
-        ensure!(right, "{ends:?}");
+        self = self.restore_device()?;
+        let outcomes = [interrupted, controlled].map(|call| call.join().expect("no panic"));
+        let right =
+            matches!(outcomes, [Err(SchedStatsError::AgentUnreachable { .. }), Err(SchedStatsError::DuringFreeze)]);
+        ensure!(right, "{outcomes:?}");
         connection.expect_end();
         ensure!(held.join().expect("no panic")? == "reset\n", "the guest's own connection was not reset");
         self.output(&["sh", "-c", "kill -CONT $(pidof procsched)"])?;
@@ -146,13 +150,13 @@ impl Scenario {
         Ok(self)
     }
 
-    /// A restore in the middle of transfers ends these, and the next ones get through.
-    pub fn restores_during_transfers(mut self) -> Result<Self> {
+    /// A restore ends the transfers in progress, and the next ones succeed.
+    pub fn restore_during_transfers(mut self) -> Result<Self> {
         for restore in 0..3 {
             let transfer = begin_traffic(self.guest.handle(), ENDLESS);
             self.output(&["sh", "-c", &format!("guest_peer traffic {ENDLESS} </dev/null >/dev/null 2>&1 &")])?;
             thread::sleep(Duration::from_millis(500 + 300 * restore));
-            self = self.restored()?;
+            self = self.restore_device()?;
             ensure!(transfer.join().expect("no panic").is_err(), "an endless transfer ended");
             self.output(&["sh", "-c", "killall -9 guest_peer; until ! pidof guest_peer; do usleep 20000; done"])?;
             self.client().stats(&[])?;
@@ -162,11 +166,11 @@ impl Scenario {
         Ok(self)
     }
 
-    /// The device is reset with its driver, and found again.
-    pub fn modules_come_and_go(self) -> Result<Self> {
+    /// Removing the driver's modules resets the device, and loading them finds it again.
+    pub fn reload_modules(self) -> Result<Self> {
         for module in ["vmw_vsock_virtio_transport", "virtio_mmio"] {
             self.client().stats(&[])?;
-            // A connection that still closes keeps the module in use, and the kernel gives no event for its end.
+            // A connection that is still closing keeps the module in use, and the kernel reports no event for its end.
             self.output(&["sh", "-c", &format!("until rmmod {module}; do usleep 20000; done")])?;
             self.output(&["insmod", &format!("/lib/modules/{module}.ko")])?;
             self.client().stats(&[])?;
@@ -175,13 +179,13 @@ impl Scenario {
     }
 
     /// The guest turns itself off.
-    pub fn ends(self) -> Result<()> {
+    pub fn power_off(self) -> Result<()> {
         let shell = self.guest.shell();
-        let kicks = self.guest.pause()?;
-        ensure!(kicks.kick_exits() == 0, "{} kicks came as exits", kicks.kick_exits());
-        let guest = kicks.resume()?;
-        ensure!(shell.run(&["poweroff", "-f"], DEADLINE).is_err(), "the guest goes on");
-        ensure!(guest.wait_for_end(DEADLINE)? == End::PoweredOff);
+        let paused = self.guest.pause()?;
+        ensure!(paused.notify_exits() == 0, "{} queue notifications came as exits", paused.notify_exits());
+        let guest = paused.resume()?;
+        ensure!(shell.run(&["poweroff", "-f"], DEADLINE).is_err(), "the guest still runs");
+        ensure!(guest.wait_for_end(DEADLINE)? == ExitReason::PoweredOff);
         Ok(())
     }
 }

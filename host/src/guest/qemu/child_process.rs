@@ -1,0 +1,132 @@
+//! A child process, such as QEMU, that does not outlive this one.
+#![allow(unsafe_code, reason = "the child asks the kernel between fork and exec to be killed with its parent")]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
+};
+
+use crate::guest::console::Console;
+use crate::io::Deadline;
+
+/// A running child whose output goes to a console. It is killed and waited for on drop.
+#[derive(Debug)]
+pub(super) struct ChildProcess {
+    pidfd: OwnedFd,
+    reaper: Option<JoinHandle<()>>,
+}
+
+impl ChildProcess {
+    /// Starts `command`.
+    ///
+    /// A thread of its own starts the child and waits for it: the kernel kills the child when the thread that started it
+    /// ends, so that thread must live as long as the child.
+    ///
+    /// # Errors
+    ///
+    /// What starting the command failed with.
+    pub(super) fn start(mut command: Command, console: Console) -> io::Result<Self> {
+        let (output, writer) = io::pipe()?;
+        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        die_with(getpid(), &mut command);
+        let (started, result) = mpsc::sync_channel(1);
+        let reaper = thread::Builder::new().name("qemu".into()).spawn(move || {
+            let child = command.spawn();
+            // The command holds this process's ends of what the child inherited.
+            drop(command);
+            match child.and_then(|child| Ok((open_pidfd(&child)?, child))) {
+                Ok((pidfd, mut child)) => {
+                    let _waiting = started.send(Ok(pidfd));
+                    console.capture(output);
+                    let _status = child.wait();
+                }
+                Err(error) => {
+                    let _waiting = started.send(Err(error));
+                }
+            }
+        })?;
+        let pidfd = result.recv().map_err(|_| io::Error::other("the thread that starts QEMU ended"))??;
+        Ok(Self { pidfd, reaper: Some(reaper) })
+    }
+
+    /// Waits for the child to exit by itself; returns whether it did within this time.
+    pub(super) fn exits_within(&self, within: Duration) -> bool {
+        let deadline = Deadline::after(Instant::now(), within);
+        let exited = retry_on_intr(|| {
+            let left = deadline.left(Instant::now());
+            poll(&mut [PollFd::new(self, PollFlags::IN)], Timespec::try_from(left).ok().as_ref())
+        });
+        exited.is_ok_and(|ready| ready > 0)
+    }
+
+    /// Kills the child unless it has exited, and waits until all its output is in the console.
+    pub(super) fn kill(&mut self) {
+        let _already_exited = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        if let Some(reaper) = self.reaper.take() {
+            let _ended = reaper.join();
+        }
+    }
+}
+
+/// Has the kernel kill the command's child when `parent` ends.
+fn die_with(parent: Pid, command: &mut Command) {
+    let die_with_parent = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // A parent that ended before this call sends no signal.
+        if getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    // SAFETY: the closure makes two system calls, allocates nothing and touches no memory of the parent.
+    unsafe { command.pre_exec(die_with_parent) };
+}
+
+fn open_pidfd(child: &Child) -> io::Result<OwnedFd> {
+    Ok(pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
+}
+
+/// Readable once the child has exited.
+impl AsFd for ChildProcess {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl Drop for ChildProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_output_is_complete_after_the_exit() {
+        let console = Console::default();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo out; echo err >&2"]);
+        let mut child = ChildProcess::start(command, console.clone()).unwrap();
+        assert!(child.exits_within(Duration::from_secs(60)));
+        child.kill();
+        assert_eq!(console.text(), "out\nerr\n");
+    }
+
+    #[test]
+    fn a_child_without_its_parent_never_starts() {
+        let mut command = Command::new("true");
+        die_with(Pid::INIT, &mut command);
+        assert_eq!(command.spawn().unwrap_err().raw_os_error(), Some(Errno::SRCH.raw_os_error()));
+        let mut command = Command::new("true");
+        die_with(getpid(), &mut command);
+        assert!(command.status().unwrap().success());
+    }
+}

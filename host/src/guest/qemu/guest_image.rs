@@ -1,0 +1,134 @@
+//! The contents of a guest's initramfs.
+
+use std::path::{Path, PathBuf};
+
+use shlex::try_join;
+
+use super::programs::{find_agent, find_program};
+use crate::guest::error::Error;
+use crate::guest::initramfs::build::InitramfsBuilder;
+use crate::guest::initramfs::libraries::add_program;
+use crate::guest::initramfs::modules::{Modules, VSOCK};
+
+/// The first process of a guest.
+const INIT: &[u8] = include_bytes!("init.sh");
+
+/// Where the first process looks for what it starts and loads, as shell commands and a list of paths.
+const AGENT_COMMAND: &str = "etc/scx-vsock/agent";
+const SCHEDULER_COMMAND: &str = "etc/scx-vsock/scheduler";
+const MODULE_LIST: &str = "etc/scx-vsock/modules";
+
+const AGENT: &str = "bin/scx-vsock-agent";
+
+/// What a guest's initramfs is to contain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct GuestImage {
+    /// The folder with the kernel's modules.
+    pub(super) modules: Option<PathBuf>,
+    /// The kernel's configuration.
+    pub(super) config: Option<PathBuf>,
+    /// The agent's file, unless it is to be looked for.
+    pub(super) agent: Option<PathBuf>,
+    pub(super) agent_arguments: Vec<String>,
+    /// The scheduler and its arguments.
+    pub(super) scheduler: Option<(PathBuf, Vec<String>)>,
+    /// Programs of the host, each with its path in the guest.
+    pub(super) programs: Vec<(PathBuf, String)>,
+    /// Files of the host, each with its path in the guest.
+    pub(super) files: Vec<(PathBuf, String)>,
+    /// Modules to load in addition to those of vsock.
+    pub(super) extra_modules: Vec<String>,
+}
+
+impl GuestImage {
+    /// Reads all that it contains from the host.
+    pub(super) fn build(&self) -> Result<Vec<u8>, Error> {
+        let mut initramfs = InitramfsBuilder::new()?;
+        add_system(&mut initramfs)?;
+        self.add_modules(&mut initramfs)?;
+        self.add_agent(&mut initramfs)?;
+        self.add_scheduler(&mut initramfs)?;
+        for (program, guest_path) in &self.programs {
+            add_program(&mut initramfs, "the program", program, guest_path)?;
+        }
+        for (file, guest_path) in &self.files {
+            initramfs.copy_program("the file", file, guest_path)?;
+        }
+        Ok(initramfs.finish()?)
+    }
+
+    fn add_modules(&self, initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
+        let mut list = String::new();
+        if let Some(folder) = &self.modules {
+            let modules = Modules::read(folder)?;
+            let names: Vec<&str> = VSOCK.iter().copied().chain(self.extra_modules.iter().map(String::as_str)).collect();
+            for path in modules.in_load_order(&names)? {
+                let file = path.rsplit('/').next().unwrap_or(path);
+                let name = file.split(".ko").next().unwrap_or(file);
+                initramfs.file(&format!("lib/modules/{name}.ko"), &modules.load(path)?)?;
+                list += &format!("/lib/modules/{name}.ko\n");
+            }
+        }
+        if let (Some(config), Some(folder)) = (&self.config, &self.modules) {
+            let release = folder.file_name().unwrap_or_default().to_string_lossy();
+            initramfs.copy_program("the kernel's configuration", config, &format!("boot/config-{release}"))?;
+        }
+        Ok(initramfs.file(MODULE_LIST, list.as_bytes())?)
+    }
+
+    fn add_agent(&self, initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
+        let agent = find_agent(self.agent.as_deref()).ok_or(Error::NoAgent)?;
+        add_program(initramfs, "the agent", &agent, AGENT)?;
+        Ok(initramfs.file(AGENT_COMMAND, exec_command(AGENT, &self.agent_arguments)?.as_bytes())?)
+    }
+
+    fn add_scheduler(&self, initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
+        let Some((program, arguments)) = &self.scheduler else { return Ok(()) };
+        let fix = "name the scheduler's file, or put its folder into PATH";
+        let file = find_program("the scheduler", program, fix)?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let guest_path = format!("usr/bin/{name}");
+        add_program(initramfs, "the scheduler", &file, &guest_path)?;
+        Ok(initramfs.file(SCHEDULER_COMMAND, exec_command(&guest_path, arguments)?.as_bytes())?)
+    }
+}
+
+/// Adds the first process and what it needs to run.
+fn add_system(initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
+    initramfs.program("init", INIT)?;
+    for folder in ["proc", "sys", "run", "tmp", "root", "var", "boot"] {
+        initramfs.folder(folder)?;
+    }
+    initramfs.link("var/run", "/run")?;
+    let fix = "install it (Debian's package busybox-static), or add its folder to PATH";
+    let busybox = find_program("busybox", Path::new("busybox"), fix)?;
+    add_program(initramfs, "busybox", &busybox, "bin/busybox")?;
+    Ok(initramfs.link("bin/sh", "busybox")?)
+}
+
+/// Returns a shell's command that replaces the shell by a program.
+fn exec_command(guest_path: &str, arguments: &[String]) -> Result<String, Error> {
+    let program = format!("/{guest_path}");
+    let words = || [program.as_str()].into_iter().chain(arguments.iter().map(String::as_str));
+    let nul = || words().find(|word| word.contains('\0')).unwrap_or_default().to_owned();
+    let command = try_join(words()).map_err(|_| Error::NulInArgument { argument: nul() })?;
+    Ok(format!("exec {command}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_quoted_for_the_shell() {
+        let command = exec_command("bin/echo", &["two words".into(), "it's".into(), "two\nlines".into()]).unwrap();
+        let output = std::process::Command::new("sh").args(["-c", &command]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "two words it's two\nlines\n");
+    }
+
+    #[test]
+    fn a_nul_in_an_argument_is_refused() {
+        let error = exec_command("bin/true", &["a".into(), "b\0".into()]).unwrap_err();
+        assert!(matches!(&error, Error::NulInArgument { argument } if argument == "b\0"), "{error}");
+    }
+}
