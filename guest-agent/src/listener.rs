@@ -26,7 +26,7 @@ enum State {
     /// Connections may be there.
     Pending(Fd),
     /// Connections are there that could not be accepted for lack of memory or descriptors.
-    Short(Fd),
+    Exhausted(Fd),
 }
 
 impl Listener {
@@ -61,7 +61,7 @@ impl Listener {
                 return Ok(false);
             }
             State::Unsupported => {}
-            State::Idle(_) | State::Pending(_) | State::Short(_) => return Ok(true),
+            State::Idle(_) | State::Pending(_) | State::Exhausted(_) => return Ok(true),
         }
         let listening = sys::listen_vsock(self.port, backlog)
             .and_then(|fd| self.watch(epoll, number, fd).inspect_err(|_| fd.close()));
@@ -84,21 +84,21 @@ impl Listener {
 
     /// Takes in that connections may be there.
     pub fn on_event(&mut self) {
-        if let State::Idle(fd) | State::Short(fd) = self.state {
+        if let State::Idle(fd) | State::Exhausted(fd) = self.state {
             self.state = State::Pending(fd);
         }
     }
 
     /// Takes in that a shortage may be over.
     pub fn on_timer(&mut self) {
-        if let State::Short(fd) = self.state {
+        if let State::Exhausted(fd) = self.state {
             self.state = State::Pending(fd);
         }
     }
 
     /// Whether something is to be tried again that causes no event.
     pub fn needs_timer(&self) -> bool {
-        matches!(self.state, State::Closed | State::Unsupported | State::Short(_))
+        matches!(self.state, State::Closed | State::Unsupported | State::Exhausted(_))
     }
 
     /// Returns the next connection; `None` once there is no more or it cannot be accepted.
@@ -108,7 +108,7 @@ impl Listener {
             Ok(connection) => return Some(connection),
             // The connection ended before it was accepted; others may be there.
             Err(Errno::ECONNABORTED | Errno::EINTR) => {}
-            Err(errno) if is_shortage(errno) => self.state = State::Short(fd),
+            Err(errno) if is_shortage(errno) => self.state = State::Exhausted(fd),
             Err(_) => self.state = State::Idle(fd),
         }
         None
@@ -121,7 +121,7 @@ impl Listener {
 
     /// Stops listening.
     pub fn close(&mut self) {
-        if let State::Idle(fd) | State::Pending(fd) | State::Short(fd) = self.state {
+        if let State::Idle(fd) | State::Pending(fd) | State::Exhausted(fd) = self.state {
             fd.close();
             self.state = State::Closed;
         }

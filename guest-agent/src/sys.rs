@@ -9,6 +9,7 @@
 use core::ffi::CStr;
 use core::mem::size_of;
 
+use crate::arguments::MAX_PATH_BYTES;
 use linux_raw_sys::general::{
     __kernel_itimerspec, __kernel_timespec, AT_FDCWD, CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD,
     F_GETFL, F_SETFL, O_CLOEXEC, O_NONBLOCK, O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK, epoll_event, iovec,
@@ -220,18 +221,15 @@ pub fn connect_vsock(cid: u32, port: u32) -> Result<Fd> {
 pub struct UnixAddress(sockaddr_un);
 
 impl UnixAddress {
-    /// Bytes of the longest path.
-    pub const MAX_PATH_BYTES: usize = 107;
-
     /// The address of no socket.
-    pub const NONE: Self = Self(sockaddr_un { sun_family: 0, sun_path: [0; Self::MAX_PATH_BYTES + 1] });
+    pub const NONE: Self = Self(sockaddr_un { sun_family: 0, sun_path: [0; MAX_PATH_BYTES + 1] });
 
-    /// The address of the socket at `path`, of which at most [`MAX_PATH_BYTES`](Self::MAX_PATH_BYTES) count.
+    /// The address of the socket at `path`, of which at most [`MAX_PATH_BYTES`] count.
     #[must_use]
     pub fn new(path: &[u8]) -> Self {
         let mut address = Self::NONE;
         address.0.sun_family = AF_UNIX as u16;
-        for (to, from) in address.0.sun_path.iter_mut().zip(path.iter().take(Self::MAX_PATH_BYTES)) {
+        for (to, from) in address.0.sun_path.iter_mut().zip(path.iter().take(MAX_PATH_BYTES)) {
             *to = *from as _;
         }
         address

@@ -12,27 +12,23 @@
 //! assert_eq!(&line[..length], b"{\"relay_error\":{\"busy\":{\"sessions\":8}}}\n");
 //! ```
 
-use crate::envelope::Hello;
 use crate::limits::{MAX_CAUSE_BYTES, MAX_NAME_BYTES, MAX_OPS_BYTES, MIN_PROTOCOL, PROTOCOL};
 use crate::template::fill;
 use crate::text::Text;
 
 /// Writes the hello of an agent of this protocol.
 pub fn hello(out: &mut [u8], agent: Text<'_>, boot_id: Text<'_>, max_line_bytes: u32) -> usize {
-    let max = max_line_bytes;
-    let (protocol, min_protocol) = (PROTOCOL, MIN_PROTOCOL);
-    let hello = Hello { protocol, min_protocol, agent, boot_id, max_request_bytes: max, max_response_bytes: max };
-    any_hello(out, &hello)
+    any_hello(out, agent, boot_id, [PROTOCOL, MIN_PROTOCOL, max_line_bytes, max_line_bytes])
 }
 
-/// Writes a hello.
-pub fn any_hello(out: &mut [u8], hello: &Hello<Text<'_>>) -> usize {
+/// Writes a hello: `numbers` are the newest and the oldest protocol and the caps of requests and of responses.
+pub fn any_hello(out: &mut [u8], agent: Text<'_>, boot_id: Text<'_>, numbers: [u32; 4]) -> usize {
     fill(
         out,
         b"{\"hello\":{\"protocol\":#,\"min_protocol\":#,\"agent\":\"$\",\"boot_id\":\"$\",\
           \"max_request_bytes\":#,\"max_response_bytes\":#}}\n",
-        &[hello.protocol, hello.min_protocol, hello.max_request_bytes, hello.max_response_bytes],
-        &[hello.agent.truncated(MAX_NAME_BYTES), hello.boot_id.truncated(MAX_NAME_BYTES)],
+        &numbers,
+        &[agent.truncated(MAX_NAME_BYTES), boot_id.truncated(MAX_NAME_BYTES)],
     )
 }
 

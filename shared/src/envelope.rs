@@ -1,7 +1,7 @@
 //! The agent's envelopes: their types, their serde forms, and how the agent writes them.
 //!
 //! An envelope is a JSON object with exactly one key on a line of its own. A scheduler's answer stands between
-//! [`STATS_PREFIX`] and [`STATS_SUFFIX`] byte for byte and is never parsed by the agent; every other envelope is
+//! [`STATS_PREFIX`](crate::STATS_PREFIX) and [`STATS_SUFFIX`](crate::STATS_SUFFIX) byte for byte and is never parsed by the agent; every other envelope is
 //! an [`Envelope`]. The serde derives describe its JSON; [`emit`] writes the same bytes, and the tests hold the two
 //! equal.
 
@@ -10,15 +10,6 @@ use heapless::Vec;
 use crate::emit;
 use crate::limits::{MAX_AGENT_ENVELOPE_BYTES, MIN_PROTOCOL, PROTOCOL};
 use crate::text::Text;
-
-/// What stands before a scheduler's answer.
-pub const STATS_PREFIX: &[u8] = br#"{"stats":"#;
-
-/// How a hello begins.
-pub const HELLO_PREFIX: &[u8] = br#"{"hello":"#;
-
-/// What stands after a scheduler's answer (whose LF is removed), before the envelope's LF.
-pub const STATS_SUFFIX: &[u8] = b"}";
 
 /// The serde form of a scheduler's answer, for programs that read or write it as a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,7 +153,10 @@ impl<'a> Envelope<Text<'a>> {
     pub fn emit(&self) -> EnvelopeLine {
         let mut line = [0; MAX_AGENT_ENVELOPE_BYTES];
         let length = match self {
-            Self::Hello(hello) => emit::any_hello(&mut line, hello),
+            Self::Hello(Hello { protocol, min_protocol, agent, boot_id, max_request_bytes, max_response_bytes }) => {
+                let numbers = [*protocol, *min_protocol, *max_request_bytes, *max_response_bytes];
+                emit::any_hello(&mut line, *agent, *boot_id, numbers)
+            }
             Self::Agent(AgentAnswer::SchedulerReady {}) => emit::scheduler_ready(&mut line),
             Self::RelayError(error) => error.emit_into(&mut line),
         };
@@ -194,7 +188,7 @@ pub const fn saturate(size: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{MAX_ENVELOPE_BYTES, MAX_NAME_BYTES, MAX_RESPONSE_BYTES};
+    use crate::limits::{HELLO_PREFIX, MAX_ENVELOPE_BYTES, MAX_NAME_BYTES, MAX_RESPONSE_BYTES};
     use proptest::prelude::*;
 
     /// Bytes of texts, each at most as long as the shortest bound.

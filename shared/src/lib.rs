@@ -4,7 +4,7 @@
 //! scheduler byte for byte and answers it with one *envelope*: a JSON object with exactly one key, on one line. Every
 //! fact of that wire is written in this crate and nowhere else:
 //!
-//! - [`limits`]: ports, byte caps and the protocol's version;
+//! - [`limits`]: ports, byte caps, the protocol's version, and how lines begin;
 //! - [`verb`]: what a host asks of the agent itself;
 //! - [`envelope`]: what the agent sends, and the frame that it puts around a scheduler's answer;
 //! - [`emit`], [`text`] and [`template`]: how it writes that without a formatter;
@@ -25,8 +25,11 @@ pub mod template;
 pub mod text;
 pub mod verb;
 
-pub use envelope::{AgentAnswer, Envelope, HELLO_PREFIX, Hello, RelayError, STATS_PREFIX, STATS_SUFFIX, Stats};
-pub use limits::{AGENT_PORT, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, SESSIONS};
+pub use envelope::{AgentAnswer, Envelope, Hello, RelayError, Stats};
+pub use limits::{
+    AGENT_PORT, HELLO_PREFIX, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, SESSIONS,
+    STATS_PREFIX, STATS_SUFFIX,
+};
 pub use line::{Fill, LineBuffer};
 pub use text::Text;
 pub use verb::Verb;

@@ -1,6 +1,4 @@
-//! Ports, byte caps and the protocol's version.
-
-use crate::envelope::{STATS_PREFIX, STATS_SUFFIX};
+//! Ports, byte caps, the protocol's version, and how lines begin.
 
 /// The newest version of the protocol that this crate describes.
 pub const PROTOCOL: u32 = 1;
@@ -39,6 +37,15 @@ pub const MAX_OPS_BYTES: usize = 128;
 
 /// Bytes of the text `cause` of `no_scheduler` and `scheduler_gone`.
 pub const MAX_CAUSE_BYTES: usize = 512;
+
+/// What stands before a scheduler's answer.
+pub const STATS_PREFIX: &[u8] = br#"{"stats":"#;
+
+/// What stands after a scheduler's answer (whose LF is removed), before the envelope's LF.
+pub const STATS_SUFFIX: &[u8] = b"}";
+
+/// How a hello begins.
+pub const HELLO_PREFIX: &[u8] = br#"{"hello":"#;
 
 /// How a line for the agent itself begins. Such a line is never forwarded to a scheduler.
 pub const AGENT_LINE_PREFIX: &[u8] = br#"{"agent":"#;

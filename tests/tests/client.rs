@@ -65,8 +65,8 @@ fn relay_error(error: RelayError<&str>) -> SchedStatsError {
 }
 
 fn unreachable(error: SchedStatsError) -> String {
-    match error {
-        SchedStatsError::AgentUnreachable { reason, .. } => reason,
+    match MissingStatsReason::from(error) {
+        MissingStatsReason::AgentUnreachable { reason } => reason,
         other => panic!("{other:?}"),
     }
 }

@@ -1,4 +1,4 @@
-//! A client in a process that was forked from the one that opened its session.
+//! The host library in a process that was forked while it was in use.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
 #![allow(unsafe_code, reason = "only a fork inherits a session")]
@@ -7,17 +7,22 @@ use std::iter::repeat_with;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::process::{Pid, WaitOptions, waitpid};
-use scx_vsock::{Endpoint, SchedStatsClient};
+use scx_vsock::{Endpoint, RunControl, SchedStatsClient};
 use scx_vsock_tests::fake_agent::FakeAgent;
 use scx_vsock_tests::peer::DEADLINE;
 use scx_vsock_tests::scripted_scheduler::Script;
 use serde_json::Value;
 
-/// Forks this process. `child` runs in the new one, whose exit status says whether it panicked.
+/// Seconds after which a forked process is killed.
+const CHILD_SECONDS: u32 = 60;
+
+/// Forks this process. `child` runs in the new one, whose exit status is 0 unless it panics or takes too long.
 fn fork(child: impl FnOnce()) -> Pid {
     // SAFETY: the new process only runs `child`, whose allocations glibc allows after a fork, and ends without a return.
     match unsafe { libc::fork() } {
         0 => {
+            // SAFETY: it sets a timer of the process and touches no memory.
+            unsafe { libc::alarm(CHILD_SECONDS) };
             let outcome = catch_unwind(AssertUnwindSafe(child));
             // SAFETY: it ends the process and runs nothing of it any more.
             unsafe { libc::_exit(i32::from(outcome.is_err())) }
@@ -53,4 +58,11 @@ fn a_forked_process_opens_its_own_session() {
         assert_eq!(exit_status(child), Some(0), "the child of round {round} failed");
         assert_eq!(client.session(), 1, "the parent keeps its session");
     }
+}
+
+#[test]
+fn a_forked_process_can_drop_a_watchdog() {
+    let watchdog = RunControl::new().watchdog(DEADLINE).unwrap();
+    let child = fork(move || drop(watchdog));
+    assert_eq!(exit_status(child), Some(0));
 }

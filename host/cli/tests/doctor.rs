@@ -212,7 +212,7 @@ fn a_missing_or_silent_scheduler_is_reported() {
     // The connection of the call that timed out.
     drop(Peer::accept(&listener));
     for (answer, message, fix, code) in [
-        ("", "went away during its answer", "check the scheduler's log", 20),
+        ("", "closed its connection during its answer", "check the scheduler's log", 20),
         ("{\"errno\":22,\"args\":{\"resp\":\"no\"}}\n", "answered with errno 22", "update the scheduler", 14),
         ("hello\n", "the protocol allows", "does not speak scx_stats", 23),
     ] {

@@ -270,6 +270,32 @@ mod tests {
         }
     }
 
+    /// The signal of a parent process.
+    struct Inherited;
+
+    impl Notify for Inherited {
+        fn new() -> io::Result<Self> {
+            Ok(Self)
+        }
+
+        fn notify(&self) {}
+
+        fn clear(&self) {}
+
+        fn is_inherited(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn an_inherited_signal_is_not_reused() {
+        let mut queue = LockQueue::<Inherited> { locked: true, waiters: VecDeque::new(), unused: Vec::new() };
+        let parents = queue.push().unwrap();
+        queue.recycle(&parents);
+        assert!(!Arc::ptr_eq(&parents, &queue.push().unwrap()));
+        assert!(queue.unused.is_empty());
+    }
+
     #[test]
     fn only_one_thread_holds_the_lock() {
         let mutex = FairMutex::new(0u32);

@@ -271,7 +271,7 @@ impl PollClient {
                 reason: format!("{}: {}", self.endpoint, agent_message::stats_socket_error(&error)),
             },
             Handshake::Hello | Handshake::Connect { .. } => {
-                SchedStatsError::unreachable_by(format!("{}: cannot connect", self.endpoint), error)
+                SchedStatsError::unreachable_by(self.endpoint.to_string(), error)
             }
         }
     }

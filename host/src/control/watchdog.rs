@@ -117,8 +117,8 @@ impl fmt::Debug for Watchdog {
 impl Drop for Watchdog {
     fn drop(&mut self) {
         if getpid() != self.process {
-            // There is no thread to join in a forked process, and the lock may be held by it for ever.
-            return;
+            // A forked process has no such thread: it can neither be joined nor detached, nor unlock the timer.
+            return std::mem::forget(self.thread.take());
         }
         self.disarm();
         if let Some(thread) = self.thread.take() {

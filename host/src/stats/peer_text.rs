@@ -40,18 +40,27 @@ pub(crate) fn bounded(text: impl AsRef<str>) -> String {
     PeerText::whole(text.as_ref()).to_string()
 }
 
-impl<T: fmt::Display> fmt::Display for PeerText<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut writer = Writer { to: f, left: self.max_chars, lines: self.lines, line_ends: 0, is_truncated: false };
+impl<T: fmt::Display> PeerText<T> {
+    fn write(&self, to: &mut fmt::Formatter<'_>, is_quoted: bool) -> fmt::Result {
+        let (left, lines) = (self.max_chars, self.lines);
+        let mut writer = Writer { to, left, lines, is_quoted, line_ends: 0, is_truncated: false };
         let written = write!(writer, "{}", self.text);
-        if writer.is_truncated { f.write_str("...") } else { written }
+        if writer.is_truncated { to.write_str("...") } else { written }
     }
 }
 
-/// The text in quotes.
+impl<T: fmt::Display> fmt::Display for PeerText<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, false)
+    }
+}
+
+/// The text in quotes, with those inside it escaped.
 impl<T: fmt::Display> fmt::Debug for PeerText<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{self}\"")
+        f.write_char('"')?;
+        self.write(f, true)?;
+        f.write_char('"')
     }
 }
 
@@ -61,6 +70,7 @@ struct Writer<'w, 'f> {
     /// Characters that may still be written.
     left: usize,
     lines: Lines,
+    is_quoted: bool,
     /// Line ends that are written only if more text follows.
     line_ends: usize,
     is_truncated: bool,
@@ -90,6 +100,9 @@ impl Writer<'_, '_> {
     fn put(&mut self, char: char) -> fmt::Result {
         let Some(left) = self.left.checked_sub(1) else { return self.truncate() };
         self.left = left;
+        if self.is_quoted && matches!(char, '"' | '\\') {
+            self.to.write_char('\\')?;
+        }
         if is_hidden(char) { write!(self.to, "{}", char.escape_default()) } else { self.to.write_char(char) }
     }
 
@@ -139,6 +152,7 @@ mod tests {
             assert!(shown.is_ascii() && shown.starts_with("\\u{"), "{shown}");
         }
         assert_eq!(format!("{:?}", PeerText::line("a\u{202e}b")), r#""a\u{202e}b""#);
+        assert_eq!(format!("{:?}", PeerText::line(r#"a "b" \c"#)), r#""a \"b\" \\c""#);
         assert_eq!(
             PeerText::line("na\u{ef}ve \u{4e2d}\u{6587} \u{1f600}").to_string(),
             "na\u{ef}ve \u{4e2d}\u{6587} \u{1f600}"

@@ -71,12 +71,12 @@ fn holds(buffer: &LineBuffer<CAP>, fill: Fill, given: &[u8]) {
 fn any_envelope_reads_back(script: &mut Script<'_>) {
     let error = match script.byte() % 7 {
         0 => RelayError::NoScheduler {
-            errno: script.word().cast_signed(),
+            errno: (script.word() >> 1).cast_signed(),
             sched_ext: text(script),
             ops: text(script),
             cause: text(script),
         },
-        1 => RelayError::SchedulerGone { errno: script.word().cast_signed(), cause: text(script) },
+        1 => RelayError::SchedulerGone { errno: (script.word() >> 1).cast_signed(), cause: text(script) },
         2 => RelayError::UnsolicitedData {},
         3 => RelayError::RequestTooLarge { size: script.word(), max: script.word() },
         4 => RelayError::ResponseTooLarge { size: script.word(), max: script.word() },
