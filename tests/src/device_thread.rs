@@ -1,4 +1,4 @@
-//! The thread that serves the devices of guests, as a monitor has one.
+//! The thread that serves the devices of guests, as a VMM has one.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd};
@@ -36,11 +36,11 @@ impl DeviceThread {
             guest.device.served_elsewhere = true;
             Arc::clone(&guest.device.mmio)
         });
-        Self::serving_fronts(devices.collect())
+        Self::serving_mmio(devices.collect())
     }
 
     /// Serves these devices.
-    pub fn serving_fronts<I: Interrupt + Send + Sync + 'static>(devices: Vec<Arc<Front<I>>>) -> Self {
+    pub fn serving_mmio<I: Interrupt + Send + Sync + 'static>(devices: Vec<Arc<VsockMmio<I>>>) -> Self {
         let (stop, stopped) = UnixStream::pair().expect("it works");
         let (sender, errors) = channel();
         let (say, said) = channel();
@@ -68,10 +68,10 @@ impl Drop for DeviceThread {
 }
 
 /// A device in this process' memory.
-type Front<I> = Mmio<Arc<GuestMemoryMmap>, I>;
+type VsockMmio<I> = Mmio<Arc<GuestMemoryMmap>, I>;
 
 fn run<I: Interrupt + Send + Sync + 'static>(
-    devices: Vec<Arc<Front<I>>>,
+    devices: Vec<Arc<VsockMmio<I>>>,
     stopped: UnixStream,
     errors: &Sender<(usize, Error)>,
 ) {

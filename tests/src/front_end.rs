@@ -1,4 +1,4 @@
-//! A vhost-user front end with a simulated guest driver behind it: what QEMU does, step by step.
+//! A vhost-user front end with a simulated guest driver: what QEMU does, step by step.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -67,8 +67,8 @@ impl FrontEnd {
         let features = back_end.get_features().expect("features");
         back_end.set_features(features).expect("features");
         let offered = back_end.get_protocol_features().expect("protocol features");
-        let wanted = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK;
-        back_end.set_protocol_features(offered & wanted).expect("protocol features");
+        let supported = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK;
+        back_end.set_protocol_features(offered & supported).expect("protocol features");
         self.share_memory();
     }
 
@@ -103,7 +103,7 @@ impl FrontEnd {
         self.kick();
     }
 
-    /// InFlight both rings, as QEMU does to pause a guest and to reset it; gives where they stood.
+    /// Stops both rings, as QEMU does to pause a guest and to reset it. Returns their indices.
     pub fn stop(&mut self) -> [u16; 2] {
         [0, 1].map(|queue| {
             let base = self.back_end.get_vring_base(queue).expect("a base");
@@ -132,7 +132,7 @@ impl FrontEnd {
         self.start([0, 0]);
     }
 
-    /// Says how large a ring is, which an honest front end does before it starts the ring, and truly.
+    /// Sets the size of a ring, which an honest front end does before it starts the ring, and truly.
     pub fn resize(&mut self, queue: usize, size: u16) {
         self.back_end.set_vring_num(queue, size).expect("a message that is not answered");
     }
@@ -143,7 +143,7 @@ impl FrontEnd {
         bytes.try_into().expect("8 bytes")
     }
 
-    /// Tells the back end that both queues have something new.
+    /// Kicks both queues.
     pub fn kick(&self) {
         self.kicks.iter().for_each(|kick| kick.write(1).expect("an event"));
     }
@@ -155,14 +155,14 @@ impl FrontEnd {
         let request = self.expect(Operation::Request);
         let stream = program.stream().try_clone().expect("a descriptor");
         let mut connection = Connection::new(stream, 729, request.header.src_port);
-        connection.note(&request.header);
+        connection.on_packet(&request.header);
         self.send(&connection.header(Operation::Response), &[]);
         let answer = program.line();
         assert!(answer.starts_with(b"OK "), "{answer:?}");
         (program, connection)
     }
 
-    /// Queues a packet, and tells the back end.
+    /// Queues a packet and kicks both queues.
     pub fn send(&mut self, header: &Header, payload: &[u8]) {
         assert!(self.queue(header, payload), "the transmit queue is full");
         self.kick();

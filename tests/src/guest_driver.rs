@@ -28,7 +28,7 @@ pub const MEMORY: usize = 128 << 20;
 const RX_RING: u64 = 0x10_0000;
 const TX_RING: u64 = 0x20_0000;
 const EVENT_RING: u64 = 0x30_0000;
-/// Where the buffers of the receive queue begin, behind all rings.
+/// Where the buffers of the receive queue begin, after all rings.
 pub const RX_BUFFERS: u64 = 0x100_0000;
 /// Where the buffers of the transmit queue begin.
 pub const TX_BUFFERS: u64 = 0x200_0000;
@@ -77,8 +77,8 @@ impl Packet {
 struct Ring {
     base: u64,
     available: u16,
-    /// The available index when the driver last looked whether to kick.
-    kicked: u16,
+    /// The available index when the driver last checked whether to notify the queue.
+    notified: u16,
     used_seen: u16,
     free: Vec<u16>,
     /// The descriptors of each chain by its head.
@@ -90,7 +90,7 @@ impl Ring {
         Self {
             base,
             available: 0,
-            kicked: 0,
+            notified: 0,
             used_seen: 0,
             free: (0..QUEUE_SIZE).rev().collect(),
             chains: vec![Vec::new(); usize::from(QUEUE_SIZE)],
@@ -193,13 +193,13 @@ impl Ring {
         u16::from_le(memory.load(GuestAddress(self.used() + 2), Ordering::Acquire).expect("the ring is in memory"))
     }
 
-    /// Whether the device wants a kick for what was made available since this was last asked (virtio 1.3, 2.7.10).
-    fn take_kick(&mut self, memory: &GuestMemoryMmap) -> bool {
-        // The device must see the index before this side looks for its wish.
+    /// Whether the queue is to be notified of what was made available since the last call (virtio 1.3, 2.7.10).
+    fn take_notification(&mut self, memory: &GuestMemoryMmap) -> bool {
+        // The device must see the index before this side reads `avail_event`.
         fence(Ordering::SeqCst);
         let avail_event = GuestAddress(self.used() + 4 + 8 * u64::from(QUEUE_SIZE));
         let avail_event = u16::from_le(memory.read_obj(avail_event).expect("the ring is in memory"));
-        let before = std::mem::replace(&mut self.kicked, self.available);
+        let before = std::mem::replace(&mut self.notified, self.available);
         self.available.wrapping_sub(avail_event).wrapping_sub(1) < self.available.wrapping_sub(before)
     }
 
@@ -292,10 +292,10 @@ impl Driver {
         })
     }
 
-    /// Which of the receive, transmit and event queue the device wants a kick of, for what was made available since.
-    pub fn take_kicks(&mut self) -> [bool; 3] {
+    /// Which of the receive, transmit and event queue are to be notified of what was made available since the last call.
+    pub fn take_notifications(&mut self) -> [bool; 3] {
         let Self { memory, rx, tx, event, .. } = self;
-        [rx, tx, event].map(|ring| ring.take_kick(memory))
+        [rx, tx, event].map(|ring| ring.take_notification(memory))
     }
 
     /// Asks for an interrupt at the next buffer that the device uses in each queue (virtio 1.3, 2.7.7).
@@ -304,7 +304,7 @@ impl Driver {
             let used_event = ring.avail() + 4 + 2 * u64::from(QUEUE_SIZE);
             self.memory.write_obj(ring.used_seen.to_le(), GuestAddress(used_event)).expect("the ring is in memory");
         }
-        // The device must see the wish before this side looks at what was used meanwhile.
+        // The device must see `used_event` before this side reads what was used meanwhile.
         fence(Ordering::SeqCst);
     }
 
@@ -345,7 +345,7 @@ impl Driver {
         self.event.offer(&self.memory, &[(address, size)], WRITE)
     }
 
-    /// The next event that the guest is told of, whose buffer is not posted again yet: none of an empty one.
+    /// Takes the next event, whose buffer is not posted again yet. An empty buffer has none.
     pub fn take_event(&mut self) -> Option<Option<u32>> {
         let (head, length) = self.event.take_used(&self.memory)?;
         let address = EVENT_BUFFERS + u64::from(head) * u64::from(EVENT_BYTES);
@@ -366,7 +366,7 @@ impl Driver {
         self.rx.offer(&self.memory, &[(address, size)], WRITE)
     }
 
-    /// Queues a packet without a kick, cut into descriptors at these places. False if the queue is full.
+    /// Queues a packet without a notification, cut into descriptors at these offsets. Returns false if the queue is full.
     pub fn queue_bytes(&mut self, bytes: &[u8], cuts: &[usize]) -> bool {
         let base = TX_BUFFERS + (self.tx_turn % u64::from(QUEUE_SIZE)) * TX_BUFFER;
         let mut pieces = Vec::new();
@@ -388,7 +388,8 @@ impl Driver {
         self.tx.offer(&self.memory, &pieces, 0)
     }
 
-    /// Queues a packet without a kick, whose (address, length) pieces are in memory already. False if the queue is full.
+    /// Queues a packet without a notification, whose (address, length) pieces are in memory already. Returns false if the
+    /// queue is full.
     pub fn queue_pieces(&mut self, pieces: &[(u64, u32)]) -> bool {
         self.tx.offer(&self.memory, pieces, 0)
     }
@@ -487,7 +488,7 @@ pub trait Attached {
     fn handle(&self) -> Handle;
 }
 
-/// A device without a front: the test is the front.
+/// A device without a transport: the test is the transport.
 #[derive(Debug)]
 pub struct Bare {
     device: Device,
@@ -605,7 +606,7 @@ impl Guest {
         self.device.reset();
     }
 
-    /// A new device takes this one's place, as where a front restores it for a driver that runs: memory is what it was,
+    /// A new device takes this one's place, as where a transport restores it for a driver that runs: memory is what it was,
     /// and the queues go on where they were.
     ///
     /// # Errors
@@ -705,7 +706,7 @@ impl<D: Attached> Guest<D> {
         let mut connection = self.connect_from_host(729);
         assert_eq!(connection.transfer_to_host(self, b"honest", 6), b"honest");
         assert_eq!(connection.transfer_to_guest(self, b"reply"), b"reply");
-        let confirmation = connection.header(Operation::Reset);
+        let confirmation = connection.header(Operation::Rst);
         drop(connection);
         assert_eq!(self.operations(), [Operation::Shutdown]);
         self.send(&confirmation, &[]);
@@ -718,7 +719,7 @@ impl<D: Attached> Guest<D> {
         assert_eq!(request.operation(), Operation::Request);
         assert_eq!(request.header.dst_port, guest_port);
         let mut connection = Connection::new(stream, guest_port, request.header.src_port);
-        connection.note(&request.header);
+        connection.on_packet(&request.header);
         self.send(&connection.header(Operation::Response), &[]);
         connection
     }
@@ -735,7 +736,7 @@ impl<D: Attached> Guest<D> {
         assert_eq!(response.operation(), Operation::Response);
         let stream = listener.accept().expect("a connection");
         let mut connection = Connection::new(stream, guest_port, host_port);
-        connection.note(&response.header);
+        connection.on_packet(&response.header);
         connection
     }
 }
@@ -785,8 +786,8 @@ impl Connection {
         }
     }
 
-    /// Takes note of the credit in a packet of the device.
-    pub fn note(&mut self, header: &Header) {
+    /// Takes the credit in a packet of the device.
+    pub fn on_packet(&mut self, header: &Header) {
         self.host_buffer = header.buf_alloc;
         self.host_forwarded = header.fwd_cnt;
     }
@@ -806,7 +807,7 @@ impl Connection {
     }
 
     /// Sends all of `payload` to the host in packets of at most `most` bytes, as credit allows, while the host reads;
-    /// gives what the host got.
+    /// returns what the host got.
     pub fn transfer_to_host<D: Attached>(&mut self, guest: &mut Guest<D>, payload: &[u8], most: usize) -> Vec<u8> {
         let mut got = Vec::new();
         let mut rest = payload;
@@ -818,13 +819,13 @@ impl Connection {
             }
             got.extend(self.read_host());
             for packet in guest.received() {
-                self.note(&packet.header);
+                self.on_packet(&packet.header);
             }
         }
         got
     }
 
-    /// Sends all of `payload` to the guest; gives what the guest got.
+    /// Sends all of `payload` to the guest; returns what the guest got.
     pub fn transfer_to_guest<D: Attached>(&mut self, guest: &mut Guest<D>, payload: &[u8]) -> Vec<u8> {
         let mut got = Vec::new();
         let mut rest = payload;
@@ -838,7 +839,7 @@ impl Connection {
             let packets = guest.received();
             let before = got.len();
             for packet in packets {
-                self.note(&packet.header);
+                self.on_packet(&packet.header);
                 got.extend(packet.payload);
             }
             if got.len() > before {
@@ -878,7 +879,7 @@ pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| u8::try_from((at * 31 + at / 251) % 256).unwrap_or(0)).collect()
 }
 
-/// Sizes around every limit of the way.
+/// Sizes around every limit on the path.
 #[must_use]
 pub fn interesting_sizes() -> Vec<usize> {
     let buffer = BUFFER_BYTES as usize;

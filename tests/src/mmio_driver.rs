@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use scx_vsock::transport::mmio::{Error, Mmio, State};
+use scx_vsock::transport::mmio::{Error, Mmio, MmioSnapshot};
 use scx_vsock::vsock::{Device, DeviceError, Handle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -61,42 +61,42 @@ fn after_driver(queues: &[QueueAddresses], features: u64) -> Vec<(u64, u32)> {
     writes
 }
 
-/// The front of these tests.
-pub type Front = Mmio<Arc<GuestMemoryMmap>, Line>;
+/// The transport of these tests.
+pub type VsockMmio = Mmio<Arc<GuestMemoryMmap>, Line>;
 type Line = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 /// A device's registers and its interrupt.
 #[derive(Clone)]
 pub struct Registers {
     /// The device under test.
-    pub mmio: Arc<Front>,
+    pub mmio: Arc<VsockMmio>,
     /// Whether another thread calls the device when its descriptor says so.
     pub served_elsewhere: bool,
     interrupt: Arc<OwnedFd>,
 }
 
 impl Registers {
-    /// Makes a front of an interrupt of its own.
+    /// Makes a transport with an interrupt of its own.
     ///
     /// # Errors
     ///
-    /// As `front`.
-    pub fn of(front: impl FnOnce(Line) -> Result<Front, Error>) -> Result<Self, Error> {
+    /// As `make`.
+    pub fn of(make: impl FnOnce(Line) -> Result<VsockMmio, Error>) -> Result<Self, Error> {
         let interrupt = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("a descriptor"));
         let line = Arc::clone(&interrupt);
         let raise = move || {
             rustix::io::write(&line, &1u64.to_ne_bytes())?;
             Ok(())
         };
-        Ok(Self { mmio: Arc::new(front(Box::new(raise))?), served_elsewhere: false, interrupt })
+        Ok(Self { mmio: Arc::new(make(Box::new(raise))?), served_elsewhere: false, interrupt })
     }
 
     /// A device as it was when `state` was taken, paused, over `memory`.
     ///
     /// # Errors
     ///
-    /// What the front says of the state.
-    pub fn restored(memory: &GuestMemoryMmap, state: &State) -> Result<Self, Error> {
+    /// The transport's, about the snapshot.
+    pub fn restored(memory: &GuestMemoryMmap, state: &MmioSnapshot) -> Result<Self, Error> {
         let device = Device::new(CID).expect("a device");
         Self::of(|line| Mmio::restore(device, Arc::new(memory.clone()), line, state))
     }
@@ -160,10 +160,10 @@ impl Registers {
         })
     }
 
-    /// Kicks the queues for which the device wants that.
-    pub fn kick(&self, driver: &mut Driver) {
-        for (queue, wanted) in (0..).zip(driver.take_kicks()) {
-            if wanted {
+    /// Notifies the queues that are to be notified.
+    pub fn notify(&self, driver: &mut Driver) {
+        for (queue, notified) in (0..).zip(driver.take_notifications()) {
+            if notified {
                 self.write(QUEUE_NOTIFY, queue);
             }
         }
@@ -180,7 +180,7 @@ impl Registers {
         reasons
     }
 
-    /// Waits until the device has used a buffer of `driver` for which `is_it` holds, told by an interrupt.
+    /// Waits until the device has used a buffer of `driver` for which `is_it` holds, notified by an interrupt.
     fn wait(&self, driver: &Driver, is_it: impl Fn(&Driver) -> bool) {
         loop {
             driver.ask_for_interrupts();
@@ -196,14 +196,14 @@ impl Registers {
 fn is_readable(fd: impl AsFd, within: Duration) -> bool {
     let within = Timespec::try_from(within).expect("a short deadline");
     // A fuzzer's clock interrupts.
-    let look = || poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&within));
-    rustix::io::retry_on_intr(look).expect("poll works") > 0
+    let ready = || poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&within));
+    rustix::io::retry_on_intr(ready).expect("poll works") > 0
 }
 
 impl Attached for Registers {
     /// Does what the device's own thread would: nothing that it is not woken for.
     fn service(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
-        self.kick(driver);
+        self.notify(driver);
         while !self.served_elsewhere && is_readable(&self.mmio, Duration::ZERO) {
             match self.mmio.service() {
                 Ok(()) => {}
@@ -226,7 +226,7 @@ impl Guest<Registers> {
         let driver = Driver::new(memory());
         let memory = Arc::new(driver.memory().clone());
         let device = Device::new(CID).expect("a device");
-        let registers = Registers::of(|line| Mmio::new(device, memory, line)).expect("a front");
+        let registers = Registers::of(|line| Mmio::new(device, memory, line)).expect("a transport");
         let mut guest = Self::attached(registers, driver);
         guest.boot();
         guest

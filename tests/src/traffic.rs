@@ -1,7 +1,7 @@
 //! Traffic over one guest's vsock, the same on both sides: transfers on many connections at once, while other
-//! connections come and go in every way that there is.
+//! connections come and go in every way.
 //!
-//! A control connection, which the guest dials first, carries nothing: its end says that a side wants nothing more.
+//! A control connection, which the guest connects first, carries nothing: its end means that a side is done.
 
 use std::io::{self, Error, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -16,7 +16,7 @@ use scx_vsock::vsock::Listener;
 
 use crate::pattern::{self, LARGE};
 
-/// Connections that each side dials for transfers.
+/// Connections that each side makes for transfers.
 pub const LANES: u8 = 16;
 
 /// The port for transfers, on both sides.
@@ -57,7 +57,7 @@ pub trait Side: Sync {
     fn number(&self) -> u64;
 }
 
-/// A port that the other side dials.
+/// A port that the other side connects to.
 pub trait Listen: AsFd + Sync {
     /// The next connection, of which the caller knows that it waits.
     ///
@@ -79,8 +79,8 @@ impl Listen for OwnedFd {
     }
 }
 
-/// Sends `bytes` and takes as many on each of `2 * LANES` connections, while other connections come and go. Gives how
-/// many of those this side dialled.
+/// Sends `bytes` and takes as many on each of `2 * LANES` connections, while other connections come and go. Returns how
+/// many of those this side made.
 ///
 /// # Errors
 ///
@@ -117,7 +117,7 @@ fn transfer_all(side: &dyn Side, transfers: &impl Listen, bytes: u64) -> io::Res
                     side.shrink(&stream)?;
                 }
                 (&stream).write_all(&[lane])?;
-                labelled(&format!("dialled lane {lane}"), transfer(side, &stream, lane, bytes))
+                labelled(&format!("connected lane {lane}"), transfer(side, &stream, lane, bytes))
             }));
         }
         for _ in 0..LANES {
@@ -152,16 +152,16 @@ fn transfer(side: &dyn Side, stream: &UnixStream, lane: u8, bytes: u64) -> io::R
     same(arrived, pattern::expected(numbered(1 - side.number()), bytes))
 }
 
-/// Dials connections, one after another, each to end in the next way, until `done`; gives how many.
+/// Makes connections, one after another, each of the next kind, until `done`. Returns how many.
 fn pass_until(side: &dyn Side, done: &AtomicBool) -> io::Result<usize> {
-    let ways = [half_closed, dropped_with_bytes_on_their_way, refused, dropped_while_it_connects];
+    let kinds = [half_closed, dropped_with_bytes_on_their_way, refused, dropped_while_it_connects];
     let mut random = fastrand::Rng::with_seed(side.number());
     let mut passed = 0;
-    for way in ways.into_iter().cycle() {
+    for kind in kinds.into_iter().cycle() {
         if done.load(Ordering::Relaxed) {
             break;
         }
-        labelled(&format!("passing connection {passed}"), way(side, random.u64(1..PASSING_BYTES)))?;
+        labelled(&format!("passing connection {passed}"), kind(side, random.u64(1..PASSING_BYTES)))?;
         passed += 1;
     }
     Ok(passed)
@@ -200,7 +200,7 @@ fn refused(side: &dyn Side, _bytes: u64) -> io::Result<()> {
     }
 }
 
-/// Sends passing connections what they bring, until the other side dials no more.
+/// Sends passing connections what they bring, until the other side makes no more.
 fn serve_passing(control: &UnixStream, passing: &impl Listen) -> io::Result<()> {
     thread::scope(|scope| {
         loop {

@@ -22,8 +22,8 @@ use scx_vsock::endpoint::hybrid::listener_path;
 use scx_vsock::io::Deadline;
 use scx_vsock::stats::RequestLine;
 use scx_vsock::{
-    Connect, Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, RunControl, SchedStatsClient,
-    SchedStatsError, StatsRequest, StatsResponse,
+    Connect, Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MissingStatsReason, READY_PORT, RunControl,
+    SchedStatsClient, SchedStatsError, StatsRequest, StatsResponse,
 };
 use scx_vsock_tests::agent::HELLO;
 use scx_vsock_tests::fake_agent::{FakeAgent, framed};

@@ -42,7 +42,7 @@ fn a_port_that_nobody_listens_on_is_refused() {
     let mut guest = Guest::new();
     guest.send(&Guest::header(Operation::Request, 50_000, 7290), &[]);
     let reset = guest.received().pop().unwrap();
-    assert_eq!(reset.operation(), Operation::Reset);
+    assert_eq!(reset.operation(), Operation::Rst);
     assert_eq!((reset.header.src_port, reset.header.dst_port), (7290, 50_000));
     guest.serves_on();
 }
@@ -58,11 +58,11 @@ fn a_listener_that_is_dropped_frees_its_port() {
 }
 
 #[test]
-fn a_connection_that_the_guest_refuses_ends_at_the_host() {
+fn a_refused_connection_ends_at_the_host() {
     let mut guest = Guest::new();
     let stream = guest.device.handle().connect(PORT).unwrap();
     let request = guest.received().pop().unwrap().header;
-    guest.send(&Guest::header(Operation::Reset, PORT, request.src_port), &[]);
+    guest.send(&Guest::header(Operation::Rst, PORT, request.src_port), &[]);
     let mut byte = [0];
     assert_eq!(std::io::Read::read(&mut &stream, &mut byte).unwrap(), 0);
     assert_eq!(guest.device.connections(), 0);
@@ -90,7 +90,7 @@ fn many_megabytes_arrive_in_packets_of_any_size() {
 }
 
 #[test]
-fn a_packet_split_at_every_byte_of_its_header_is_the_same_packet() {
+fn a_header_split_anywhere_is_the_same_packet() {
     for cut in 1..60 {
         let (mut guest, mut connection) = connected();
         let header = Header { len: 20, ..connection.header(Operation::ReadWrite) };
@@ -117,7 +117,7 @@ fn a_guest_may_use_all_its_credit_and_more_is_reset() {
     let mut used = buffer.len();
     loop {
         for packet in guest.received() {
-            connection.note(&packet.header);
+            connection.on_packet(&packet.header);
         }
         let credit = connection.credit() as usize;
         if credit == 0 {
@@ -127,7 +127,7 @@ fn a_guest_may_use_all_its_credit_and_more_is_reset() {
         used += credit;
     }
     connection.write(&mut guest, b"x");
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
     // What was sent before, as far as it had entered the socket, is there.
     let got = connection.read_host();
     assert!(!got.is_empty() && got.len() <= used);
@@ -143,7 +143,7 @@ fn credit_comes_back_when_the_host_reads() {
 }
 
 #[test]
-fn the_host_sends_no_more_than_the_guests_credit_and_asks_for_more_once() {
+fn the_host_obeys_credit_and_asks_once() {
     let (mut guest, mut connection) = connected();
     connection.buf_alloc = 1000;
     guest.send(&connection.header(Operation::CreditUpdate), &[]);
@@ -160,7 +160,7 @@ fn the_host_sends_no_more_than_the_guests_credit_and_asks_for_more_once() {
 }
 
 #[test]
-fn a_shrinking_buffer_stops_the_host_and_a_growing_one_starts_it() {
+fn a_guests_buffer_may_shrink_and_grow() {
     let (mut guest, mut connection) = connected();
     assert_eq!(connection.transfer_to_guest(&mut guest, &pattern(1000)).len(), 1000);
     connection.fwd_cnt = 0;
@@ -183,7 +183,7 @@ fn a_credit_request_is_answered() {
 }
 
 #[test]
-fn a_storm_of_credit_requests_costs_one_update_a_round() {
+fn credit_requests_share_one_update() {
     let (mut guest, connection) = connected();
     let bytes = connection.header(Operation::CreditRequest).emit();
     for _ in 0..20 {
@@ -194,7 +194,7 @@ fn a_storm_of_credit_requests_costs_one_update_a_round() {
 }
 
 #[test]
-fn the_transmit_queue_goes_on_while_there_are_no_receive_buffers() {
+fn transmit_goes_on_without_receive_buffers() {
     let mut guest = Guest::without_buffers();
     let listener = guest.device.handle().listen(1).unwrap();
     guest.send(&Guest::header(Operation::Request, 50_000, 1), &[]);
@@ -209,7 +209,7 @@ fn the_transmit_queue_goes_on_while_there_are_no_receive_buffers() {
 }
 
 #[test]
-fn packets_for_the_guest_wait_for_receive_buffers_and_none_is_lost() {
+fn packets_wait_for_receive_buffers() {
     let mut guest = Guest::without_buffers();
     guest.reposts = false;
     let mut stream = guest.device.handle().connect(PORT).unwrap();
@@ -229,7 +229,7 @@ fn packets_for_the_guest_wait_for_receive_buffers_and_none_is_lost() {
 }
 
 #[test]
-fn a_receive_buffer_without_room_for_payload_goes_back_unused() {
+fn a_short_receive_buffer_is_returned_unused() {
     let mut guest = Guest::without_buffers();
     guest.post(44);
     guest.post(20);
@@ -242,9 +242,9 @@ fn a_receive_buffer_without_room_for_payload_goes_back_unused() {
 }
 
 #[test]
-fn the_hosts_close_is_a_shutdown_that_the_guest_confirms() {
+fn the_guest_confirms_the_hosts_close() {
     let (mut guest, connection) = connected();
-    let header = connection.header(Operation::Reset);
+    let header = connection.header(Operation::Rst);
     drop(connection);
     let shutdown = guest.received().pop().unwrap();
     assert_eq!((shutdown.operation(), shutdown.header.flags), (Operation::Shutdown, SHUTDOWN_BOTH));
@@ -254,7 +254,7 @@ fn the_hosts_close_is_a_shutdown_that_the_guest_confirms() {
 }
 
 #[test]
-fn the_hosts_close_reaches_a_guest_that_gives_no_credit() {
+fn a_host_closes_without_credit() {
     let (mut guest, mut connection) = connected();
     connection.buf_alloc = 0;
     guest.send(&connection.header(Operation::CreditUpdate), &[]);
@@ -268,7 +268,7 @@ fn the_hosts_close_reaches_a_guest_that_gives_no_credit() {
 }
 
 #[test]
-fn what_the_host_wrote_before_its_close_arrives_first() {
+fn the_hosts_last_bytes_arrive_before_its_close() {
     let (mut guest, mut connection) = connected();
     connection.stream.write_all(&pattern(100_000)).unwrap();
     drop(connection);
@@ -291,12 +291,12 @@ fn the_hosts_half_close_leaves_the_other_way_open() {
 }
 
 #[test]
-fn the_guests_close_is_confirmed_and_its_last_bytes_arrive() {
+fn the_guests_last_bytes_arrive_before_its_close() {
     let (mut guest, mut connection) = connected();
     connection.write(&mut guest, b"last");
     let shutdown = Header { flags: SHUTDOWN_BOTH, ..connection.header(Operation::Shutdown) };
     guest.send(&shutdown, &[]);
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
     assert_eq!(guest.device.connections(), 0);
     assert_eq!(connection.read_host(), b"last");
     assert!(connection.host_reads_end());
@@ -313,11 +313,11 @@ fn the_guests_half_close_leaves_the_other_way_open() {
     assert_eq!(connection.transfer_to_guest(&mut guest, b"more"), b"more");
     // Shutdown is for good: payload behind it breaks the rules.
     connection.write(&mut guest, b"x");
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
 }
 
 #[test]
-fn a_guest_that_receives_no_more_makes_the_hosts_writes_fail() {
+fn host_writes_fail_after_a_guests_shutdown() {
     let (mut guest, mut connection) = connected();
     let shutdown = Header { flags: SHUTDOWN_RECEIVE, ..connection.header(Operation::Shutdown) };
     guest.send(&shutdown, &[]);
@@ -337,14 +337,14 @@ fn spill(guest: &mut Guest, connection: &mut Connection) -> Vec<u8> {
         connection.write(guest, &data[sent..sent + count]);
         sent += count;
         for packet in guest.received() {
-            connection.note(&packet.header);
+            connection.on_packet(&packet.header);
         }
     }
 }
 
 #[test]
-fn a_guests_reset_discards_nothing_that_was_accepted() {
-    for operation in [Operation::Reset, Operation::Shutdown] {
+fn a_guests_rst_discards_nothing_accepted() {
+    for operation in [Operation::Rst, Operation::Shutdown] {
         let (mut guest, mut connection) = connected();
         let sent = spill(&mut guest, &mut connection);
         assert!(sent.len() >= BUFFER_BYTES as usize);
@@ -357,7 +357,7 @@ fn a_guests_reset_discards_nothing_that_was_accepted() {
         }
         got.extend(connection.read_host());
         assert!(got == sent, "{operation:?}: {} of {} bytes arrived", got.len(), sent.len());
-        let confirmed = if operation == Operation::Shutdown { &[Operation::Reset][..] } else { &[] };
+        let confirmed = if operation == Operation::Shutdown { &[Operation::Rst][..] } else { &[] };
         assert_eq!(guest.operations(), confirmed);
     }
 }
@@ -370,17 +370,17 @@ fn a_tuple_is_not_reused_before_its_close_is_done() {
     spill(&mut guest, &mut connection);
     guest.send(&Header { flags: SHUTDOWN_BOTH, ..connection.header(Operation::Shutdown) }, &[]);
     guest.send(&Guest::header(Operation::Request, 50_000, 1), &[]);
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
     assert!(listener.accept().is_err());
 }
 
 #[test]
-fn a_thousand_connections_open_and_close_one_after_the_other() {
+fn a_thousand_connections_open_and_close() {
     let mut guest = Guest::new();
     for round in 0..1000u32 {
         let mut connection = guest.connect_from_host(PORT);
         assert_eq!(connection.transfer_to_host(&mut guest, &round.to_le_bytes(), 4), round.to_le_bytes());
-        let reset = connection.header(Operation::Reset);
+        let reset = connection.header(Operation::Rst);
         drop(connection);
         assert_eq!(guest.operations(), [Operation::Shutdown]);
         guest.send(&reset, &[]);
@@ -416,7 +416,7 @@ fn connections_take_turns_whatever_the_others_send() {
 }
 
 #[test]
-fn a_flood_of_requests_gets_as_many_connections_as_there_are_places() {
+fn a_flood_of_requests_gets_a_bounded_table() {
     let mut guest = Guest::new();
     let listener = guest.device.handle().listen(1).unwrap();
     let mut streams = Vec::new();
@@ -424,7 +424,7 @@ fn a_flood_of_requests_gets_as_many_connections_as_there_are_places() {
     for guest_port in 0..2000 {
         guest.send(&Guest::header(Operation::Request, guest_port, 1), &[]);
         streams.extend(listener.accept());
-        reset += guest.operations().iter().filter(|&&operation| operation == Operation::Reset).count();
+        reset += guest.operations().iter().filter(|&&operation| operation == Operation::Rst).count();
     }
     assert_eq!(streams.len(), MAX_CONNECTIONS);
     assert_eq!(reset, 2000 - MAX_CONNECTIONS);
@@ -435,7 +435,7 @@ fn a_flood_of_requests_gets_as_many_connections_as_there_are_places() {
 }
 
 #[test]
-fn last_bytes_of_a_host_that_is_gone_give_way_where_the_guest_gives_no_credit_for_them() {
+fn unsendable_last_bytes_are_evicted() {
     let mut guest = Guest::new();
     let mut connections: Vec<Connection> = (0..MAX_CONNECTIONS).map(|_| guest.connect_from_host(PORT)).collect();
     for connection in &mut connections {
@@ -456,7 +456,7 @@ fn last_bytes_of_a_host_that_is_gone_give_way_where_the_guest_gives_no_credit_fo
         streams.push(guest.device.handle().connect(PORT).unwrap());
         let packets = guest.received();
         let [reset, request] = &packets[..] else { panic!("{packets:?}") };
-        assert_eq!((reset.operation(), request.operation()), (Operation::Reset, Operation::Request));
+        assert_eq!((reset.operation(), request.operation()), (Operation::Rst, Operation::Request));
         assert_ne!(reset.header.src_port, kept.host_port);
     }
     let mut refused = guest.device.handle().connect(PORT).unwrap();
@@ -480,11 +480,11 @@ fn a_backlog_that_nobody_accepts_is_bounded() {
 }
 
 #[test]
-fn packets_that_break_the_rules_of_their_connection_are_reset() {
+fn violations_are_reset() {
     for operation in [Operation::Request, Operation::Response] {
         let (mut guest, connection) = connected();
         guest.send(&connection.header(operation), &[]);
-        assert_eq!(guest.operations(), [Operation::Reset], "{operation:?}");
+        assert_eq!(guest.operations(), [Operation::Rst], "{operation:?}");
         guest.serves_on();
     }
 }
@@ -496,7 +496,7 @@ fn payload_before_the_response_is_reset() {
     let request = guest.received().pop().unwrap().header;
     let payload = Header { len: 1, ..Guest::header(Operation::ReadWrite, PORT, request.src_port) };
     guest.send(&payload, b"x");
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
     guest.serves_on();
 }
 
@@ -505,22 +505,22 @@ fn a_length_beyond_the_chain_is_reset() {
     let (mut guest, mut connection) = connected();
     let lie = Header { len: 100, ..connection.header(Operation::ReadWrite) };
     guest.send(&lie, b"short");
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
     assert_eq!(connection.read_host(), b"");
     guest.serves_on();
 }
 
 #[test]
-fn unknown_types_and_operations_are_reset_and_a_reset_never_is() {
+fn unknown_packets_are_answered_by_rst() {
     let mut guest = Guest::new();
     let odd = Header { socket_type: 2, ..Guest::header(Operation::Request, 1, 1) };
     guest.send(&odd, &[]);
     let reset = guest.received().pop().unwrap();
-    assert_eq!((reset.operation(), reset.header.socket_type), (Operation::Reset, 2));
+    assert_eq!((reset.operation(), reset.header.socket_type), (Operation::Rst, 2));
     guest.send(&Header { op: 99, ..Guest::header(Operation::Request, 1, 1) }, &[]);
-    assert_eq!(guest.operations(), [Operation::Reset]);
-    guest.send(&Header { socket_type: 2, ..Guest::header(Operation::Reset, 1, 1) }, &[]);
-    guest.send(&Guest::header(Operation::Reset, 1, 1), &[]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
+    guest.send(&Header { socket_type: 2, ..Guest::header(Operation::Rst, 1, 1) }, &[]);
+    guest.send(&Guest::header(Operation::Rst, 1, 1), &[]);
     assert_eq!(guest.operations(), []);
     guest.serves_on();
 }
@@ -566,7 +566,7 @@ fn a_broken_chain_stops_the_device_until_its_reset() {
 }
 
 #[test]
-fn a_jump_of_the_available_index_stops_the_device_until_its_reset() {
+fn a_jumping_available_index_stops_the_device() {
     let mut guest = Guest::new();
     guest.jump_available(QUEUE_SIZE + 1);
     assert!(matches!(guest.try_service(), Err(DeviceError::Ring(_))));
@@ -575,7 +575,7 @@ fn a_jump_of_the_available_index_stops_the_device_until_its_reset() {
 }
 
 #[test]
-fn a_reset_ends_connections_and_keeps_those_that_wait_for_a_driver() {
+fn a_reset_keeps_connections_for_the_next_driver() {
     let (mut guest, mut connection) = connected();
     let handle = guest.device.handle();
     let listener = handle.listen(1).unwrap();
@@ -590,7 +590,7 @@ fn a_reset_ends_connections_and_keeps_those_that_wait_for_a_driver() {
 }
 
 #[test]
-fn a_connection_that_is_given_up_before_a_driver_comes_is_never_asked_for() {
+fn a_connect_cancelled_early_is_never_sent() {
     let mut guest = Guest::without_buffers();
     drop(guest.device.handle().connect(PORT).unwrap());
     guest.service();
@@ -600,12 +600,12 @@ fn a_connection_that_is_given_up_before_a_driver_comes_is_never_asked_for() {
 }
 
 #[test]
-fn a_connection_that_is_given_up_before_the_answer_is_reset() {
+fn a_connect_cancelled_late_is_reset() {
     let mut guest = Guest::new();
     let stream = guest.device.handle().connect(PORT).unwrap();
     assert_eq!(guest.operations(), [Operation::Request]);
     drop(stream);
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn fill_host(guest: &mut Guest, connection: &mut Connection, payload: &[u8]) {
         let count = payload.len().min(connection.credit() as usize);
         connection.write(guest, &payload[..count]);
         for packet in guest.received() {
-            connection.note(&packet.header);
+            connection.on_packet(&packet.header);
         }
         if connection.credit() == 0 {
             break;
@@ -48,7 +48,7 @@ fn held(connections: usize, payload: &[u8], measure: &impl Fn() -> usize) -> usi
             let response = guest.received().pop().unwrap();
             let mut connection = Connection::new(listener.accept().unwrap(), guest_port, 1);
             connection.buf_alloc = 0;
-            connection.note(&response.header);
+            connection.on_packet(&response.header);
             connection
         })
         .collect();
@@ -62,7 +62,7 @@ fn held(connections: usize, payload: &[u8], measure: &impl Fn() -> usize) -> usi
 }
 
 #[test]
-fn a_guest_that_reads_nothing_and_sends_all_it_may_makes_the_host_hold_no_more_than_is_stated() {
+fn a_hostile_guest_stays_within_the_memory_bound() {
     let group = Group::enter();
     let measure = || group.as_ref().map_or_else(resident_bytes, Group::bytes);
     let what = if group.is_some() { "with the kernel's memory" } else { "without the kernel's: no control group" };

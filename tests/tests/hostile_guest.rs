@@ -9,7 +9,7 @@ use scx_vsock::vsock::spec::{
     EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
 };
 use scx_vsock::vsock::{
-    BUFFER_BYTES, ChainError, DeviceError, Key, Listener, MAX_BACKLOG, MAX_CONNECTIONS, MAX_RESETS, Reset,
+    BUFFER_BYTES, ChainError, DeviceError, Key, Listener, MAX_BACKLOG, MAX_CONNECTIONS, MAX_RSTS, Rst,
 };
 use scx_vsock_tests::guest_driver::{
     CID, Connection, GUEST_BUFFER, Guest, INDIRECT, MEMORY, NEXT, QUEUE_SIZE, RawDescriptor, TX_BUFFERS, WRITE, pattern,
@@ -41,7 +41,7 @@ fn reset_of(packet: &Header) -> Header {
         src_port: packet.dst_port,
         dst_port: packet.src_port,
         socket_type: packet.socket_type,
-        op: Operation::Reset.number(),
+        op: Operation::Rst.number(),
         ..Header::default()
     }
 }
@@ -96,7 +96,7 @@ fn chains_that_leave_their_table_stop_the_device() {
 }
 
 #[test]
-fn indirect_descriptors_were_not_negotiated_and_stop_the_device() {
+fn indirect_descriptors_stop_the_device() {
     let indirect = ChainError::Indirect { address: AT };
     breaks_transmit_queue("an indirect chain", &[(AT, 16, INDIRECT, 0)], indirect);
     breaks_transmit_queue("an indirect end", &[(AT, 44, NEXT, 1), (AT, 16, INDIRECT, 0)], indirect);
@@ -144,7 +144,7 @@ fn breaks_event_queue(what: &str, break_it: impl FnOnce(&mut Guest), expected: &
 }
 
 #[test]
-fn a_broken_event_queue_stops_the_device_as_soon_as_there_is_an_event() {
+fn a_broken_event_queue_matters_with_an_event() {
     let outside = ChainError::Outside { address: END - 3, len: EVENT_BYTES };
     // The first buffer that is available names descriptor 0, too.
     for (what, descriptors, expected) in [
@@ -168,14 +168,14 @@ fn without_event_buffers() -> Guest {
 }
 
 #[test]
-fn a_guest_without_event_buffers_is_served_while_there_is_no_event() {
+fn without_an_event_no_event_buffer_is_needed() {
     let mut guest = without_event_buffers();
     guest.serves_on();
     assert_eq!(guest.take_event(), None);
 }
 
 #[test]
-fn an_event_that_finds_no_buffer_holds_up_both_ways_makes_nobody_hold_more_and_ends_by_a_reset() {
+fn an_event_without_a_buffer_blocks_until_reset() {
     let mut guest = without_event_buffers();
     let listener = guest.device.handle().listen(1).unwrap();
     let mut connection = guest.connect_from_host(PORT);
@@ -204,7 +204,7 @@ fn an_event_that_finds_no_buffer_holds_up_both_ways_makes_nobody_hold_more_and_e
 }
 
 #[test]
-fn an_event_buffer_that_comes_late_is_told_of_one_event_and_its_return_lets_packets_go() {
+fn a_late_event_buffer_gets_one_event() {
     let mut guest = without_event_buffers();
     let listener = guest.device.handle().listen(1).unwrap();
     guest.device.reset_transport();
@@ -225,7 +225,7 @@ fn an_event_buffer_that_comes_late_is_told_of_one_event_and_its_return_lets_pack
 }
 
 #[test]
-fn event_buffers_that_are_too_short_go_back_unused_and_the_event_waits() {
+fn short_event_buffers_are_returned_unused() {
     let mut guest = without_event_buffers();
     guest.device.reset_transport();
     let _waiting = guest.device.handle().connect(PORT).unwrap();
@@ -245,7 +245,7 @@ fn event_buffers_that_are_too_short_go_back_unused_and_the_event_waits() {
 }
 
 #[test]
-fn available_entries_that_were_never_written_are_whatever_descriptor_they_name() {
+fn unwritten_available_entries_name_descriptor_0() {
     let mut guest = Guest::new();
     // All name descriptor 0, which is empty: packets too short for a header.
     guest.jump_available(QUEUE_SIZE);
@@ -255,7 +255,7 @@ fn available_entries_that_were_never_written_are_whatever_descriptor_they_name()
 }
 
 #[test]
-fn chains_without_bytes_go_back_unused_in_both_queues() {
+fn empty_chains_are_returned_unused() {
     let mut guest = Guest::without_buffers();
     guest.queue_raw(&[(AT, 0, NEXT, 1), (u64::MAX, 0, NEXT, 2), (0, 0, 0, 0)]);
     guest.post_raw(&[(AT, 0, NEXT | WRITE, 1), (AT, 0, WRITE, 0)]);
@@ -267,7 +267,7 @@ fn chains_without_bytes_go_back_unused_in_both_queues() {
 }
 
 #[test]
-fn a_chain_may_cross_from_one_region_into_the_next_and_not_into_a_hole() {
+fn a_chain_may_cross_regions_but_no_hole() {
     const MIB: usize = 1 << 20;
     let hole = MEMORY as u64 + MIB as u64;
     let memory = GuestMemoryMmap::from_ranges(&[
@@ -298,7 +298,7 @@ fn a_chain_may_cross_from_one_region_into_the_next_and_not_into_a_hole() {
 }
 
 #[test]
-fn a_payload_in_as_many_descriptors_as_the_queue_has_arrives() {
+fn a_payload_may_use_all_descriptors() {
     let (mut guest, mut connection) = connected();
     let data = pattern(usize::from(QUEUE_SIZE) - 1);
     let header = Header { len: u32::from(QUEUE_SIZE) - 1, ..connection.header(Operation::ReadWrite) };
@@ -310,7 +310,7 @@ fn a_payload_in_as_many_descriptors_as_the_queue_has_arrives() {
 }
 
 #[test]
-fn a_header_in_a_descriptor_for_each_byte_is_a_header_and_one_that_lacks_a_byte_is_none() {
+fn a_header_may_be_split_at_every_byte() {
     let mut guest = Guest::new();
     let packet = Guest::header(Operation::Request, 77, 78);
     let cuts: Vec<usize> = (1..Header::BYTES).collect();
@@ -322,7 +322,7 @@ fn a_header_in_a_descriptor_for_each_byte_is_a_header_and_one_that_lacks_a_byte_
 }
 
 #[test]
-fn a_length_beyond_the_chain_is_reset_and_no_byte_of_it_is_for_the_host() {
+fn a_length_beyond_the_chain_is_reset() {
     for len in [6, 100, BUFFER_BYTES, u32::MAX] {
         let (mut guest, mut connection) = connected();
         let lie = Header { len, ..connection.header(Operation::ReadWrite) };
@@ -335,7 +335,7 @@ fn a_length_beyond_the_chain_is_reset_and_no_byte_of_it_is_for_the_host() {
 }
 
 #[test]
-fn payload_before_the_response_is_reset_and_no_byte_of_it_is_for_the_host() {
+fn payload_before_the_response_is_reset() {
     let mut guest = Guest::new();
     let mut stream = guest.device.handle().connect(PORT).unwrap();
     let request = headers(&mut guest).pop().unwrap();
@@ -351,7 +351,7 @@ fn payload_before_the_response_is_reset_and_no_byte_of_it_is_for_the_host() {
 }
 
 #[test]
-fn without_receive_buffers_packets_are_taken_until_as_many_connections_wait_for_their_reset_as_may() {
+fn without_receive_buffers_the_rst_queue_fills() {
     let mut guest = Guest::without_buffers();
     let mut sent = Vec::new();
     for _ in 0..MAX_CONNECTIONS {
@@ -365,8 +365,8 @@ fn without_receive_buffers_packets_are_taken_until_as_many_connections_wait_for_
         guest.service();
     }
     let [_, taken, _] = guest.device.used().map(usize::from);
-    assert_eq!((taken, sent.len()), (MAX_RESETS, MAX_RESETS + usize::from(QUEUE_SIZE)));
-    assert_eq!(guest.device.held_bytes(), MAX_RESETS * size_of::<Reset>());
+    assert_eq!((taken, sent.len()), (MAX_RSTS, MAX_RSTS + usize::from(QUEUE_SIZE)));
+    assert_eq!(guest.device.held_bytes(), MAX_RSTS * size_of::<Rst>());
     assert_eq!(headers(&mut guest), [], "it rests");
     guest.post_all(4096);
     let mut got = Vec::new();
@@ -381,7 +381,7 @@ fn without_receive_buffers_packets_are_taken_until_as_many_connections_wait_for_
 }
 
 #[test]
-fn without_receive_buffers_all_packets_of_a_few_connections_are_taken_and_each_is_reset_once() {
+fn without_receive_buffers_each_is_reset_once() {
     let mut guest = Guest::without_buffers();
     let packets = [77, 78, 79].map(|port| Guest::header(Operation::ReadWrite, port, 80));
     let mut sent = 0;
@@ -393,14 +393,14 @@ fn without_receive_buffers_all_packets_of_a_few_connections_are_taken_and_each_i
     }
     let taken = usize::from(guest.device.used()[1]);
     assert_eq!([taken, sent], [100 * usize::from(QUEUE_SIZE); 2]);
-    assert_eq!(guest.device.held_bytes(), packets.len() * size_of::<Reset>());
+    assert_eq!(guest.device.held_bytes(), packets.len() * size_of::<Rst>());
     guest.post_all(4096);
     assert_eq!(headers(&mut guest), packets.map(|packet| reset_of(&packet)));
     guest.serves_on();
 }
 
 #[test]
-fn packets_of_no_connection_get_the_reset_of_their_ports_and_nothing_else() {
+fn packets_of_no_connection_get_one_rst() {
     let mut guest = Guest::new();
     for operation in [
         Operation::Response,
@@ -414,13 +414,13 @@ fn packets_of_no_connection_get_the_reset_of_their_ports_and_nothing_else() {
         guest.send(&packet, &[]);
         assert_eq!(headers(&mut guest), [reset_of(&packet)], "{operation:?}");
     }
-    guest.send(&Guest::header(Operation::Reset, 77, 78), &[]);
+    guest.send(&Guest::header(Operation::Rst, 77, 78), &[]);
     assert_eq!(headers(&mut guest), []);
     guest.serves_on();
 }
 
 #[test]
-fn every_other_type_is_reset_as_itself_and_leaves_the_stream_of_the_same_ports_alone() {
+fn other_socket_types_leave_streams_alone() {
     let (mut guest, mut connection) = connected();
     for socket_type in [0, 2, 3, 0xffff] {
         for op in [1, 2, 4, 5, 6, 7, 0, 8, 0xffff] {
@@ -428,7 +428,7 @@ fn every_other_type_is_reset_as_itself_and_leaves_the_stream_of_the_same_ports_a
             guest.send(&packet, &[]);
             assert_eq!(headers(&mut guest), [reset_of(&packet)], "type {socket_type}, operation {op}");
         }
-        guest.send(&Header { socket_type, ..connection.header(Operation::Reset) }, &[]);
+        guest.send(&Header { socket_type, ..connection.header(Operation::Rst) }, &[]);
         assert_eq!(headers(&mut guest), [], "a reset is never answered");
     }
     assert_eq!(connection.transfer_to_host(&mut guest, b"still", 5), b"still");
@@ -474,7 +474,7 @@ fn a_request_for_a_connection_that_is_there_ends_it() {
 }
 
 #[test]
-fn payload_behind_a_shutdown_for_sending_is_reset_and_behind_one_for_receiving_arrives() {
+fn payload_after_a_shutdown_is_judged_by_direction() {
     for (flags, sends) in [(SHUTDOWN_SEND, false), (SHUTDOWN_RECEIVE, true), (0, true), (!SHUTDOWN_SEND, true)] {
         let (mut guest, _listener, mut connection) = connected_to_host();
         let shutdown = Header { flags, ..connection.header(Operation::Shutdown) };
@@ -492,7 +492,7 @@ fn payload_behind_a_shutdown_for_sending_is_reset_and_behind_one_for_receiving_a
 }
 
 #[test]
-fn payload_behind_a_close_that_still_drains_is_reset_and_takes_nothing_of_before_away() {
+fn payload_after_a_draining_close_is_reset() {
     let (mut guest, _listener, mut connection) = connected_to_host();
     fill(&mut guest, &mut connection);
     let sent = connection.sent as usize;
@@ -523,7 +523,7 @@ fn fill(guest: &mut Guest, connection: &mut Connection) {
         connection.write(guest, &data);
         guest.send(&connection.header(Operation::CreditRequest), &[]);
         for packet in guest.received() {
-            connection.note(&packet.header);
+            connection.on_packet(&packet.header);
         }
         if connection.credit() == 0 {
             break;
@@ -532,7 +532,7 @@ fn fill(guest: &mut Guest, connection: &mut Connection) {
 }
 
 #[test]
-fn payload_over_credit_is_reset_whether_it_is_a_byte_or_all_that_a_header_can_say() {
+fn payload_over_credit_is_reset() {
     for len in [1, BUFFER_BYTES, u32::MAX] {
         let (mut guest, _listener, mut connection) = connected_to_host();
         fill(&mut guest, &mut connection);
@@ -545,7 +545,7 @@ fn payload_over_credit_is_reset_whether_it_is_a_byte_or_all_that_a_header_can_sa
 }
 
 #[test]
-fn a_guest_without_a_buffer_gets_one_credit_request_and_no_byte() {
+fn a_guest_without_a_buffer_gets_no_byte() {
     let (mut guest, _listener, mut connection) = connected_to_host();
     connection.buf_alloc = 0;
     guest.send(&connection.header(Operation::CreditUpdate), &[]);
@@ -562,7 +562,7 @@ fn a_guest_without_a_buffer_gets_one_credit_request_and_no_byte() {
 }
 
 #[test]
-fn a_buffer_that_shrinks_below_what_is_under_way_is_no_credit() {
+fn a_buffer_below_bytes_in_flight_is_no_credit() {
     let (mut guest, _listener, mut connection) = connected_to_host();
     connection.stream.write_all(&pattern(1000)).unwrap();
     guest.received();
@@ -579,7 +579,7 @@ fn a_buffer_that_shrinks_below_what_is_under_way_is_no_credit() {
 }
 
 #[test]
-fn a_huge_buffer_makes_the_device_hold_nothing_for_it() {
+fn a_huge_guest_buffer_costs_nothing() {
     let mut guest = Guest::without_buffers();
     let listener = guest.device.handle().listen(1).unwrap();
     let request = Header { buf_alloc: u32::MAX, ..Guest::header(Operation::Request, 50_000, 1) };
@@ -603,7 +603,7 @@ fn a_huge_buffer_makes_the_device_hold_nothing_for_it() {
 }
 
 #[test]
-fn a_guest_that_took_out_more_than_was_sent_gets_nothing_until_its_numbers_are_true() {
+fn an_impossible_fwd_cnt_is_no_credit() {
     let (mut guest, _listener, mut connection) = connected_to_host();
     for ahead in [1, 1000, 1 << 31, u32::MAX - GUEST_BUFFER] {
         connection.fwd_cnt = ahead;
@@ -618,7 +618,7 @@ fn a_guest_that_took_out_more_than_was_sent_gets_nothing_until_its_numbers_are_t
 }
 
 #[test]
-fn a_storm_of_credit_requests_without_receive_buffers_costs_one_update() {
+fn unsent_credit_updates_are_one() {
     let mut guest = Guest::without_buffers();
     let listener = guest.device.handle().listen(1).unwrap();
     guest.send(&Guest::header(Operation::Request, 50_000, 1), &[]);
@@ -637,12 +637,12 @@ fn a_storm_of_credit_requests_without_receive_buffers_costs_one_update() {
 }
 
 #[test]
-fn requests_that_are_taken_back_before_they_are_answered_leave_streams_at_their_end_and_no_packet() {
+fn withdrawn_requests_leave_no_packet() {
     let mut guest = Guest::without_buffers();
     let listener = guest.device.handle().listen(1).unwrap();
     for _ in 0..10_000 {
         guest.send(&Guest::header(Operation::Request, 50_000, 1), &[]);
-        guest.send(&Guest::header(Operation::Reset, 50_000, 1), &[]);
+        guest.send(&Guest::header(Operation::Rst, 50_000, 1), &[]);
         assert_eq!(listener.accept().unwrap().read(&mut [0]).unwrap(), 0);
     }
     assert_eq!(guest.device.connections(), 0);
@@ -652,7 +652,7 @@ fn requests_that_are_taken_back_before_they_are_answered_leave_streams_at_their_
 }
 
 #[test]
-fn what_waits_in_a_backlog_is_bounded_even_when_its_connections_are_over() {
+fn a_backlog_of_ended_connections_is_bounded() {
     let mut guest = Guest::new();
     let listener = guest.device.handle().listen(1).unwrap();
     let mut refused = 0;
@@ -660,8 +660,8 @@ fn what_waits_in_a_backlog_is_bounded_even_when_its_connections_are_over() {
         guest.send(&Guest::header(Operation::Request, guest_port, 1), &[]);
         let payload = Header { len: 4, ..Guest::header(Operation::ReadWrite, guest_port, 1) };
         guest.send(&payload, &guest_port.to_le_bytes());
-        guest.send(&Guest::header(Operation::Reset, guest_port, 1), &[]);
-        refused += guest.operations().iter().filter(|&&operation| operation == Operation::Reset).count();
+        guest.send(&Guest::header(Operation::Rst, guest_port, 1), &[]);
+        refused += guest.operations().iter().filter(|&&operation| operation == Operation::Rst).count();
     }
     assert_eq!(guest.device.connections(), 0);
     let accepted: Vec<_> = std::iter::from_fn(|| listener.accept().ok()).collect();
@@ -677,7 +677,7 @@ fn what_waits_in_a_backlog_is_bounded_even_when_its_connections_are_over() {
 }
 
 #[test]
-fn closes_that_the_guest_never_confirms_give_way_with_a_reset() {
+fn unconfirmed_closes_are_evicted() {
     let mut guest = Guest::new();
     let streams: Vec<_> = (0..MAX_CONNECTIONS).map(|_| guest.connect_from_host(PORT).stream).collect();
     drop(streams);
@@ -685,13 +685,13 @@ fn closes_that_the_guest_never_confirms_give_way_with_a_reset() {
     assert_eq!(guest.device.connections(), MAX_CONNECTIONS);
     let _stream = guest.device.handle().connect(PORT).unwrap();
     let operations = guest.operations();
-    assert_eq!(operations, [Operation::Reset, Operation::Request]);
+    assert_eq!(operations, [Operation::Rst, Operation::Request]);
     assert_eq!(guest.device.connections(), MAX_CONNECTIONS);
     guest.serves_on();
 }
 
 #[test]
-fn a_place_that_no_connection_gives_up_is_refused_to_the_host_and_to_the_guest() {
+fn a_full_table_refuses_host_and_guest() {
     let mut guest = Guest::new();
     let listener = guest.device.handle().listen(1).unwrap();
     let mut connections: Vec<Connection> = (0..MAX_CONNECTIONS).map(|_| guest.connect_from_host(PORT)).collect();
@@ -713,7 +713,7 @@ fn a_place_that_no_connection_gives_up_is_refused_to_the_host_and_to_the_guest()
 const ROUND_AND_MORE: u64 = (1 << 32) + (1 << 20);
 
 #[test]
-fn a_stream_to_the_host_goes_on_when_its_counters_wrap() {
+fn counters_to_the_host_may_wrap() {
     let (mut guest, _listener, mut connection) = connected_to_host();
     let payload = pattern(200_000);
     let mut left = ROUND_AND_MORE;
@@ -725,19 +725,19 @@ fn a_stream_to_the_host_goes_on_when_its_counters_wrap() {
         assert!(got == payload[..most], "{left} bytes before the end");
         for packet in guest.received() {
             assert_eq!(packet.operation(), Operation::CreditUpdate);
-            connection.note(&packet.header);
+            connection.on_packet(&packet.header);
         }
     }
     assert_eq!(u64::from(connection.sent) + (1 << 32), ROUND_AND_MORE);
     // To the last byte of credit, and not one more.
     fill(&mut guest, &mut connection);
     connection.write(&mut guest, b"x");
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
     guest.serves_on();
 }
 
 #[test]
-fn a_stream_to_the_guest_goes_on_when_its_counters_wrap() {
+fn counters_to_the_guest_may_wrap() {
     let mut guest = Guest::without_buffers();
     guest.post_all(0x1_0000);
     let mut connection = guest.connect_from_host(PORT);

@@ -9,7 +9,7 @@ use scx_vsock::endpoint::hybrid::MAX_CONNECT_BYTES;
 use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::transport::vhost_user::Server;
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::unix_bridge::{MAX_DIALLING, UnixBridge};
+use scx_vsock::vsock::unix_bridge::{MAX_CONNECTING, UnixBridge};
 use scx_vsock::{Endpoint, SchedStatsClient};
 use scx_vsock_tests::agent::HELLO;
 use scx_vsock_tests::front_end::FrontEnd;
@@ -73,7 +73,7 @@ fn say(front_end: &mut FrontEnd, connection: &Connection, payload: &[u8]) {
 }
 
 #[test]
-fn a_program_that_dials_is_connected_once_the_guest_accepts() {
+fn a_program_is_connected_once_the_guest_accepts() {
     let served = Served::new();
     let mut front_end = served.boot();
     let mut program = served.program();
@@ -86,7 +86,7 @@ fn a_program_that_dials_is_connected_once_the_guest_accepts() {
 }
 
 #[test]
-fn what_is_sent_behind_the_line_reaches_the_guest_whole() {
+fn bytes_after_the_line_reach_the_guest() {
     let served = Served::new();
     let mut front_end = served.boot();
     for pieces in [&["CONNECT 729\nearly"][..], &["CONN", "ECT 7", "29", "\nearly"]] {
@@ -94,13 +94,13 @@ fn what_is_sent_behind_the_line_reaches_the_guest_whole() {
         pieces.iter().for_each(|piece| program.send(piece));
         let connection = accepted(&mut front_end, &mut program);
         assert_eq!(front_end.expect(Operation::ReadWrite).payload, b"early");
-        front_end.send(&connection.header(Operation::Reset), &[]);
+        front_end.send(&connection.header(Operation::Rst), &[]);
         program.expect_end();
     }
 }
 
 #[test]
-fn guest_bytes_that_come_with_the_acceptance_stand_behind_ok() {
+fn guest_bytes_come_after_ok() {
     let served = Served::new();
     let mut front_end = served.boot();
     let mut program = served.program();
@@ -119,18 +119,51 @@ fn a_guest_that_refuses_is_the_end_without_ok() {
     let mut program = served.program();
     program.send("CONNECT 729\n");
     let connection = requested(&mut front_end, &program);
-    front_end.send(&connection.header(Operation::Reset), &[]);
+    front_end.send(&connection.header(Operation::Rst), &[]);
     program.expect_end();
 }
 
 #[test]
-fn a_program_that_dials_before_the_guest_boots_waits_for_it() {
+fn a_program_waits_for_the_guest_to_boot() {
     let served = Served::new();
     let mut program = served.program();
     program.send("CONNECT 729\nearly");
     let mut front_end = served.boot();
     accepted(&mut front_end, &mut program);
     assert_eq!(front_end.expect(Operation::ReadWrite).payload, b"early");
+}
+
+#[test]
+fn connect_lines_are_read_as_other_vmms_read_them() {
+    let served = Served::new();
+    let mut front_end = served.boot();
+    let mut connected = Vec::new();
+    for line in ["connect 729\n", "CONNECT 729\r\n", "CONNECT  729\n", "CONNECT 729 \n"] {
+        let mut program = served.program();
+        program.send(line);
+        let connection = accepted(&mut front_end, &mut program);
+        program.send("to the guest");
+        assert_eq!(front_end.expect(Operation::ReadWrite).payload, b"to the guest", "{line:?}");
+        connected.push((program, connection));
+    }
+}
+
+#[test]
+fn a_program_that_closes_at_once_has_sent_its_bytes() {
+    let served = Served::new();
+    let mut front_end = served.boot();
+    for _ in 0..20 {
+        let mut program = served.program();
+        program.send("CONNECT 729\nhasty");
+        drop(program);
+        let request = front_end.expect(Operation::Request);
+        let connection = Connection::new(UnixStream::pair().unwrap().0, PORT, request.header.src_port);
+        front_end.send(&connection.header(Operation::Response), &[]);
+        front_end.expect(Operation::Shutdown);
+        assert_eq!(front_end.expect(Operation::ReadWrite).payload, b"hasty");
+        front_end.expect(Operation::Shutdown);
+        front_end.send(&connection.header(Operation::Rst), &[]);
+    }
 }
 
 #[test]
@@ -163,7 +196,7 @@ fn programs_that_close_early_harm_nobody() {
     let Connection { guest_port, host_port, .. } = connection;
     // The last end of the program's stream.
     drop((gone, connection));
-    let reset = front_end.expect(Operation::Reset);
+    let reset = front_end.expect(Operation::Rst);
     assert_eq!((reset.header.src_port, reset.header.dst_port), (host_port, guest_port));
     let mut next = served.program();
     next.send("CONNECT 729\n");
@@ -171,10 +204,10 @@ fn programs_that_close_early_harm_nobody() {
 }
 
 #[test]
-fn more_programs_than_can_dial_at_a_time_wait_for_their_turn() {
+fn connecting_programs_are_bounded() {
     let served = Served::new();
     let mut front_end = served.boot();
-    let idle: Vec<Peer> = (0..MAX_DIALLING).map(|_| served.program()).collect();
+    let idle: Vec<Peer> = (0..MAX_CONNECTING).map(|_| served.program()).collect();
     let mut last = served.program();
     last.send("CONNECT 729\n");
     drop(idle);
@@ -182,7 +215,7 @@ fn more_programs_than_can_dial_at_a_time_wait_for_their_turn() {
 }
 
 #[test]
-fn a_half_close_reaches_the_guest_and_leaves_the_other_direction() {
+fn a_half_close_leaves_the_other_direction() {
     let served = Served::new();
     let mut front_end = served.boot();
     let mut program = served.program();
@@ -195,7 +228,7 @@ fn a_half_close_reaches_the_guest_and_leaves_the_other_direction() {
 }
 
 #[test]
-fn a_guest_reaches_the_socket_with_its_port_behind_the_path() {
+fn a_guest_reaches_the_socket_of_its_port() {
     let served = Served::new();
     let mut front_end = served.boot();
     let listener = UnixListener::bind(served.folder.path().join("hybrid_5000")).unwrap();
@@ -210,14 +243,14 @@ fn a_guest_reaches_the_socket_with_its_port_behind_the_path() {
 }
 
 #[test]
-fn a_guest_that_dials_a_port_without_a_program_is_refused() {
+fn a_port_without_a_program_refuses() {
     let served = Served::new();
     let mut front_end = served.boot();
     drop(UnixListener::bind(served.folder.path().join("hybrid_6")).unwrap());
     for port in [5, 6] {
         let connection = Connection::new(UnixStream::pair().unwrap().0, 1024, port);
         front_end.send(&connection.header(Operation::Request), &[]);
-        front_end.expect(Operation::Reset);
+        front_end.expect(Operation::Rst);
     }
     // Whoever listens in this process is reached where no program is.
     let listener = served.server.handle().listen(5).unwrap();
@@ -244,7 +277,7 @@ fn our_client_reaches_an_agent_through_it() {
 }
 
 #[test]
-fn when_the_guest_is_gone_programs_read_the_end_and_the_next_guest_is_reached() {
+fn the_next_guest_takes_over_the_socket() {
     let mut served = Served::new();
     let mut front_end = served.boot();
     let mut program = served.program();
@@ -263,7 +296,7 @@ fn when_the_guest_is_gone_programs_read_the_end_and_the_next_guest_is_reached() 
 }
 
 #[test]
-fn a_server_that_nobody_came_to_ends_at_once() {
+fn a_server_without_a_front_end_ends_at_once() {
     let served = Served::new();
     let mut program = served.program();
     program.send("CONNECT 729\n");

@@ -26,7 +26,7 @@ fn connect(guests: &mut [Guest<Registers>]) -> Vec<Connection> {
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut connection = Connection::new(stream, PORT, request.header.src_port);
-        connection.note(&request.header);
+        connection.on_packet(&request.header);
         guest.send(&connection.header(Operation::Response), &[]);
         connection
     });
@@ -39,7 +39,7 @@ fn echo(guest: &mut Guest<Registers>, connection: &mut Connection, payload: &[u8
     let mut back = 0;
     while back < payload.len() {
         let packet = guest.packet();
-        connection.note(&packet.header);
+        connection.on_packet(&packet.header);
         connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
         back += packet.payload.len();
         connection.write(guest, &packet.payload);
@@ -63,7 +63,7 @@ fn one_thread_serves_many_guests() {
 }
 
 #[test]
-fn a_guest_that_breaks_its_rings_or_sends_without_end_leaves_the_others_alone() {
+fn a_hostile_guest_leaves_others_alone() {
     let mut guests: Vec<Guest<Registers>> = (0..4).map(|_| Guest::behind_registers()).collect();
     let served = DeviceThread::serving(&mut guests);
     let mut connections = connect(&mut guests);
@@ -86,7 +86,7 @@ fn a_guest_that_breaks_its_rings_or_sends_without_end_leaves_the_others_alone() 
 }
 
 #[test]
-fn a_guest_on_another_thread_is_paused_saved_and_restored_with_nothing_lost() {
+fn a_guest_on_another_thread_is_restored() {
     let mut guests = vec![Guest::behind_registers()];
     let served = DeviceThread::serving(&mut guests);
     let mut connections = connect(&mut guests);
@@ -101,7 +101,7 @@ fn a_guest_on_another_thread_is_paused_saved_and_restored_with_nothing_lost() {
     assert_eq!(guests[0].event(), EVENT_TRANSPORT_RESET);
     guests[0].post_event(EVENT_BYTES);
     guests[0].service();
-    assert_eq!(guests[0].packet().operation(), Operation::Reset, "of the connection that is gone");
+    assert_eq!(guests[0].packet().operation(), Operation::Rst, "of the connection that is gone");
     let mut connections = connect(&mut guests);
     echo(&mut guests[0], &mut connections[0], b"after");
 }

@@ -24,7 +24,7 @@ fn serves(guest: &mut Guest<Registers>) {
     let mut connection = guest.connect_from_host(PORT);
     assert_eq!(connection.transfer_to_host(guest, b"honest", 6), b"honest");
     assert_eq!(connection.transfer_to_guest(guest, b"reply"), b"reply");
-    let reset = connection.header(Operation::Reset);
+    let reset = connection.header(Operation::Rst);
     drop(connection);
     assert_eq!(guest.operations(), [Operation::Shutdown]);
     guest.send(&reset, &[]);
@@ -42,7 +42,7 @@ fn a_driver_that_follows_the_standard_gets_through() {
 }
 
 #[test]
-fn the_configuration_space_is_the_guests_cid_at_any_width() {
+fn the_configuration_space_has_any_width() {
     let guest = Guest::behind_registers();
     let read = |offset, width| {
         let mut bytes = vec![0xff; width];
@@ -87,7 +87,7 @@ fn the_interrupt_says_why_until_it_is_acknowledged() {
 }
 
 #[test]
-fn a_driver_that_breaks_a_ring_is_told_and_comes_back_by_a_reset() {
+fn a_broken_ring_needs_a_reset() {
     let mut guest = Guest::behind_registers();
     let mut connection = guest.connect_from_host(PORT);
     let _reasons = guest.device.take_interrupt();
@@ -103,7 +103,7 @@ fn a_driver_that_breaks_a_ring_is_told_and_comes_back_by_a_reset() {
 }
 
 #[test]
-fn a_driver_that_gave_up_is_left_alone_until_its_reset() {
+fn a_failed_driver_is_left_alone() {
     let mut guest = Guest::behind_registers();
     guest.device.write(STATUS, FAILED | 15);
     let _stream = guest.handle().connect(PORT).unwrap();
@@ -122,7 +122,7 @@ fn a_queue_that_the_driver_stopped_is_not_touched() {
 }
 
 #[test]
-fn a_queue_of_a_size_that_cannot_be_is_not_made_ready_and_the_next_driver_is_served() {
+fn a_queue_of_impossible_size_is_not_ready() {
     let mut guest = Guest::behind_registers();
     let addresses = guest.addresses();
     for size in [0, 3, 100, 257, 512, 0x8000, 0x1_0080, u32::MAX] {
@@ -143,7 +143,7 @@ fn a_queue_of_a_size_that_cannot_be_is_not_made_ready_and_the_next_driver_is_ser
 }
 
 #[test]
-fn a_queue_whose_size_is_changed_while_it_runs_stays_what_it_is() {
+fn a_running_queue_keeps_its_size() {
     let mut guest = Guest::behind_registers();
     let mut connection = guest.connect_from_host(PORT);
     for size in [0, 1, 64, 256, u32::MAX] {
@@ -163,7 +163,7 @@ fn a_queue_whose_size_is_changed_while_it_runs_stays_what_it_is() {
 }
 
 #[test]
-fn a_reset_ends_connections_and_keeps_what_waits_for_a_driver() {
+fn a_reset_keeps_pending_connects() {
     let mut guest = Guest::behind_registers();
     let mut connection = guest.connect_from_host(PORT);
     guest.device.reset();
@@ -183,7 +183,7 @@ fn a_driver_without_stream_sockets_gets_none() {
     let listener = guest.handle().listen(1).unwrap();
     guest.restart();
     guest.send(&Guest::header(Operation::Request, 50_000, 1), &[]);
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     let stream = guest.handle().connect(PORT).unwrap();
     assert_eq!(guest.operations(), []);
@@ -198,7 +198,7 @@ fn a_driver_without_stream_sockets_gets_none() {
 }
 
 #[test]
-fn what_waits_for_a_driver_needs_no_kick_of_it() {
+fn pending_connects_need_no_notification() {
     let mut guest = Guest::behind_registers();
     guest.device.reset();
     let _waiting = guest.handle().connect(PORT).unwrap();
@@ -206,12 +206,12 @@ fn what_waits_for_a_driver_needs_no_kick_of_it() {
     guest.restart();
     let addresses = guest.addresses();
     guest.device.initialise(&addresses);
-    let _kept_back = guest.take_kicks();
+    let _kept_back = guest.take_notifications();
     assert_eq!(guest.operations(), [Operation::Request]);
 }
 
 #[test]
-fn a_driver_that_chooses_no_feature_of_sockets_has_streams() {
+fn without_socket_features_there_are_streams() {
     let mut guest = Guest::behind_registers();
     let addresses = guest.addresses();
     guest.device.initialise_with(&addresses, 1 << 32 | 1 << 29);
@@ -243,7 +243,7 @@ fn access() -> impl Strategy<Value = Access> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
     #[test]
-    fn whatever_a_guest_does_to_its_registers_one_that_follows_the_standard_gets_through_afterwards(
+    fn any_writes_leave_a_usable_device(
         from_running: bool,
         accesses in prop::collection::vec(access(), 0..200),
     ) {

@@ -10,7 +10,7 @@ use std::thread;
 
 use proptest::prelude::*;
 use scx_vsock::SchedStatsClient;
-use scx_vsock::transport::mmio::{Error, Mmio, State, StateError};
+use scx_vsock::transport::mmio::{Error, Mmio, MmioSnapshot};
 use scx_vsock::vsock::packet::Operation;
 use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
 use scx_vsock::vsock::{ChainError, Device, DeviceError};
@@ -44,7 +44,7 @@ fn serves(guest: &mut Guest<Registers>) {
 }
 
 #[test]
-fn a_guest_is_reached_again_after_a_restore_from_another_port() {
+fn a_restored_guest_is_reached_from_another_port() {
     let mut guest = Guest::behind_registers();
     let mut before = guest.connect_from_host(PORT);
     let mut guest = restored(guest);
@@ -58,7 +58,7 @@ fn a_guest_is_reached_again_after_a_restore_from_another_port() {
 }
 
 #[test]
-fn the_guest_is_asked_for_nothing_before_it_is_through_with_the_reset() {
+fn no_request_is_sent_before_the_reset_is_handled() {
     let guest = Guest::behind_registers();
     let mut guest = guest.saved_and_restored();
     guest.device.mmio.resume().unwrap();
@@ -75,7 +75,7 @@ fn the_guest_is_asked_for_nothing_before_it_is_through_with_the_reset() {
 /// Linux takes nothing more while as many of its answers as its receive queue has entries wait to be sent, which they
 /// do behind all that its connections of before had still to send.
 #[test]
-fn a_guest_that_takes_nothing_until_all_that_it_had_to_send_is_sent_is_reached_again() {
+fn a_busy_sender_is_reached_after_a_restore() {
     let mut guest = Guest::without_buffers();
     let state = guest.device.state();
     guest.restore(&state).unwrap();
@@ -93,7 +93,7 @@ fn a_guest_that_takes_nothing_until_all_that_it_had_to_send_is_sent_is_reached_a
     assert_eq!(guest.device.used()[1], 5000, "all of it is taken");
     guest.post_all(4096);
     let got: Vec<_> = guest.received().iter().map(|packet| (packet.operation(), packet.header.dst_port)).collect();
-    let resets = before.map(|packet| (Operation::Reset, packet.src_port));
+    let resets = before.map(|packet| (Operation::Rst, packet.src_port));
     assert_eq!(got, [&resets[..], &[(Operation::Request, PORT)]].concat());
 }
 
@@ -108,7 +108,7 @@ fn the_guest_is_interrupted_for_the_reset() {
 }
 
 #[test]
-fn a_driver_without_a_buffer_for_the_event_is_told_when_it_has_one() {
+fn the_event_waits_for_a_buffer() {
     let mut guest = Guest::behind_registers();
     guest.restart_without_events();
     let addresses = guest.addresses();
@@ -127,7 +127,7 @@ fn a_driver_without_a_buffer_for_the_event_is_told_when_it_has_one() {
 }
 
 #[test]
-fn what_the_guest_made_available_before_is_taken_once_after() {
+fn available_packets_are_taken_once() {
     let mut guest = Guest::behind_registers();
     guest.service();
     // A request that the device has not come to, and whose kick is lost with its process.
@@ -144,7 +144,7 @@ fn what_the_guest_made_available_before_is_taken_once_after() {
 }
 
 #[test]
-fn what_the_guest_was_given_before_is_there_once_and_its_connection_is_gone() {
+fn used_packets_are_there_once() {
     let mut guest = Guest::behind_registers();
     let connection = guest.connect_from_host(PORT);
     let mut stream = &connection.stream;
@@ -157,12 +157,12 @@ fn what_the_guest_was_given_before_is_there_once_and_its_connection_is_gone() {
     // The driver has not come to the reset yet, and goes on with its connection.
     guest.send(&connection.header(Operation::CreditUpdate), &[]);
     guest.take_transport_reset();
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
     serves(&mut guest);
 }
 
 #[test]
-fn a_paused_device_leaves_guest_memory_alone_and_loses_nothing() {
+fn a_paused_device_leaves_memory_alone() {
     let mut guest = Guest::behind_registers();
     let mut connection = guest.connect_from_host(PORT);
     guest.device.mmio.pause();
@@ -181,7 +181,7 @@ fn a_paused_device_leaves_guest_memory_alone_and_loses_nothing() {
 }
 
 #[test]
-fn an_interrupt_that_the_driver_has_not_seen_is_raised_again() {
+fn an_unseen_interrupt_is_raised_again() {
     let mut guest = Guest::behind_registers();
     let _reasons = guest.device.take_interrupt();
     guest.ask_for_interrupts();
@@ -194,7 +194,7 @@ fn an_interrupt_that_the_driver_has_not_seen_is_raised_again() {
 }
 
 #[test]
-fn a_guest_that_boots_anew_after_a_restore_is_not_told_of_a_reset() {
+fn a_rebooted_guest_gets_no_event() {
     let guest = Guest::behind_registers();
     let mut guest = guest.saved_and_restored();
     guest.device.mmio.resume().unwrap();
@@ -204,7 +204,7 @@ fn a_guest_that_boots_anew_after_a_restore_is_not_told_of_a_reset() {
 }
 
 #[test]
-fn a_driver_that_was_not_through_with_the_reset_is_told_of_the_next_one() {
+fn two_restores_are_two_events() {
     let guest = Guest::behind_registers();
     let mut guest = guest.saved_and_restored();
     guest.device.mmio.resume().unwrap();
@@ -228,7 +228,7 @@ fn still_choosing() -> Guest<Registers> {
 }
 
 #[test]
-fn a_driver_that_was_still_initialising_goes_on_with_it() {
+fn an_initialising_driver_goes_on() {
     let guest = still_choosing();
     let mut guest = guest.saved_and_restored();
     guest.device.mmio.resume().unwrap();
@@ -256,15 +256,15 @@ fn a_guest_may_come_back_with_another_cid() {
 #[test]
 fn a_device_that_goes_on_gives_no_snapshot() {
     let guest = Guest::behind_registers();
-    assert!(matches!(guest.device.mmio.snapshot(), Err(Error::State(StateError::NotPaused))));
+    assert!(matches!(guest.device.mmio.snapshot(), Err(Error::NotPaused)));
     guest.device.mmio.pause();
     assert!(guest.device.mmio.snapshot().is_ok());
     guest.device.mmio.resume().unwrap();
-    assert!(matches!(guest.device.mmio.snapshot(), Err(Error::State(StateError::NotPaused))));
+    assert!(matches!(guest.device.mmio.snapshot(), Err(Error::NotPaused)));
 }
 
 #[test]
-fn a_driver_that_is_still_choosing_its_features_loses_nothing_that_waits_for_it() {
+fn a_negotiating_driver_loses_nothing() {
     let guest = still_choosing();
     // Half of its choice, which by itself means no stream sockets.
     guest.device.write(DRIVER_FEATURES_SEL, 0);
@@ -278,7 +278,7 @@ fn a_driver_that_is_still_choosing_its_features_loses_nothing_that_waits_for_it(
     guest.device.go_on_from_driver(&addresses);
     assert_eq!(guest.operations(), [Operation::Request]);
     drop(waiting);
-    assert_eq!(guest.operations(), [Operation::Reset]);
+    assert_eq!(guest.operations(), [Operation::Rst]);
     serves(&mut guest);
 }
 
@@ -299,7 +299,7 @@ fn with(state: &Value, pointer: &str, value: &Value) -> Value {
     changed
 }
 
-/// The device whose state somebody damaged is none the worse, and what is saved of it now is restored.
+/// The device whose snapshot was corrupted serves on, and another snapshot of it is restored.
 fn serves_all_the_same(mut guest: Guest<Registers>, mut connection: Connection) {
     guest.device.mmio.resume().unwrap();
     assert_eq!(connection.transfer_to_host(&mut guest, b"still", 5), b"still");
@@ -308,70 +308,67 @@ fn serves_all_the_same(mut guest: Guest<Registers>, mut connection: Connection) 
     serves(&mut guest);
 }
 
-/// What no driver could have brought a device into: where it stands in the state, its value, and what is said of it.
-fn impossible_fields() -> Vec<(String, Value, String)> {
-    let (damaged, mend) = ("the state is damaged", "start without it");
-    let guest = "the saved vsock device's guest had the CID";
-    let version = |version: u32| {
-        format!("the saved vsock device has version {version}, and this library restores version 1 only")
-    };
-    let register =
-        |name: &str, value: u64| format!("the saved vsock device's {name} is {value:#x}, which cannot be: {damaged}");
-    let queue = |index: usize| format!("the saved vsock device's queue {index} cannot be: {damaged}");
-    let port =
-        |port: u32| format!("the saved vsock device's next port is {port}, which no device uses: {damaged}, {mend}");
-    let mut fields = Vec::new();
-    let mut refuse = |pointer: String, value: u64, expected: String| fields.push((pointer, json!(value), expected));
-    for number in [0, 2, u32::MAX] {
-        refuse("/version".to_owned(), number.into(), version(number));
-    }
-    for status in [2, 8, 13, 11 | 64, 0x10f, u64::from(u32::MAX)] {
-        refuse("/status".to_owned(), status, register("status", status));
-    }
-    for before_the_choice in [0, 1] {
-        refuse("/status".to_owned(), before_the_choice, register("choice of features", Device::FEATURES));
-    }
-    for before_running in [3, 11] {
-        // The receive queue is ready, or has gone on.
-        refuse("/status".to_owned(), before_running, queue(0));
-    }
-    for features in [0, 1, 1 << 32 | 2, 1 << 63 | 1 << 32, u64::MAX] {
-        refuse("/features".to_owned(), features, register("choice of features", features));
-    }
-    for reasons in [4, 0x8000_0000, u64::from(u32::MAX)] {
-        refuse("/interrupt_status".to_owned(), reasons, register("interrupt status", reasons));
-    }
-    for cid in [0, 1, 2, u64::from(u32::MAX), 1 << 32, u64::MAX] {
-        refuse("/device/guest_cid".to_owned(), cid, format!("{guest} {cid}, which no guest has: {damaged}, {mend}"));
-    }
-    for next in [0, 729, (1 << 30) - 1, 1 << 31, u32::MAX] {
-        refuse("/device/next_port".to_owned(), next.into(), port(next));
-    }
-    for index in 0..3 {
-        for size in [0, 3, 257, 512, 0x1_0080, u64::from(u32::MAX)] {
-            refuse(format!("/queues/{index}/layout/size"), size, queue(index));
-        }
-        for (part, address) in [("descriptors", 8), ("driver", 1), ("device", 2), ("device", u64::MAX)] {
-            refuse(format!("/queues/{index}/layout/{part}"), address, queue(index));
-        }
-    }
-    fields
+/// States that no driver can bring a device into: the field, its value, and the error.
+fn impossible_fields() -> Vec<(String, u64, String)> {
+    let accepted = [0, 2, u32::MAX.into()].map(|version| {
+        ("/version", version, format!("{SAVED} has version {version}, and this library restores version 1 only"))
+    });
+    let statuses =
+        [2, 8, 13, 11 | 64, 0x10f, u64::from(u32::MAX)].map(|bits| impossible("/status", "status", bits, bits));
+    // Features are chosen already.
+    let early = [0, 1].map(|status| impossible("/status", "driver features", status, Device::FEATURES));
+    // The receive queue is ready, or has gone on.
+    let not_running = [3, 11].map(|status| ("/status", status, impossible_queue(0)));
+    let features = [0, 1, 1 << 32 | 2, 1 << 63 | 1 << 32, u64::MAX]
+        .map(|bits| impossible("/features", "driver features", bits, bits));
+    let reasons = [4, 0x8000_0000, u64::from(u32::MAX)]
+        .map(|bits| impossible("/interrupt_status", "interrupt status", bits, bits));
+    let cids = [0, 1, 2, u64::from(u32::MAX), 1 << 32, u64::MAX].map(|cid| {
+        ("/device/guest_cid", cid, format!("{SAVED} has the guest CID {cid}, which is reserved: {INVALID}"))
+    });
+    let ports = [0, 729, (1 << 30) - 1, 1 << 31, u64::from(u32::MAX)].map(|port| {
+        ("/device/next_port", port, format!("{SAVED} has the next port {port}, which no device uses: {INVALID}"))
+    });
+    let fields = accepted.into_iter().chain(statuses).chain(early).chain(not_running).chain(features);
+    let fields = fields.chain(reasons).chain(cids).chain(ports);
+    fields.map(|(field, value, error)| (field.to_owned(), value, error)).chain(impossible_queues()).collect()
+}
+
+const SAVED: &str = "the saved vsock device";
+const INVALID: &str = "the snapshot is invalid";
+
+fn impossible<'f>(field: &'f str, register: &str, value: u64, found: u64) -> (&'f str, u64, String) {
+    (field, value, format!("{SAVED}'s {register} is {found:#x}, which is impossible: {INVALID}"))
+}
+
+fn impossible_queue(index: usize) -> String {
+    format!("{SAVED}'s queue {index} is impossible: {INVALID}")
+}
+
+fn impossible_queues() -> impl Iterator<Item = (String, u64, String)> {
+    let sizes = [0, 3, 257, 512, 0x1_0080, u64::from(u32::MAX)].map(|size| ("size", size));
+    let addresses = [("descriptors", 8), ("driver", 1), ("device", 2), ("device", u64::MAX)];
+    let fields: Vec<_> = sizes.into_iter().chain(addresses).collect();
+    (0..3).flat_map(move |index| {
+        let of_queue = |&(part, value)| (format!("/queues/{index}/layout/{part}"), value, impossible_queue(index));
+        fields.iter().map(of_queue).collect::<Vec<_>>()
+    })
 }
 
 #[test]
-fn each_impossible_field_of_a_state_is_refused_by_its_own_error_and_the_device_serves_on() {
+fn impossible_fields_are_refused_by_name() {
     let (guest, connection, state) = saved();
     for (pointer, value, expected) in impossible_fields() {
-        let read = serde_json::from_value(with(&state, &pointer, &value)).unwrap();
+        let read = serde_json::from_value(with(&state, &pointer, &json!(value))).unwrap();
         let error = Registers::restored(guest.memory(), &read).err().unwrap();
         assert_eq!(error.to_string(), expected, "{pointer} is {value}");
-        assert!(matches!(error, Error::State(_)), "{pointer} is {value}: {error:?}");
+        assert!(matches!(error, Error::Snapshot(_)), "{pointer} is {value}: {error:?}");
     }
     serves_all_the_same(guest, connection);
 }
 
 #[test]
-fn a_state_of_another_form_is_not_read_and_the_device_serves_on() {
+fn a_snapshot_of_another_form_is_refused() {
     let (guest, connection, state) = saved();
     let text = state.to_string();
     let other = |pointer: &str, value: Value| with(&state, pointer, &value).to_string();
@@ -382,7 +379,7 @@ fn a_state_of_another_form_is_not_read_and_the_device_serves_on() {
     };
     let with_key = |key: &str| text.replacen('{', &format!("{{\"{key}\":15,"), 1);
     let queue = &state["queues"][0];
-    for (damaged, expected) in [
+    for (corrupt, expected) in [
         (without("", "version"), "missing field `version`"),
         (without("", "device"), "missing field `device`"),
         (without("/device", "next_port"), "missing field `next_port`"),
@@ -405,14 +402,14 @@ fn a_state_of_another_form_is_not_read_and_the_device_serves_on() {
         (String::new(), "EOF while parsing"),
         ("[".repeat(100_000), "invalid type: sequence, expected u32"),
     ] {
-        let error = serde_json::from_str::<State>(&damaged).unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}, and not {expected}: {damaged}");
+        let error = serde_json::from_str::<MmioSnapshot>(&corrupt).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}, and not {expected}: {corrupt}");
     }
     serves_all_the_same(guest, connection);
 }
 
 #[test]
-fn a_state_whose_queues_are_not_those_in_memory_stops_the_device_with_an_error_until_its_reset() {
+fn queues_unlike_memory_stop_the_device() {
     let jump = virtio_queue::Error::InvalidAvailRingIndex.to_string();
     let outside = "error accessing guest memory".to_owned();
     let overflow = virtio_queue::Error::AddressOverflow.to_string();
@@ -483,7 +480,7 @@ impl Kernel {
         let host_port = request.header.src_port;
         let (stream, _) = UnixStream::pair().unwrap();
         let mut connection = Connection::new(stream, PORT, host_port);
-        connection.note(&request.header);
+        connection.on_packet(&request.header);
         self.guest.send(&connection.header(Operation::Response), &[]);
         let mut peer = Peer::connect(&self.agent);
         relay_line(&mut self.guest, &mut peer, &mut connection);
@@ -506,7 +503,7 @@ fn relay_line(guest: &mut Guest<Registers>, peer: &mut Peer, connection: &mut Co
 }
 
 #[test]
-fn an_agent_is_reached_again_after_a_restore_without_a_restart() {
+fn an_agent_is_reached_after_a_restore() {
     let agent = Agent::start();
     let listener = agent.scheduler();
     let scheduler = thread::spawn(move || {
@@ -546,7 +543,7 @@ fn an_agent_is_reached_again_after_a_restore_without_a_restart() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
     #[test]
-    fn a_damaged_state_is_an_error_or_a_device_that_lives_on(
+    fn a_corrupt_snapshot_harms_nobody(
         damage in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"0123456789{}\",:".to_vec())), 1..4),
     ) {
         let guest = Guest::behind_registers();
@@ -556,7 +553,7 @@ proptest! {
             let at = at.index(text.len());
             text[at] = byte;
         }
-        let Ok(state) = serde_json::from_slice::<State>(&text) else { return Ok(()) };
+        let Ok(state) = serde_json::from_slice::<MmioSnapshot>(&text) else { return Ok(()) };
         let memory = Arc::new(guest.memory().clone());
         let device = Device::new(CID).unwrap();
         if let Ok(front) = Mmio::restore(device, memory, || Ok(()), &state) {

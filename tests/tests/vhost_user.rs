@@ -37,7 +37,7 @@ fn connect(server: &Server, front_end: &mut FrontEnd) -> Connection {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let request = front_end.expect(Operation::Request);
     let mut connection = Connection::new(stream, PORT, request.header.src_port);
-    connection.note(&request.header);
+    connection.on_packet(&request.header);
     front_end.send(&connection.header(Operation::Response), &[]);
     connection
 }
@@ -92,13 +92,13 @@ fn exchange(front_end: &mut FrontEnd, connection: &mut Connection, bytes: u64) -
     let (mut unsaid, mut host_ended, mut guest_ended) = (0, false, false);
     while !(host_ended && guest_ended) {
         while let Some(packet) = front_end.driver.receive() {
-            connection.note(&packet.header);
+            connection.on_packet(&packet.header);
             checksum.update(&packet.payload);
             arrived += packet.payload.len() as u64;
             connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
             unsaid += packet.header.len;
             host_ended |= packet.operation() == Operation::Shutdown;
-            assert_ne!(packet.operation(), Operation::Reset);
+            assert_ne!(packet.operation(), Operation::Rst);
         }
         if unsaid > GUEST_BUFFER / 2 && front_end.queue(&connection.header(Operation::CreditUpdate), &[]) {
             unsaid = 0;
@@ -150,7 +150,7 @@ fn a_guest_that_boots_anew_knows_of_no_connection() {
 }
 
 #[test]
-fn a_connection_that_is_asked_for_before_the_guest_boots_waits_for_it() {
+fn a_connect_waits_for_the_guest_to_boot() {
     let (server, mut front_end) = started();
     front_end.stop();
     let mut stream = server.handle().connect(PORT).unwrap();
@@ -164,7 +164,7 @@ fn a_connection_that_is_asked_for_before_the_guest_boots_waits_for_it() {
 }
 
 #[test]
-fn a_broken_ring_stops_the_device_with_an_error_until_the_guest_boots_anew() {
+fn a_broken_ring_stops_until_a_reboot() {
     let (server, mut front_end) = started();
     front_end.driver.jump_available(1_000);
     front_end.kick();
@@ -202,12 +202,12 @@ fn memory_is_cut(bytes: u64) {
 }
 
 #[test]
-fn a_front_end_that_cuts_all_of_guest_memory_stops_its_own_device_and_nothing_else() {
+fn truncated_memory_stops_its_own_device() {
     memory_is_cut(0);
 }
 
 #[test]
-fn a_front_end_that_cuts_the_buffers_and_leaves_the_rings_stops_its_own_device_and_nothing_else() {
+fn truncated_buffers_stop_their_own_device() {
     memory_is_cut(RX_BUFFERS);
 }
 
@@ -220,7 +220,7 @@ fn reads_a_file_of_its_own_that_was_cut() {
 }
 
 #[test]
-fn a_program_that_reads_what_it_cut_itself_still_ends_by_the_signal() {
+fn other_sigbus_still_ends_the_process() {
     const SIGBUS: i32 = 7;
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--ignored", "--exact", "reads_a_file_of_its_own_that_was_cut"]);
@@ -229,7 +229,7 @@ fn a_program_that_reads_what_it_cut_itself_still_ends_by_the_signal() {
 }
 
 #[test]
-fn a_payload_that_was_cut_ends_its_connection_and_not_the_process() {
+fn a_truncated_payload_ends_its_connection() {
     let (server, mut front_end) = started();
     let mut connection = connect(&server, &mut front_end);
     greet(&mut front_end, &mut connection);
@@ -247,7 +247,7 @@ fn a_payload_that_was_cut_ends_its_connection_and_not_the_process() {
 }
 
 #[test]
-fn a_size_of_a_ring_that_cannot_be_is_refused_and_ends_the_session_and_nothing_else() {
+fn an_impossible_ring_size_ends_the_session() {
     let (other_server, mut other) = started();
     let mut untouched = connect(&other_server, &mut other);
     for size in [0, 1025, u16::MAX] {
@@ -262,7 +262,7 @@ fn a_size_of_a_ring_that_cannot_be_is_refused_and_ends_the_session_and_nothing_e
 }
 
 #[test]
-fn a_size_of_a_ring_that_changes_while_it_runs_breaks_at_most_its_own_device() {
+fn a_changing_ring_size_harms_its_own_device() {
     let (other_server, mut other) = started();
     let mut untouched = connect(&other_server, &mut other);
     for size in [1, 2, 100, 1024] {

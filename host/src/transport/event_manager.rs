@@ -1,7 +1,7 @@
 //! Devices in an [`event_manager`], so that one thread serves many guests.
 //!
 //! The thread that runs the manager calls [`Mmio::service`] for every device that has something to do, a bounded number
-//! of packets at a time. It must not wait for a guest, as it is what the guests wait for.
+//! of packets at a time. It must not wait for a guest, since the guests wait for it.
 
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -14,20 +14,6 @@ use super::mmio::{self, Interrupt, Mmio};
 use crate::vsock::DeviceError;
 
 /// Why a device is not served, or is served no more.
-///
-/// ```
-/// use scx_vsock::transport::{event_manager, mmio};
-/// use scx_vsock::vsock::DeviceError;
-///
-/// fn note(error: event_manager::Error) {
-///     match error {
-///         event_manager::Error::Device(mmio::Error::Device(DeviceError::Chain(_) | DeviceError::Ring(_))) => {
-///             // ... the guest's own fault, and it may go on after a reset
-///         }
-///         error => eprintln!("a guest is served no more: {error}"),
-///     }
-/// }
-/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -53,7 +39,7 @@ pub enum Error {
 /// let mut manager = EventManager::new()?; // one for all guests
 /// let device = Arc::new(Mmio::new(Device::new(3)?, memory, || Ok(()))?);
 /// manager.add_subscriber(Subscriber::new(Arc::clone(&device), |error| eprintln!("{error}")));
-/// device.write(QUEUE_NOTIFY, &[0; 4]); // a kick of the guest
+/// device.write(QUEUE_NOTIFY, &[0; 4]); // the guest notifies a queue
 /// assert_eq!(manager.run()?, 1, "it was served");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -63,19 +49,8 @@ pub struct Subscriber<A, I, F> {
 }
 
 impl<A, I, F: FnMut(Error)> Subscriber<A, I, F> {
-    /// Has `device` served by the manager that this is added to. `on_error` is called on the manager's thread; after
+    /// Returns a subscriber that serves `device`. `on_error` is called on the manager's thread; after
     /// [`mmio::Error::Device`] with a broken queue the device is served on, as its guest may reset it.
-    ///
-    /// ```
-    /// # use std::sync::Arc;
-    /// # use scx_vsock::{transport::{event_manager::Subscriber, mmio::Mmio}, vsock::Device};
-    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
-    /// # let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
-    /// # let device = Arc::new(Mmio::new(Device::new(3)?, memory, || Ok(()))?);
-    /// let (failed, failures) = std::sync::mpsc::channel();
-    /// let subscriber = Subscriber::new(device, move |error| drop(failed.send(error)));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
     pub fn new(device: Arc<Mmio<A, I>>, on_error: F) -> Self {
         Self { device, on_error }
     }
@@ -96,7 +71,7 @@ impl<A: GuestAddressSpace, I: Interrupt, F: FnMut(Error)> MutEventSubscriber for
 
     fn process(&mut self, _events: Events, ops: &mut EventOps<'_>) {
         let Err(error) = self.device.service() else { return };
-        // Its descriptor stays readable, so that the thread would have no rest.
+        // Its descriptor stays readable, so that the thread would never wait.
         if matches!(error, mmio::Error::Device(DeviceError::Host(_)))
             && let Err(error) = ops.remove(self.events())
         {

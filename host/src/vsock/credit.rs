@@ -1,23 +1,23 @@
 //! Credit: how much each side may send (virtio 1.3, 5.10.6.3).
 //!
-//! The counters are free-running and wrap. What follows from a peer's counters is clamped at zero: a peer that
-//! shrinks its buffer gets nothing more until its numbers allow it. One that claims to have taken out more than was sent
-//! gets nothing either, or, where its buffer is nearly as large as the counters reach, fewer bytes than it claims.
+//! The counters are free-running and wrap. Credit that follows from a peer's counters is clamped at zero: a peer that
+//! shrinks its buffer is sent nothing more until its counters allow it. One that claims to have taken out more than was
+//! sent gets nothing either or, where its buffer is nearly as large as the counters reach, less than it claims.
 //!
-//! The arithmetic is the same for every width of the counters, so that tests can go through all values of a narrow one.
+//! The arithmetic is the same for every width of the counters, so that tests can try all values of a narrow one.
 
-/// An unsigned integer that counters are made of: `u32` on the wire.
+/// An unsigned integer as a counter: `u32` on the wire.
 pub trait Counter: Copy + Default + Ord {
-    /// The sum, modulo the width.
+    /// Returns the sum, modulo the width.
     #[must_use]
     fn wrapping_add(self, other: Self) -> Self;
-    /// The difference, modulo the width.
+    /// Returns the difference, modulo the width.
     #[must_use]
     fn wrapping_sub(self, other: Self) -> Self;
-    /// The difference, or zero where it would be less.
+    /// Returns the difference, or zero where it would be negative.
     #[must_use]
     fn saturating_sub(self, other: Self) -> Self;
-    /// Half of it, rounded down.
+    /// Returns half of it, rounded down.
     #[must_use]
     fn half(self) -> Self;
 }
@@ -48,7 +48,7 @@ counter!(u32);
 #[cfg(test)]
 counter!(u8);
 
-/// The credit of one connection, both ways.
+/// The credit of one connection, in both directions.
 #[derive(Clone, Debug)]
 pub struct Credit<N = u32> {
     /// Bytes sent to the guest.
@@ -63,16 +63,16 @@ pub struct Credit<N = u32> {
     received: N,
     /// The host's `fwd_cnt`: bytes that entered the host's socket.
     forwarded: N,
-    /// The `fwd_cnt` that the guest was last told.
-    told: N,
+    /// The `fwd_cnt` of the last packet to the guest.
+    advertised: N,
 }
 
-/// A guest sent more than it may.
+/// A guest sent more than it had credit for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverCredit;
 
 impl<N: Counter> Credit<N> {
-    /// The credit of a new connection whose host side buffers `buffer` bytes.
+    /// Returns the credit of a new connection whose host side buffers `buffer` bytes.
     #[must_use]
     pub fn new(buffer: N) -> Self {
         let zero = N::default();
@@ -83,17 +83,17 @@ impl<N: Counter> Credit<N> {
             buffer,
             received: zero,
             forwarded: zero,
-            told: zero,
+            advertised: zero,
         }
     }
 
-    /// Takes over the credit fields of a guest's packet.
+    /// Takes the credit fields of a packet of the guest.
     pub fn update(&mut self, buf_alloc: N, fwd_cnt: N) {
         self.guest_buffer = buf_alloc;
         self.guest_forwarded = fwd_cnt;
     }
 
-    /// Bytes that may be sent to the guest now.
+    /// Returns the bytes that may be sent to the guest now.
     #[must_use]
     pub fn available(&self) -> N {
         self.guest_buffer.saturating_sub(self.sent.wrapping_sub(self.guest_forwarded))
@@ -108,7 +108,7 @@ impl<N: Counter> Credit<N> {
     ///
     /// # Errors
     ///
-    /// When the guest had no credit for them; nothing is accounted for then.
+    /// If the guest had no credit for them; nothing is accounted for then.
     pub fn receive(&mut self, count: N) -> Result<(), OverCredit> {
         let held = self.received.wrapping_sub(self.forwarded);
         if count > self.buffer.saturating_sub(held) {
@@ -123,20 +123,20 @@ impl<N: Counter> Credit<N> {
         self.forwarded = self.forwarded.wrapping_add(count);
     }
 
-    /// Whether so much was forwarded since the guest was last told that it should be told now. Half of what the guest may
-    /// have under way: one that has used that up is told in any case, and one that has not needs no packet of its own.
+    /// Whether the guest should be sent an update now: since the last packet half of what it may have in flight was
+    /// forwarded. One that has used up its credit is sent one in any case; one that has not needs no packet of its own.
     ///
-    /// Linux lets no more be under way than its own buffer could take, however large that of the peer is (since the mend of
+    /// Linux has no more in flight than its own buffer could take, however large that of the peer is (since the fix of
     /// CVE-2026-23086).
     #[must_use]
-    pub fn owes_update(&self) -> bool {
-        let untold = self.forwarded.wrapping_sub(self.told);
-        untold > N::default() && untold >= self.buffer.min(self.guest_buffer).half()
+    pub fn needs_update(&self) -> bool {
+        let unsent = self.forwarded.wrapping_sub(self.advertised);
+        unsent > N::default() && unsent >= self.buffer.min(self.guest_buffer).half()
     }
 
-    /// The credit fields of a packet to the guest, `buf_alloc` and `fwd_cnt`, which the guest is thereby told.
-    pub fn tell(&mut self) -> (N, N) {
-        self.told = self.forwarded;
+    /// Returns the credit fields of a packet that is sent to the guest now: `buf_alloc` and `fwd_cnt`.
+    pub fn advertise(&mut self) -> (N, N) {
+        self.advertised = self.forwarded;
         (self.buffer, self.forwarded)
     }
 }
@@ -192,32 +192,32 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_is_told_when_half_of_the_buffer_was_forwarded() {
+    fn an_update_is_due_after_half_the_buffer() {
         let mut credit = Credit::new(BUFFER);
         credit.update(u32::MAX, 0);
         credit.receive(BUFFER).unwrap();
         credit.forward(BUFFER / 2 - 1);
-        assert!(!credit.owes_update());
+        assert!(!credit.needs_update());
         credit.forward(1);
-        assert!(credit.owes_update());
-        assert_eq!(credit.tell(), (BUFFER, BUFFER / 2));
-        assert!(!credit.owes_update());
+        assert!(credit.needs_update());
+        assert_eq!(credit.advertise(), (BUFFER, BUFFER / 2));
+        assert!(!credit.needs_update());
     }
 
     #[test]
-    fn a_guest_with_a_smaller_buffer_is_told_when_half_of_that_was_forwarded() {
+    fn a_smaller_guest_buffer_halves_the_update() {
         let mut credit = Credit::new(BUFFER);
         credit.update(u32::MAX, 0);
         credit.receive(BUFFER).unwrap();
         credit.forward(100);
-        assert!(!credit.owes_update());
+        assert!(!credit.needs_update());
         credit.update(200, 0);
-        assert!(credit.owes_update(), "the guest shrank its buffer");
-        credit.tell();
+        assert!(credit.needs_update(), "the guest shrank its buffer");
+        credit.advertise();
         credit.update(0, 0);
-        assert!(!credit.owes_update(), "nothing is new to the guest");
+        assert!(!credit.needs_update(), "the guest knows all");
         credit.forward(1);
-        assert!(credit.owes_update());
+        assert!(credit.needs_update());
     }
 
     /// Each of these goes through every state that the counters of one direction can be in, 8 bits wide, and compares
@@ -296,17 +296,22 @@ mod tests {
         }
 
         #[test]
-        fn what_was_forwarded_is_held_no_more_and_told_as_it_is() {
+        fn forwarded_bytes_are_held_no_more() {
             for (forwarded, held) in all().flat_map(|forwarded| all().map(move |held| (forwarded, held))) {
                 for count in 0..=held {
                     let received = forwarded.wrapping_add(held);
-                    let mut credit =
-                        Credit { guest_buffer: u8::MAX, received, forwarded, told: forwarded, ..Credit::new(u8::MAX) };
+                    let mut credit = Credit {
+                        guest_buffer: u8::MAX,
+                        received,
+                        forwarded,
+                        advertised: forwarded,
+                        ..Credit::new(u8::MAX)
+                    };
                     credit.forward(count);
                     assert_eq!(received.wrapping_sub(credit.forwarded), held - count, "{forwarded} {held} {count}");
-                    assert_eq!(credit.owes_update(), count >= 127, "{forwarded} {count}");
-                    assert_eq!(credit.tell(), (u8::MAX, forwarded.wrapping_add(count)));
-                    assert!(!credit.owes_update());
+                    assert_eq!(credit.needs_update(), count >= 127, "{forwarded} {count}");
+                    assert_eq!(credit.advertise(), (u8::MAX, forwarded.wrapping_add(count)));
+                    assert!(!credit.needs_update());
                 }
             }
         }
@@ -320,7 +325,7 @@ mod tests {
         ) {
             let mut credit = Credit::new(BUFFER);
             for counter in
-                [&mut credit.sent, &mut credit.guest_forwarded, &mut credit.received, &mut credit.forwarded, &mut credit.told]
+                [&mut credit.sent, &mut credit.guest_forwarded, &mut credit.received, &mut credit.forwarded, &mut credit.advertised]
             {
                 *counter = start;
             }

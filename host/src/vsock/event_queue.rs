@@ -1,66 +1,66 @@
 //! The event queue and its one event, the transport reset (virtio 1.3, 5.10.6.7).
 //!
-//! Drivers handle the event apart from the other queues: one that is told of a reset closes every connection that it
-//! has when it comes to it, one made meanwhile included. The buffer that it posts again afterwards tells that it is
-//! through, and until then the other queues rest.
+//! Drivers handle the event apart from the other queues: one that receives it closes every connection that it has by
+//! then, those made meanwhile included. The buffer that it posts again afterwards shows that it is done; until then the
+//! other queues are not served.
 
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemory;
 
-use super::DeviceError;
 use super::chain::{Direction, gather};
+use super::error::DeviceError;
 use super::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
 
-/// How far the driver is with a transport reset.
+/// How far a transport reset is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransportReset {
-    /// There is none, or the driver is through.
+    /// There is none, or the driver has handled it.
     #[default]
-    None,
-    /// The driver is to be told, as soon as it has posted a buffer for that.
-    Owed,
-    /// The driver was told.
-    Told {
-        /// The available ring's index then: with another one the driver has posted a buffer again.
-        available: u16,
+    Idle,
+    /// The event is to be sent, as soon as the driver has posted a buffer for it.
+    Pending,
+    /// The event was sent.
+    Sent {
+        /// The available ring's index at that time: once it moves on, the driver has posted a buffer again.
+        avail_idx: u16,
     },
 }
 
 impl TransportReset {
-    /// Goes on as far as the driver allows; gives whether a buffer of the queue was used.
+    /// Continues as far as the driver allows. Returns whether a buffer of the queue was used.
     ///
     /// # Errors
     ///
     /// [`DeviceError::Chain`], [`DeviceError::Ring`].
     pub fn advance<M: GuestMemory>(&mut self, memory: &M, queue: &mut Queue) -> Result<bool, DeviceError> {
         let mut used = false;
-        if *self == Self::Owed {
-            used = self.tell(memory, queue)?;
+        if *self == Self::Pending {
+            used = self.send(memory, queue)?;
         }
-        if let Self::Told { available } = *self
-            && is_beyond(memory, queue, available)?
+        if let Self::Sent { avail_idx } = *self
+            && has_moved_on(memory, queue, avail_idx)?
         {
-            *self = Self::None;
+            *self = Self::Idle;
         }
         Ok(used)
     }
 
-    fn tell<M: GuestMemory>(&mut self, memory: &M, queue: &mut Queue) -> Result<bool, DeviceError> {
+    fn send<M: GuestMemory>(&mut self, memory: &M, queue: &mut Queue) -> Result<bool, DeviceError> {
         let mut used = false;
-        // Buffers that are too short go back unused; a round of them is enough for one turn.
+        // Buffers that are too short are returned unused; one round of them is enough for one call.
         for _ in 0..queue.size() {
             if !queue.enable_notification(memory)? {
                 break;
             }
-            let available = queue.avail_idx(memory, Ordering::Acquire)?.0;
+            let avail_idx = queue.avail_idx(memory, Ordering::Acquire)?.0;
             let Some(head) = queue.iter(memory)?.next().map(|chain| chain.head_index()) else { break };
-            let told = gather(memory, queue, head, Direction::Writable)?.write(&EVENT_TRANSPORT_RESET.to_le_bytes());
-            queue.add_used(memory, head, if told { EVENT_BYTES } else { 0 })?;
+            let sent = gather(memory, queue, head, Direction::Writable)?.write(&EVENT_TRANSPORT_RESET.to_le_bytes());
+            queue.add_used(memory, head, if sent { EVENT_BYTES } else { 0 })?;
             used = true;
-            if told {
-                *self = Self::Told { available };
+            if sent {
+                *self = Self::Sent { avail_idx };
                 break;
             }
         }
@@ -68,13 +68,13 @@ impl TransportReset {
     }
 }
 
-/// Whether the available ring went on beyond this index; if not, the driver kicks when it does.
-fn is_beyond<M: GuestMemory>(memory: &M, queue: &mut Queue, available: u16) -> Result<bool, Error> {
+/// Whether the available ring has moved on from this index; if not, the driver notifies the queue when it does.
+fn has_moved_on<M: GuestMemory>(memory: &M, queue: &mut Queue, avail_idx: u16) -> Result<bool, Error> {
     let next = queue.next_avail();
-    queue.set_next_avail(available);
-    let beyond = queue.enable_notification(memory);
+    queue.set_next_avail(avail_idx);
+    let moved_on = queue.enable_notification(memory);
     queue.set_next_avail(next);
-    beyond
+    moved_on
 }
 
 #[cfg(test)]
@@ -119,59 +119,59 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_is_told_when_it_has_a_buffer_and_is_through_when_it_has_posted_it_again() {
+    fn a_reset_ends_when_its_buffer_is_posted_again() {
         let memory = memory();
         let (ring, mut queue) = ring(&memory);
-        let mut reset = TransportReset::Owed;
+        let mut reset = TransportReset::Pending;
         assert!(!reset.advance(&memory, &mut queue).unwrap());
-        assert_eq!(reset, TransportReset::Owed);
+        assert_eq!(reset, TransportReset::Pending);
         post(&ring, 4);
         assert!(reset.advance(&memory, &mut queue).unwrap());
-        assert_eq!((reset, used(&ring)), (TransportReset::Told { available: 1 }, vec![4]));
+        assert_eq!((reset, used(&ring)), (TransportReset::Sent { avail_idx: 1 }, vec![4]));
         assert_eq!(memory.read_obj::<u32>(BUFFER).unwrap(), EVENT_TRANSPORT_RESET);
         assert!(!reset.advance(&memory, &mut queue).unwrap());
-        assert_eq!(reset, TransportReset::Told { available: 1 });
+        assert_eq!(reset, TransportReset::Sent { avail_idx: 1 });
         post(&ring, 4);
         assert!(!reset.advance(&memory, &mut queue).unwrap());
-        assert_eq!((reset, used(&ring)), (TransportReset::None, vec![4]));
+        assert_eq!((reset, used(&ring)), (TransportReset::Idle, vec![4]));
     }
 
     #[test]
-    fn a_driver_that_has_further_buffers_is_through_only_when_it_posts_one_more() {
+    fn further_buffers_do_not_end_a_reset() {
         let memory = memory();
         let (ring, mut queue) = ring(&memory);
-        let mut reset = TransportReset::Owed;
+        let mut reset = TransportReset::Pending;
         post(&ring, 4);
         post(&ring, 4);
         assert!(reset.advance(&memory, &mut queue).unwrap());
-        assert_eq!((reset, used(&ring)), (TransportReset::Told { available: 2 }, vec![4]));
+        assert_eq!((reset, used(&ring)), (TransportReset::Sent { avail_idx: 2 }, vec![4]));
         post(&ring, 4);
         assert!(!reset.advance(&memory, &mut queue).unwrap());
-        assert_eq!(reset, TransportReset::None);
+        assert_eq!(reset, TransportReset::Idle);
     }
 
     #[test]
-    fn buffers_that_are_too_short_go_back_unused_and_the_first_that_is_not_is_used() {
+    fn short_event_buffers_are_returned_unused() {
         let memory = memory();
         let (ring, mut queue) = ring(&memory);
-        let mut reset = TransportReset::Owed;
+        let mut reset = TransportReset::Pending;
         (0..SIZE).for_each(|_| post(&ring, 3));
         assert!(reset.advance(&memory, &mut queue).unwrap());
-        assert_eq!((reset, used(&ring)), (TransportReset::Owed, vec![0; 4]));
+        assert_eq!((reset, used(&ring)), (TransportReset::Pending, vec![0; 4]));
         post(&ring, 3);
         post(&ring, 4);
         assert!(reset.advance(&memory, &mut queue).unwrap());
-        assert_eq!(reset, TransportReset::Told { available: SIZE + 2 });
+        assert_eq!(reset, TransportReset::Sent { avail_idx: SIZE + 2 });
         assert_eq!(used(&ring)[4..], [0, 4]);
     }
 
     #[test]
-    fn a_driver_that_is_owed_nothing_keeps_its_buffers() {
+    fn without_a_reset_buffers_stay() {
         let memory = memory();
         let (ring, mut queue) = ring(&memory);
-        let mut reset = TransportReset::None;
+        let mut reset = TransportReset::Idle;
         post(&ring, 4);
         assert!(!reset.advance(&memory, &mut queue).unwrap());
-        assert_eq!((reset, used(&ring)), (TransportReset::None, vec![]));
+        assert_eq!((reset, used(&ring)), (TransportReset::Idle, vec![]));
     }
 }

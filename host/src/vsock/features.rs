@@ -1,20 +1,20 @@
-//! What the device offers, and what follows from the driver's choice (virtio 1.3, 5.10.3).
+//! Feature bits: what the device offers, and what follows from the driver's choice (virtio 1.3, 5.10.3).
 
 use super::spec::{F_EVENT_IDX, F_NO_IMPLIED_STREAM, F_STREAM, F_VERSION_1};
 
 /// The feature bits that the device offers.
 pub const OFFERED: u64 = F_VERSION_1 | F_EVENT_IDX | F_STREAM | F_NO_IMPLIED_STREAM;
 
-/// Whether a driver may choose these: all of them are offered, and one that must be chosen is.
+/// Whether a driver may choose these: all of them are offered, and version 1 is among them.
 #[must_use]
-pub fn accepts(chosen: u64) -> bool {
-    chosen & !OFFERED == 0 && chosen & F_VERSION_1 != 0
+pub fn accepts(driver_features: u64) -> bool {
+    driver_features & !OFFERED == 0 && driver_features & F_VERSION_1 != 0
 }
 
-/// Whether this choice has stream sockets. It has unless the driver says that they are not implied.
+/// Whether this choice has stream sockets. It has, unless the driver chose that they are not implied.
 #[must_use]
-pub fn has_streams(chosen: u64) -> bool {
-    chosen & F_STREAM != 0 || chosen & F_NO_IMPLIED_STREAM == 0
+pub fn has_streams(driver_features: u64) -> bool {
+    driver_features & F_STREAM != 0 || driver_features & F_NO_IMPLIED_STREAM == 0
 }
 
 #[cfg(test)]

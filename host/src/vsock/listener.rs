@@ -10,18 +10,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::io::Deadline;
-
-/// Connections that wait on one listener; a further one is reset.
+/// The backlog of a listener: connections that the host has not accepted. A further one is refused.
 pub const MAX_BACKLOG: usize = 64;
 
-/// Ports that are listened on at a time.
+/// The number of ports that are listened on at a time.
 pub const MAX_LISTENERS: usize = 1024;
 
-/// The port that means any. Nobody is there.
+/// The port that means any (`VMADDR_PORT_ANY`), which nobody listens on.
 pub(super) const ANY_PORT: u32 = u32::MAX;
 
-/// Each read counts one connection down, and never waits.
+/// Each read takes one connection off the count, and never waits.
 const COUNTER: EventfdFlags = EventfdFlags::SEMAPHORE.union(EventfdFlags::NONBLOCK).union(EventfdFlags::CLOEXEC);
 
 /// The ports that are listened on.
@@ -30,16 +28,16 @@ pub struct Listeners {
     ports: Mutex<HashMap<u32, Arc<Backlog>>>,
 }
 
-/// What waits on a port.
+/// The connections to a port that are not accepted yet.
 #[derive(Debug)]
 pub struct Backlog {
-    waiting: Mutex<Waiting>,
-    /// A semaphore that counts what waits, so that it can be polled.
+    pending: Mutex<Pending>,
+    /// A semaphore that counts them, so that it can be polled.
     event: OwnedFd,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Pending {
     streams: VecDeque<UnixStream>,
     closed: bool,
 }
@@ -54,7 +52,8 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for the port that means any; `AddrInUse` if it is listened on already, or too many are; what the kernel says if it has no event descriptor.
+    /// `InvalidInput` for [`ANY_PORT`]; `AddrInUse` if the port is listened on already, or [`MAX_LISTENERS`] are; the
+    /// kernel's, if it has no event descriptor.
     pub fn listen(self: &Arc<Self>, port: u32) -> io::Result<Listener> {
         if port == ANY_PORT {
             let message = format!("{ANY_PORT} means any port and cannot be listened on");
@@ -68,32 +67,32 @@ impl Listeners {
             return Err(io::Error::new(ErrorKind::AddrInUse, format!("{MAX_LISTENERS} ports are listened on already")));
         }
         let event = eventfd(0, COUNTER)?;
-        let backlog = Arc::new(Backlog { waiting: Mutex::default(), event });
+        let backlog = Arc::new(Backlog { pending: Mutex::default(), event });
         ports.insert(port, Arc::clone(&backlog));
         Ok(Listener { port, backlog, listeners: Arc::clone(self) })
     }
 
-    /// What waits on a port, if it is listened on and has room for one more.
+    /// Returns the backlog of a port that is listened on, if it has room for one more.
     #[must_use]
     pub fn with_room(&self, port: u32) -> Option<Arc<Backlog>> {
         let backlog = Arc::clone(lock(&self.ports).get(&port)?);
-        let has_room = lock(&backlog.waiting).streams.len() < MAX_BACKLOG;
+        let has_room = lock(&backlog.pending).streams.len() < MAX_BACKLOG;
         has_room.then_some(backlog)
     }
 
-    /// The device is gone: whoever waits is told.
+    /// Ends every listener, with an error for who waits: the device is gone.
     pub fn close(&self) {
         for (_, backlog) in lock(&self.ports).drain() {
-            lock(&backlog.waiting).closed = true;
+            lock(&backlog.pending).closed = true;
             backlog.count_one();
         }
     }
 }
 
 impl Backlog {
-    /// Hands over a connection.
+    /// Adds a connection.
     pub fn push(&self, stream: UnixStream) {
-        lock(&self.waiting).streams.push_back(stream);
+        lock(&self.pending).streams.push_back(stream);
         self.count_one();
     }
 
@@ -103,19 +102,18 @@ impl Backlog {
     }
 }
 
-/// A host port that guests connect to. Dropping it ends that.
+/// A host port that guests connect to. Dropping it closes the port.
 ///
-/// Its descriptor is readable while a connection waits.
+/// Its descriptor is readable while a connection waits to be accepted.
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use scx_vsock::vsock::{Device, Listener, says_hello};
+/// use scx_vsock::vsock::{Device, Listener};
 ///
 /// let device = Device::new(3)?;
-/// let ready: Listener = device.handle().listen(scx_vsock::READY_PORT)?;
-/// // ... the guest boots, and its agent says that it listens:
-/// let agent = ready.accept_within(Duration::from_secs(60))?;
-/// assert!(says_hello(&agent, Duration::from_secs(1)));
+/// let logs: Listener = device.handle().listen(5000)?;
+/// // ... a program of the guest connects to port 5000 of the host:
+/// let stream = logs.accept_within(Duration::from_secs(60))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Listener {
@@ -125,64 +123,43 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The next connection, as a non-blocking stream.
-    ///
-    /// ```
-    /// use std::io::ErrorKind;
-    ///
-    /// let device = scx_vsock::vsock::Device::new(3)?;
-    /// let listener = device.handle().listen(5000)?;
-    /// assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
-    /// drop(device);
-    /// assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::NotConnected);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Accepts the next connection, as a non-blocking stream.
     ///
     /// # Errors
     ///
     /// `WouldBlock` if none waits; `NotConnected` if the device is gone.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        let mut waiting = lock(&self.backlog.waiting);
-        if let Some(stream) = waiting.streams.pop_front() {
+        let mut pending = lock(&self.backlog.pending);
+        if let Some(stream) = pending.streams.pop_front() {
             let _counted = rustix::io::read(&self.backlog.event, &mut [0; 8]);
             return Ok(stream);
         }
-        Err(if waiting.closed {
+        Err(if pending.closed {
             io::Error::new(ErrorKind::NotConnected, "the vsock device is gone")
         } else {
             ErrorKind::WouldBlock.into()
         })
     }
 
-    /// The next connection, if one comes within `within`.
-    ///
-    /// ```
-    /// use std::io::ErrorKind;
-    /// use std::time::Duration;
-    ///
-    /// let device = scx_vsock::vsock::Device::new(3)?;
-    /// let listener = device.handle().listen(5000)?;
-    /// let nobody = listener.accept_within(Duration::from_millis(1)).unwrap_err();
-    /// assert_eq!(nobody.kind(), ErrorKind::TimedOut);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Waits at most `within` for the next connection and accepts it, as a non-blocking stream.
     ///
     /// # Errors
     ///
     /// `TimedOut` if none comes; `NotConnected` if the device is gone.
     pub fn accept_within(&self, within: Duration) -> io::Result<UnixStream> {
-        let deadline = Deadline::after(Instant::now(), within).at();
+        // A moment too far away to be represented never comes.
+        let deadline = Instant::now().checked_add(within);
         loop {
             match self.accept() {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 result => return result,
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
                 return Err(ErrorKind::TimedOut.into());
             }
-            let timeout = Timespec::try_from(left).map_err(|_| ErrorKind::InvalidInput)?;
-            match poll(&mut [PollFd::new(&self.backlog.event, PollFlags::IN)], Some(&timeout)) {
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            match poll(&mut [PollFd::new(&self.backlog.event, PollFlags::IN)], timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -214,7 +191,7 @@ impl Drop for Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vsock::allow_all_descriptors;
+    use crate::vsock::device::allow_all_descriptors;
     use std::thread;
 
     const PORT: u32 = 729;
@@ -235,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_is_readable_as_long_as_a_connection_waits() {
+    fn a_listener_is_readable_while_a_connection_waits() {
         let (listeners, listener) = listen();
         assert!(!is_readable(&listener));
         push(&listeners);
@@ -259,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_connection_in_vain_waits_as_long_as_was_said() {
+    fn accept_within_times_out() {
         let (_listeners, listener) = listen();
         let within = Duration::from_millis(50);
         let began = Instant::now();
@@ -268,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_goes_leaves_what_waits_and_tells_who_waits_for_more() {
+    fn closing_leaves_the_backlog_and_wakes_waiters() {
         let (listeners, listener) = listen();
         push(&listeners);
         thread::scope(|scope| {
@@ -282,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_listened_on_once_until_its_own_listener_is_dropped() {
+    fn a_port_has_one_listener_at_a_time() {
         let (listeners, listener) = listen();
         assert_eq!(listeners.listen(PORT).unwrap_err().kind(), ErrorKind::AddrInUse);
         listeners.close();
@@ -294,13 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn the_port_that_means_any_is_not_listened_on() {
+    fn the_any_port_cannot_be_listened_on() {
         let (listeners, _listener) = listen();
         assert_eq!(listeners.listen(u32::MAX).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 
     #[test]
-    fn there_are_so_many_listeners_and_no_more() {
+    fn the_number_of_listeners_is_bounded() {
         allow_all_descriptors();
         let listeners = Arc::<Listeners>::default();
         let mut all: Vec<_> = (0u32..).take(MAX_LISTENERS).map(|port| listeners.listen(port).unwrap()).collect();
@@ -310,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backlog_has_room_for_so_many_connections_and_no_more() {
+    fn a_backlog_is_bounded() {
         let (listeners, listener) = listen();
         (0..MAX_BACKLOG).for_each(|_| push(&listeners));
         assert!(listeners.with_room(PORT).is_none());
@@ -319,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_as_long_as_can_be_said_is_told_at_once_that_the_device_is_gone() {
+    fn an_endless_accept_ends_with_the_device() {
         let (listeners, listener) = listen();
         listeners.close();
         assert_eq!(listener.accept_within(Duration::MAX).unwrap_err().kind(), ErrorKind::NotConnected);

@@ -1,158 +1,168 @@
-//! The connections of one device: which stream a packet belongs to, and whose turn it is.
+//! The connections of one device: which of them a packet or an event is for, and whose turn it is to send.
 
+use std::collections::hash_map::{Entry, OccupiedEntry};
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use vm_memory::bitmap::BitmapSlice;
 
 use super::chain::Chain;
-use super::connection::{Connection, Key, Reaction, State};
-use super::handle::{Shared, WantedConnection};
+use super::connection::{Connection, Outcome};
+use super::host_side::{ConnectRequest, HostSide};
+use super::key::Key;
+use super::limits::{BUFFER_BYTES, MAX_CONNECTIONS};
 use super::listener::ANY_PORT;
 use super::packet::{Header, Operation};
-use super::rst_queue::{Reset, Resets};
-use super::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
-use super::stream::{FromHost, Stream, pair};
-use crate::endpoint::hybrid::ok_line;
+use super::poller::{HostEvent, Poller};
+use super::protocol::Protocol;
+use super::rst_queue::{MAX_RSTS, Rst, RstQueue};
+use super::spec::{HOST_CID, TYPE_STREAM};
+use super::stream::pair;
 
-/// Connections that a device has at the most, those that close included.
-pub const MAX_CONNECTIONS: usize = 1024;
+/// Bytes that [`Device::held_bytes`](super::Device::held_bytes) never exceeds.
+pub const MAX_HELD_BYTES: usize =
+    MAX_CONNECTIONS * (BUFFER_BYTES as usize + size_of::<Key>() + size_of::<Rst>()) + (MAX_RSTS + 1) * size_of::<Rst>();
 
-/// How long the guest may take to confirm a close. What it has received by then stays readable in Linux guests.
-pub const CLOSE_WITHIN: Duration = Duration::from_secs(8);
-
-/// Host ports of connections that the host starts: a range of their own, taken in turn, so that none is reused soon.
+/// Host ports of connections that the host asks for: a range of their own, in ascending order, so that none is reused
+/// soon.
 const FIRST_PORT: u32 = 1 << 30;
 const LAST_PORT: u32 = (1 << 31) - 1;
 
-/// Events taken in one look.
-const EVENTS_A_LOOK: usize = 64;
-
-/// The token of the handles' wake-up. No connection has it: nobody is at the host port that means any.
-const WAKE: u64 = u64::MAX;
-
-/// The host's end may have something to read, if only its end.
-const READABLE: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
-
-/// The host's end is closed.
-const HUNG_UP: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
-
-/// The host's end sends no more.
-const ENDED: EventFlags = HUNG_UP.union(EventFlags::RDHUP);
-
-/// What is watched for where nothing waits for room.
-const QUIET: EventFlags = READABLE.union(EventFlags::ET);
-
-const WATCHING_ROOM: EventFlags = QUIET.union(EventFlags::OUT);
-
+/// A connection in the muxer's table.
 #[derive(Debug)]
-struct Entry {
+struct Slot {
     connection: Connection,
-    stream: Stream,
-    /// Whether the connection stands in the queue of those that have something to send.
-    queued: bool,
-    /// Whether room in the host's socket is watched for.
-    watching_room: bool,
-    /// Whether the host's side is still to be told that the guest accepted.
-    owes_ok: bool,
-    /// When the guest, which was told that the host closed, has had time enough to confirm that.
-    overdue_at: Option<Instant>,
+    /// Whether it is in the queue of those that may have something to send.
+    is_queued: bool,
+}
+
+/// Who sends next.
+#[derive(Debug, Default)]
+struct Schedule {
+    /// Connections that may have something to send, for one packet each.
+    ready: VecDeque<Key>,
+    rst_queue: RstQueue,
+    /// No connection's deadline is before this.
+    next_deadline: Option<Instant>,
 }
 
 /// The connections of one device.
 #[derive(Debug)]
 pub struct Muxer {
     guest_cid: u64,
-    shared: Arc<Shared>,
-    epoll: OwnedFd,
-    entries: HashMap<Key, Entry>,
-    /// Those that may have something to send: each has its turn for one packet.
-    turns: VecDeque<Key>,
-    resets: Resets,
+    host_side: Arc<HostSide>,
+    poller: Poller,
+    connections: HashMap<Key, Slot>,
+    schedule: Schedule,
     next_port: u32,
     /// Whether the driver has stream sockets.
     streams: bool,
-    /// No close is overdue before this; none at all if there is no time.
-    overdue_from: Option<Instant>,
+}
+
+impl Schedule {
+    /// Queues a connection that may have something to send.
+    fn update(&mut self, key: Key, slot: &mut Slot) {
+        self.next_deadline = [self.next_deadline, slot.connection.deadline()].into_iter().flatten().min();
+        if !slot.is_queued && slot.connection.is_ready() {
+            slot.is_queued = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Does what follows from a packet or an event for the connection that took it.
+    fn apply(&mut self, mut slot: OccupiedEntry<'_, Key, Slot>, outcome: Outcome) {
+        let key = *slot.key();
+        match outcome {
+            Outcome::Continue => self.update(key, slot.get_mut()),
+            Outcome::Closed => self.forget(key, &slot.remove()),
+            Outcome::SendReset => {
+                self.forget(key, &slot.remove());
+                self.rst_queue.push(Rst::of(key));
+            }
+            Outcome::StalePacket => self.rst_queue.push(Rst::of(key)),
+        }
+    }
+
+    /// Forgets the turn of a removed connection: a guest that takes no packets could otherwise accumulate turns.
+    fn forget(&mut self, key: Key, slot: &Slot) {
+        if slot.is_queued {
+            self.ready.retain(|&other| other != key);
+        }
+    }
 }
 
 impl Muxer {
+    /// Returns the muxer of a device for this guest.
+    ///
     /// # Errors
     ///
-    /// What the kernel says if it has no epoll instance.
-    pub fn new(guest_cid: u64, shared: Arc<Shared>) -> io::Result<Self> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, shared.wake_fd(), EventData::new_u64(WAKE), EventFlags::IN)?;
+    /// The kernel's, if it has no epoll instance.
+    pub fn new(guest_cid: u64, host_side: Arc<HostSide>) -> io::Result<Self> {
         Ok(Self {
             guest_cid,
-            shared,
-            epoll,
-            entries: HashMap::new(),
-            turns: VecDeque::new(),
-            resets: Resets::default(),
+            poller: Poller::new(host_side.wake_fd())?,
+            host_side,
+            connections: HashMap::new(),
+            schedule: Schedule::default(),
             next_port: FIRST_PORT,
             streams: true,
-            overdue_from: None,
         })
     }
 
-    /// The descriptor that is readable when [`look`](Self::look) has something to see.
-    pub fn fd(&self) -> &OwnedFd {
-        &self.epoll
+    /// Returns the descriptor that is readable when [`poll`](Self::poll) has something to do.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
     }
 
-    /// How many connections there are.
+    /// Returns the number of connections.
     pub fn connections(&self) -> usize {
-        self.entries.len()
+        self.connections.len()
     }
 
-    /// Bytes that hold what the guest sent, or is to be sent.
+    /// Bytes of memory that hold what the guest sent, or is to be sent.
     pub fn held_bytes(&self) -> usize {
-        let spills: usize = self.entries.values().map(|entry| entry.stream.held_bytes()).sum();
-        spills + self.turns.len() * size_of::<Key>() + self.resets.held_bytes()
+        let buffered: usize = self.connections.values().map(|slot| slot.connection.held_bytes()).sum();
+        buffered + self.schedule.ready.len() * size_of::<Key>() + self.schedule.rst_queue.held_bytes()
     }
 
-    /// Whether the guest may be owed packets.
+    /// Whether there may be packets for the guest.
     pub fn has_packets(&self) -> bool {
-        !self.turns.is_empty() || !self.resets.is_empty()
+        !self.schedule.ready.is_empty() || !self.schedule.rst_queue.is_empty()
     }
 
-    /// Whether this packet of the guest can be taken before the guest has received some: it adds no reset, or there is room
-    /// for one.
+    /// Whether this packet can be taken before the guest has received some: it adds no RST, or there is room for one.
     pub fn has_room_for(&self, packet: &Header) -> bool {
-        !self.resets.are_full()
-            || packet.op == Operation::Reset.number()
-            || self.resets.contains(&Reset::answering(packet))
+        let rst_queue = &self.schedule.rst_queue;
+        !rst_queue.is_full() || packet.op == Operation::Rst.number() || rst_queue.contains(&Rst::answering(packet))
     }
 
-    /// Forgets every connection that the guest may know of; its host side reads the end.
+    /// Removes every connection that the guest may know of; its host side reads the end.
     pub fn reset(&mut self) {
-        self.entries.retain(|_, entry| entry.connection.state() == State::Wanted);
-        self.resets.clear();
-        self.turns.retain(|key| self.entries.contains_key(key));
+        self.connections.retain(|_, slot| slot.connection.is_connect_pending());
+        self.schedule.rst_queue.clear();
+        self.schedule.ready.retain(|key| self.connections.contains_key(key));
     }
 
-    /// The host port of the next connection that the host starts.
+    /// Returns the host port of the next connection that the host asks for.
     pub fn next_port(&self) -> u32 {
         self.next_port
     }
 
-    /// Goes on with this host port. False if it is not one of those that there are for this.
+    /// Sets the host port of the next connection that the host asks for. Returns false if it is none of those ports.
     #[must_use]
     pub fn set_next_port(&mut self, port: u32) -> bool {
-        let known = (FIRST_PORT..=LAST_PORT).contains(&port);
-        if known {
+        let valid = (FIRST_PORT..=LAST_PORT).contains(&port);
+        if valid {
             self.next_port = port;
         }
-        known
+        valid
     }
 
-    /// Whether there are stream sockets. Without them every connection ends.
+    /// Sets whether there are stream sockets. Without them every connection ends.
     pub fn set_streams(&mut self, streams: bool) {
         self.streams = streams;
         if !streams {
@@ -162,58 +172,49 @@ impl Muxer {
 
     /// Ends every connection at once.
     pub fn clear(&mut self) {
-        self.entries.clear();
-        self.resets.clear();
-        self.turns.clear();
+        self.connections.clear();
+        self.schedule.rst_queue.clear();
+        self.schedule.ready.clear();
     }
 
-    /// Resets connections whose close the guest did not confirm in time (virtio 1.3, 5.10.6.5). This is looked at when
-    /// there is something else to do: a device that rests has nobody whom they could harm.
+    /// Resets connections whose deadline has passed: the guest did not confirm a close (virtio 1.3, 5.10.6.5), or did
+    /// not accept what the host gave up. Nothing wakes the device for that: one that is idle harms nobody by it.
     pub fn reset_overdue(&mut self, now: Instant) {
-        if self.overdue_from.is_none_or(|from| from > now) {
+        if self.schedule.next_deadline.is_none_or(|next| next > now) {
             return;
         }
-        let is_overdue = |entry: &Entry| entry.overdue_at.is_some_and(|at| at <= now);
+        let deadlines = self.connections.iter().map(|(&key, slot)| (key, slot.connection.deadline()));
         let overdue: Vec<Key> =
-            self.entries.iter().filter(|(_, entry)| is_overdue(entry)).map(|(&key, _)| key).collect();
+            deadlines.filter(|(_, at)| at.is_some_and(|at| at <= now)).map(|(key, _)| key).collect();
         overdue.into_iter().for_each(|key| self.abort(key));
-        self.overdue_from = self.entries.values().filter_map(|entry| entry.overdue_at).min();
+        self.schedule.next_deadline = self.connections.values().filter_map(|slot| slot.connection.deadline()).min();
     }
 
-    /// Takes note of what the host's side did.
+    /// Takes what happened on the host's side: connections that it asks for, and events of its streams.
     ///
     /// # Errors
     ///
-    /// What the kernel says if it cannot wait for events.
-    pub fn look(&mut self) -> io::Result<()> {
+    /// See [`Poller::poll`].
+    pub fn poll(&mut self) -> io::Result<()> {
         self.reset_overdue(Instant::now());
-        let mut events = Vec::with_capacity(EVENTS_A_LOOK);
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            Some(&rustix::event::Timespec::default()),
-        ) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        for event in events {
-            if event.data.u64() == WAKE {
-                self.connect_wanted();
-            } else {
-                self.note(event);
+        for event in self.poller.poll()? {
+            match event {
+                HostEvent::Wake => self.host_side.take_requests().into_iter().for_each(|request| self.connect(request)),
+                HostEvent::Stream(key, event) => {
+                    if let Entry::Occupied(mut slot) = self.connections.entry(key) {
+                        let outcome = slot.get_mut().connection.on_event(event, &self.poller);
+                        self.schedule.apply(slot, outcome);
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    fn connect_wanted(&mut self) {
-        for WantedConnection { guest_port, socket, wants_ok } in self.shared.take_wanted() {
-            if let Some(key) = self.free_key(guest_port)
-                && self.insert(key, Connection::wanted(key), socket)
-                && let Some(entry) = self.entries.get_mut(&key)
-            {
-                entry.owes_ok = wants_ok;
-            }
+    /// Starts a connection that the host asks for. Where there is no room for it, its stream ends.
+    fn connect(&mut self, request: ConnectRequest) {
+        if let Some(key) = self.free_key(request.guest_port) {
+            let _no_room = self.insert(Protocol::connect(key, request.preamble), request.socket);
         }
     }
 
@@ -223,229 +224,90 @@ impl Muxer {
             let host_port = self.next_port;
             self.next_port = if host_port == LAST_PORT { FIRST_PORT } else { host_port + 1 };
             let key = Key { host_port, guest_port };
-            (!self.entries.contains_key(&key)).then_some(key)
+            (!self.connections.contains_key(&key)).then_some(key)
         })
     }
 
-    /// Adds a connection, if there is a place for it and its socket can be watched.
-    fn insert(&mut self, key: Key, connection: Connection, socket: UnixStream) -> bool {
+    /// Adds a connection, which has a packet to send, if there is room for it and its socket can be watched.
+    fn insert(&mut self, protocol: Protocol, socket: UnixStream) -> bool {
         if !self.streams || !self.make_room() {
             return false;
         }
-        let stream = Stream::new(socket);
-        if epoll::add(&self.epoll, stream.as_fd(), EventData::new_u64(token(key)), QUIET).is_err() {
-            return false;
-        }
-        let entry = Entry { connection, stream, queued: false, watching_room: false, owes_ok: false, overdue_at: None };
-        self.entries.insert(key, entry);
-        self.enqueue(key);
+        let key = protocol.key();
+        let Ok(connection) = Connection::new(protocol, socket, &self.poller) else { return false };
+        self.connections.insert(key, Slot { connection, is_queued: true });
+        self.schedule.ready.push_back(key);
         true
     }
 
-    /// Where there is no place, a new connection gets that of one which only waits for the guest to confirm its close; else
-    /// that of one whose host is gone, with nothing left or nothing that the guest has given credit for. The guest is told.
+    /// Where there is no room, a connection is evicted that only waits for the guest to confirm its close; else one whose
+    /// host is gone, with nothing left to send or no credit for it. The guest is sent RST.
     fn make_room(&mut self) -> bool {
-        if self.entries.len() < MAX_CONNECTIONS {
+        if self.connections.len() < MAX_CONNECTIONS {
             return true;
         }
-        let first = |gives_way: fn(&Entry) -> bool| self.entries.iter().find(|(_, entry)| gives_way(entry));
-        let closing = first(|entry| entry.connection.state() == State::Closing);
-        let Some((&key, _)) = closing.or_else(|| first(Entry::waits_for_the_guest_alone)) else { return false };
-        self.abort(key);
-        true
+        let first = |evictable: fn(&Connection) -> bool| {
+            self.connections.iter().find(|(_, slot)| evictable(&slot.connection)).map(|(&key, _)| key)
+        };
+        let evicted = first(Connection::is_closing).or_else(|| first(Connection::waits_for_guest_alone));
+        evicted.into_iter().for_each(|key| self.abort(key));
+        evicted.is_some()
     }
 
-    fn note(&mut self, event: Event) {
-        let key = key(event.data.u64());
-        let Some(entry) = self.entries.get_mut(&key) else { return };
-        let flags = event.flags;
-        if flags.intersects(HUNG_UP) {
-            entry.stream.note_hang_up();
-        } else if flags.intersects(READABLE) {
-            entry.stream.note_readable();
-        }
-        // The end needs no credit, and a guest that gives none is told of it all the same.
-        if flags.intersects(ENDED) && entry.stream.finds_end() {
-            entry.shut_down();
-        }
-        let given_up = entry.stream.host_takes_nothing();
-        match entry.connection.state() {
-            State::Wanted if given_up => self.remove(key),
-            State::Requested if given_up => self.abort(key),
-            _ => {
-                self.flush(key);
-                self.enqueue(key);
-            }
+    /// Ends a connection at once, with RST for the guest.
+    fn abort(&mut self, key: Key) {
+        if let Entry::Occupied(slot) = self.connections.entry(key) {
+            self.schedule.apply(slot, Outcome::SendReset);
         }
     }
 
-    /// Gives a connection its turn, if it may have something to send.
-    fn enqueue(&mut self, key: Key) {
-        if let Some(entry) = self.entries.get_mut(&key)
-            && !entry.queued
-            && entry.wants_turn()
-        {
-            entry.queued = true;
-            self.turns.push_back(key);
-        }
-    }
-
-    /// Takes one packet of the guest, whose header was copied from the front of `chain`.
+    /// Takes one packet of the guest, whose header was copied from the beginning of `chain`.
     pub fn process<B: BitmapSlice>(&mut self, packet: &Header, chain: &Chain<'_, B>) {
         if packet.src_cid != self.guest_cid || packet.dst_cid != HOST_CID {
             return;
         }
-        let key = Key::of(packet);
-        let operation = Operation::parse(packet.op).filter(|_| self.streams && packet.socket_type == TYPE_STREAM);
-        let fits = usize::try_from(packet.len).is_ok_and(|len| len <= chain.len() - Header::BYTES);
-        match (operation, self.entries.get_mut(&key)) {
-            (Some(Operation::ReadWrite), Some(_)) if !fits => self.abort(key),
-            (Some(operation), Some(entry)) => {
-                let reaction = entry.connection.process(operation, packet);
-                if entry.connection.state() == State::Established && !entry.say_ok(key) {
-                    return self.abort(key);
-                }
-                self.react(key, reaction, packet, chain);
+        if !self.streams || packet.socket_type != TYPE_STREAM {
+            return self.reject(packet);
+        }
+        match self.connections.entry(Key::of(packet)) {
+            Entry::Occupied(mut slot) => {
+                let outcome = slot.get_mut().connection.process(packet, chain, &self.poller);
+                self.schedule.apply(slot, outcome);
             }
-            (Some(Operation::Request), None) => self.accept(packet),
-            (Some(Operation::Reset), None) => {}
-            (None, _) if packet.op == Operation::Reset.number() => {}
-            (Some(_), None) => self.refuse(packet),
-            (None, Some(_)) if packet.socket_type == TYPE_STREAM => self.abort(key),
-            (None, _) => self.refuse(packet),
+            Entry::Vacant(_) if packet.op == Operation::Request.number() => self.accept(packet),
+            Entry::Vacant(_) => self.reject(packet),
         }
     }
 
-    fn react<B: BitmapSlice>(&mut self, key: Key, reaction: Reaction, packet: &Header, chain: &Chain<'_, B>) {
-        match reaction {
-            Reaction::Nothing => {}
-            Reaction::Send => self.enqueue(key),
-            Reaction::Payload => self.forward(key, packet, chain),
-            Reaction::Shutdown => self.shut_down(key),
-            Reaction::Over => self.close(key, false),
-            Reaction::Violation => self.abort(key),
-            Reaction::Late => self.refuse(packet),
+    /// Answers a packet of no connection: by RST, unless it is one.
+    fn reject(&mut self, packet: &Header) {
+        if packet.op != Operation::Rst.number() {
+            self.schedule.rst_queue.push(Rst::answering(packet));
         }
-    }
-
-    /// Moves a packet's payload to the host.
-    fn forward<B: BitmapSlice>(&mut self, key: Key, packet: &Header, chain: &Chain<'_, B>) {
-        let Some(entry) = self.entries.get_mut(&key) else { return };
-        let count = usize::try_from(packet.len).unwrap_or(0);
-        let entered = entry.stream.take(chain, Header::BYTES, count);
-        entry.connection.forward(u32::try_from(entered).unwrap_or(packet.len));
-        self.after_forwarding(key);
-    }
-
-    /// Moves waiting bytes into the host's socket, and does what waited for that.
-    fn flush(&mut self, key: Key) {
-        let Some(entry) = self.entries.get_mut(&key) else { return };
-        if entry.watching_room {
-            let entered = entry.stream.flush();
-            entry.connection.forward(u32::try_from(entered).unwrap_or(u32::MAX));
-            self.after_forwarding(key);
-        }
-    }
-
-    fn after_forwarding(&mut self, key: Key) {
-        let Some(entry) = self.entries.get_mut(&key) else { return };
-        if entry.stream.host_takes_nothing() {
-            entry.connection.shut_down(SHUTDOWN_RECEIVE);
-        }
-        let spilling = entry.stream.is_spilling();
-        if spilling != entry.watching_room {
-            let flags = if spilling { WATCHING_ROOM } else { QUIET };
-            let watched = epoll::modify(&self.epoll, entry.stream.as_fd(), EventData::new_u64(token(key)), flags);
-            if watched.is_err() {
-                return self.abort(key);
-            }
-            entry.watching_room = spilling;
-        }
-        match entry.connection.state() {
-            State::Draining { owes_reset } => self.close(key, owes_reset),
-            _ => {
-                self.finish_sending(key);
-                self.enqueue(key);
-            }
-        }
-    }
-
-    /// The guest sends no more: the host reads the end once all that waited has entered its socket.
-    fn finish_sending(&mut self, key: Key) {
-        if let Some(entry) = self.entries.get_mut(&key)
-            && !entry.connection.guest_sends()
-            && !entry.stream.is_spilling()
-        {
-            entry.stream.finish_sending();
-        }
-    }
-
-    fn shut_down(&mut self, key: Key) {
-        let Some(entry) = self.entries.get_mut(&key) else { return };
-        if !entry.connection.guest_receives() {
-            entry.stream.refuse_receiving();
-        }
-        if entry.connection.guest_receives() || entry.connection.guest_sends() {
-            self.finish_sending(key);
-            // Credit came along, as with every packet.
-            self.enqueue(key);
-        } else {
-            self.close(key, true);
-        }
-    }
-
-    /// The guest closed the connection. Nothing that it sent before is lost: while something waits, so does the close.
-    fn close(&mut self, key: Key, owes_reset: bool) {
-        let Some(entry) = self.entries.get_mut(&key) else { return };
-        if entry.stream.is_spilling() {
-            entry.connection.drain(owes_reset);
-        } else {
-            self.remove(key);
-            if owes_reset {
-                self.resets.push(Reset::of(key));
-            }
-        }
-    }
-
-    /// Forgets a connection, and its turn: a guest that takes no packets could otherwise heap up turns.
-    fn remove(&mut self, key: Key) {
-        if self.entries.remove(&key).is_some_and(|entry| entry.queued) {
-            self.turns.retain(|&other| other != key);
-        }
-    }
-
-    /// Ends a connection at once, with a reset for the guest.
-    fn abort(&mut self, key: Key) {
-        self.remove(key);
-        self.resets.push(Reset::of(key));
-    }
-
-    /// Answers a packet that belongs to no connection.
-    fn refuse(&mut self, packet: &Header) {
-        self.resets.push(Reset::answering(packet));
     }
 
     fn accept(&mut self, request: &Header) {
-        let accepted = request.dst_port != ANY_PORT && (self.forward_request(request) || self.hand_over(request));
+        let accepted =
+            request.dst_port != ANY_PORT && (self.accept_for_program(request) || self.accept_for_listener(request));
         if accepted {
-            // One that waits is of a connection of the same ports, which the guest has given up by now.
-            self.resets.withdraw(&Reset::answering(request));
+            // A queued RST is of an earlier connection with these ports, which the guest has given up by now.
+            self.schedule.rst_queue.withdraw(&Rst::answering(request));
         } else {
-            self.refuse(request);
+            self.reject(request);
         }
     }
 
-    /// Connects the guest with the program behind the host's port.
-    fn forward_request(&mut self, request: &Header) -> bool {
-        let program = self.shared.forwarded(request.dst_port);
-        program.is_some_and(|socket| self.insert(Key::of(request), Connection::accepted(request), socket))
+    /// Connects the guest with the program at the host's port.
+    fn accept_for_program(&mut self, request: &Header) -> bool {
+        let program = self.host_side.connect_host_port(request.dst_port);
+        program.is_some_and(|socket| self.insert(Protocol::accept(request), socket))
     }
 
-    /// Connects the guest with whoever listens in this process.
-    fn hand_over(&mut self, request: &Header) -> bool {
-        self.shared.listeners.with_room(request.dst_port).is_some_and(|backlog| {
+    /// Connects the guest with the listener in this process.
+    fn accept_for_listener(&mut self, request: &Header) -> bool {
+        self.host_side.listeners().with_room(request.dst_port).is_some_and(|backlog| {
             let Ok((host, device)) = pair() else { return false };
-            let inserted = self.insert(Key::of(request), Connection::accepted(request), device);
+            let inserted = self.insert(Protocol::accept(request), device);
             if inserted {
                 backlog.push(host);
             }
@@ -453,97 +315,23 @@ impl Muxer {
         })
     }
 
-    /// The next packet for the guest, whose payload is put behind the header's place in `chain`; none if there is
-    /// none after all.
+    /// Returns the next packet for the guest, if there is one. Its payload is written into `chain` after the space for
+    /// the header.
     pub fn dispatch<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<Header> {
-        if let Some(reset) = self.resets.pop(self.guest_cid) {
-            return Some(reset);
+        if let Some(rst) = self.schedule.rst_queue.pop(self.guest_cid) {
+            return Some(rst);
         }
-        while let Some(key) = self.turns.pop_front() {
-            let Some(entry) = self.entries.get_mut(&key) else { continue };
-            entry.queued = false;
-            let packet = entry.dispatch(self.guest_cid, chain);
-            if entry.connection.state() == State::Closing && entry.overdue_at.is_none() {
-                entry.overdue_at = Some(Instant::now() + CLOSE_WITHIN);
-                self.overdue_from = self.overdue_from.or(entry.overdue_at);
-            }
-            self.enqueue(key);
+        while let Some(key) = self.schedule.ready.pop_front() {
+            let Some(slot) = self.connections.get_mut(&key) else { continue };
+            slot.is_queued = false;
+            let packet = slot.connection.dispatch(self.guest_cid, chain);
+            self.schedule.update(key, slot);
             if packet.is_some() {
                 return packet;
             }
         }
         None
     }
-}
-
-impl Entry {
-    /// Tells a host's program that asked for the connection that it is there, before any byte of the guest. False if
-    /// it does not listen.
-    fn say_ok(&mut self, key: Key) -> bool {
-        !std::mem::take(&mut self.owes_ok) || self.stream.say(ok_line(key.host_port).as_bytes())
-    }
-
-    /// Whether the host has closed its end, and nothing that it sent before can go to the guest now.
-    fn waits_for_the_guest_alone(&self) -> bool {
-        self.stream.host_is_gone() && (!self.stream.is_readable() || self.connection.credit.available() == 0)
-    }
-
-    /// Whether there may be something to send: a control packet, or payload that the guest has credit for or can be
-    /// asked for some.
-    fn wants_turn(&self) -> bool {
-        self.connection.owes_packet()
-            || (self.connection.may_send() && self.stream.is_readable() && self.connection.has_or_may_ask_for_credit())
-    }
-
-    fn dispatch<B: BitmapSlice>(&mut self, guest_cid: u64, chain: &Chain<'_, B>) -> Option<Header> {
-        if let Some(packet) = self.connection.dispatch(guest_cid) {
-            return Some(packet);
-        }
-        if !self.connection.may_send() || !self.stream.is_readable() {
-            return None;
-        }
-        match self.connection.credit.available() {
-            0 => {
-                self.connection.want_credit();
-                self.connection.dispatch(guest_cid)
-            }
-            credit => self.dispatch_payload(guest_cid, chain, credit),
-        }
-    }
-
-    fn dispatch_payload<B: BitmapSlice>(
-        &mut self,
-        guest_cid: u64,
-        chain: &Chain<'_, B>,
-        credit: u32,
-    ) -> Option<Header> {
-        let room = chain.len().saturating_sub(Header::BYTES);
-        let most = room.min(usize::try_from(credit).unwrap_or(room));
-        match self.stream.give(chain, Header::BYTES, most) {
-            FromHost::Bytes(count) => u32::try_from(count).ok().map(|len| self.connection.payload(guest_cid, len)),
-            FromHost::Nothing => None,
-            FromHost::End => {
-                self.shut_down();
-                self.connection.dispatch(guest_cid)
-            }
-        }
-    }
-
-    /// The host has sent all.
-    fn shut_down(&mut self) {
-        let flags = if self.stream.host_takes_nothing() { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
-        self.connection.shut_down(flags);
-    }
-}
-
-fn token(key: Key) -> u64 {
-    let ([g0, g1, g2, g3], [h0, h1, h2, h3]) = (key.guest_port.to_le_bytes(), key.host_port.to_le_bytes());
-    u64::from_le_bytes([g0, g1, g2, g3, h0, h1, h2, h3])
-}
-
-fn key(token: u64) -> Key {
-    let [g0, g1, g2, g3, h0, h1, h2, h3] = token.to_le_bytes();
-    Key { host_port: u32::from_le_bytes([h0, h1, h2, h3]), guest_port: u32::from_le_bytes([g0, g1, g2, g3]) }
 }
 
 #[cfg(test)]

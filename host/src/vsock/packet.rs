@@ -1,4 +1,4 @@
-//! The 44 bytes in front of every packet (virtio 1.3, 5.10.6).
+//! The header of a packet: its first 44 bytes (virtio 1.3, 5.10.6).
 
 /// `enum virtio_vsock_op` (5.10.6).
 ///
@@ -15,7 +15,7 @@ pub enum Operation {
     /// Connected.
     Response,
     /// Refuse, abort, or confirm that the connection is closed.
-    Reset,
+    Rst,
     /// Send or receive no more.
     Shutdown,
     /// Payload.
@@ -30,39 +30,26 @@ impl Operation {
     const ALL: [Self; 7] = [
         Self::Request,
         Self::Response,
-        Self::Reset,
+        Self::Rst,
         Self::Shutdown,
         Self::ReadWrite,
         Self::CreditUpdate,
         Self::CreditRequest,
     ];
 
-    /// The operation with this number.
-    ///
-    /// ```
-    /// use scx_vsock::vsock::packet::Operation;
-    ///
-    /// assert_eq!(Operation::parse(5), Some(Operation::ReadWrite));
-    /// assert_eq!(Operation::parse(0), None);
-    /// ```
+    /// Returns the operation with this number, if there is one.
     #[must_use]
     pub fn parse(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|operation| operation.number() == number)
     }
 
-    /// The operation's number.
-    ///
-    /// ```
-    /// use scx_vsock::vsock::packet::Operation;
-    ///
-    /// assert_eq!(Operation::Shutdown.number(), 4);
-    /// ```
+    /// Returns the operation's number.
     #[must_use]
     pub fn number(self) -> u16 {
         match self {
             Self::Request => 1,
             Self::Response => 2,
-            Self::Reset => 3,
+            Self::Rst => 3,
             Self::Shutdown => 4,
             Self::ReadWrite => 5,
             Self::CreditUpdate => 6,
@@ -89,7 +76,7 @@ pub struct Header {
     pub src_port: u32,
     /// Port of the receiver.
     pub dst_port: u32,
-    /// Bytes of payload behind the header.
+    /// Bytes of payload after the header.
     pub len: u32,
     /// Socket type.
     pub socket_type: u16,
@@ -107,15 +94,7 @@ impl Header {
     /// Bytes of a header.
     pub const BYTES: usize = 44;
 
-    /// The header in these bytes.
-    ///
-    /// ```
-    /// use scx_vsock::vsock::packet::Header;
-    ///
-    /// let mut bytes = [0; Header::BYTES];
-    /// bytes[8..16].copy_from_slice(&3u64.to_le_bytes());
-    /// assert_eq!(Header::parse(&bytes), Header { dst_cid: 3, ..Header::default() });
-    /// ```
+    /// Returns the header in these bytes.
     #[must_use]
     pub fn parse(bytes: &[u8; Self::BYTES]) -> Self {
         let mut fields = Fields(bytes);
@@ -133,14 +112,7 @@ impl Header {
         }
     }
 
-    /// The header's bytes.
-    ///
-    /// ```
-    /// use scx_vsock::vsock::packet::Header;
-    ///
-    /// let packet = Header { len: 5, ..Header::default() }.emit();
-    /// assert_eq!(packet[24..28], [5, 0, 0, 0], "the fields are little-endian");
-    /// ```
+    /// Returns the header's bytes, all fields little-endian.
     #[must_use]
     pub fn emit(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
@@ -163,7 +135,7 @@ impl Header {
     }
 }
 
-/// Takes fields off the front of a header.
+/// Takes one field after another from a header.
 struct Fields<'b>(&'b [u8]);
 
 impl Fields<'_> {

@@ -1,8 +1,8 @@
-//! What of a device outlives its process: what its driver would notice if it were forgotten.
+//! The state of a device that outlives its process: what its driver would otherwise notice.
 
 use serde::{Deserialize, Serialize};
 
-/// A device's state, without connections: these end with a transport reset.
+/// The state of a device, without connections: a transport reset ends those.
 ///
 /// ```
 /// use scx_vsock::vsock::{Device, DeviceState};
@@ -17,29 +17,19 @@ use serde::{Deserialize, Serialize};
 pub struct DeviceState {
     /// The CID that the guest had.
     pub guest_cid: u64,
-    /// The host port of the next connection into the guest, so that those before are not used again soon: the driver
-    /// may still know of them.
+    /// The host port of the next connection into the guest. Ports are not reused soon, since the driver may still know of
+    /// the connections that had them.
     pub next_port: u32,
 }
 
-/// What no device had of which it is saved.
-///
-/// ```
-/// use scx_vsock::vsock::{InvalidSnapshot, Device, DeviceState};
-///
-/// let damaged = DeviceState { guest_cid: 3, next_port: 729 };
-/// assert_eq!(Device::new(3)?.restore(&damaged), Err(InvalidSnapshot::NextPort(729)));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// Why a state is not restored: no device can have been in it.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidSnapshot {
-    /// This CID.
-    #[error(
-        "the saved vsock device's guest had the CID {0}, which no guest has: the state is damaged, start without it"
-    )]
+    /// The CID is no guest's.
+    #[error("the saved vsock device has the guest CID {0}, which is reserved: the snapshot is invalid")]
     GuestCid(u64),
-    /// This next port.
-    #[error("the saved vsock device's next port is {0}, which no device uses: the state is damaged, start without it")]
+    /// No device uses this port next.
+    #[error("the saved vsock device has the next port {0}, which no device uses: the snapshot is invalid")]
     NextPort(u32),
 }

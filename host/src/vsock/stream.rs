@@ -1,12 +1,12 @@
-//! The device's end of a connection's socket pair.
+//! The host's side of a connection: the device's end of a socket pair, or of a program's own socket.
 //!
-//! Guest payload goes straight into the socket. What it has no room for waits in a spill, which the guest's credit
-//! bounds; the guest is told that bytes were taken only when they enter the socket.
+//! Payload of the guest goes straight into the socket. What the socket has no room for waits in `tx_buf`, which the
+//! guest's credit bounds; the guest gets credit for bytes only when they enter the socket.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{RecvFlags, recv, send, sockopt};
@@ -14,21 +14,19 @@ use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, VolatileSlice};
 
 use super::chain::Chain;
-use super::connection::BUFFER_BYTES;
+use super::key::Key;
+use super::limits::{BUFFER_BYTES, SEND_BUFFER_BYTES};
+use super::poller::{Interest, Poller};
 use super::transfer::{self, SEND};
-
-/// Kernel memory at which one end of a pair takes no more, whatever the system's default is. A write that begins below
-/// it may go beyond by half of it.
-pub const SEND_BUFFER_BYTES: usize = 208 * 1024;
 
 /// Neither waits for bytes nor takes them.
 const PEEK: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::PEEK);
 
-/// The host's and the device's end of a new connection, neither of which blocks.
+/// Returns the host's and the device's end of a new connection, both non-blocking.
 ///
 /// # Errors
 ///
-/// What the kernel says if it has no socket pair.
+/// The kernel's, if it has no socket pair.
 pub fn pair() -> io::Result<(UnixStream, UnixStream)> {
     let (host, device) = UnixStream::pair()?;
     for end in [&host, &device] {
@@ -39,76 +37,108 @@ pub fn pair() -> io::Result<(UnixStream, UnixStream)> {
     Ok((host, device))
 }
 
-/// The device's end of a socket pair, with what is known of its readiness.
-#[derive(Debug)]
-pub struct Stream {
-    socket: UnixStream,
-    /// Guest bytes that the socket had no room for.
-    spill: VecDeque<u8>,
-    /// Whether a read may give something, or the host's end.
-    readable: bool,
-    /// The host will send no more.
-    host_sent_all: bool,
-    /// The host closed its end wholly, or for receiving.
-    host_takes_nothing: bool,
-    /// The host closed its end wholly. What it sent before may still be here.
-    host_is_gone: bool,
-}
-
-/// What a read from the host's side gave.
+/// What a read from the host returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FromHost {
-    /// So many bytes, at least one.
+pub enum Received {
+    /// This many bytes, at least one.
     Bytes(usize),
     /// Nothing now.
-    Nothing,
-    /// The host will send no more.
+    WouldBlock,
+    /// The host sends no more.
     End,
 }
 
+/// The direction from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReadHalf {
+    /// A read may return something, if only the end.
+    Ready,
+    /// A read would block.
+    Idle,
+    /// The host sends no more, or the guest receives no more.
+    Closed,
+}
+
+/// The direction to the host.
+#[derive(Debug)]
+enum WriteHalf {
+    /// Bytes of the guest in `tx_buf` wait for room in the socket.
+    Open { tx_buf: VecDeque<u8> },
+    /// The host receives no more.
+    Closed,
+    /// The host closed its end. Bytes that it sent before may still be there to be read.
+    HungUp,
+}
+
+/// The device's end of a host stream, with what is known of its readiness.
+#[derive(Debug)]
+pub struct Stream {
+    socket: UnixStream,
+    read: ReadHalf,
+    write: WriteHalf,
+    /// What the socket is watched for.
+    interest: Interest,
+}
+
 impl Stream {
-    /// The stream on a non-blocking socket.
-    #[must_use]
-    pub fn new(socket: UnixStream) -> Self {
-        Self {
-            socket,
-            spill: VecDeque::new(),
-            readable: true,
-            host_sent_all: false,
-            host_takes_nothing: false,
-            host_is_gone: false,
+    /// Takes over a non-blocking socket and watches it.
+    ///
+    /// # Errors
+    ///
+    /// See [`Poller::add`].
+    pub fn new(socket: UnixStream, key: Key, poller: &Poller) -> io::Result<Self> {
+        poller.add(key, &socket)?;
+        let write = WriteHalf::Open { tx_buf: VecDeque::new() };
+        Ok(Self { socket, read: ReadHalf::Ready, write, interest: Interest::Read })
+    }
+
+    /// A read may return something.
+    pub fn on_readable(&mut self) {
+        if self.read != ReadHalf::Closed {
+            self.read = ReadHalf::Ready;
         }
     }
 
-    /// Takes note that a read may give something.
-    pub fn note_readable(&mut self) {
-        self.readable = true;
+    /// The host closed its end.
+    pub fn on_hang_up(&mut self) {
+        self.on_readable();
+        self.write = WriteHalf::HungUp;
     }
 
-    /// Takes note that the host closed its end.
-    pub fn note_hang_up(&mut self) {
-        self.readable = true;
-        self.host_takes_nothing = true;
-        self.host_is_gone = true;
-        self.spill = VecDeque::new();
-    }
-
-    /// Whether there may be something of the host's to send to the guest.
+    /// Whether a read may return something.
     #[must_use]
     pub fn is_readable(&self) -> bool {
-        self.readable && !self.host_sent_all
+        self.read == ReadHalf::Ready
     }
 
-    /// Whether the host will send no more, all of which was read. Looks for that without reading anything.
+    /// Whether all that the host sends was read.
     #[must_use]
-    pub fn finds_end(&mut self) -> bool {
-        if !self.host_sent_all && self.is_at_end() {
-            self.end();
-        }
-        self.host_sent_all
+    pub fn is_read_closed(&self) -> bool {
+        self.read == ReadHalf::Closed
     }
 
-    /// An error is at the end, too: a host that closed without reading all leaves one behind its last byte.
+    /// Whether the host receives no more.
+    #[must_use]
+    pub fn is_write_closed(&self) -> bool {
+        !matches!(self.write, WriteHalf::Open { .. })
+    }
+
+    /// Whether the host closed its end.
+    #[must_use]
+    pub fn is_hung_up(&self) -> bool {
+        matches!(self.write, WriteHalf::HungUp)
+    }
+
+    /// Checks for the host's end without reading anything. Returns whether all that the host sends was read.
+    #[must_use]
+    pub fn poll_end(&mut self) -> bool {
+        if self.read != ReadHalf::Closed && self.is_at_end() {
+            self.read = ReadHalf::Closed;
+        }
+        self.is_read_closed()
+    }
+
+    /// An error is an end, too: a host that closes before it has read all leaves one after its last byte.
     fn is_at_end(&self) -> bool {
         match recv(&self.socket, &mut [0], PEEK) {
             Ok((_, count)) => count == 0,
@@ -116,121 +146,131 @@ impl Stream {
         }
     }
 
-    /// Whether the host takes no more bytes.
+    /// Whether bytes of the guest wait for room in the socket.
     #[must_use]
-    pub fn host_takes_nothing(&self) -> bool {
-        self.host_takes_nothing
+    pub fn has_buffered(&self) -> bool {
+        matches!(&self.write, WriteHalf::Open { tx_buf } if !tx_buf.is_empty())
     }
 
-    /// Whether the host closed its end wholly.
-    #[must_use]
-    pub fn host_is_gone(&self) -> bool {
-        self.host_is_gone
-    }
-
-    /// Whether guest bytes wait for room in the socket.
-    #[must_use]
-    pub fn is_spilling(&self) -> bool {
-        !self.spill.is_empty()
-    }
-
-    /// Bytes of memory that hold guest bytes.
+    /// Bytes of memory that hold bytes of the guest.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.spill.capacity()
+        match &self.write {
+            WriteHalf::Open { tx_buf } => tx_buf.capacity(),
+            WriteHalf::Closed | WriteHalf::HungUp => 0,
+        }
     }
 
-    /// Takes the guest's payload, the `count` bytes of `chain` from `offset` on; gives how many of them entered the
-    /// socket (or found nobody to take them). The rest waits in the spill.
-    pub fn take<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>, offset: usize, count: usize) -> usize {
+    /// Writes the guest's payload, the `count` bytes of `chain` from `offset` on. Returns how many of them entered the
+    /// socket, or were dropped because the host receives no more; the others wait in `tx_buf`.
+    pub fn write<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>, offset: usize, count: usize) -> usize {
+        let WriteHalf::Open { tx_buf } = &mut self.write else { return count };
         let mut entered = 0;
-        if self.spill.is_empty() {
+        if tx_buf.is_empty() {
             match transfer::send(self.socket.as_fd(), chain.slices_of(offset, count)) {
                 Ok(sent) => entered = sent,
                 Err(error) if is_transient(&error) => {}
-                Err(_) => self.host_takes_nothing = true,
-            }
-        }
-        if self.host_takes_nothing {
-            return count;
-        }
-        for slice in chain.slices_of(offset + entered, count - entered) {
-            self.spill_slice(&slice);
-        }
-        entered
-    }
-
-    /// Sends the host a few bytes that are not the guest's. False if they did not enter the socket as a whole.
-    pub fn say(&self, bytes: &[u8]) -> bool {
-        send(&self.socket, bytes, SEND).is_ok_and(|sent| sent == bytes.len())
-    }
-
-    fn spill_slice<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'_, B>) {
-        if self.spill.is_empty() {
-            // All that the guest has credit for, so that it never grows: growing would double it.
-            self.spill.reserve_exact(usize::try_from(BUFFER_BYTES).unwrap_or(0));
-        }
-        let mut copy = vec![0; slice.len()];
-        if slice.read_slice(&mut copy, 0).is_ok() {
-            self.spill.extend(copy);
-        }
-    }
-
-    /// Moves waiting bytes into the socket; gives how many entered it (or found nobody to take them).
-    pub fn flush(&mut self) -> usize {
-        let before = self.spill.len();
-        while let (true, (front, _)) = (self.is_spilling(), self.spill.as_slices()) {
-            match send(&self.socket, front, SEND) {
-                Ok(sent) => drop(self.spill.drain(..sent)),
-                Err(error) if is_transient(&error.into()) => break,
                 Err(_) => {
-                    self.host_takes_nothing = true;
-                    self.spill = VecDeque::new();
+                    self.write = WriteHalf::Closed;
+                    return count;
                 }
             }
         }
-        if self.spill.is_empty() {
-            // An idle connection holds no memory.
-            self.spill = VecDeque::new();
+        chain.slices_of(offset + entered, count - entered).for_each(|slice| buffer(tx_buf, &slice));
+        entered
+    }
+
+    /// Writes a few bytes of the device's own. Returns false if the socket has no room for all of them.
+    #[must_use]
+    pub fn write_preamble(&mut self, bytes: &[u8]) -> bool {
+        if self.is_write_closed() {
+            return true;
         }
-        before - self.spill.len()
+        match send(&self.socket, bytes, SEND) {
+            Ok(sent) => sent == bytes.len(),
+            Err(errno) if is_transient(&errno.into()) => false,
+            Err(_) => {
+                self.write = WriteHalf::Closed;
+                true
+            }
+        }
+    }
+
+    /// Whether [`flush`](Self::flush) may have something to do.
+    #[must_use]
+    pub fn awaits_room(&self) -> bool {
+        self.interest == Interest::ReadWrite
+    }
+
+    /// Moves bytes from `tx_buf` into the socket. Returns how many, those included that were dropped because the host
+    /// receives no more.
+    pub fn flush(&mut self) -> usize {
+        let WriteHalf::Open { tx_buf } = &mut self.write else { return 0 };
+        let before = tx_buf.len();
+        while let (false, (front, _)) = (tx_buf.is_empty(), tx_buf.as_slices()) {
+            match send(&self.socket, front, SEND) {
+                Ok(sent) => drop(tx_buf.drain(..sent)),
+                Err(errno) if is_transient(&errno.into()) => return before - tx_buf.len(),
+                Err(_) => {
+                    self.write = WriteHalf::Closed;
+                    return before;
+                }
+            }
+        }
+        // An idle connection holds no memory.
+        *tx_buf = VecDeque::new();
+        before
+    }
+
+    /// Watches the socket for room as long as bytes wait for it.
+    ///
+    /// # Errors
+    ///
+    /// See [`Poller::modify`].
+    pub fn update_interest(&mut self, key: Key, poller: &Poller) -> io::Result<()> {
+        let interest = if self.has_buffered() { Interest::ReadWrite } else { Interest::Read };
+        if interest != self.interest {
+            poller.modify(key, &self.socket, interest)?;
+            self.interest = interest;
+        }
+        Ok(())
     }
 
     /// Reads from the host into the chain's bytes from `offset` on, at most `count`.
-    pub fn give<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>, offset: usize, count: usize) -> FromHost {
+    pub fn read<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>, offset: usize, count: usize) -> Received {
         match transfer::receive(self.socket.as_fd(), chain.slices_of(offset, count)) {
-            Ok(0) => self.end(),
-            Ok(received) => FromHost::Bytes(received),
+            Ok(received @ 1..) => Received::Bytes(received),
             Err(error) if is_transient(&error) => {
-                self.readable = false;
-                FromHost::Nothing
+                self.read = ReadHalf::Idle;
+                Received::WouldBlock
             }
-            Err(_) => self.end(),
+            Ok(_) | Err(_) => {
+                self.read = ReadHalf::Closed;
+                Received::End
+            }
         }
     }
 
-    fn end(&mut self) -> FromHost {
-        self.readable = false;
-        self.host_sent_all = true;
-        FromHost::End
-    }
-
-    /// The guest will send no more: so the host reads the end behind the last byte.
-    pub fn finish_sending(&self) {
+    /// The guest sends no more: the host reads the end after the last byte.
+    pub fn shut_down_write(&self) {
         let _closed_already = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// The guest will receive no more: so the host's writes fail.
-    pub fn refuse_receiving(&mut self) {
+    /// The guest receives no more: the host's writes fail.
+    pub fn shut_down_read(&mut self) {
         let _closed_already = self.socket.shutdown(Shutdown::Read);
-        self.readable = false;
-        self.host_sent_all = true;
+        self.read = ReadHalf::Closed;
     }
 }
 
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+fn buffer<B: BitmapSlice>(tx_buf: &mut VecDeque<u8>, slice: &VolatileSlice<'_, B>) {
+    if tx_buf.is_empty() {
+        // All that the guest has credit for, so that it never grows: growing would double it.
+        tx_buf.reserve_exact(usize::try_from(BUFFER_BYTES).unwrap_or(0));
+    }
+    let mut copy = vec![0; slice.len()];
+    if slice.read_slice(&mut copy, 0).is_ok() {
+        tx_buf.extend(copy);
     }
 }
 

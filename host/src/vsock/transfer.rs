@@ -1,4 +1,4 @@
-//! Bytes between guest memory and a socket, without a copy in between.
+//! Moves bytes between guest memory and a socket, without a copy in user space.
 #![allow(
     unsafe_code,
     reason = "guest memory may change under a reader, so only the kernel may be given pointers to it"
@@ -40,7 +40,7 @@ pub fn send<'m, B: BitmapSlice>(
     count(sent)
 }
 
-/// Reads from a socket into guest memory what is there.
+/// Reads what is available from a socket into guest memory.
 ///
 /// # Errors
 ///
@@ -62,7 +62,7 @@ pub fn receive<'m, B: BitmapSlice>(
     Ok(received)
 }
 
-/// Tells the memory's bitmap, where there is one, what was written behind its back.
+/// Marks in the memory's bitmap, where there is one, what the kernel wrote.
 fn mark_dirty<B: BitmapSlice>(slices: &[VolatileSlice<'_, B>], written: usize) {
     let mut left = written;
     for slice in slices {

@@ -1,15 +1,15 @@
-//! A guest's hybrid socket, as Firecracker and Cloud Hypervisor have it: vsock for programs that know Unix sockets.
+//! A hybrid socket, as Firecracker and Cloud Hypervisor have it: a guest's vsock ports for programs that know Unix
+//! sockets only. [`hybrid`](crate::endpoint::hybrid) describes the protocol.
 //!
-//! A program of the host connects to the socket at `PATH` and sends `CONNECT port`; once the guest accepts it is
-//! answered `OK port`, with the port of this end, and from then on its stream is the connection. A guest that connects
-//! to the host's port `N` reaches the Unix socket at `PATH_N`. In both directions the program's own socket becomes the
-//! device's end of the connection, so that nobody copies bytes in between, and none that were sent behind `CONNECT` are
-//! lost.
+//! In both directions the program's own socket becomes the device's end of the connection, so that nobody copies bytes
+//! in between, and none that were sent after the `CONNECT` line are lost.
 //!
-//! One thread a guest reads the lines; a program that takes longer than [`DIAL_WITHIN`] for one is dropped.
+//! One thread a guest reads the lines. A program that takes longer than [`CONNECT_TIMEOUT`] for one is dropped; while
+//! [`MAX_CONNECTING`] have not sent theirs, others wait in the socket's backlog.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -18,21 +18,23 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 
-use crate::endpoint::hybrid::{MAX_CONNECT_BYTES, parse_connect};
+use super::handle::Handle;
+use super::host_side::HostPorts;
+use crate::endpoint::hybrid::{MAX_CONNECT_BYTES, listener_path, ok_line, parse_connect};
 use crate::io::OwnedUnixListener;
 use crate::io::eventfd::{EventFd, Notify};
-use crate::vsock::Handle;
+use crate::io::unix_stream;
 
-/// How long a program may take to say which port it wants.
-pub const DIAL_WITHIN: Duration = Duration::from_secs(10);
+/// How long a program may take to send its `CONNECT` line.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Programs that have not said yet which port they want. Others wait until the kernel lets them in.
-pub const MAX_DIALLING: usize = 64;
+/// The number of programs that have not sent their `CONNECT` line.
+pub const MAX_CONNECTING: usize = 64;
 
-/// How long the kernel is left alone after it had no descriptor for a program.
-const REST: Duration = Duration::from_millis(100);
+/// How long no program is accepted after the kernel had no descriptor for one.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// A hybrid socket. Dropping it removes the socket; connections that were made go on.
+/// A hybrid socket. Dropping it removes the socket; established connections go on.
 ///
 /// ```
 /// use std::io::Write;
@@ -43,28 +45,29 @@ const REST: Duration = Duration::from_millis(100);
 /// # let path = folder.path().join("guest1");
 ///
 /// let device = scx_vsock::vsock::Device::new(3)?;
-/// let hybrid = UnixBridge::start(OwnedUnixListener::bind(&path)?)?;
-/// hybrid.set_guest(device.handle());
+/// let bridge = UnixBridge::start(OwnedUnixListener::bind(&path)?)?;
+/// bridge.set_guest(device.handle());
 /// let mut program = UnixStream::connect(&path)?;
 /// program.write_all(b"CONNECT 729\n")?; // ... is answered `OK 1073741824` once the guest accepts
-/// drop(hybrid);
+/// drop(bridge);
 /// assert!(!path.exists());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct UnixBridge {
-    shared: Arc<Shared>,
-    keeper: Option<JoinHandle<()>>,
+    shared: Arc<BridgeShared>,
+    thread: Option<JoinHandle<()>>,
 }
 
+/// What a bridge and its thread share.
 #[derive(Debug)]
-struct Shared {
+struct BridgeShared {
     guest: Mutex<Option<Handle>>,
     wake: EventFd,
     closed: AtomicBool,
 }
 
-impl Shared {
+impl BridgeShared {
     fn guest(&self) -> MutexGuard<'_, Option<Handle>> {
         // Whole at every point where a thread could panic.
         self.guest.lock().unwrap_or_else(PoisonError::into_inner)
@@ -72,42 +75,21 @@ impl Shared {
 }
 
 impl UnixBridge {
-    /// Serves programs on `socket`. It leads nowhere until [`set_guest`](Self::set_guest).
-    ///
-    /// ```
-    /// # use scx_vsock::{vsock::unix_bridge::UnixBridge, io::OwnedUnixListener};
-    /// # let folder = tempfile::tempdir()?;
-    /// let hybrid = UnixBridge::start(OwnedUnixListener::bind_privately(folder.path().join("guest1"))?)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Serves programs on `socket`. Their connections end at once until [`set_guest`](Self::set_guest).
     ///
     /// # Errors
     ///
-    /// What the kernel says if it has no event descriptor or thread.
+    /// The kernel's, if it has no event descriptor or thread.
     pub fn start(socket: OwnedUnixListener) -> io::Result<Self> {
         socket.listener().set_nonblocking(true)?;
         let shared =
-            Arc::new(Shared { guest: Mutex::default(), wake: EventFd::new()?, closed: AtomicBool::new(false) });
-        let mut acceptor = Acceptor { socket, shared: Arc::clone(&shared), dialling: Vec::new(), rests_until: None };
-        let keeper = thread::Builder::new().name("hybrid-socket".into()).spawn(move || acceptor.run())?;
-        Ok(Self { shared, keeper: Some(keeper) })
+            Arc::new(BridgeShared { guest: Mutex::default(), wake: EventFd::new()?, closed: AtomicBool::new(false) });
+        let mut acceptor = Acceptor { socket, shared: Arc::clone(&shared), connecting: Vec::new(), retry_at: None };
+        let thread = thread::Builder::new().name("unix-bridge".into()).spawn(move || acceptor.run())?;
+        Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// From now on programs are connected to this guest. One that connects before the guest's driver runs waits for it.
-    ///
-    /// ```
-    /// # use scx_vsock::{Endpoint, SchedStatsClient, vsock::unix_bridge::UnixBridge, io::OwnedUnixListener, vsock::Device};
-    /// # let folder = tempfile::tempdir()?;
-    /// # let path = folder.path().join("guest1");
-    /// # let device = Device::new(3)?;
-    /// # let hybrid = UnixBridge::start(OwnedUnixListener::bind(&path)?)?;
-    /// hybrid.set_guest(device.handle());
-    /// let guest = Endpoint::Hybrid { path, port: scx_vsock::AGENT_PORT };
-    /// let client = SchedStatsClient::builder(guest).build(); // in this process or another
-    /// # drop(device);
-    /// assert_eq!(client.stats(&[]).unwrap_err().kind(), "agent_unreachable", "here is no guest");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
+    /// Connects programs to this guest from now on. A program that connects before the guest's driver runs waits for it.
     pub fn set_guest(&self, guest: Handle) {
         *self.shared.guest() = Some(guest);
     }
@@ -117,31 +99,63 @@ impl Drop for UnixBridge {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.shared.wake.notify();
-        if let Some(keeper) = self.keeper.take() {
-            let _ended = keeper.join();
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
         }
     }
 }
 
+/// The programs that listen beside a hybrid socket, at `PATH_PORT`.
+#[derive(Debug)]
+struct UdsPath(PathBuf);
+
+impl HostPorts for UdsPath {
+    fn connect(&self, port: u32) -> Option<UnixStream> {
+        unix_stream::connect(&listener_path(&self.0, port)).ok().map(UnixStream::from)
+    }
+}
+
+impl Handle {
+    /// Connects a guest that connects to port `N` of the host to the Unix socket at `path_N` from now on, where there is
+    /// one; else to who [listens](Self::listen) on that port.
+    ///
+    /// ```
+    /// use std::os::unix::net::UnixListener;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let logs = UnixListener::bind(folder.path().join("guest1_5000"))?;
+    /// device.handle().set_uds_path(folder.path().join("guest1"));
+    /// // Now a program of the guest that connects to port 5000 of the host is accepted from `logs`.
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_uds_path(&self, path: impl Into<PathBuf>) {
+        self.set_host_ports(Arc::new(UdsPath(path.into())));
+    }
+}
+
+/// What the bridge's thread does.
 struct Acceptor {
     socket: OwnedUnixListener,
-    shared: Arc<Shared>,
-    dialling: Vec<Dialling>,
-    rests_until: Option<Instant>,
+    shared: Arc<BridgeShared>,
+    connecting: Vec<Connecting>,
+    /// When programs are accepted again, after the kernel had no descriptor.
+    retry_at: Option<Instant>,
 }
 
-/// A program that has not said yet which port it wants.
-struct Dialling {
+/// A program that has not sent its `CONNECT` line.
+struct Connecting {
     stream: UnixStream,
     line: Vec<u8>,
-    until: Instant,
+    deadline: Instant,
 }
 
-/// What came of a program's turn.
-enum Dialled {
+/// How far a program is with its line.
+enum LineState {
+    /// It asks for this port.
     Port(u32),
-    NotYet,
-    Never,
+    Incomplete,
+    Invalid,
 }
 
 impl Acceptor {
@@ -149,18 +163,18 @@ impl Acceptor {
         while !self.shared.closed.load(Ordering::SeqCst) && self.wait().is_ok() {
             let now = Instant::now();
             self.accept(now);
-            self.serve(now);
+            self.read_lines(now);
         }
     }
 
-    /// Waits for whatever comes first.
+    /// Waits for a program, a part of a line, or a deadline.
     fn wait(&self) -> io::Result<()> {
         let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-        if self.rests_until.is_none() && self.dialling.len() < MAX_DIALLING {
+        if self.retry_at.is_none() && self.connecting.len() < MAX_CONNECTING {
             fds.push(PollFd::new(&self.socket, PollFlags::IN));
         }
-        fds.extend(self.dialling.iter().map(|program| PollFd::new(&program.stream, PollFlags::IN)));
-        let next = self.dialling.iter().map(|program| program.until).chain(self.rests_until).min();
+        fds.extend(self.connecting.iter().map(|program| PollFd::new(&program.stream, PollFlags::IN)));
+        let next = self.connecting.iter().map(|program| program.deadline).chain(self.retry_at).min();
         let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, timeout.as_ref()) {
@@ -170,49 +184,53 @@ impl Acceptor {
     }
 
     fn accept(&mut self, now: Instant) {
-        self.rests_until = self.rests_until.filter(|until| now < *until);
-        while self.rests_until.is_none() && self.dialling.len() < MAX_DIALLING {
+        self.retry_at = self.retry_at.filter(|at| now < *at);
+        while self.retry_at.is_none() && self.connecting.len() < MAX_CONNECTING {
             let accepted = self.socket.listener().accept().and_then(|(stream, _)| {
                 stream.set_nonblocking(true)?;
                 Ok(stream)
             });
             match accepted {
-                Ok(stream) => self.dialling.push(Dialling { stream, line: Vec::new(), until: now + DIAL_WITHIN }),
+                Ok(stream) => {
+                    self.connecting.push(Connecting { stream, line: Vec::new(), deadline: now + CONNECT_TIMEOUT });
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
-                // No descriptor is left; the program waits where it is.
-                Err(_) => self.rests_until = Some(now + REST),
+                // No descriptor is left; the program waits in the backlog.
+                Err(_) => self.retry_at = Some(now + ACCEPT_RETRY_DELAY),
             }
         }
     }
 
-    fn serve(&mut self, now: Instant) {
-        for mut program in std::mem::take(&mut self.dialling) {
-            match program.turn() {
-                Dialled::Port(port) => {
+    fn read_lines(&mut self, now: Instant) {
+        for mut program in std::mem::take(&mut self.connecting) {
+            match program.read_line() {
+                LineState::Port(port) => {
                     if let Some(guest) = &*self.shared.guest() {
                         // A guest that is gone, or has too many connections, shows as the stream's end.
-                        let _joined = guest.join(port, program.stream);
+                        let _attached = guest.attach(port, program.stream, ok_line);
                     }
                 }
-                Dialled::NotYet if now < program.until => self.dialling.push(program),
-                Dialled::NotYet | Dialled::Never => {}
+                LineState::Incomplete if now < program.deadline => self.connecting.push(program),
+                LineState::Incomplete | LineState::Invalid => {}
             }
         }
     }
 }
 
-impl Dialling {
-    fn turn(&mut self) -> Dialled {
+impl Connecting {
+    fn read_line(&mut self) -> LineState {
         match self.read() {
-            Ok(true) => parse_connect(&self.line).map_or(Dialled::Never, Dialled::Port),
-            Ok(false) if self.line.len() < MAX_CONNECT_BYTES => Dialled::NotYet,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Dialled::NotYet,
-            Ok(false) | Err(_) => Dialled::Never,
+            Ok(true) => parse_connect(&self.line).map_or(LineState::Invalid, LineState::Port),
+            Ok(false) if self.line.len() < MAX_CONNECT_BYTES => LineState::Incomplete,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                LineState::Incomplete
+            }
+            Ok(false) | Err(_) => LineState::Invalid,
         }
     }
 
-    /// Reads on, but nothing behind the line's end: that is for the guest. Gives whether the line is complete.
+    /// Reads on, but nothing after the line's end: that is for the guest. Returns whether the line is complete.
     fn read(&mut self) -> io::Result<bool> {
         let mut bytes = [0; MAX_CONNECT_BYTES];
         let room = bytes.get_mut(self.line.len()..).unwrap_or(&mut []);

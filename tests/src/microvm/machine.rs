@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
 use scx_vsock::transport::kvm::{Irq, register_ioeventfds, unregister_ioeventfds};
-use scx_vsock::transport::mmio::{Mmio, State};
+use scx_vsock::transport::mmio::{Mmio, MmioSnapshot};
 use scx_vsock::vsock::Device;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
@@ -48,7 +48,9 @@ impl Machine {
         let memory = Arc::clone(&self.memory);
         let vsock = match snapshot {
             None => Mmio::new(device, memory, interrupt)?,
-            Some(snapshot) => Mmio::restore(device, memory, interrupt, &serde_json::from_str::<State>(snapshot)?)?,
+            Some(snapshot) => {
+                Mmio::restore(device, memory, interrupt, &serde_json::from_str::<MmioSnapshot>(snapshot)?)?
+            }
         };
         register_ioeventfds(&self.vm, REGISTERS, &vsock)?;
         Ok(Arc::new(vsock))
@@ -57,7 +59,7 @@ impl Machine {
     /// Serves the device on a thread with an event manager.
     #[must_use]
     pub fn serve(vsock: &Arc<KvmMmio>) -> DeviceThread {
-        DeviceThread::serving_fronts(vec![Arc::clone(vsock)])
+        DeviceThread::serving_mmio(vec![Arc::clone(vsock)])
     }
 
     /// Detaches a device from a guest that keeps running.

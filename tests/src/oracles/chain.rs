@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::Script;
 use crate::guest_driver::{INDIRECT, NEXT, WRITE};
 
-/// Regions of guest memory: two that meet, and one behind a hole.
+/// Regions of guest memory: two that meet, and one after a hole.
 const REGIONS: [(u64, usize); 3] = [(0, 0x1800), (0x1800, 0x800), (0x3000, 0x1000)];
 
 /// Where the table of descriptors is; no buffer overlaps it on purpose, but any may.

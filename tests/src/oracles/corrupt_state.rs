@@ -8,7 +8,7 @@ use super::Script;
 const NUMBERS: [u64; 16] =
     [0, 2, 11, 15, 64, 79, 100, 128, 143, 256, 0xffff, 0x8000, 0x100000, 0x40000000, 0x80000000, 0xffffffff];
 
-/// What stands behind a key's name that is to be there twice.
+/// What follows a key's name that is to be there twice.
 const AGAIN: &str = "#\"";
 
 /// A saved state, as text, into which somebody may have written.
@@ -25,7 +25,7 @@ pub struct Saved {
 impl Saved {
     /// Writes what the script says into a state: other values, then something of another form, or any byte.
     #[must_use]
-    pub fn damaged(state: &Value, script: &mut Script<'_>) -> Self {
+    pub fn corrupt(state: &Value, script: &mut Script<'_>) -> Self {
         let before = state.to_string();
         let mut written = state.clone();
         for _ in 0..script.below(4) {

@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use scx_vsock::vsock::packet::Header;
 use scx_vsock::vsock::spec::{EVENT_BYTES, HOST_CID, TYPE_STREAM};
 use scx_vsock::vsock::{
-    BUFFER_BYTES, DeviceError, DeviceState, InvalidSnapshot, Key, Listener, MAX_CONNECTIONS, MAX_HELD_BYTES,
-    MAX_RESETS, Reset,
+    BUFFER_BYTES, DeviceError, DeviceState, InvalidSnapshot, Key, Listener, MAX_CONNECTIONS, MAX_HELD_BYTES, MAX_RSTS,
+    Rst,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -81,7 +81,7 @@ impl World {
             guest,
             stopped: false,
             honest_rings: true,
-            transport_reset: TransportReset::None,
+            transport_reset: TransportReset::Idle,
             unseen: false,
             listeners: Vec::new(),
             streams: Vec::new(),
@@ -165,7 +165,7 @@ impl World {
         if self.honest_rings {
             assert!(self.guest.has_used_each_once(before.used, after.used), "{before:?} {after:?}");
             // Of a driver that has a buffer for it, the event waits no longer.
-            assert!(self.transport_reset != TransportReset::Owed || after.used[2] == after.events, "{after:?}");
+            assert!(self.transport_reset != TransportReset::Pending || after.used[2] == after.events, "{after:?}");
         }
     }
 
@@ -173,10 +173,10 @@ impl World {
         assert!(self.guest.device.connections() <= MAX_CONNECTIONS);
         let held = self.guest.device.held_bytes();
         assert!(held <= MAX_HELD_BYTES);
-        // More exactly: a spill and a turn for each connection that there is, and resets, of which the host causes one
+        // More exactly: a `tx_buf` and a turn for each connection that there is, and RSTs, of which the host causes one
         // where it gives up what it asked for.
         let connections = self.guest.device.connections();
-        let resets = (MAX_RESETS + self.asked_for) * size_of::<Reset>();
+        let resets = (MAX_RSTS + self.asked_for) * size_of::<Rst>();
         assert!(held <= connections * (BUFFER_BYTES as usize + size_of::<Key>()) + resets, "{held} bytes");
         // Each connection has a port of its own, none of which was used before.
         let next_port = self.guest.device.state().next_port;
@@ -188,18 +188,18 @@ impl World {
         self.guest.reboot();
         self.stopped = false;
         self.honest_rings = true;
-        self.transport_reset = TransportReset::None;
+        self.transport_reset = TransportReset::Idle;
     }
 
     /// Another device takes this one's place: in the state that was saved, or in what somebody has made of it.
     fn restore(&mut self, script: &mut Script<'_>) {
-        // A front lets no device go on that has stopped.
+        // A transport lets no device go on that has stopped.
         if self.stopped {
             return;
         }
         let before = self.guest.device.handle();
         let state = serde_json::to_value(self.guest.device.state()).expect("plain data");
-        let saved = Saved::damaged(&state, script);
+        let saved = Saved::corrupt(&state, script);
         let Ok(state) = serde_json::from_str::<DeviceState>(&saved.text) else {
             assert!(!saved.is_intact, "{}", saved.text);
             return;
@@ -218,7 +218,7 @@ impl World {
         let device = &self.guest.device;
         assert_eq!(device.state(), DeviceState { guest_cid: CID, ..*state });
         assert_eq!((device.connections(), device.held_bytes()), (0, 0));
-        self.transport_reset = TransportReset::Owed;
+        self.transport_reset = TransportReset::Pending;
         (self.asked_for, self.first_port) = (0, state.next_port);
         self.listen();
     }

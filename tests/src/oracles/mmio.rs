@@ -1,11 +1,11 @@
 //! A driver that reads and writes any register at any time, and is saved at any moment and restored from any state: its
-//! device stays within its bounds, tells the truth about its configuration space, disturbs no other, and serves after the
+//! device stays within its bounds, is honest about its configuration space, disturbs no other, and serves after the
 //! next sound initialisation.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 
-use scx_vsock::transport::mmio::{Error, State};
+use scx_vsock::transport::mmio::{Error, MmioSnapshot};
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::spec::EVENT_BYTES;
 use serde_json::Value;
@@ -87,7 +87,7 @@ impl World {
         }
     }
 
-    /// The device does what there is to do. A driver that broke a queue is told.
+    /// Serves the device. A driver that broke a queue is notified.
     fn serve(&mut self) {
         match self.guest.try_service() {
             Ok(()) | Err(DeviceError::Chain(_) | DeviceError::Ring(_)) => {}
@@ -97,7 +97,7 @@ impl World {
     }
 
     /// The state of the device, which is paused from now on.
-    fn save(&self) -> State {
+    fn save(&self) -> MmioSnapshot {
         self.guest.device.mmio.pause();
         let state = self.guest.device.mmio.snapshot().expect("a paused device");
         let saved = serde_json::to_string(&state).expect("plain data");
@@ -113,12 +113,12 @@ impl World {
     /// made of it. A state that is refused is refused for what is in it, and this device goes on.
     fn restore(&mut self, script: &mut Script<'_>) {
         let state = json_of(&self.save());
-        let saved = Saved::damaged(&state, script);
-        let read = serde_json::from_str::<State>(&saved.text);
+        let saved = Saved::corrupt(&state, script);
+        let read = serde_json::from_str::<MmioSnapshot>(&saved.text);
         assert!(!(saved.is_malformed && read.is_ok()), "{}", saved.text);
         match read.map(|read| (Registers::restored(self.guest.memory(), &read), read)) {
             Ok((Ok(restored), read)) => self.begin_restored(restored, json_of(&read)),
-            Ok((Err(Error::State(_)), _)) | Err(_) => {
+            Ok((Err(Error::Snapshot(_)), _)) | Err(_) => {
                 assert!(!saved.is_intact, "{}", saved.text);
                 self.go_on();
             }
@@ -152,14 +152,14 @@ impl World {
 
     /// The restored device goes on for the first time.
     fn first_turn(&mut self, state: &Value) {
-        let is_owed = state["status"] == RUNNING && state["queues"][2]["ready"] == true;
-        let mut transport_reset = if is_owed { TransportReset::Owed } else { TransportReset::None };
+        let is_pending = state["status"] == RUNNING && state["queues"][2]["ready"] == true;
+        let mut transport_reset = if is_pending { TransportReset::Pending } else { TransportReset::Idle };
         let before = self.queues(state);
         self.go_on();
         self.serve();
         let after = self.queues(&json_of(&self.save()));
         self.go_on();
-        if is_owed {
+        if is_pending {
             transport_reset.follow(&before, &after, EVENT_BYTES);
         }
     }
@@ -190,7 +190,7 @@ impl World {
     }
 }
 
-fn json_of(state: &State) -> Value {
+fn json_of(state: &MmioSnapshot) -> Value {
     serde_json::to_value(state).expect("plain data")
 }
 

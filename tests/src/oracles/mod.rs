@@ -27,7 +27,7 @@ pub fn send(stream: &UnixStream, bytes: &[u8]) -> rustix::io::Result<usize> {
     rustix::net::send(stream, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
 }
 
-/// The device of these is gone: each stream has an end behind what the guest sent, and whoever asks for more is told.
+/// The device of these is gone: each stream ends after what the guest sent, and asking for more fails.
 ///
 /// # Panics
 ///
@@ -69,7 +69,7 @@ pub fn stretch(at: u64, count: usize) -> &'static [u8] {
     &PATTERN[from..from + count]
 }
 
-/// Bytes that say what to do next. Behind their end there are only zeros.
+/// Bytes that say what to do next. After their end there are only zeros.
 #[derive(Clone, Debug)]
 pub struct Script<'a>(&'a [u8]);
 

@@ -36,7 +36,7 @@ type Key = (u32, u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// The host asked, the guest has not answered.
-    Requested,
+    ConnectSent,
     Established,
     /// The device has said that the host closed.
     Closing,
@@ -52,12 +52,12 @@ struct Connection {
     to_host: (u64, u64),
     /// Bytes that the host wrote; that the guest received.
     to_guest: (u64, u64),
-    /// The guest's credit fields, as it last told them.
+    /// The guest's credit fields, as it last sent them.
     buf_alloc: u32,
     fwd_cnt: u32,
     /// Shutdown flags that the guest sent.
     shutdown: u32,
-    /// The device's credit fields, as it last told them.
+    /// The device's credit fields, as it last sent them.
     host_buffer: u32,
     host_forwarded: u32,
 }
@@ -123,7 +123,7 @@ impl World {
             6 => self.guest_gives_credit(key, script),
             7 => self.guest_says(key, Operation::CreditRequest, 0),
             8 => self.guest_says(key, Operation::Shutdown, u32::from(script.byte() % 4)),
-            9 => self.guest_says(key, Operation::Reset, 0),
+            9 => self.guest_says(key, Operation::Rst, 0),
             10 | 11 => self.host_reads(key, size(script)),
             12 | 13 => self.host_writes(key, size(script)),
             14 => self.host_half_closes(key),
@@ -143,7 +143,7 @@ impl World {
         let request = Guest::header(Operation::Request, key.0, key.1);
         self.guest.send(&request, &[]);
         let taken = !self.connections.contains_key(&key) && key.1 == HOST_PORTS[0];
-        let answer = if taken { Operation::Response } else { Operation::Reset };
+        let answer = if taken { Operation::Response } else { Operation::Rst };
         let stream = self.listener.accept().ok();
         assert_eq!(stream.is_some(), taken, "{key:?}");
         if let Some(stream) = stream {
@@ -155,14 +155,14 @@ impl World {
         }
     }
 
-    /// The device is saved and restored while a packet of the guest's is on its way, or payload in many. It takes them once,
-    /// when the driver has been told and is through; so long, what the host asks for waits.
+    /// The device is saved and restored while a packet of the guest is in flight, or payload in many. It takes them once,
+    /// when the driver has handled the event; until then, what the host asks for waits.
     fn restore(&mut self, script: &mut Script<'_>) {
         let key = self.any_key(script).unwrap_or((100, script.choose(&HOST_PORTS)));
         let operation = script.choose(&[
             Operation::Request,
             Operation::Response,
-            Operation::Reset,
+            Operation::Rst,
             Operation::Shutdown,
             Operation::ReadWrite,
             Operation::CreditRequest,
@@ -190,10 +190,10 @@ impl World {
                 connection.host_buffer = BUFFER_BYTES;
                 self.connections.insert(key, connection);
             }
-            None if operation == Operation::Reset => assert_eq!(answers, [], "{key:?}"),
-            None => assert_eq!(answers, [Operation::Reset], "{key:?}"),
+            None if operation == Operation::Rst => assert_eq!(answers, [], "{key:?}"),
+            None => assert_eq!(answers, [Operation::Rst], "{key:?}"),
         }
-        others.iter().for_each(|packet| self.note(packet));
+        others.iter().for_each(|packet| self.on_packet(packet));
         assert!(self.asked_for.is_empty(), "the guest is asked for what waited");
     }
 
@@ -219,14 +219,14 @@ impl World {
         let header = Header { flags, ..connection.header(key, operation) };
         let before = connection.state;
         // A reset closes, as both flags do.
-        let flags = if operation == Operation::Reset { SHUTDOWN_BOTH } else { flags };
+        let flags = if operation == Operation::Rst { SHUTDOWN_BOTH } else { flags };
         connection.shutdown |= if before == State::Established { flags } else { 0 };
         let closes = connection.shutdown & SHUTDOWN_BOTH == SHUTDOWN_BOTH;
         self.guest.send(&header, &[]);
         match (before, operation) {
-            (State::Established, Operation::Reset) => self.closed(key, false),
-            (_, Operation::Reset) => self.over(key),
-            (State::Requested, Operation::Response) => self.connection(key).state = State::Established,
+            (State::Established, Operation::Rst) => self.closed(key, false),
+            (_, Operation::Rst) => self.over(key),
+            (State::ConnectSent, Operation::Response) => self.connection(key).state = State::Established,
             (State::Established, Operation::Shutdown) if !closes => {}
             (State::Established, Operation::Shutdown) => self.closed(key, true),
             (State::Closing, Operation::Shutdown) if flags != SHUTDOWN_BOTH => {}
@@ -252,9 +252,9 @@ impl World {
         let accepted = match state {
             State::Closing => return,
             State::Established if sends && len <= credit => true,
-            // The device may have told the guest less than there is by now.
+            // The device may have sent the guest less credit than there is by now.
             State::Established if sends && !never => self.is_there(key),
-            State::Established | State::Requested => return self.broken(key),
+            State::Established | State::ConnectSent => return self.broken(key),
         };
         if accepted {
             self.connection(key).to_host.0 += u64::from(len);
@@ -264,9 +264,9 @@ impl World {
     /// Whether the device still has the connection. It is over if the device resets it.
     fn is_there(&mut self, key: Key) -> bool {
         let packets = self.guest.received();
-        let reset = packets.iter().any(|packet| key_of(packet) == key && packet.operation() == Operation::Reset);
+        let reset = packets.iter().any(|packet| key_of(packet) == key && packet.operation() == Operation::Rst);
         for packet in packets.iter().filter(|packet| !(reset && key_of(packet) == key)) {
-            self.note(packet);
+            self.on_packet(packet);
         }
         if reset {
             self.over(key);
@@ -317,9 +317,9 @@ impl World {
     /// The host closes its end; a connection that the guest has not answered is taken back.
     fn host_closes(&mut self, key: Key) {
         let connection = self.connection(key);
-        let requested = connection.state == State::Requested;
+        let requested = connection.state == State::ConnectSent;
         if connection.stream.take().is_some() && requested {
-            self.expect(key, Operation::Reset);
+            self.expect(key, Operation::Rst);
             self.over(key);
         }
     }
@@ -327,7 +327,7 @@ impl World {
     /// Takes what the device sends.
     fn receive(&mut self) {
         for packet in self.guest.received() {
-            self.note(&packet);
+            self.on_packet(&packet);
         }
     }
 
@@ -338,15 +338,15 @@ impl World {
             if key_of(&packet) == key && packet.operation() == operation {
                 found = true;
             }
-            if operation != Operation::Reset || key_of(&packet) != key {
-                self.note(&packet);
+            if operation != Operation::Rst || key_of(&packet) != key {
+                self.on_packet(&packet);
             }
         }
         // Any packet carries the credit that is asked for.
         assert!(found || operation == Operation::CreditUpdate, "{key:?} got no {operation:?}");
     }
 
-    fn note(&mut self, packet: &Packet) {
+    fn on_packet(&mut self, packet: &Packet) {
         let key = key_of(packet);
         if packet.operation() == Operation::Request {
             let at = self.asked_for.iter().position(|&(guest_port, _)| guest_port == key.0).expect("the host asked");
@@ -354,38 +354,38 @@ impl World {
             assert!(key.1 > self.last_port, "the port {} is used again", key.1);
             self.last_port = key.1;
             let header = Guest::header(Operation::Request, key.0, key.1);
-            let mut connection = Connection::new(State::Requested, stream, &header);
-            connection.note(&packet.header);
+            let mut connection = Connection::new(State::ConnectSent, stream, &header);
+            connection.on_packet(&packet.header);
             assert!(self.connections.insert(key, connection).is_none(), "{key:?} is asked for twice");
             return;
         }
         let connection = self.connections.get_mut(&key).unwrap_or_else(|| panic!("{packet:?} is of no connection"));
-        connection.note(&packet.header);
+        connection.on_packet(&packet.header);
         match packet.operation() {
             Operation::ReadWrite => connection.receive(&packet.payload),
             Operation::Shutdown if packet.header.flags == SHUTDOWN_BOTH => connection.state = State::Closing,
             Operation::Shutdown | Operation::CreditUpdate | Operation::CreditRequest => {}
             Operation::Response => assert_eq!(connection.state, State::Established, "{key:?}"),
-            Operation::Reset | Operation::Request => panic!("{key:?} got an unexpected {:?}", packet.operation()),
+            Operation::Rst | Operation::Request => panic!("{key:?} got an unexpected {:?}", packet.operation()),
         }
     }
 
     /// The guest broke the rules of its connection, which is reset.
     fn broken(&mut self, key: Key) {
-        self.expect(key, Operation::Reset);
+        self.expect(key, Operation::Rst);
         self.over(key);
     }
 
     /// The guest has closed. The host gets all that was accepted, and then the end; then the device confirms the close,
-    /// if that is `owed`.
-    fn closed(&mut self, key: Key, owed: bool) {
+    /// if that is `expected`.
+    fn closed(&mut self, key: Key, expected: bool) {
         let mut confirmed = false;
         loop {
             for packet in self.guest.received() {
-                let confirms = key_of(&packet) == key && packet.operation() == Operation::Reset;
+                let confirms = key_of(&packet) == key && packet.operation() == Operation::Rst;
                 confirmed |= confirms;
                 if !confirms {
-                    self.note(&packet);
+                    self.on_packet(&packet);
                 }
             }
             let connection = self.connection(key);
@@ -395,7 +395,7 @@ impl World {
                 break;
             }
         }
-        assert_eq!(confirmed, owed, "{key:?}");
+        assert_eq!(confirmed, expected, "{key:?}");
         let connection = self.connection(key);
         assert!(connection.stream.is_none() || connection.to_host.0 == connection.to_host.1, "{connection:?}");
         self.over(key);
@@ -441,9 +441,9 @@ impl Connection {
         Header { buf_alloc: self.buf_alloc, fwd_cnt: self.fwd_cnt, ..Guest::header(operation, guest_port, host_port) }
     }
 
-    /// The device tells of its buffer: it cannot have taken out more than it was sent.
-    fn note(&mut self, header: &Header) {
-        if header.op == Operation::Reset.number() {
+    /// Takes the device's credit fields: it cannot have taken out more than it was sent.
+    fn on_packet(&mut self, header: &Header) {
+        if header.op == Operation::Rst.number() {
             return;
         }
         assert_eq!(header.buf_alloc, BUFFER_BYTES);
@@ -488,7 +488,7 @@ impl Connection {
         assert!(got == *stretch(read, got.len()) && read + got.len() as u64 <= accepted, "{self:?}");
     }
 
-    /// Whether bytes that the device accepted are still on their way to a host that reads.
+    /// Whether bytes that the device accepted are in flight to a host that reads.
     fn owes_host(&self) -> bool {
         self.state == State::Established && self.stream.is_some() && self.to_host.1 < self.to_host.0
     }

@@ -1,5 +1,5 @@
-//! What one can see of a transport reset from outside of the device: no packet goes either way before the driver was told
-//! of it and has made an event buffer available again, and it is told once.
+//! A transport reset as it is seen from outside of the device: no packet is taken or sent before the driver got the event
+//! and has made a buffer available again, and it gets one.
 
 use scx_vsock::vsock::spec::EVENT_BYTES;
 
@@ -15,12 +15,12 @@ pub struct Queues {
 /// How far a driver is with a transport reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransportReset {
-    /// There is none, or the driver is through.
-    None,
-    /// The driver is to be told.
-    Owed,
-    /// The driver was told.
-    Told {
+    /// There is none, or the driver has handled it.
+    Idle,
+    /// The event is to be sent.
+    Pending,
+    /// The event was sent.
+    Sent {
         /// Buffers that there were in the event queue then.
         events: u16,
     },
@@ -34,23 +34,23 @@ impl TransportReset {
         let [rx, tx, event] = [0, 1, 2].map(|queue| before.used[queue] != after.used[queue]);
         let stays = match *self {
             Self::Unknown => return,
-            Self::None => false,
-            Self::Owed => true,
-            Self::Told { events } => events == before.events,
+            Self::Idle => false,
+            Self::Pending => true,
+            Self::Sent { events } => events == before.events,
         };
-        if *self != Self::None && before.events != after.events {
+        if *self != Self::Idle && before.events != after.events {
             *self = Self::Unknown;
             return;
         }
+        assert!(*self == Self::Pending || !event, "an event without a reset, or twice: {before:?} {after:?}");
         assert!(
-            *self == Self::Owed || !event,
-            "the driver is told of what there is not, or twice: {before:?} {after:?}"
+            !stays || !(rx || tx),
+            "a packet passes before the driver has handled the event: {self:?} {before:?} {after:?}"
         );
-        assert!(!stays || !(rx || tx), "a packet goes before the driver is through: {self:?} {before:?} {after:?}");
         *self = match *self {
-            Self::Owed if event && length == EVENT_BYTES => Self::Told { events: before.events },
+            Self::Pending if event && length == EVENT_BYTES => Self::Sent { events: before.events },
             reset if stays => reset,
-            _ => Self::None,
+            _ => Self::Idle,
         };
     }
 }

@@ -46,7 +46,7 @@ const NEED_REPLY: u32 = 8;
 /// Bytes of a message's header: request, flags, size.
 const HEADER: usize = 12;
 
-/// Bytes in front of a part of the configuration space: offset, size, flags.
+/// Bytes before a part of the configuration space: offset, size, flags.
 const CONFIG: usize = 12;
 
 /// Counts scripts, for the name of each one's socket.
@@ -108,7 +108,7 @@ struct FrontEnd {
 }
 
 impl FrontEnd {
-    /// What every honest front end says first: without it, most messages are refused.
+    /// What every honest front end sends first: without it, most messages are refused.
     fn negotiate(&mut self) {
         self.send(SET_OWNER, VERSION, &[], &[]);
         self.send(GET_FEATURES, VERSION, &[], &[]);
@@ -164,7 +164,7 @@ impl FrontEnd {
             return false;
         }
         let Some(reply) = self.reply() else { return false };
-        // Of what there is not, the back end gives nothing. What it gives may be what an earlier message asked for.
+        // Outside of it the back end returns nothing. What it returns may be what an earlier message asked for.
         if let [a, b, c, d, ..] = *reply
             && let Some(config) = reply.get(CONFIG..).filter(|config| !config.is_empty())
         {

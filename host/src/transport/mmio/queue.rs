@@ -1,7 +1,7 @@
 //! A queue as its registers describe it (virtio 1.3, 4.2.3.2), and as it runs.
 //!
-//! What the driver writes is taken down as it is, and looked at once, when the queue is made ready: from then on only
-//! the copy counts, and nothing that the driver writes changes it.
+//! What the driver writes is validated once, when the queue is made ready. From then on only the copy counts, and
+//! nothing that the driver writes changes it.
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Error, Queue, QueueT};
@@ -12,11 +12,11 @@ use super::register::{Half, Part};
 /// Entries of the largest queue that a driver may set up (`QueueNumMax`).
 pub const MAX_QUEUE_SIZE: u16 = 256;
 
-/// Where and how large a queue is, unproven.
+/// The addresses and size of a queue, not validated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Its entries.
+    /// The number of entries.
     pub size: u32,
     /// The descriptor table's guest address.
     pub descriptors: u64,
@@ -35,11 +35,11 @@ impl Layout {
         }
     }
 
-    /// The queue that is laid out so, from its index `next` on.
+    /// Returns the queue with this layout, from its index `next` on.
     ///
     /// # Errors
     ///
-    /// When the size is no power of two or too large, or an address is not aligned as it must be.
+    /// If the size is no power of two or too large, or an address is not aligned as it must be.
     pub fn queue(&self, event_idx: bool, next: u16) -> Result<Queue, Error> {
         let mut queue = Queue::new(MAX_QUEUE_SIZE)?;
         queue.try_set_size(u16::try_from(self.size).map_err(|_| Error::InvalidSize)?)?;
@@ -59,21 +59,21 @@ impl Layout {
 #[derive(Debug)]
 pub struct QueueRegisters {
     layout: Layout,
-    /// What runs. It is not ready until the driver says so.
+    /// The queue that runs. It is not ready until the driver makes it so.
     queue: Queue,
 }
 
 impl QueueRegisters {
-    /// A queue after a reset.
+    /// Returns a queue after a reset.
     ///
     /// # Errors
     ///
-    /// None, as long as [`MAX_QUEUE_SIZE`] is a size.
+    /// None, as long as [`MAX_QUEUE_SIZE`] is a valid size.
     pub fn new() -> Result<Self, Error> {
         Ok(Self { layout: Layout::default(), queue: Queue::new(MAX_QUEUE_SIZE)? })
     }
 
-    /// A queue that ran, with its index then.
+    /// Returns a queue that ran, with its index then.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl QueueRegisters {
         Ok(Self { layout, queue: layout.queue(event_idx, next)? })
     }
 
-    /// A queue that the driver has begun to lay out.
+    /// Returns a queue that is not ready, with this layout so far.
     ///
     /// # Errors
     ///
@@ -91,19 +91,19 @@ impl QueueRegisters {
         Ok(Self { layout, ..Self::new()? })
     }
 
-    /// Puts everything back.
+    /// Clears everything.
     pub fn reset(&mut self) {
         self.layout = Layout::default();
         self.queue.reset();
     }
 
-    /// Where it is.
+    /// Returns the layout.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// The queue, ready or not.
+    /// Returns the queue, ready or not.
     pub fn queue(&mut self) -> &mut Queue {
         &mut self.queue
     }
@@ -114,7 +114,7 @@ impl QueueRegisters {
         self.queue.ready()
     }
 
-    /// The index of the next chain.
+    /// Returns the index of the next chain.
     #[must_use]
     pub fn next(&self) -> u16 {
         self.queue.next_avail()
@@ -135,7 +135,7 @@ impl QueueRegisters {
         }
     }
 
-    /// `QueueReady` is 1: the queue runs from its beginning, unless it does already or cannot be.
+    /// `QueueReady` is 1: the queue runs from its beginning, unless it does already or its layout is invalid.
     pub fn make_ready(&mut self, event_idx: bool) {
         if !self.is_ready()
             && let Ok(queue) = self.layout.queue(event_idx, 0)
@@ -144,7 +144,7 @@ impl QueueRegisters {
         }
     }
 
-    /// `QueueReady` is 0: the queue is not touched any more.
+    /// `QueueReady` is 0: the queue is not accessed any more.
     pub fn stop(&mut self) {
         self.queue.set_ready(false);
     }
@@ -157,7 +157,7 @@ mod tests {
     const LAYOUT: Layout = Layout { size: 128, descriptors: 0x1000, driver: 0x2000, device: 0x3000 };
 
     #[test]
-    fn a_queue_that_is_laid_out_right_becomes_ready() {
+    fn a_valid_queue_becomes_ready() {
         let mut registers = QueueRegisters::new().unwrap();
         registers.set_size(128);
         for (part, address) in [(Part::Descriptors, 0x1000), (Part::Driver, 0x2000), (Part::Device, 0x3000)] {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_addresses_that_cannot_be_are_refused() {
+    fn invalid_layouts_are_refused() {
         for size in [0, 3, 100, 512, 0x1_0080, u32::MAX] {
             assert!(Layout { size, ..LAYOUT }.queue(false, 0).is_err(), "{size}");
         }
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_changes_a_queue_that_is_ready() {
+    fn nothing_changes_a_ready_queue() {
         let mut registers = QueueRegisters::running(LAYOUT, true, 7).unwrap();
         registers.set_size(16);
         registers.set_address(Part::Driver, Half::Low, 0x9000);

@@ -9,9 +9,9 @@ pub const VENDOR: u32 = u32::from_le_bytes(*b"scxv");
 
 /// Where the device's configuration space begins.
 pub const CONFIG: u64 = 0x100;
-/// Bytes of guest address space that the registers take up, those of the configuration space included.
+/// Bytes of guest address space of the registers, the configuration space included.
 pub const BYTES: u64 = 0x200;
-/// Where `QueueNotify` is, for a monitor that has its kernel watch it.
+/// Where `QueueNotify` is, for a VMM that registers an ioeventfd there.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 
 /// `InterruptStatus`: the device has used a buffer.
@@ -83,7 +83,7 @@ pub enum Half {
 }
 
 impl Half {
-    /// The half of `number`.
+    /// Returns this half of `number`.
     #[must_use]
     pub fn of(self, number: u64) -> u32 {
         let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
@@ -93,7 +93,7 @@ impl Half {
         }
     }
 
-    /// `number` with this half replaced.
+    /// Returns `number` with this half replaced.
     #[must_use]
     pub fn replaced(self, number: u64, half: u32) -> u64 {
         match self {
@@ -102,7 +102,7 @@ impl Half {
         }
     }
 
-    /// The half that a selector register names, if it does.
+    /// Returns the half that a selector register selects, if any.
     #[must_use]
     pub fn selected(selector: u32) -> Option<Self> {
         match selector {
@@ -114,7 +114,7 @@ impl Half {
 }
 
 impl Register {
-    /// The register at this offset.
+    /// Returns the register at this offset, if there is one.
     #[must_use]
     pub fn parse(offset: u64) -> Option<Self> {
         Some(match offset {
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offsets_that_the_standard_does_not_name_are_no_registers() {
+    fn other_offsets_are_no_registers() {
         let named = (0..CONFIG).filter(|&offset| Register::parse(offset).is_some()).count();
         assert_eq!(named, 27);
         assert_eq!(Register::parse(0x01), None);

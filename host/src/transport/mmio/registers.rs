@@ -1,4 +1,4 @@
-//! What the registers hold, without I/O: features, queues and the driver's progress.
+//! The contents of the registers, without I/O: features, queues and the driver's progress.
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Error, Queue};
@@ -17,7 +17,7 @@ pub const QUEUES: usize = 3;
 pub struct Registers {
     pub(super) status: Status,
     /// The features that the driver has chosen so far.
-    pub(super) chosen: u64,
+    pub(super) driver_features: u64,
     pub(super) selected: Selected,
     /// Changes with the configuration space.
     pub(super) generation: u32,
@@ -37,7 +37,7 @@ pub struct Selected {
 }
 
 impl Registers {
-    /// A device that no driver has noticed.
+    /// Returns the registers of a device that no driver has found.
     ///
     /// # Errors
     ///
@@ -45,41 +45,41 @@ impl Registers {
     pub fn new() -> Result<Self, Error> {
         Ok(Self {
             status: Status::default(),
-            chosen: 0,
+            driver_features: 0,
             selected: Selected::default(),
             generation: 0,
             queues: [QueueRegisters::new()?, QueueRegisters::new()?, QueueRegisters::new()?],
         })
     }
 
-    /// How far the driver is.
+    /// Returns the device status.
     #[must_use]
     pub fn status(&self) -> Status {
         self.status
     }
 
-    /// The device cannot go on until it is reset.
+    /// Makes the device stop until it is reset.
     pub fn set_needs_reset(&mut self) {
         self.status.set_needs_reset();
     }
 
-    /// The configuration space is another one than before.
-    pub fn note_new_config(&mut self) {
+    /// Makes the driver read the configuration space again: it has changed.
+    pub fn on_config_change(&mut self) {
         self.generation = self.generation.wrapping_add(1);
     }
 
-    /// The features that the driver has chosen.
+    /// Returns the features that the driver has chosen.
     #[must_use]
-    pub fn chosen(&self) -> u64 {
-        self.chosen
+    pub fn driver_features(&self) -> u64 {
+        self.driver_features
     }
 
-    /// The receive, transmit and event queue, whether they are ready or not.
+    /// Returns the receive, transmit and event queue, ready or not.
     pub fn queues(&mut self) -> [&mut Queue; QUEUES] {
         self.queues.each_mut().map(QueueRegisters::queue)
     }
 
-    /// The value of a register; 0 where it can only be written.
+    /// Returns the value of a register; 0 where it can only be written.
     #[must_use]
     pub fn read(&self, register: Register) -> u32 {
         match register {
@@ -100,49 +100,49 @@ impl Registers {
     }
 
     /// Takes a write, as far as the driver's progress allows it (3.1.1): features are chosen after `DRIVER` and before
-    /// `FEATURES_OK`, queues set up after that and before `DRIVER_OK`. What comes at another time changes nothing.
+    /// `FEATURES_OK`, queues set up after that and before `DRIVER_OK`. A write at another time changes nothing.
     pub fn write(&mut self, register: Register, value: u32) -> Change {
         match register {
             Register::DeviceFeaturesSel => self.selected.device_features = value,
             Register::DriverFeaturesSel => self.selected.driver_features = value,
             Register::QueueSel => self.selected.queue = value,
-            Register::DriverFeatures => self.choose(value),
-            Register::QueueNum => self.set_up(|queue, _| queue.set_size(value)),
-            Register::QueueAddress(part, half) => self.set_up(|queue, _| queue.set_address(part, half, value)),
-            Register::QueueReady if value == 1 => self.set_up(QueueRegisters::make_ready),
-            Register::QueueReady => self.stop(),
+            Register::DriverFeatures => self.write_driver_features(value),
+            Register::QueueNum => self.configure_queue(|queue, _| queue.set_size(value)),
+            Register::QueueAddress(part, half) => self.configure_queue(|queue, _| queue.set_address(part, half, value)),
+            Register::QueueReady if value == 1 => self.configure_queue(QueueRegisters::make_ready),
+            Register::QueueReady => self.stop_queue(),
             Register::Status => return self.write_status(value),
             _ => {}
         }
         Change::None
     }
 
-    fn choose(&mut self, word: u32) {
-        if self.status.step() == Step::Driven
+    fn write_driver_features(&mut self, word: u32) {
+        if self.status.step() == Step::Driver
             && let Some(half) = Half::selected(self.selected.driver_features)
         {
-            self.chosen = half.replaced(self.chosen, word);
+            self.driver_features = half.replaced(self.driver_features, word);
         }
     }
 
-    fn set_up(&mut self, change: impl FnOnce(&mut QueueRegisters, bool)) {
-        let event_idx = self.chosen & F_EVENT_IDX != 0;
-        if self.status.step() == Step::Negotiated
+    fn configure_queue(&mut self, change: impl FnOnce(&mut QueueRegisters, bool)) {
+        let event_idx = self.driver_features & F_EVENT_IDX != 0;
+        if self.status.step() == Step::FeaturesOk
             && let Some(queue) = self.selected_queue_mut()
         {
             change(queue, event_idx);
         }
     }
 
-    fn stop(&mut self) {
+    fn stop_queue(&mut self) {
         if let Some(queue) = self.selected_queue_mut() {
             queue.stop();
         }
     }
 
     fn write_status(&mut self, value: u32) -> Change {
-        let chosen = self.chosen;
-        let change = self.status.write(value, || features::accepts(chosen));
+        let driver_features = self.driver_features;
+        let change = self.status.write(value, || features::accepts(driver_features));
         if change == Change::Reset {
             self.reset();
         }
@@ -150,7 +150,7 @@ impl Registers {
     }
 
     fn reset(&mut self) {
-        self.chosen = 0;
+        self.driver_features = 0;
         self.selected = Selected::default();
         self.queues.iter_mut().for_each(QueueRegisters::reset);
     }
@@ -170,17 +170,17 @@ mod tests {
     use super::*;
     use crate::vsock::spec::F_VERSION_1;
 
-    fn write_all(transport: &mut Registers, writes: &[(Register, u32)]) {
+    fn write_all(registers: &mut Registers, writes: &[(Register, u32)]) {
         for &(register, value) in writes {
-            transport.write(register, value);
+            registers.write(register, value);
         }
     }
 
     fn negotiated() -> Registers {
-        let mut transport = Registers::new().unwrap();
+        let mut registers = Registers::new().unwrap();
         let features = Half::High.of(F_VERSION_1);
         write_all(
-            &mut transport,
+            &mut registers,
             &[
                 (Register::Status, 3),
                 (Register::DriverFeaturesSel, 1),
@@ -188,14 +188,14 @@ mod tests {
                 (Register::Status, 11),
             ],
         );
-        assert_eq!(transport.read(Register::Status), 11);
-        transport
+        assert_eq!(registers.read(Register::Status), 11);
+        registers
     }
 
-    fn lay_out(transport: &mut Registers, queue: u32) {
+    fn lay_out(registers: &mut Registers, queue: u32) {
         let at = |part| Register::QueueAddress(part, Half::Low);
         write_all(
-            transport,
+            registers,
             &[
                 (Register::QueueSel, queue),
                 (Register::QueueNum, 16),
@@ -207,87 +207,87 @@ mod tests {
     }
 
     #[test]
-    fn it_is_a_vsock_device_of_the_modern_kind() {
-        let transport = Registers::new().unwrap();
-        let read = |register| transport.read(register);
+    fn it_is_a_modern_vsock_device() {
+        let registers = Registers::new().unwrap();
+        let read = |register| registers.read(register);
         assert_eq!((read(Register::MagicValue), read(Register::Version)), (0x7472_6976, 2));
         assert_eq!((read(Register::DeviceId), read(Register::Status)), (19, 0));
     }
 
     #[test]
     fn features_are_read_a_word_at_a_time() {
-        let mut transport = Registers::new().unwrap();
+        let mut registers = Registers::new().unwrap();
         let mut word = |selected| {
-            transport.write(Register::DeviceFeaturesSel, selected);
-            transport.read(Register::DeviceFeatures)
+            registers.write(Register::DeviceFeaturesSel, selected);
+            registers.read(Register::DeviceFeatures)
         };
         assert_eq!((word(0), word(1), word(2), word(u32::MAX)), (1 << 29 | 0b101, 1, 0, 0));
     }
 
     #[test]
-    fn features_are_chosen_between_driver_and_features_ok_only() {
-        let mut transport = negotiated();
-        transport.write(Register::DriverFeatures, 0);
-        assert_eq!(transport.chosen, F_VERSION_1);
-        let mut transport = Registers::new().unwrap();
-        write_all(&mut transport, &[(Register::DriverFeaturesSel, 1), (Register::DriverFeatures, 1)]);
-        assert_eq!(transport.chosen, 0);
-        transport.write(Register::Status, 11);
-        assert_eq!(transport.read(Register::Status), 3, "without version 1 there is no agreement");
+    fn features_are_chosen_before_features_ok() {
+        let mut registers = negotiated();
+        registers.write(Register::DriverFeatures, 0);
+        assert_eq!(registers.driver_features, F_VERSION_1);
+        let mut registers = Registers::new().unwrap();
+        write_all(&mut registers, &[(Register::DriverFeaturesSel, 1), (Register::DriverFeatures, 1)]);
+        assert_eq!(registers.driver_features, 0);
+        registers.write(Register::Status, 11);
+        assert_eq!(registers.read(Register::Status), 3, "without version 1 there is no agreement");
     }
 
     #[test]
-    fn a_selector_beyond_what_there_is_selects_nothing() {
-        let mut transport = negotiated();
+    fn an_unknown_selector_selects_nothing() {
+        let mut registers = negotiated();
         for queue in [3, 100, u32::MAX] {
-            lay_out(&mut transport, queue);
-            transport.write(Register::QueueReady, 1);
-            assert_eq!((transport.read(Register::QueueNumMax), transport.read(Register::QueueReady)), (0, 0));
+            lay_out(&mut registers, queue);
+            registers.write(Register::QueueReady, 1);
+            assert_eq!((registers.read(Register::QueueNumMax), registers.read(Register::QueueReady)), (0, 0));
         }
-        let mut transport = Registers::new().unwrap();
-        write_all(&mut transport, &[(Register::Status, 3), (Register::DriverFeaturesSel, 2)]);
-        transport.write(Register::DriverFeatures, u32::MAX);
-        assert_eq!(transport.chosen, 0);
+        let mut registers = Registers::new().unwrap();
+        write_all(&mut registers, &[(Register::Status, 3), (Register::DriverFeaturesSel, 2)]);
+        registers.write(Register::DriverFeatures, u32::MAX);
+        assert_eq!(registers.driver_features, 0);
     }
 
     #[test]
-    fn queues_are_set_up_between_features_ok_and_driver_ok_only() {
+    fn queues_are_set_up_before_driver_ok() {
         let mut early = Registers::new().unwrap();
         lay_out(&mut early, 0);
         early.write(Register::QueueReady, 1);
         assert_eq!(early.read(Register::QueueReady), 0);
-        let mut transport = negotiated();
-        lay_out(&mut transport, 0);
-        transport.write(Register::QueueReady, 1);
-        assert_eq!(transport.read(Register::QueueReady), 1);
-        transport.write(Register::Status, 15);
-        lay_out(&mut transport, 1);
-        transport.write(Register::QueueReady, 1);
-        assert_eq!(transport.read(Register::QueueReady), 0);
+        let mut registers = negotiated();
+        lay_out(&mut registers, 0);
+        registers.write(Register::QueueReady, 1);
+        assert_eq!(registers.read(Register::QueueReady), 1);
+        registers.write(Register::Status, 15);
+        lay_out(&mut registers, 1);
+        registers.write(Register::QueueReady, 1);
+        assert_eq!(registers.read(Register::QueueReady), 0);
     }
 
     #[test]
-    fn a_queue_that_runs_is_stopped_for_good_and_never_changed() {
-        let mut transport = negotiated();
-        lay_out(&mut transport, 1);
-        transport.write(Register::QueueReady, 1);
-        transport.write(Register::Status, 15);
-        write_all(&mut transport, &[(Register::QueueNum, 256), (Register::QueueReady, 1)]);
-        let [_, tx, _] = transport.queues();
+    fn a_running_queue_can_only_be_stopped() {
+        let mut registers = negotiated();
+        lay_out(&mut registers, 1);
+        registers.write(Register::QueueReady, 1);
+        registers.write(Register::Status, 15);
+        write_all(&mut registers, &[(Register::QueueNum, 256), (Register::QueueReady, 1)]);
+        let [_, tx, _] = registers.queues();
         assert_eq!(virtio_queue::QueueT::size(tx), 16);
-        write_all(&mut transport, &[(Register::QueueReady, 0), (Register::QueueNum, 256), (Register::QueueReady, 1)]);
-        assert_eq!(transport.read(Register::QueueReady), 0);
+        write_all(&mut registers, &[(Register::QueueReady, 0), (Register::QueueNum, 256), (Register::QueueReady, 1)]);
+        assert_eq!(registers.read(Register::QueueReady), 0);
     }
 
     #[test]
-    fn a_reset_puts_everything_back() {
-        let mut transport = negotiated();
-        lay_out(&mut transport, 2);
-        transport.write(Register::QueueReady, 1);
-        assert_eq!(transport.write(Register::Status, 0), Change::Reset);
-        assert_eq!((transport.read(Register::Status), transport.chosen), (0, 0));
-        transport.write(Register::QueueSel, 2);
-        assert_eq!(transport.read(Register::QueueReady), 0);
+    fn a_reset_clears_everything() {
+        let mut registers = negotiated();
+        lay_out(&mut registers, 2);
+        registers.write(Register::QueueReady, 1);
+        assert_eq!(registers.write(Register::Status, 0), Change::Reset);
+        assert_eq!((registers.read(Register::Status), registers.driver_features), (0, 0));
+        registers.write(Register::QueueSel, 2);
+        assert_eq!(registers.read(Register::QueueReady), 0);
     }
 
     #[test]

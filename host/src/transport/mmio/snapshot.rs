@@ -1,7 +1,7 @@
 //! The registers and queues of a paused device, to be saved.
 //!
-//! A state comes back from a file that anybody may have written to, so that nothing of it is believed: it is restored
-//! only if a driver could have brought a device into it.
+//! A snapshot comes from a file that anybody may have written to, so that nothing in it is trusted: it is restored only
+//! if a driver could have brought a device into that state.
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::Error as QueueError;
@@ -10,30 +10,15 @@ use super::queue::{Layout, QueueRegisters};
 use super::register::{CONFIG_CHANGE, USED_BUFFER};
 use super::registers::{QUEUES, Registers, Selected};
 use super::status::{Status, Step};
-use crate::vsock::InvalidSnapshot;
-use crate::vsock::{DeviceState, features, spec};
+use crate::vsock::{DeviceState, InvalidSnapshot, features, spec};
 
 /// The version of this form.
 const VERSION: u32 = 1;
 
-/// A paused device's registers and queues.
-///
-/// ```
-/// use scx_vsock::transport::mmio::{Mmio, State};
-/// # use scx_vsock::vsock::Device;
-/// # use vm_memory::{GuestAddress, GuestMemoryMmap};
-///
-/// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
-/// # let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
-/// device.pause();
-/// let state = device.snapshot()?;
-/// let saved = serde_json::to_string(&state)?;
-/// assert_eq!(serde_json::from_str::<State>(&saved)?, state);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// The registers and queues of a paused device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct State {
+pub struct MmioSnapshot {
     version: u32,
     status: u32,
     features: u64,
@@ -54,7 +39,7 @@ struct QueueState {
     next: u16,
 }
 
-/// Why there is no snapshot, or why it cannot be restored.
+/// Why a snapshot cannot be restored.
 ///
 /// ```
 /// use scx_vsock::transport::mmio::Mmio;
@@ -72,23 +57,20 @@ struct QueueState {
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum StateError {
-    /// A snapshot is asked for of a device that goes on meanwhile.
-    #[error("the vsock device is not paused: pause it before taking its snapshot")]
-    NotPaused,
-    /// The state is another version's.
+pub enum InvalidMmioSnapshot {
+    /// It is of another version.
     #[error("the saved vsock device has version {0}, and this library restores version {VERSION} only")]
     Version(u32),
-    /// No device had these registers.
-    #[error("the saved vsock device's {register} is {value:#x}, which cannot be: the state is damaged")]
+    /// No device can have this register.
+    #[error("the saved vsock device's {register} is {value:#x}, which is impossible: the snapshot is invalid")]
     Register {
         /// The register.
         register: &'static str,
-        /// What is saved of it.
+        /// Its value.
         value: u64,
     },
-    /// No device had this queue.
-    #[error("the saved vsock device's queue {index} cannot be: the state is damaged")]
+    /// No device can have this queue.
+    #[error("the saved vsock device's queue {index} is impossible: the snapshot is invalid")]
     Queue {
         /// The queue's number.
         index: usize,
@@ -96,48 +78,48 @@ pub enum StateError {
         #[source]
         source: Option<QueueError>,
     },
-    /// No device was in this state.
+    /// No device can have been in this state.
     #[error(transparent)]
     Device(#[from] InvalidSnapshot),
 }
 
-impl State {
-    pub(super) fn of(transport: &Registers, device: DeviceState, interrupt_status: u32) -> Self {
+impl MmioSnapshot {
+    pub(super) fn of(registers: &Registers, device: DeviceState, interrupt_status: u32) -> Self {
         Self {
             version: VERSION,
-            status: transport.status.bits(),
-            features: transport.chosen,
-            selected: transport.selected,
+            status: registers.status.bits(),
+            features: registers.driver_features,
+            selected: registers.selected,
             interrupt_status,
-            config_generation: transport.generation,
-            queues: transport.queues.each_ref().map(QueueState::of),
+            config_generation: registers.generation,
+            queues: registers.queues.each_ref().map(QueueState::of),
             device,
         }
     }
 
-    /// The registers in this state.
-    pub(super) fn transport(&self) -> Result<Registers, StateError> {
+    /// Returns the registers in this state.
+    pub(super) fn registers(&self) -> Result<Registers, InvalidMmioSnapshot> {
         if self.version != VERSION {
-            return Err(StateError::Version(self.version));
+            return Err(InvalidMmioSnapshot::Version(self.version));
         }
-        let status = Status::parse(self.status).ok_or(damaged("status", self.status.into()))?;
+        let status = Status::parse(self.status).ok_or(invalid("status", self.status.into()))?;
         let (may_be_chosen, reasons) = match status.step() {
-            Step::Reset | Step::Acknowledged => (self.features == 0, 0),
-            Step::Driven => (true, 0),
-            Step::Negotiated => (features::accepts(self.features), 0),
-            Step::Running => (features::accepts(self.features), USED_BUFFER | CONFIG_CHANGE),
+            Step::Reset | Step::Acknowledge => (self.features == 0, 0),
+            Step::Driver => (true, 0),
+            Step::FeaturesOk => (features::accepts(self.features), 0),
+            Step::DriverOk => (features::accepts(self.features), USED_BUFFER | CONFIG_CHANGE),
         };
         if !may_be_chosen {
-            return Err(damaged("choice of features", self.features));
+            return Err(invalid("driver features", self.features));
         }
         if self.interrupt_status & !reasons != 0 {
-            return Err(damaged("interrupt status", self.interrupt_status.into()));
+            return Err(invalid("interrupt status", self.interrupt_status.into()));
         }
         let [rx, tx, event] = &self.queues;
         let queue = |index, queue: &QueueState| queue.registers(index, status.step(), self.features);
         Ok(Registers {
             status,
-            chosen: self.features,
+            driver_features: self.features,
             selected: self.selected,
             generation: self.config_generation,
             queues: [queue(spec::RX_QUEUE, rx)?, queue(spec::TX_QUEUE, tx)?, queue(spec::EVENT_QUEUE, event)?],
@@ -145,8 +127,8 @@ impl State {
     }
 }
 
-fn damaged(register: &'static str, value: u64) -> StateError {
-    StateError::Register { register, value }
+fn invalid(register: &'static str, value: u64) -> InvalidMmioSnapshot {
+    InvalidMmioSnapshot::Register { register, value }
 }
 
 impl QueueState {
@@ -155,21 +137,21 @@ impl QueueState {
         Self { layout: registers.layout(), ready, next: if ready { registers.next() } else { 0 } }
     }
 
-    fn registers(&self, index: usize, step: Step, chosen: u64) -> Result<QueueRegisters, StateError> {
+    fn registers(&self, index: usize, step: Step, driver_features: u64) -> Result<QueueRegisters, InvalidMmioSnapshot> {
         let possible = match step {
-            Step::Running => self.ready || self.next == 0,
-            Step::Negotiated => self.next == 0,
-            Step::Reset | Step::Acknowledged | Step::Driven => *self == Self::default(),
+            Step::DriverOk => self.ready || self.next == 0,
+            Step::FeaturesOk => self.next == 0,
+            Step::Reset | Step::Acknowledge | Step::Driver => *self == Self::default(),
         };
         if !possible {
-            return Err(StateError::Queue { index, source: None });
+            return Err(InvalidMmioSnapshot::Queue { index, source: None });
         }
         let registers = if self.ready {
-            QueueRegisters::running(self.layout, chosen & spec::F_EVENT_IDX != 0, self.next)
+            QueueRegisters::running(self.layout, driver_features & spec::F_EVENT_IDX != 0, self.next)
         } else {
             QueueRegisters::laid_out(self.layout)
         };
-        registers.map_err(|error| StateError::Queue { index, source: Some(error) })
+        registers.map_err(|error| InvalidMmioSnapshot::Queue { index, source: Some(error) })
     }
 }
 
@@ -182,47 +164,47 @@ mod tests {
     use crate::transport::mmio::register::{Half, Part, Register};
 
     /// A device whose driver has come to this status, with all queues as soon as there may be any.
-    fn transport(status: u32) -> Registers {
-        let mut transport = Registers::new().unwrap();
+    fn registers(status: u32) -> Registers {
+        let mut registers = Registers::new().unwrap();
         for (register, value) in [
             (Register::Status, status & 3),
             (Register::DriverFeaturesSel, 1),
             (Register::DriverFeatures, 1),
             (Register::Status, status & 11),
         ] {
-            transport.write(register, value);
+            registers.write(register, value);
         }
         for queue in 0..3 {
-            transport.write(Register::QueueSel, queue);
-            transport.write(Register::QueueNum, 64);
+            registers.write(Register::QueueSel, queue);
+            registers.write(Register::QueueNum, 64);
             for part in [Part::Descriptors, Part::Driver, Part::Device] {
-                transport.write(Register::QueueAddress(part, Half::Low), 0x1000 * (queue + 1));
+                registers.write(Register::QueueAddress(part, Half::Low), 0x1000 * (queue + 1));
             }
-            transport.write(Register::QueueReady, 1);
+            registers.write(Register::QueueReady, 1);
         }
-        transport.write(Register::Status, status);
-        assert_eq!(transport.read(Register::Status), status);
-        transport
+        registers.write(Register::Status, status);
+        assert_eq!(registers.read(Register::Status), status);
+        registers
     }
 
-    fn state(status: u32) -> State {
-        State::of(&transport(status), DeviceState { guest_cid: 3, next_port: 1 << 30 }, u32::from(status == 15))
+    fn state(status: u32) -> MmioSnapshot {
+        MmioSnapshot::of(&registers(status), DeviceState { guest_cid: 3, next_port: 1 << 30 }, u32::from(status == 15))
     }
 
     /// What comes of the running device's state with one value of it changed.
-    fn changed(pointer: &str, value: Value) -> Result<Registers, StateError> {
+    fn changed(pointer: &str, value: Value) -> Result<Registers, InvalidMmioSnapshot> {
         let mut json = serde_json::to_value(state(15)).unwrap();
         *json.pointer_mut(pointer).unwrap() = value;
-        serde_json::from_value::<State>(json).unwrap().transport()
+        serde_json::from_value::<MmioSnapshot>(json).unwrap().registers()
     }
 
     #[test]
-    fn a_device_comes_back_as_it_was_whatever_its_driver_had_come_to() {
+    fn every_status_survives_a_restore() {
         for status in [0, 1, 3, 11, 15] {
             let saved = serde_json::to_string(&state(status)).unwrap();
-            let restored: State = serde_json::from_str(&saved).unwrap();
+            let restored: MmioSnapshot = serde_json::from_str(&saved).unwrap();
             assert_eq!(restored, state(status));
-            let again = State::of(&restored.transport().unwrap(), restored.device, restored.interrupt_status);
+            let again = MmioSnapshot::of(&restored.registers().unwrap(), restored.device, restored.interrupt_status);
             assert_eq!(again, restored, "status {status}");
         }
     }
@@ -247,11 +229,11 @@ mod tests {
     }
 
     #[test]
-    fn what_no_driver_could_have_brought_about_is_refused_by_name() {
+    fn impossible_values_are_refused_by_name() {
         let refused = |pointer, value| changed(pointer, value).unwrap_err().to_string();
         assert!(refused("/version", json!(2)).contains("version 2"));
         assert!(refused("/status", json!(13)).contains("status is 0xd"));
-        assert!(refused("/features", json!(1)).contains("choice of features is 0x1"));
+        assert!(refused("/features", json!(1)).contains("driver features is 0x1"));
         assert!(refused("/interrupt_status", json!(4)).contains("interrupt status is 0x4"));
         for (pointer, value) in [
             ("/queues/1/layout/size", json!(100)),
@@ -260,45 +242,48 @@ mod tests {
             ("/queues/1/layout/driver", json!(0x1001)),
             ("/queues/1/layout/device", json!(0x1002)),
         ] {
-            assert!(refused(pointer, value).contains("queue 1 cannot be"), "{pointer}");
+            assert!(refused(pointer, value).contains("queue 1 is impossible"), "{pointer}");
         }
         assert!(changed("/queues/2/ready", json!(false)).is_ok());
     }
 
     #[test]
-    fn a_queue_before_its_time_is_refused() {
+    fn an_early_queue_is_refused() {
         for status in [0, 1, 3] {
             let mut early = state(status);
             early.queues = state(15).queues;
-            assert!(matches!(early.transport(), Err(StateError::Queue { index: 0, source: None })));
+            assert!(matches!(early.registers(), Err(InvalidMmioSnapshot::Queue { index: 0, source: None })));
         }
         let mut early = state(11);
         early.queues[1].next = 1;
-        assert!(matches!(early.transport(), Err(StateError::Queue { index: 1, source: None })));
+        assert!(matches!(early.registers(), Err(InvalidMmioSnapshot::Queue { index: 1, source: None })));
     }
 
     #[test]
-    fn what_only_a_driver_brings_about_is_refused_before_there_is_one() {
+    fn early_driver_state_is_refused() {
         for status in [0, 1] {
-            let early = State { features: 1, ..state(status) };
+            let early = MmioSnapshot { features: 1, ..state(status) };
             assert!(matches!(
-                early.transport(),
-                Err(StateError::Register { register: "choice of features", value: 1 })
+                early.registers(),
+                Err(InvalidMmioSnapshot::Register { register: "driver features", value: 1 })
             ));
         }
         for status in [0, 1, 3, 11] {
-            let early = State { interrupt_status: 1, ..state(status) };
-            assert!(matches!(early.transport(), Err(StateError::Register { register: "interrupt status", value: 1 })));
-            let stopped = State { status: status | 64, ..state(status) };
-            assert!(matches!(stopped.transport(), Err(StateError::Register { register: "status", .. })));
+            let early = MmioSnapshot { interrupt_status: 1, ..state(status) };
+            assert!(matches!(
+                early.registers(),
+                Err(InvalidMmioSnapshot::Register { register: "interrupt status", value: 1 })
+            ));
+            let stopped = MmioSnapshot { status: status | 64, ..state(status) };
+            assert!(matches!(stopped.registers(), Err(InvalidMmioSnapshot::Register { register: "status", .. })));
         }
-        let stopped = State { status: 15 | 64, ..state(15) };
-        assert!(!stopped.transport().unwrap().status().runs());
+        let stopped = MmioSnapshot { status: 15 | 64, ..state(15) };
+        assert!(!stopped.registers().unwrap().status().runs());
     }
 
     proptest! {
         #[test]
-        fn whatever_is_restored_is_a_state_that_a_device_can_be_saved_in(
+        fn restored_snapshots_can_be_saved(
             status in prop::sample::select(vec![0u32, 1, 3, 11, 15, 15 | 64, 15 | 128, 7]),
             features: u64,
             sizes in prop::array::uniform3(prop::sample::select(vec![0u32, 1, 64, 100, 256, 512, u32::MAX])),
@@ -319,8 +304,8 @@ mod tests {
                     next: next[index],
                 };
             }
-            if let Ok(transport) = state.transport() {
-                prop_assert_eq!(State::of(&transport, state.device, state.interrupt_status), state);
+            if let Ok(registers) = state.registers() {
+                prop_assert_eq!(MmioSnapshot::of(&registers, state.device, state.interrupt_status), state);
             }
         }
     }

@@ -1,6 +1,6 @@
-//! The device's status (virtio 1.3, 2.1 and 3.1.1): how far the driver is with its initialisation.
+//! The device status (virtio 1.3, 2.1 and 3.1.1): how far the driver's initialisation is.
 
-/// The driver has noticed the device.
+/// The driver has found the device.
 pub const ACKNOWLEDGE: u32 = 1;
 /// The driver knows how to drive it.
 pub const DRIVER: u32 = 2;
@@ -8,52 +8,52 @@ pub const DRIVER: u32 = 2;
 pub const DRIVER_OK: u32 = 4;
 /// The driver has chosen its features, and the device accepts them.
 pub const FEATURES_OK: u32 = 8;
-/// The device cannot go on until it is reset.
+/// The device has stopped, and must be reset.
 pub const DEVICE_NEEDS_RESET: u32 = 64;
 /// The driver has given up.
 pub const FAILED: u32 = 128;
 
-/// A driver's step, each of which follows the one before.
+/// A step of the driver's initialisation. Each follows the one before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// None since the last reset.
     #[default]
     Reset,
     /// [`ACKNOWLEDGE`].
-    Acknowledged,
+    Acknowledge,
     /// [`DRIVER`]: features are chosen now.
-    Driven,
+    Driver,
     /// [`FEATURES_OK`]: queues are set up now.
-    Negotiated,
+    FeaturesOk,
     /// [`DRIVER_OK`]: the queues run.
-    Running,
+    DriverOk,
 }
 
 impl Step {
-    /// The step behind this one, and the bit that the driver sets for it.
+    /// Returns the step after this one, and the bit that the driver sets for it.
     fn next(self) -> Option<(u32, Self)> {
         Some(match self {
-            Self::Reset => (ACKNOWLEDGE, Self::Acknowledged),
-            Self::Acknowledged => (DRIVER, Self::Driven),
-            Self::Driven => (FEATURES_OK, Self::Negotiated),
-            Self::Negotiated => (DRIVER_OK, Self::Running),
-            Self::Running => return None,
+            Self::Reset => (ACKNOWLEDGE, Self::Acknowledge),
+            Self::Acknowledge => (DRIVER, Self::Driver),
+            Self::Driver => (FEATURES_OK, Self::FeaturesOk),
+            Self::FeaturesOk => (DRIVER_OK, Self::DriverOk),
+            Self::DriverOk => return None,
         })
     }
 
-    /// The bits that the driver has set.
+    /// Returns the bits that the driver has set.
     fn bits(self) -> u32 {
         match self {
             Self::Reset => 0,
-            Self::Acknowledged => ACKNOWLEDGE,
-            Self::Driven => ACKNOWLEDGE | DRIVER,
-            Self::Negotiated => ACKNOWLEDGE | DRIVER | FEATURES_OK,
-            Self::Running => ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK,
+            Self::Acknowledge => ACKNOWLEDGE,
+            Self::Driver => ACKNOWLEDGE | DRIVER,
+            Self::FeaturesOk => ACKNOWLEDGE | DRIVER | FEATURES_OK,
+            Self::DriverOk => ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK,
         }
     }
 }
 
-/// What a write of the driver means.
+/// What follows from a write of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Nothing of consequence.
@@ -64,7 +64,7 @@ pub enum Change {
     Run,
 }
 
-/// The device's status.
+/// The device status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     step: Step,
@@ -73,18 +73,18 @@ pub struct Status {
 }
 
 impl Status {
-    /// The status that these bits say, if any does.
+    /// Returns the status with these bits, if there is one.
     #[must_use]
     pub fn parse(bits: u32) -> Option<Self> {
-        let steps = [Step::Reset, Step::Acknowledged, Step::Driven, Step::Negotiated, Step::Running];
+        let steps = [Step::Reset, Step::Acknowledge, Step::Driver, Step::FeaturesOk, Step::DriverOk];
         let step = steps.into_iter().find(|step| step.bits() == bits & !(FAILED | DEVICE_NEEDS_RESET))?;
         let needs_reset = bits & DEVICE_NEEDS_RESET != 0;
         // What did not run cannot have stopped.
-        let possible = step == Step::Running || !needs_reset;
+        let possible = step == Step::DriverOk || !needs_reset;
         possible.then_some(Self { step, failed: bits & FAILED != 0, needs_reset })
     }
 
-    /// The status as the register has it.
+    /// Returns the status as the register has it.
     #[must_use]
     pub fn bits(self) -> u32 {
         let failed = if self.failed { FAILED } else { 0 };
@@ -92,7 +92,7 @@ impl Status {
         self.step.bits() | failed | needs_reset
     }
 
-    /// The driver's last step.
+    /// Returns the driver's last step.
     #[must_use]
     pub fn step(self) -> Step {
         self.step
@@ -101,11 +101,11 @@ impl Status {
     /// Whether the queues run.
     #[must_use]
     pub fn runs(self) -> bool {
-        self.step == Step::Running && !self.failed && !self.needs_reset
+        self.step == Step::DriverOk && !self.failed && !self.needs_reset
     }
 
-    /// Takes a write of the driver: it may take several steps at a time but leave none out, and takes none back but by
-    /// a reset. `accepts` says whether the features that it chose are accepted.
+    /// Takes a write of the driver. It may take several steps at a time but skips none, and goes back only by a reset.
+    /// `accepts` returns whether the features that it chose are accepted.
     pub fn write(&mut self, bits: u32, accepts: impl FnOnce() -> bool) -> Change {
         if bits == 0 {
             *self = Self::default();
@@ -116,20 +116,20 @@ impl Status {
         if bits & before.bits() == before.bits() {
             self.advance(bits, accepts);
         }
-        if before < Step::Running && self.runs() { Change::Run } else { Change::None }
+        if before < Step::DriverOk && self.runs() { Change::Run } else { Change::None }
     }
 
     fn advance(&mut self, bits: u32, accepts: impl FnOnce() -> bool) {
         let mut accepts = Some(accepts);
         while let Some((bit, next)) = self.step.next()
             && bits & bit != 0
-            && (next != Step::Negotiated || accepts.take().is_some_and(|accepts| accepts()))
+            && (next != Step::FeaturesOk || accepts.take().is_some_and(|accepts| accepts()))
         {
             self.step = next;
         }
     }
 
-    /// The device cannot go on until it is reset.
+    /// Makes the device stop until it is reset.
     pub fn set_needs_reset(&mut self) {
         self.needs_reset = true;
     }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_takes_each_step_in_turn_runs() {
+    fn a_driver_that_takes_each_step_runs() {
         let mut status = Status::default();
         assert_eq!(status.write(1, || true), Change::None);
         assert_eq!(status.write(3, || true), Change::None);
@@ -160,14 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_is_left_out_takes_none_behind_it() {
+    fn no_step_can_be_skipped() {
         assert_eq!(after(&[DRIVER]).bits(), 0);
         assert_eq!(after(&[1, 3, 7]).bits(), 3);
         assert_eq!(after(&[15]).bits(), 15, "several steps at a time are steps all the same");
     }
 
     #[test]
-    fn features_that_are_refused_hold_the_driver_up() {
+    fn refused_features_stop_the_driver() {
         let mut status = after(&[3]);
         status.write(15, || false);
         assert_eq!(status.bits(), 3);
@@ -176,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_taken_back_by_a_reset_only() {
+    fn only_a_reset_takes_steps_back() {
         assert_eq!(after(&[15, 3]).bits(), 15);
         assert_eq!(after(&[11, 4]).bits(), 11, "a write that takes steps back takes none forward");
         assert_eq!(after(&[15, 0]), Status::default());
     }
 
     #[test]
-    fn a_driver_that_gave_up_and_a_device_that_cannot_go_on_do_not_run() {
+    fn a_failed_driver_or_device_does_not_run() {
         assert_eq!(after(&[15, FAILED | 15]).bits(), FAILED | 15);
         assert!(!after(&[15, FAILED | 15]).runs());
         let mut status = after(&[15]);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bits_that_are_a_status_are_that_status() {
+    fn parsed_bits_are_the_same_bits() {
         for bits in 0..256 {
             if let Some(status) = Status::parse(bits) {
                 assert_eq!(status.bits(), bits);
@@ -204,14 +204,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_written_the_steps_stay_in_order(writes in proptest::collection::vec((any::<u32>(), any::<bool>()), 0..50)) {
+        fn steps_stay_in_order(writes in proptest::collection::vec((any::<u32>(), any::<bool>()), 0..50)) {
             let mut status = Status::default();
             for (bits, accepted) in writes {
                 let before = status;
                 let change = status.write(bits, || accepted);
                 prop_assert!(Status::parse(status.bits()).is_some());
                 prop_assert!(bits == 0 || status.step() >= before.step());
-                prop_assert_eq!(change == Change::Run, status.runs() && before.step() < Step::Running);
+                prop_assert_eq!(change == Change::Run, status.runs() && before.step() < Step::DriverOk);
             }
         }
     }

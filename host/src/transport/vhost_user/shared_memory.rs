@@ -1,10 +1,10 @@
-//! Guest memory whose file a front end in another process shares, and may cut short at any time.
+//! Guest memory whose file a front end in another process shares, and may truncate at any time.
 //!
-//! The kernel copes with that where it copies payload. But rings, headers and what waits in a spill are read and written
-//! by plain loads and stores, and one to a page that its file no longer has raises SIGBUS, which ends the process and
-//! every other guest's device in it. So the mapped regions stand on a list, and a handler of that signal puts empty
-//! memory in the place of a region on it: the device then finds its rings empty, and [`Watch::is_gone`] says why.
-//! A signal for any other address goes to whoever handled it before.
+//! The kernel copes with that where it copies payload. But rings, headers and buffered bytes are read and written by plain
+//! loads and stores, and one to a page that its file no longer has raises SIGBUS, which ends the process and every other
+//! guest's device in it. So the mapped regions are on a list, and a handler of that signal replaces a region on it by empty
+//! memory: the device then finds its rings empty, and [`Watch::is_gone`] returns why. A signal for any other address goes
+//! to the handler before.
 #![allow(unsafe_code, reason = "a signal handler, and the mapping that it replaces")]
 
 use std::io::{self, ErrorKind};
@@ -54,7 +54,7 @@ impl Region {
     }
 }
 
-/// Keeps the regions of one guest's memory on the list. To be kept as long as that memory is used.
+/// Keeps the regions of one guest's memory on the list. To be dropped before that memory is unmapped.
 #[derive(Debug)]
 pub(super) struct Watch(Vec<&'static Region>);
 
@@ -63,7 +63,7 @@ impl Watch {
     ///
     /// # Errors
     ///
-    /// What the kernel says if the signal cannot be handled; `OutOfMemory` if the list is full.
+    /// The kernel's, if the signal cannot be handled; `OutOfMemory` if the list is full.
     pub(super) fn new(memory: &GuestMemoryMmap) -> io::Result<Self> {
         handle_signal()?;
         let _changing = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +83,7 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Whether a region turned out to be cut short; it holds nothing any more.
+    /// Whether a region was found truncated; it is empty from then on.
     pub(super) fn is_gone(&self) -> bool {
         self.0.iter().any(|region| region.gone.load(Ordering::Relaxed))
     }
@@ -116,7 +116,7 @@ fn plain_action(handler: libc::sighandler_t) -> libc::sigaction {
     action
 }
 
-/// Installs an action; gives the one before it.
+/// Installs an action. Returns the one before it.
 fn replace_action(action: &libc::sigaction) -> Result<libc::sigaction, i32> {
     let mut before = plain_action(libc::SIG_DFL);
     // SAFETY: both point to whole structures, and the handlers that are installed here are sound for any signal.
@@ -135,7 +135,7 @@ extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, context
     }
 }
 
-/// Puts empty memory in the place of the region on the list that has this address, if there is one.
+/// Replaces the region on the list that has this address by empty memory. Returns false if there is none.
 fn replace_region(address: usize) -> bool {
     let found = REGIONS.iter().find_map(|region| {
         let (start, end) = region.bounds()?;
@@ -161,7 +161,7 @@ fn replace_region(address: usize) -> bool {
     replaced
 }
 
-/// Leaves the signal to whoever handled it before. Where nobody did, it ends the process.
+/// Passes the signal on to the handler before. Where there was none, it ends the process.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let Some(Ok(before)) = BEFORE.get() else { return end(signal) };
     match before.sa_sigaction {

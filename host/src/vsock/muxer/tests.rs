@@ -4,6 +4,7 @@ use std::array;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
+use std::time::Duration;
 
 use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
@@ -12,10 +13,14 @@ use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::endpoint::hybrid::ok_line;
 use crate::vsock::chain::{Direction, gather};
+use crate::vsock::connection::CLOSE_TIMEOUT;
+use crate::vsock::device::allow_all_descriptors;
 use crate::vsock::handle::Handle;
 use crate::vsock::listener::{Listener, MAX_BACKLOG};
-use crate::vsock::{BUFFER_BYTES, allow_all_descriptors};
+use crate::vsock::poller::MAX_EVENTS;
+use crate::vsock::spec::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 const CID: u64 = 3;
 /// The guest's port where the host connects, and its buffer.
@@ -41,11 +46,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let shared = Arc::new(Shared::new().unwrap());
+        let host_side = Arc::new(HostSide::new().unwrap());
         Self {
             memory: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
-            muxer: Muxer::new(CID, Arc::clone(&shared)).unwrap(),
-            handle: Handle::new(shared, CID),
+            muxer: Muxer::new(CID, Arc::clone(&host_side)).unwrap(),
+            handle: Handle::new(host_side, CID),
         }
     }
 
@@ -55,7 +60,7 @@ impl Bench {
         with_chain(&self.memory, payload.len(), Direction::Readable, |chain| self.muxer.process(packet, chain));
     }
 
-    fn say(&mut self, key: Key, operation: Operation) {
+    fn send_control(&mut self, key: Key, operation: Operation) {
         self.send(&packet(key, operation), &[]);
     }
 
@@ -91,17 +96,17 @@ impl Bench {
     }
 
     /// What those packets are, and of which connections.
-    fn told(&mut self) -> Vec<(Operation, Key)> {
+    fn sent(&mut self) -> Vec<(Operation, Key)> {
         self.received().iter().map(|(packet, _)| (operation(packet), key_of(packet))).collect()
     }
 
     /// Their payloads.
-    fn given(&mut self) -> Vec<u8> {
+    fn sent_payload(&mut self) -> Vec<u8> {
         self.received().into_iter().flat_map(|(_, payload)| payload).collect()
     }
 
-    fn look(&mut self) {
-        self.muxer.look().unwrap();
+    fn poll(&mut self) {
+        self.muxer.poll().unwrap();
     }
 
     /// The connection that the guest is asked for, and for nothing else.
@@ -114,26 +119,26 @@ impl Bench {
     /// The host asks for a connection, and the guest has not answered.
     fn request(&mut self, port: u32) -> (UnixStream, Key) {
         let stream = self.handle.connect(port).unwrap();
-        self.look();
+        self.poll();
         let key = self.requested();
         assert_eq!(key.guest_port, port);
         (stream, key)
     }
 
     /// A program asks for a connection, and the guest has not answered.
-    fn join(&mut self) -> (UnixStream, Key) {
+    fn attach(&mut self) -> (UnixStream, Key) {
         let (program, device) = UnixStream::pair().unwrap();
         program.set_nonblocking(true).unwrap();
-        self.handle.join(PORT, device).unwrap();
-        self.look();
+        self.handle.attach(PORT, device, ok_line).unwrap();
+        self.poll();
         (program, self.requested())
     }
 
     /// A connection that the host asked for.
     fn connect(&mut self, port: u32) -> (UnixStream, Key) {
         let (stream, key) = self.request(port);
-        self.say(key, Operation::Response);
-        assert_eq!(self.told(), []);
+        self.send_control(key, Operation::Response);
+        assert_eq!(self.sent(), []);
         (stream, key)
     }
 
@@ -143,18 +148,18 @@ impl Bench {
 
     /// A connection that the guest asked for.
     fn accept(&mut self, listener: &Listener, key: Key) -> UnixStream {
-        self.say(key, Operation::Request);
-        assert_eq!(self.told(), [(Operation::Response, key)]);
+        self.send_control(key, Operation::Request);
+        assert_eq!(self.sent(), [(Operation::Response, key)]);
         listener.accept().unwrap()
     }
 
     /// A connection whose guest has sent all that it may, more than the host's socket has room for, in a chain that is
     /// longer still.
-    fn spill(&mut self) -> (UnixStream, Key) {
+    fn fill_tx_buf(&mut self) -> (UnixStream, Key) {
         let (stream, key) = self.connect(PORT);
         self.send(&payload_packet(key, pattern().len()), &[pattern(), vec![0xff; 100]].concat());
-        assert_eq!(self.muxer.held_bytes() - self.muxer.turns.len() * size_of::<Key>(), pattern().len());
-        assert_eq!(self.told(), [(Operation::CreditUpdate, key)]);
+        assert_eq!(self.muxer.held_bytes() - self.muxer.schedule.ready.len() * size_of::<Key>(), pattern().len());
+        assert_eq!(self.sent(), [(Operation::CreditUpdate, key)]);
         (stream, key)
     }
 
@@ -162,11 +167,11 @@ impl Bench {
     fn closing(&mut self, port: u32) -> (Key, Instant) {
         let (stream, key) = self.connect(port);
         drop(stream);
-        self.look();
+        self.poll();
         let before = Instant::now();
-        assert_eq!(self.told(), [(Operation::Shutdown, key)]);
-        let overdue_at = self.muxer.entries[&key].overdue_at.unwrap();
-        assert!((before + CLOSE_WITHIN..=Instant::now() + CLOSE_WITHIN).contains(&overdue_at));
+        assert_eq!(self.sent(), [(Operation::Shutdown, key)]);
+        let overdue_at = self.muxer.connections[&key].connection.deadline().unwrap();
+        assert!((before + CLOSE_TIMEOUT..=Instant::now() + CLOSE_TIMEOUT).contains(&overdue_at));
         (key, overdue_at)
     }
 
@@ -262,7 +267,7 @@ fn is_open_and_silent(stream: &UnixStream) -> bool {
 }
 
 #[test]
-fn the_hosts_connections_take_their_ports_in_turn_and_the_first_after_the_last() {
+fn host_ports_ascend_and_wrap() {
     let mut bench = Bench::new();
     assert_eq!(bench.muxer.next_port(), 0x4000_0000);
     let open: [_; 2] = array::from_fn(|_| bench.connect(PORT));
@@ -275,7 +280,7 @@ fn the_hosts_connections_take_their_ports_in_turn_and_the_first_after_the_last()
 }
 
 #[test]
-fn a_port_is_taken_only_toward_the_same_port_of_the_guest() {
+fn a_host_port_is_taken_per_guest_port() {
     let mut bench = Bench::new();
     let (_one, key) = bench.connect(PORT);
     assert!(bench.muxer.set_next_port(key.host_port));
@@ -284,7 +289,7 @@ fn a_port_is_taken_only_toward_the_same_port_of_the_guest() {
 }
 
 #[test]
-fn the_host_does_not_go_on_with_a_port_beyond_its_own() {
+fn other_next_ports_are_refused() {
     let mut bench = Bench::new();
     for port in [0, 0x3fff_ffff, 0x8000_0000, u32::MAX] {
         assert!(!bench.muxer.set_next_port(port));
@@ -293,7 +298,7 @@ fn the_host_does_not_go_on_with_a_port_beyond_its_own() {
 }
 
 #[test]
-fn what_a_host_writes_goes_out_under_the_ports_of_its_connection_whatever_they_are() {
+fn packets_have_the_ports_of_their_connection() {
     let mut bench = Bench::new();
     let listener = bench.handle.listen(0x8123_4567).unwrap();
     let asked_for = Key { host_port: 0x8123_4567, guest_port: 0x89ab_cdef };
@@ -305,7 +310,7 @@ fn what_a_host_writes_goes_out_under_the_ports_of_its_connection_whatever_they_a
     ];
     for (stream, key) in &connections {
         write(stream, b"to the guest");
-        bench.look();
+        bench.poll();
         let (packet, payload) = bench.only();
         assert_eq!(
             (operation(&packet), key_of(&packet), payload),
@@ -317,268 +322,268 @@ fn what_a_host_writes_goes_out_under_the_ports_of_its_connection_whatever_they_a
 }
 
 #[test]
-fn connections_with_much_to_send_have_one_packet_each_in_turn() {
+fn ready_connections_take_turns() {
     let mut bench = Bench::new();
     let connections: [_; 3] = array::from_fn(|_| bench.connect(PORT));
     for (stream, _) in &connections {
         write(stream, &[1; 3 * ROOM]);
     }
-    bench.look();
-    assert_eq!(bench.muxer.turns.len(), 3);
-    let told = bench.told();
+    bench.poll();
+    assert_eq!(bench.muxer.schedule.ready.len(), 3);
+    let told = bench.sent();
     let round = connections.each_ref().map(|&(_, key)| (Operation::ReadWrite, key));
     assert_eq!(told, [round, round, round].concat());
 }
 
 #[test]
-fn a_connection_has_one_turn_however_often_it_has_something_new() {
+fn a_connection_is_queued_once() {
     let mut bench = Bench::new();
     let (stream, key) = bench.connect(PORT);
     for _ in 0..3 {
         write(&stream, b"x");
-        bench.look();
-        bench.say(key, Operation::CreditRequest);
-        assert_eq!(bench.muxer.turns, [key]);
+        bench.poll();
+        bench.send_control(key, Operation::CreditRequest);
+        assert_eq!(bench.muxer.schedule.ready, [key]);
     }
-    assert_eq!(bench.told(), [(Operation::CreditUpdate, key), (Operation::ReadWrite, key)]);
+    assert_eq!(bench.sent(), [(Operation::CreditUpdate, key), (Operation::ReadWrite, key)]);
 }
 
 #[test]
-fn a_reset_goes_before_what_connections_have_to_send() {
+fn rst_goes_before_payload() {
     let mut bench = Bench::new();
     let (stream, key) = bench.connect(PORT);
     write(&stream, b"x");
-    bench.look();
-    bench.say(from_guest(1), Operation::ReadWrite);
-    assert_eq!(bench.told(), [(Operation::Reset, from_guest(1)), (Operation::ReadWrite, key)]);
+    bench.poll();
+    bench.send_control(from_guest(1), Operation::ReadWrite);
+    assert_eq!(bench.sent(), [(Operation::Rst, from_guest(1)), (Operation::ReadWrite, key)]);
 }
 
 #[test]
-fn there_are_packets_as_long_as_a_reset_waits_or_a_connection_has_something_to_send() {
+fn has_packets_means_rst_or_ready() {
     let mut bench = Bench::new();
     assert_eq!((bench.muxer.has_packets(), bench.receive()), (false, None));
-    bench.say(from_guest(1), Operation::Request);
+    bench.send_control(from_guest(1), Operation::Request);
     assert!(bench.muxer.has_packets());
-    assert_eq!(bench.told(), [(Operation::Reset, from_guest(1))]);
+    assert_eq!(bench.sent(), [(Operation::Rst, from_guest(1))]);
     let (stream, key) = bench.connect(PORT);
     write(&stream, b"x");
-    bench.look();
+    bench.poll();
     assert!(bench.muxer.has_packets());
-    assert_eq!(bench.told(), [(Operation::ReadWrite, key)]);
+    assert_eq!(bench.sent(), [(Operation::ReadWrite, key)]);
     bench.send_payload(key, b"nothing owed");
-    bench.look();
+    bench.poll();
     assert!(!bench.muxer.has_packets());
 }
 
 #[test]
-fn payload_is_as_long_as_the_buffer_the_credit_and_what_is_there_allow() {
+fn payload_fits_buffer_and_credit() {
     let mut bench = Bench::new();
     let (stream, key) = bench.request(PORT);
     let credit = ROOM + 100;
     let gives = |bytes: usize| Header { buf_alloc: u32::try_from(bytes).unwrap(), ..packet(key, Operation::Response) };
     bench.send(&gives(credit), &[]);
     write(&stream, &[7; 3 * ROOM]);
-    bench.look();
+    bench.poll();
     let lengths: Vec<_> = bench.received().iter().map(|(packet, _)| (operation(packet), packet.len)).collect();
     let payload = |len: usize| (Operation::ReadWrite, u32::try_from(len).unwrap());
     assert_eq!(lengths, [payload(ROOM), payload(100), (Operation::CreditRequest, 0)]);
     // The guest was asked: it is not asked again until it has given some.
     bench.send(&Header { op: Operation::CreditUpdate.number(), ..gives(credit) }, &[]);
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.sent(), []);
     bench.send(&Header { op: Operation::CreditUpdate.number(), ..gives(4 * ROOM) }, &[]);
-    assert_eq!(bench.given(), [7; 2 * ROOM - 100]);
+    assert_eq!(bench.sent_payload(), [7; 2 * ROOM - 100]);
 }
 
 #[test]
-fn what_is_held_are_spills_turns_and_resets() {
+fn held_bytes_counts_buffers_and_queues() {
     let mut bench = Bench::new();
     assert_eq!(bench.muxer.held_bytes(), 0);
-    let (_spills, _) = bench.spill();
+    let (_spills, _) = bench.fill_tx_buf();
     assert_eq!(bench.muxer.held_bytes(), 256 * 1024);
     let _wanted: [_; 2] = array::from_fn(|_| bench.handle.connect(PORT).unwrap());
-    bench.look();
+    bench.poll();
     assert_eq!(bench.muxer.held_bytes(), 256 * 1024 + 2 * size_of::<Key>());
     for port in 0..3 {
-        bench.say(from_guest(port), Operation::Request);
+        bench.send_control(from_guest(port), Operation::Request);
     }
-    assert_eq!(bench.muxer.held_bytes(), 256 * 1024 + 2 * size_of::<Key>() + 3 * size_of::<Reset>());
+    assert_eq!(bench.muxer.held_bytes(), 256 * 1024 + 2 * size_of::<Key>() + 3 * size_of::<Rst>());
 }
 
 #[test]
-fn packets_from_or_to_another_cid_are_nothing() {
+fn packets_of_another_cid_are_ignored() {
     let mut bench = Bench::new();
     let _listener = bench.listen();
     let (stream, key) = bench.connect(PORT);
     for cids in [(CID + 1, HOST_CID), (CID, HOST_CID + 1), (HOST_CID, CID)] {
-        for packet in [packet(from_guest(1), Operation::Request), packet(key, Operation::Reset)] {
+        for packet in [packet(from_guest(1), Operation::Request), packet(key, Operation::Rst)] {
             bench.send(&Header { src_cid: cids.0, dst_cid: cids.1, ..packet }, &[]);
         }
     }
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.sent(), []);
     assert_eq!(bench.muxer.connections(), 1);
     assert!(is_open_and_silent(&stream));
 }
 
 #[test]
-fn packets_of_another_type_are_reset_as_that_and_leave_the_stream_of_the_same_ports_alone() {
+fn another_socket_type_is_refused_alone() {
     let mut bench = Bench::new();
     let _listener = bench.listen();
     let (stream, key) = bench.connect(PORT);
     for (key, operation) in [(from_guest(1), Operation::Request), (key, Operation::Shutdown)] {
         bench.send(&Header { socket_type: 2, ..packet(key, operation) }, &[]);
         let (reset, _) = bench.only();
-        assert_eq!((reset.op, reset.socket_type, key_of(&reset)), (Operation::Reset.number(), 2, key));
+        assert_eq!((reset.op, reset.socket_type, key_of(&reset)), (Operation::Rst.number(), 2, key));
     }
     // No reset answers a reset.
-    bench.send(&Header { socket_type: 2, ..packet(key, Operation::Reset) }, &[]);
-    assert_eq!(bench.told(), []);
+    bench.send(&Header { socket_type: 2, ..packet(key, Operation::Rst) }, &[]);
+    assert_eq!(bench.sent(), []);
     bench.send_payload(key, b"goes on");
     assert_eq!(read(&stream), (b"goes on".to_vec(), false));
 }
 
 #[test]
-fn an_unknown_operation_is_reset_with_the_stream_that_it_names() {
+fn an_unknown_operation_resets_its_stream() {
     let mut bench = Bench::new();
     let (stream, key) = bench.connect(PORT);
     for (key, op) in [(from_guest(1), 0), (from_guest(1), 8), (key, 8)] {
         bench.send(&Header { op, ..packet(key, Operation::ReadWrite) }, &[]);
-        assert_eq!(bench.told(), [(Operation::Reset, key)]);
+        assert_eq!(bench.sent(), [(Operation::Rst, key)]);
     }
     assert!(has_ended(&stream));
 }
 
 #[test]
-fn packets_of_no_connection_are_reset_unless_they_are_resets() {
+fn packets_of_no_connection_are_answered_by_rst() {
     let mut bench = Bench::new();
     for number in 1..=7 {
         let operation = Operation::parse(number).unwrap();
-        bench.say(from_guest(1), operation);
-        let expected = if operation == Operation::Reset { vec![] } else { vec![(Operation::Reset, from_guest(1))] };
-        assert_eq!(bench.told(), expected, "{operation:?}");
+        bench.send_control(from_guest(1), operation);
+        let expected = if operation == Operation::Rst { vec![] } else { vec![(Operation::Rst, from_guest(1))] };
+        assert_eq!(bench.sent(), expected, "{operation:?}");
     }
     assert_eq!(bench.muxer.connections(), 0);
 }
 
 #[test]
-fn a_payload_may_be_shorter_than_its_chain_and_not_longer() {
+fn payload_is_no_longer_than_its_chain() {
     let mut bench = Bench::new();
     let (stream, key) = bench.connect(PORT);
     bench.send(&payload_packet(key, 6), b"packet");
     bench.send(&payload_packet(key, 2), b", its chain");
     bench.send(&payload_packet(key, 0), b"not this");
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.sent(), []);
     // A length is nothing where there is no payload.
     bench.send(&Header { len: 1, ..packet(key, Operation::CreditUpdate) }, &[]);
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.sent(), []);
     bench.send(&payload_packet(key, 7), b"packet");
-    assert_eq!(bench.told(), [(Operation::Reset, key)]);
+    assert_eq!(bench.sent(), [(Operation::Rst, key)]);
     assert_eq!(read(&stream), (b"packet, ".to_vec(), true));
 }
 
 #[test]
-fn a_packet_that_breaks_the_rules_ends_its_connection_and_no_other() {
+fn a_violation_ends_its_connection_alone() {
     let mut bench = Bench::new();
     let (breaks, key) = bench.connect(PORT);
     let (goes_on, other) = bench.connect(PORT);
-    bench.say(other, Operation::CreditRequest);
-    bench.say(key, Operation::CreditRequest);
-    bench.say(key, Operation::Request);
+    bench.send_control(other, Operation::CreditRequest);
+    bench.send_control(key, Operation::CreditRequest);
+    bench.send_control(key, Operation::Request);
     assert!(has_ended(&breaks) && is_open_and_silent(&goes_on));
-    assert_eq!(bench.told(), [(Operation::Reset, key), (Operation::CreditUpdate, other)]);
+    assert_eq!(bench.sent(), [(Operation::Rst, key), (Operation::CreditUpdate, other)]);
     assert_eq!(bench.muxer.connections(), 1);
 }
 
 #[test]
-fn a_device_without_a_place_refuses_the_guest_and_the_host() {
+fn a_full_device_refuses_both_sides() {
     let (mut bench, _streams) = Bench::full();
     let key = from_guest(1 << 20);
-    bench.say(key, Operation::Request);
-    assert_eq!(bench.told(), [(Operation::Reset, key)]);
+    bench.send_control(key, Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Rst, key)]);
     let stream = bench.handle.connect(PORT).unwrap();
-    bench.look();
+    bench.poll();
     assert!(has_ended(&stream));
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.sent(), []);
     assert_eq!(bench.muxer.connections(), MAX_CONNECTIONS);
 }
 
 #[test]
-fn a_connection_whose_close_is_told_gives_its_place_away_and_then_one_whose_host_is_gone() {
+fn closing_connections_are_evicted_first() {
     let (mut bench, mut streams) = Bench::full();
     let [closing, gone] = [from_guest(200), from_guest(100)];
     drop(streams.remove(200));
-    bench.look();
-    assert_eq!(bench.told(), [(Operation::Shutdown, closing)]);
+    bench.poll();
+    assert_eq!(bench.sent(), [(Operation::Shutdown, closing)]);
     drop(streams.remove(100));
-    bench.look();
+    bench.poll();
     let connections: [_; 3] = array::from_fn(|_| bench.handle.connect(PORT).unwrap());
-    bench.look();
+    bench.poll();
     assert_eq!(connections.each_ref().map(has_ended), [false, false, true]);
     let [one, other] = [0x4000_0000, 0x4000_0001].map(|host_port| Key { host_port, guest_port: PORT });
-    let resets = [(Operation::Reset, closing), (Operation::Reset, gone)];
-    assert_eq!(bench.told(), [resets, [(Operation::Request, one), (Operation::Request, other)]].concat());
+    let resets = [(Operation::Rst, closing), (Operation::Rst, gone)];
+    assert_eq!(bench.sent(), [resets, [(Operation::Request, one), (Operation::Request, other)]].concat());
     assert_eq!(bench.muxer.connections(), MAX_CONNECTIONS);
     assert!(streams.iter().all(is_open_and_silent));
 }
 
 #[test]
-fn a_connection_whose_host_is_gone_keeps_its_place_while_the_guest_has_credit_for_what_is_left() {
+fn a_connection_with_unsent_bytes_is_kept() {
     let (mut bench, mut streams) = Bench::full();
     let key = from_guest(100);
     let gone = streams.remove(100);
     write(&gone, b"answer");
     drop(gone);
-    bench.look();
+    bench.poll();
     let refused = bench.handle.connect(PORT).unwrap();
-    bench.look();
+    bench.poll();
     assert!(has_ended(&refused));
     bench.send(&Header { buf_alloc: 0, ..packet(key, Operation::CreditUpdate) }, &[]);
     let taken = bench.handle.connect(PORT).unwrap();
-    bench.look();
+    bench.poll();
     assert!(is_open_and_silent(&taken));
-    assert_eq!(bench.told()[0], (Operation::Reset, key));
+    assert_eq!(bench.sent()[0], (Operation::Rst, key));
 }
 
 #[test]
-fn with_as_many_resets_waiting_as_there_may_be_connections_only_what_adds_none_is_taken() {
+fn a_full_rst_queue_blocks_new_answers() {
     let mut bench = Bench::new();
     for port in 0..1024 {
         assert!(bench.muxer.has_room_for(&packet(from_guest(1024), Operation::Request)));
-        bench.say(from_guest(port), Operation::Request);
+        bench.send_control(from_guest(port), Operation::Request);
     }
     let has_room = |bench: &Bench, port, operation| bench.muxer.has_room_for(&packet(from_guest(port), operation));
     assert!(!has_room(&bench, 1024, Operation::Request) && !has_room(&bench, 1024, Operation::ReadWrite));
-    assert!(has_room(&bench, 1024, Operation::Reset) && has_room(&bench, 1023, Operation::ReadWrite));
+    assert!(has_room(&bench, 1024, Operation::Rst) && has_room(&bench, 1023, Operation::ReadWrite));
     assert_eq!(bench.receive().map(|(packet, _)| key_of(&packet)), Some(from_guest(0)));
     assert!(has_room(&bench, 1024, Operation::Request));
 }
 
 #[test]
-fn a_reset_that_waits_does_not_end_a_newer_connection_of_the_same_ports() {
+fn a_queued_rst_spares_a_newer_connection() {
     let mut bench = Bench::new();
-    bench.say(from_guest(1), Operation::ReadWrite);
+    bench.send_control(from_guest(1), Operation::ReadWrite);
     let listener = bench.listen();
-    bench.say(from_guest(1), Operation::Request);
-    assert_eq!(bench.told(), [(Operation::Response, from_guest(1))]);
+    bench.send_control(from_guest(1), Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Response, from_guest(1))]);
     assert!(is_open_and_silent(&listener.accept().unwrap()));
 }
 
 #[test]
-fn whatever_comes_of_a_connection_whose_reset_waits_is_answered_by_that() {
+fn a_connection_is_reset_once() {
     let mut bench = Bench::new();
     let (stream, key) = bench.connect(PORT);
-    bench.say(key, Operation::Request);
+    bench.send_control(key, Operation::Request);
     for number in 1..=7 {
-        bench.say(key, Operation::parse(number).unwrap());
-        bench.say(from_guest(1), Operation::ReadWrite);
+        bench.send_control(key, Operation::parse(number).unwrap());
+        bench.send_control(from_guest(1), Operation::ReadWrite);
     }
     assert!(has_ended(&stream));
-    assert_eq!(bench.told(), [(Operation::Reset, key), (Operation::Reset, from_guest(1))]);
-    bench.say(key, Operation::ReadWrite);
-    assert_eq!(bench.told(), [(Operation::Reset, key)]);
+    assert_eq!(bench.sent(), [(Operation::Rst, key), (Operation::Rst, from_guest(1))]);
+    bench.send_control(key, Operation::ReadWrite);
+    assert_eq!(bench.sent(), [(Operation::Rst, key)]);
 }
 
 #[test]
-fn closes_that_the_guest_does_not_confirm_in_time_are_reset_each_at_its_own_time() {
+fn overdue_closes_are_reset_each_in_time() {
     let mut bench = Bench::new();
     let (first, first_at) = bench.closing(PORT);
     let (second, second_at) = bench.closing(PORT);
@@ -587,85 +592,85 @@ fn closes_that_the_guest_does_not_confirm_in_time_are_reset_each_at_its_own_time
     let moment = Duration::from_nanos(1);
     let mut reset_by = |now: Instant| {
         bench.muxer.reset_overdue(now);
-        bench.told()
+        bench.sent()
     };
     assert_eq!(reset_by(first_at - moment), []);
-    assert_eq!(reset_by(first_at), [(Operation::Reset, first)]);
+    assert_eq!(reset_by(first_at), [(Operation::Rst, first)]);
     assert_eq!(reset_by(second_at - moment), []);
-    assert_eq!(reset_by(second_at + moment), [(Operation::Reset, second)]);
-    assert_eq!(reset_by(second_at + CLOSE_WITHIN), []);
+    assert_eq!(reset_by(second_at + moment), [(Operation::Rst, second)]);
+    assert_eq!(reset_by(second_at + CLOSE_TIMEOUT), []);
     assert_eq!(bench.muxer.connections(), 1);
     // And so are later ones.
     let (third, third_at) = bench.closing(PORT);
     bench.muxer.reset_overdue(third_at);
-    assert_eq!(bench.told(), [(Operation::Reset, third)]);
+    assert_eq!(bench.sent(), [(Operation::Rst, third)]);
 }
 
 #[test]
-fn a_guest_that_asks_for_credit_instead_of_confirming_a_close_gets_no_more_time() {
+fn a_credit_request_does_not_delay_the_deadline() {
     let mut bench = Bench::new();
     let (key, overdue_at) = bench.closing(PORT);
-    bench.say(key, Operation::CreditRequest);
-    assert_eq!(bench.told(), [(Operation::CreditUpdate, key)]);
+    bench.send_control(key, Operation::CreditRequest);
+    assert_eq!(bench.sent(), [(Operation::CreditUpdate, key)]);
     bench.muxer.reset_overdue(overdue_at);
-    assert_eq!(bench.told(), [(Operation::Reset, key)]);
+    assert_eq!(bench.sent(), [(Operation::Rst, key)]);
     assert_eq!(bench.muxer.connections(), 0);
 }
 
 #[test]
-fn a_close_that_the_guest_confirms_is_over() {
+fn a_confirmed_close_is_removed() {
     let mut bench = Bench::new();
     let (key, overdue_at) = bench.closing(PORT);
-    bench.say(key, Operation::Reset);
+    bench.send_control(key, Operation::Rst);
     assert_eq!(bench.muxer.connections(), 0);
     bench.muxer.reset_overdue(overdue_at);
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.sent(), []);
 }
 
 #[test]
-fn a_look_resets_what_is_overdue() {
+fn a_poll_resets_what_is_overdue() {
     let mut bench = Bench::new();
     let (key, _) = bench.closing(PORT);
-    bench.look();
-    assert_eq!(bench.told(), []);
+    bench.poll();
+    assert_eq!(bench.sent(), []);
     // As if it had been told that long ago.
-    let past = Some(Instant::now());
-    bench.muxer.entries.get_mut(&key).unwrap().overdue_at = past;
-    bench.muxer.overdue_from = past;
-    bench.look();
-    assert_eq!(bench.told(), [(Operation::Reset, key)]);
+    let past = Instant::now();
+    bench.muxer.connections.get_mut(&key).unwrap().connection.set_deadline(past);
+    bench.muxer.schedule.next_deadline = Some(past);
+    bench.poll();
+    assert_eq!(bench.sent(), [(Operation::Rst, key)]);
 }
 
 #[test]
-fn a_reset_of_the_driver_forgets_all_but_the_connections_that_it_was_not_asked_for() {
+fn a_reset_keeps_pending_connects_only() {
     let mut bench = Bench::new();
     let (requested, _) = bench.request(PORT);
     let (established, _) = bench.connect(PORT);
     write(&established, b"unread");
     let wanted = bench.handle.connect(PORT).unwrap();
-    bench.look();
-    bench.say(from_guest(1), Operation::Request);
+    bench.poll();
+    bench.send_control(from_guest(1), Operation::Request);
     bench.muxer.reset();
     assert!(has_ended(&requested) && is_open_and_silent(&wanted));
     assert!(is_broken(&established));
-    assert_eq!((bench.muxer.connections(), bench.muxer.turns.len()), (1, 1));
-    assert_eq!(bench.told().iter().map(|&(operation, _)| operation).collect::<Vec<_>>(), [Operation::Request]);
+    assert_eq!((bench.muxer.connections(), bench.muxer.schedule.ready.len()), (1, 1));
+    assert_eq!(bench.sent().iter().map(|&(operation, _)| operation).collect::<Vec<_>>(), [Operation::Request]);
 }
 
 #[test]
-fn all_connections_end_when_the_device_is_cleared() {
+fn clear_ends_all_connections() {
     let mut bench = Bench::new();
     let (established, _) = bench.connect(PORT);
     let wanted = bench.handle.connect(PORT).unwrap();
-    bench.look();
-    bench.say(from_guest(1), Operation::Request);
+    bench.poll();
+    bench.send_control(from_guest(1), Operation::Request);
     bench.muxer.clear();
     assert!(has_ended(&established) && has_ended(&wanted));
     assert_eq!((bench.muxer.connections(), bench.muxer.held_bytes()), (0, 0));
 }
 
 #[test]
-fn a_driver_without_streams_has_no_connections_until_another_has_them() {
+fn a_driver_without_streams_has_no_connections() {
     let mut bench = Bench::new();
     let listener = bench.listen();
     let (stream, _) = bench.connect(PORT);
@@ -674,78 +679,121 @@ fn a_driver_without_streams_has_no_connections_until_another_has_them() {
     bench.muxer.set_streams(false);
     assert!(has_ended(&stream));
     let refused = bench.handle.connect(PORT).unwrap();
-    bench.look();
+    bench.poll();
     assert!(has_ended(&refused));
-    bench.say(from_guest(1), Operation::Request);
-    assert_eq!(bench.told(), [(Operation::Reset, from_guest(1))]);
+    bench.send_control(from_guest(1), Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Rst, from_guest(1))]);
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     bench.muxer.set_streams(true);
     bench.accept(&listener, from_guest(1));
 }
 
 #[test]
-fn a_program_that_asked_for_its_connection_reads_ok_and_the_port_once_before_all_else() {
+fn a_program_reads_its_reply_first() {
     let mut bench = Bench::new();
-    let (program, key) = bench.join();
+    let (program, key) = bench.attach();
     assert!(is_open_and_silent(&program));
-    bench.say(key, Operation::Response);
+    bench.send_control(key, Operation::Response);
     bench.send_payload(key, b"payload");
-    bench.say(key, Operation::CreditUpdate);
+    bench.send_control(key, Operation::CreditUpdate);
     assert_eq!(read(&program), (b"OK 1073741824\npayload".to_vec(), false));
 }
 
 #[test]
-fn a_program_that_the_guest_refuses_reads_the_end_alone() {
+fn a_refused_program_reads_the_end() {
     let mut bench = Bench::new();
-    let (program, key) = bench.join();
-    bench.say(key, Operation::Reset);
+    let (program, key) = bench.attach();
+    bench.send_control(key, Operation::Rst);
     assert!(has_ended(&program));
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.sent(), []);
 }
 
 #[test]
-fn a_program_that_does_not_listen_to_its_ok_is_no_connection() {
+fn a_program_that_reads_no_reply_can_still_send() {
     let mut bench = Bench::new();
-    let (program, key) = bench.join();
+    let (program, key) = bench.attach();
     program.shutdown(Shutdown::Read).unwrap();
-    bench.say(key, Operation::Response);
-    assert_eq!(bench.told(), [(Operation::Reset, key)]);
+    bench.poll();
+    bench.send_control(key, Operation::Response);
+    let (shutdown, _) = bench.only();
+    assert_eq!((operation(&shutdown), shutdown.flags), (Operation::Shutdown, SHUTDOWN_RECEIVE));
+    write(&program, b"to the guest");
+    bench.poll();
+    assert_eq!(bench.sent_payload(), b"to the guest");
+}
+
+#[test]
+fn what_a_program_wrote_before_it_closed_reaches_the_guest() {
+    let mut bench = Bench::new();
+    let (program, key) = bench.attach();
+    write(&program, b"hasty");
+    drop(program);
+    bench.poll();
+    assert_eq!(bench.sent(), []);
+    bench.send_control(key, Operation::Response);
+    assert_eq!(bench.sent_payload(), b"hasty");
+    assert_eq!(bench.muxer.connections(), 1);
+    bench.send_control(key, Operation::Rst);
     assert_eq!(bench.muxer.connections(), 0);
 }
 
 #[test]
-fn a_connection_that_the_host_gives_up_before_the_guest_is_asked_leaves_nothing() {
+fn a_closed_program_waits_for_the_guest_for_so_long() {
+    let mut bench = Bench::new();
+    let (program, key) = bench.attach();
+    write(&program, b"hasty");
+    drop(program);
+    bench.poll();
+    let deadline = bench.muxer.connections[&key].connection.deadline().unwrap();
+    bench.muxer.reset_overdue(deadline);
+    assert_eq!(bench.sent(), [(Operation::Rst, key)]);
+    assert_eq!(bench.muxer.connections(), 0);
+}
+
+#[test]
+fn an_accepted_connection_of_a_closed_program_has_no_deadline() {
+    let mut bench = Bench::new();
+    let (program, key) = bench.attach();
+    write(&program, b"hasty");
+    drop(program);
+    bench.poll();
+    bench.send_control(key, Operation::Response);
+    assert_eq!(bench.muxer.connections[&key].connection.deadline(), None);
+}
+
+#[test]
+fn a_connect_cancelled_early_leaves_nothing() {
     let mut bench = Bench::new();
     let stream = bench.handle.connect(PORT).unwrap();
-    bench.look();
+    bench.poll();
     drop(stream);
-    bench.look();
+    bench.poll();
     assert_eq!((bench.muxer.connections(), bench.muxer.has_packets()), (0, false));
 }
 
 #[test]
-fn a_connection_that_the_host_gives_up_before_the_guest_answers_is_reset() {
+fn a_connect_cancelled_late_is_reset() {
     let mut bench = Bench::new();
     let (stream, key) = bench.request(PORT);
     drop(stream);
-    bench.look();
-    assert_eq!(bench.told(), [(Operation::Reset, key)]);
+    bench.poll();
+    assert_eq!(bench.sent(), [(Operation::Rst, key)]);
     assert_eq!(bench.muxer.connections(), 0);
 }
 
 #[test]
-fn what_a_host_writes_before_the_guest_answers_waits_for_that() {
+fn early_bytes_wait_for_the_response() {
     let mut bench = Bench::new();
     let stream = bench.handle.connect(PORT).unwrap();
-    bench.look();
+    bench.poll();
     write(&stream, b"before the request, ");
-    bench.look();
+    bench.poll();
     let key = bench.requested();
     write(&stream, b"before the response");
     stream.shutdown(Shutdown::Write).unwrap();
-    bench.look();
-    assert_eq!(bench.told(), []);
-    bench.say(key, Operation::Response);
+    bench.poll();
+    assert_eq!(bench.sent(), []);
+    bench.send_control(key, Operation::Response);
     let received = bench.received();
     let [(_, payload), (shutdown, _)] = &*received else { panic!("{received:?}") };
     assert_eq!(payload, b"before the request, before the response");
@@ -753,20 +801,20 @@ fn what_a_host_writes_before_the_guest_answers_waits_for_that() {
 }
 
 #[test]
-fn a_hosts_end_comes_behind_its_last_byte() {
+fn a_hosts_end_follows_its_last_byte() {
     for (closes_wholly, flags) in [(false, SHUTDOWN_SEND), (true, SHUTDOWN_BOTH)] {
         let mut bench = Bench::new();
         let (stream, key) = bench.connect(PORT);
         write(&stream, &[1; ROOM + 1]);
         stream.shutdown(Shutdown::Write).unwrap();
         let kept = (!closes_wholly).then_some(stream);
-        bench.look();
+        bench.poll();
         let told: Vec<_> =
             bench.received().iter().map(|(packet, _)| (operation(packet), packet.len, packet.flags)).collect();
         let room = u32::try_from(ROOM).unwrap();
         let payload = |len| (Operation::ReadWrite, len, 0);
         assert_eq!(told, [payload(room), payload(1), (Operation::Shutdown, 0, flags)]);
-        assert_eq!(bench.muxer.entries[&key].overdue_at.is_some(), closes_wholly);
+        assert_eq!(bench.muxer.connections[&key].connection.deadline().is_some(), closes_wholly);
         drop(kept);
     }
 }
@@ -779,10 +827,10 @@ fn a_hosts_end_needs_no_credit() {
             let (stream, key) = bench.request(PORT);
             bench.send(&Header { buf_alloc: 0, ..packet(key, Operation::Response) }, &[]);
             bench.send(&Header { buf_alloc: 0, ..payload_packet(key, unread.len()) }, unread);
-            bench.told();
+            bench.sent();
             stream.shutdown(Shutdown::Write).unwrap();
             let kept = (!closes_wholly).then_some(stream);
-            bench.look();
+            bench.poll();
             let (shutdown, _) = bench.only();
             assert_eq!((operation(&shutdown), shutdown.flags), (Operation::Shutdown, flags));
             drop(kept);
@@ -791,43 +839,43 @@ fn a_hosts_end_needs_no_credit() {
 }
 
 #[test]
-fn a_guest_is_told_when_the_host_reads_no_more() {
+fn a_host_that_reads_no_more_is_announced() {
     let mut bench = Bench::new();
     let (stream, key) = bench.connect(PORT);
     stream.shutdown(Shutdown::Read).unwrap();
-    bench.look();
+    bench.poll();
     bench.send_payload(key, b"finds nobody");
     let (shutdown, _) = bench.only();
     assert_eq!((operation(&shutdown), shutdown.flags), (Operation::Shutdown, SHUTDOWN_RECEIVE));
     write(&stream, b"writes on");
-    bench.look();
-    assert_eq!(bench.given(), b"writes on");
+    bench.poll();
+    assert_eq!(bench.sent_payload(), b"writes on");
 }
 
 #[test]
-fn what_the_hosts_socket_has_no_room_for_enters_it_when_there_is_some() {
+fn buffered_bytes_enter_when_there_is_room() {
     let mut bench = Bench::new();
-    let (stream, key) = bench.spill();
+    let (stream, key) = bench.fill_tx_buf();
     write(&stream, b"while there is none");
-    bench.look();
+    bench.poll();
     let (packet, _) = bench.only();
     let (mut bytes, _) = read(&stream);
     assert_eq!(usize::try_from(packet.fwd_cnt).unwrap(), bytes.len());
     assert!(bytes.len() < pattern().len());
-    bench.look();
+    bench.poll();
     bytes.extend(read(&stream).0);
     assert!(bytes == pattern());
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.sent(), []);
     assert_eq!(bench.muxer.held_bytes(), 0);
-    bench.say(key, Operation::CreditRequest);
+    bench.send_control(key, Operation::CreditRequest);
     let (update, _) = bench.only();
     assert_eq!((operation(&update), update.fwd_cnt), (Operation::CreditUpdate, BUFFER_BYTES));
     bench.send_payload(key, &pattern());
-    assert_eq!(bench.told(), [(Operation::CreditUpdate, key)]);
+    assert_eq!(bench.sent(), [(Operation::CreditUpdate, key)]);
 }
 
 #[test]
-fn a_packet_that_finds_no_room_at_all_waits_as_one_that_finds_some() {
+fn packets_wait_in_order_without_room() {
     let mut bench = Bench::new();
     let (stream, key) = bench.connect(PORT);
     for packet in pattern().chunks(1024) {
@@ -836,7 +884,7 @@ fn a_packet_that_finds_no_room_at_all_waits_as_one_that_finds_some() {
     let (mut bytes, _) = read(&stream);
     assert!(bytes.len() < pattern().len());
     while bytes.len() < pattern().len() {
-        bench.look();
+        bench.poll();
         let (more, _) = read(&stream);
         assert!(!more.is_empty());
         bytes.extend(more);
@@ -845,12 +893,12 @@ fn a_packet_that_finds_no_room_at_all_waits_as_one_that_finds_some() {
 }
 
 #[test]
-fn what_waits_for_a_host_that_reads_no_more_is_let_go() {
+fn buffered_bytes_for_nobody_are_dropped() {
     let mut bench = Bench::new();
-    let (stream, _) = bench.spill();
+    let (stream, _) = bench.fill_tx_buf();
     stream.shutdown(Shutdown::Read).unwrap();
     write(&stream, b"x");
-    bench.look();
+    bench.poll();
     let received = bench.received();
     let [(shutdown, _), (payload, _)] = &*received else { panic!("{received:?}") };
     assert_eq!((operation(shutdown), shutdown.flags), (Operation::Shutdown, SHUTDOWN_RECEIVE));
@@ -859,68 +907,68 @@ fn what_waits_for_a_host_that_reads_no_more_is_let_go() {
 }
 
 #[test]
-fn a_turn_that_comes_before_the_look_finds_the_end_of_a_host_that_has_not_read_all() {
+fn dispatch_finds_the_end_before_the_poll() {
     let mut bench = Bench::new();
     let (stream, key) = bench.request(PORT);
-    bench.say(key, Operation::Response);
+    bench.send_control(key, Operation::Response);
     bench.send_payload(key, b"unread");
     drop(stream);
     for flags in [SHUTDOWN_SEND, SHUTDOWN_BOTH] {
         let (shutdown, _) = bench.only();
         assert_eq!((operation(&shutdown), shutdown.flags), (Operation::Shutdown, flags));
-        bench.look();
+        bench.poll();
     }
 }
 
 #[test]
-fn a_guests_close_is_confirmed_once_the_host_has_room_for_all_that_it_sent() {
+fn a_close_is_confirmed_after_the_last_byte() {
     let mut bench = Bench::new();
-    let (stream, key) = bench.spill();
+    let (stream, key) = bench.fill_tx_buf();
     bench.shut_down(key, SHUTDOWN_BOTH);
-    bench.look();
-    assert_eq!((bench.told(), bench.muxer.connections()), (vec![], 1));
+    bench.poll();
+    assert_eq!((bench.sent(), bench.muxer.connections()), (vec![], 1));
     let (mut bytes, ended) = read(&stream);
     assert!(!ended);
-    bench.look();
-    assert_eq!((bench.told(), bench.muxer.connections()), (vec![(Operation::Reset, key)], 0));
+    bench.poll();
+    assert_eq!((bench.sent(), bench.muxer.connections()), (vec![(Operation::Rst, key)], 0));
     let (rest, ended) = read(&stream);
     bytes.extend(rest);
     assert!(bytes == pattern() && ended);
 }
 
 #[test]
-fn nothing_that_a_guest_says_after_its_close_takes_away_what_waits_for_the_host() {
+fn packets_after_a_close_lose_no_bytes() {
     let mut bench = Bench::new();
-    let (stream, key) = bench.spill();
+    let (stream, key) = bench.fill_tx_buf();
     bench.shut_down(key, SHUTDOWN_BOTH);
     bench.shut_down(key, SHUTDOWN_SEND);
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.sent(), []);
     for operation in [Operation::Request, Operation::ReadWrite] {
-        bench.say(key, operation);
-        assert_eq!((bench.told(), bench.muxer.connections()), (vec![(Operation::Reset, key)], 1), "{operation:?}");
+        bench.send_control(key, operation);
+        assert_eq!((bench.sent(), bench.muxer.connections()), (vec![(Operation::Rst, key)], 1), "{operation:?}");
     }
     let (mut bytes, _) = read(&stream);
-    bench.look();
-    assert_eq!((bench.told(), bench.muxer.connections()), (vec![(Operation::Reset, key)], 0));
+    bench.poll();
+    assert_eq!((bench.sent(), bench.muxer.connections()), (vec![(Operation::Rst, key)], 0));
     bytes.extend(read(&stream).0);
     assert!(bytes == pattern() && has_ended(&stream));
 }
 
 #[test]
-fn a_guest_that_resets_its_connection_gets_nothing_of_it_any_more_while_its_bytes_reach_the_host() {
+fn bytes_before_an_rst_reach_the_host() {
     let mut bench = Bench::new();
-    let (stream, key) = bench.spill();
+    let (stream, key) = bench.fill_tx_buf();
     write(&stream, b"comes too late");
-    bench.look();
-    assert_eq!(bench.muxer.turns, [key]);
-    bench.say(key, Operation::Reset);
-    assert_eq!(bench.told(), []);
+    bench.poll();
+    assert_eq!(bench.muxer.schedule.ready, [key]);
+    bench.send_control(key, Operation::Rst);
+    assert_eq!(bench.sent(), []);
     write(&stream, b", as this does");
-    bench.look();
-    assert_eq!((bench.told(), bench.muxer.connections()), (vec![], 1));
+    bench.poll();
+    assert_eq!((bench.sent(), bench.muxer.connections()), (vec![], 1));
     let (mut bytes, _) = read(&stream);
-    bench.look();
-    assert_eq!((bench.told(), bench.muxer.connections()), (vec![], 0));
+    bench.poll();
+    assert_eq!((bench.sent(), bench.muxer.connections()), (vec![], 0));
     bytes.extend(rest_of(&stream));
     assert!(bytes == pattern());
 }
@@ -934,22 +982,22 @@ fn rest_of(mut stream: &UnixStream) -> Vec<u8> {
 }
 
 #[test]
-fn a_host_that_goes_while_the_guests_bytes_wait_leaves_nothing_of_them() {
+fn a_hung_up_host_frees_its_buffer() {
     let mut bench = Bench::new();
-    let (stream, key) = bench.spill();
-    bench.say(key, Operation::Reset);
+    let (stream, key) = bench.fill_tx_buf();
+    bench.send_control(key, Operation::Rst);
     drop(stream);
-    bench.look();
-    assert_eq!((bench.told(), bench.muxer.connections(), bench.muxer.held_bytes()), (vec![], 0, 0));
+    bench.poll();
+    assert_eq!((bench.sent(), bench.muxer.connections(), bench.muxer.held_bytes()), (vec![], 0, 0));
 }
 
 #[test]
-fn a_guests_close_is_confirmed_at_once_where_nothing_waits() {
+fn an_unbuffered_close_is_confirmed_at_once() {
     let mut bench = Bench::new();
     let (stream, key) = bench.connect(PORT);
     bench.send_payload(key, b"the last");
     bench.shut_down(key, SHUTDOWN_BOTH);
-    assert_eq!((bench.told(), bench.muxer.connections()), (vec![(Operation::Reset, key)], 0));
+    assert_eq!((bench.sent(), bench.muxer.connections()), (vec![(Operation::Rst, key)], 0));
     assert_eq!(read(&stream), (b"the last".to_vec(), true));
 }
 
@@ -961,12 +1009,12 @@ fn a_guest_that_sends_no_more_receives_on() {
     assert_eq!(read(&stream), (b"the last".to_vec(), false));
     bench.shut_down(key, SHUTDOWN_SEND);
     assert!(has_ended(&stream));
-    bench.look();
+    bench.poll();
     write(&stream, b"to the guest");
-    bench.look();
-    assert_eq!(bench.given(), b"to the guest");
+    bench.poll();
+    assert_eq!(bench.sent_payload(), b"to the guest");
     bench.shut_down(key, SHUTDOWN_RECEIVE);
-    assert_eq!((bench.told(), bench.muxer.connections()), (vec![(Operation::Reset, key)], 0));
+    assert_eq!((bench.sent(), bench.muxer.connections()), (vec![(Operation::Rst, key)], 0));
 }
 
 #[test]
@@ -975,20 +1023,20 @@ fn credit_that_comes_with_a_half_close_is_used() {
     let (stream, key) = bench.request(PORT);
     bench.send(&Header { buf_alloc: 0, ..packet(key, Operation::Response) }, &[]);
     write(&stream, b"waits for credit");
-    bench.look();
-    assert_eq!(bench.told(), [(Operation::CreditRequest, key)]);
+    bench.poll();
+    assert_eq!(bench.sent(), [(Operation::CreditRequest, key)]);
     bench.shut_down(key, SHUTDOWN_SEND);
-    assert_eq!(bench.given(), b"waits for credit");
+    assert_eq!(bench.sent_payload(), b"waits for credit");
 }
 
 #[test]
-fn the_end_of_what_a_guest_sends_is_behind_what_waits() {
+fn the_end_follows_buffered_bytes() {
     let mut bench = Bench::new();
-    let (stream, key) = bench.spill();
+    let (stream, key) = bench.fill_tx_buf();
     bench.shut_down(key, SHUTDOWN_SEND);
     let (mut bytes, ended) = read(&stream);
     assert!(!ended);
-    bench.look();
+    bench.poll();
     let (rest, ended) = read(&stream);
     bytes.extend(rest);
     assert!(bytes == pattern() && ended);
@@ -1003,13 +1051,13 @@ fn a_guest_that_receives_no_more_sends_on() {
     bench.send_payload(key, b"to the host");
     assert_eq!(read(&stream), (b"to the host".to_vec(), false));
     // The host can send no more, which the guest is told.
-    bench.look();
+    bench.poll();
     let (shutdown, _) = bench.only();
     assert_eq!((operation(&shutdown), shutdown.flags), (Operation::Shutdown, SHUTDOWN_SEND));
 }
 
 #[test]
-fn a_program_behind_a_port_comes_before_who_listens_on_it_and_not_without_its_socket() {
+fn programs_take_precedence_over_listeners() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::new();
     let listener = bench.listen();
@@ -1019,73 +1067,73 @@ fn a_program_behind_a_port_comes_before_who_listens_on_it_and_not_without_its_so
     drop(bench.accept(&listener, in_process));
     let program = UnixListener::bind(folder.path().join(format!("port_{HOST_PORT}"))).unwrap();
     program.set_nonblocking(true).unwrap();
-    bench.say(forwarded, Operation::Request);
-    assert_eq!(bench.told(), [(Operation::Response, forwarded)]);
+    bench.send_control(forwarded, Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Response, forwarded)]);
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     let (stream, _) = program.accept().unwrap();
     stream.set_nonblocking(true).unwrap();
     bench.send_payload(forwarded, b"to the program");
     assert_eq!(read(&stream), (b"to the program".to_vec(), false));
-    bench.say(nobody, Operation::Request);
-    assert_eq!(bench.told(), [(Operation::Reset, nobody)]);
+    bench.send_control(nobody, Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Rst, nobody)]);
 }
 
 #[test]
-fn nobody_is_at_the_port_that_means_any() {
+fn nobody_listens_on_the_any_port() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::new();
     bench.handle.set_uds_path(folder.path().join("port"));
     let _program = UnixListener::bind(folder.path().join("port_4294967295")).unwrap();
     for guest_port in [1, u32::MAX] {
         let key = Key { host_port: u32::MAX, guest_port };
-        bench.say(key, Operation::Request);
-        assert_eq!(bench.told(), [(Operation::Reset, key)]);
+        bench.send_control(key, Operation::Request);
+        assert_eq!(bench.sent(), [(Operation::Rst, key)]);
     }
 }
 
 #[test]
-fn a_request_that_finds_the_backlog_full_is_refused() {
+fn a_full_backlog_refuses() {
     let mut bench = Bench::new();
     let listener = bench.listen();
     let last = u32::try_from(MAX_BACKLOG).unwrap();
     for port in 0..last {
-        bench.say(from_guest(port), Operation::Request);
-        assert_eq!(bench.told(), [(Operation::Response, from_guest(port))]);
+        bench.send_control(from_guest(port), Operation::Request);
+        assert_eq!(bench.sent(), [(Operation::Response, from_guest(port))]);
     }
-    bench.say(from_guest(last), Operation::Request);
-    assert_eq!(bench.told(), [(Operation::Reset, from_guest(last))]);
+    bench.send_control(from_guest(last), Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Rst, from_guest(last))]);
     listener.accept().unwrap();
-    bench.say(from_guest(last), Operation::Request);
-    assert_eq!(bench.told(), [(Operation::Response, from_guest(last))]);
+    bench.send_control(from_guest(last), Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Response, from_guest(last))]);
 }
 
 #[test]
-fn a_look_takes_64_events_and_says_that_there_are_more() {
+fn a_poll_takes_64_events_at_most() {
     let mut bench = Bench::new();
-    let connections: [_; EVENTS_A_LOOK + 1] = array::from_fn(|_| bench.connect(PORT));
+    let connections: [_; MAX_EVENTS + 1] = array::from_fn(|_| bench.connect(PORT));
     for (stream, _) in &connections {
         write(stream, b"x");
     }
     let has_more = |muxer: &Muxer| {
-        let mut descriptor = [rustix::event::PollFd::new(muxer.fd(), rustix::event::PollFlags::IN)];
+        let mut descriptor = [rustix::event::PollFd::from_borrowed_fd(muxer.fd(), rustix::event::PollFlags::IN)];
         rustix::event::poll(&mut descriptor, Some(&rustix::event::Timespec::default())).unwrap() == 1
     };
-    bench.look();
-    assert_eq!((bench.muxer.turns.len(), has_more(&bench.muxer)), (EVENTS_A_LOOK, true));
-    bench.look();
-    assert_eq!((bench.muxer.turns.len(), has_more(&bench.muxer)), (EVENTS_A_LOOK + 1, false));
+    bench.poll();
+    assert_eq!((bench.muxer.schedule.ready.len(), has_more(&bench.muxer)), (MAX_EVENTS, true));
+    bench.poll();
+    assert_eq!((bench.muxer.schedule.ready.len(), has_more(&bench.muxer)), (MAX_EVENTS + 1, false));
 }
 
 #[test]
-fn turns_of_connections_that_are_over_are_not_kept_though_the_guest_takes_no_packets() {
+fn turns_of_removed_connections_are_dropped() {
     let mut bench = Bench::new();
     let listener = bench.listen();
     for _ in 0..1000 {
-        bench.say(from_guest(1), Operation::Request);
-        assert_eq!(bench.muxer.turns.len(), 1);
-        bench.say(from_guest(1), Operation::Reset);
-        assert_eq!(bench.muxer.turns.len(), 0);
+        bench.send_control(from_guest(1), Operation::Request);
+        assert_eq!(bench.muxer.schedule.ready.len(), 1);
+        bench.send_control(from_guest(1), Operation::Rst);
+        assert_eq!(bench.muxer.schedule.ready.len(), 0);
         listener.accept().unwrap();
     }
-    assert!(bench.muxer.entries.is_empty() && bench.muxer.resets.is_empty());
+    assert!(bench.muxer.connections.is_empty() && bench.muxer.schedule.rst_queue.is_empty());
 }

@@ -73,7 +73,7 @@ fn echo_round_trips(connected: &mut Connected, times: usize) -> Vec<f64> {
         scope.spawn(move || {
             while left > 0 {
                 let packet = front_end.packet();
-                connection.note(&packet.header);
+                connection.on_packet(&packet.header);
                 if packet.operation() == Operation::ReadWrite {
                     left -= packet.payload.len();
                     connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
@@ -122,7 +122,7 @@ fn send(front_end: &mut FrontEnd, connection: &mut Connection, packets: usize) {
         let before = sent;
         let mut received = false;
         while let Some(packet) = front_end.driver.receive() {
-            connection.note(&packet.header);
+            connection.on_packet(&packet.header);
             received = true;
         }
         while sent < packets && connection.credit() >= PACKET {

@@ -36,7 +36,7 @@ fn connect(guest: &mut Guest<Registers>) -> Connection {
     let request = guest.packet();
     assert_eq!(request.operation(), Operation::Request);
     let mut connection = Connection::new(stream, PORT, request.header.src_port);
-    connection.note(&request.header);
+    connection.on_packet(&request.header);
     guest.send(&connection.header(Operation::Response), &[]);
     connection
 }
@@ -45,7 +45,7 @@ fn connect(guest: &mut Guest<Registers>) -> Connection {
 fn echo(guest: &mut Guest<Registers>, connection: &mut Connection) {
     loop {
         let packet = guest.packet();
-        connection.note(&packet.header);
+        connection.on_packet(&packet.header);
         match packet.operation() {
             Operation::ReadWrite => {
                 connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
@@ -145,7 +145,7 @@ fn cpu_per_sample(guests: usize, samples: usize) -> f64 {
         connection.stream.write_all(REQUEST).unwrap();
         let packet = guest.packet();
         assert_eq!(packet.payload, REQUEST);
-        connection.note(&packet.header);
+        connection.on_packet(&packet.header);
         connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
         connection.write(guest, &answer);
         connection.stream.read_exact(&mut [0; 600]).unwrap();

@@ -198,7 +198,7 @@ impl Processor {
                 break;
             }
         }
-        let queues = self.driver.take_kicks();
+        let queues = self.driver.take_notifications();
         self.counters.notifications += queues.into_iter().filter(|&notify| notify).count();
         program::notify(self.machine.memory(), queues)?;
         Ok(self.report.send(self.counters)?)
@@ -212,7 +212,7 @@ impl Processor {
             Operation::ReadWrite => Header { len: packet.header.len, ..header(Operation::ReadWrite) },
             Operation::Shutdown => {
                 self.counters.closed = true;
-                header(Operation::Reset)
+                header(Operation::Rst)
             }
             _ => return,
         };

@@ -1,5 +1,5 @@
-//! What a virtual machine monitor adds to have a guest's scheduler statistics: the device on its bus, a thread that
-//! serves it, a client, and a freeze around its pauses. Here no guest runs behind it.
+//! What a VMM adds to read a guest's scheduler statistics: the device on its bus, a thread that serves it, a client, and a
+//! freeze around its pauses. No guest runs in this example.
 #![allow(clippy::print_stdout, reason = "an example's output")]
 
 use std::error::Error;
@@ -13,18 +13,18 @@ use scx_vsock::vsock::Device;
 use scx_vsock::{MissingStatsReason, RunControl, SchedStatsClient};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-/// Where the guest is told to look for the device's registers.
+/// The guest address of the device's registers.
 const REGISTERS: u64 = 0xd000_0000;
 
-type Front = Mmio<Arc<GuestMemoryMmap>, fn() -> io::Result<()>>;
+type Vsock = Mmio<Arc<GuestMemoryMmap>, fn() -> io::Result<()>>;
 
-struct Monitor {
-    device: Arc<Front>,
+struct Vmm {
+    device: Arc<Vsock>,
     client: SchedStatsClient,
     run: RunControl,
 }
 
-impl Monitor {
+impl Vmm {
     fn new(memory: Arc<GuestMemoryMmap>, interrupt: fn() -> io::Result<()>) -> Result<Self, Box<dyn Error>> {
         let device = Arc::new(Mmio::new(Device::new(3)?, memory, interrupt)?);
         let run = RunControl::new();
@@ -52,7 +52,7 @@ impl Monitor {
         offset(address).into_iter().for_each(|offset| self.device.write(offset, data));
     }
 
-    /// InFlight the guest and saves it. Whoever waits for its statistics is told at once.
+    /// Pauses the guest and saves it. Calls that wait for its statistics end at once.
     fn save(&self) -> Result<String, Box<dyn Error>> {
         let _frozen = self.run.freeze(); // first, until all goes on again; then the processors are stopped
         self.device.pause();
@@ -69,12 +69,12 @@ fn offset(address: u64) -> Option<u64> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)])?);
-    let monitor = Monitor::new(memory, || Ok(()))?; // ... the guest's interrupt
+    let vmm = Vmm::new(memory, || Ok(()))?; // ... the guest's interrupt
     let mut status = [0; 4];
-    monitor.on_write(REGISTERS + 0x70, &[1, 0, 0, 0]);
-    monitor.on_read(REGISTERS + 0x70, &mut status);
-    println!("the driver is at {status:?}, saved as {}", monitor.save()?);
-    let _frozen = monitor.run.freeze();
-    println!("no stats: {:?}", monitor.client.stats(&[]).map_err(MissingStatsReason::from));
+    vmm.on_write(REGISTERS + 0x70, &[1, 0, 0, 0]);
+    vmm.on_read(REGISTERS + 0x70, &mut status);
+    println!("the driver is at {status:?}, saved as {}", vmm.save()?);
+    let _frozen = vmm.run.freeze();
+    println!("no stats: {:?}", vmm.client.stats(&[]).map_err(MissingStatsReason::from));
     Ok(())
 }

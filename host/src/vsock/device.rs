@@ -1,0 +1,352 @@
+//! The device: the two ends of its queues, and the driver's life cycle.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemory;
+use vm_memory::bitmap::BitmapSlice;
+
+use super::chain::{Chain, Direction, gather};
+use super::error::DeviceError;
+use super::event_queue::TransportReset;
+use super::features;
+use super::handle::Handle;
+use super::host_side::HostSide;
+use super::muxer::Muxer;
+use super::packet::Header;
+use super::snapshot::{DeviceState, InvalidSnapshot};
+use super::spec::RESERVED_CIDS;
+
+/// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
+const MAX_SERVICE_PACKETS: usize = 1024;
+
+/// The queues whose interrupt is to be raised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Interrupts {
+    /// The receive queue.
+    pub rx: bool,
+    /// The transmit queue.
+    pub tx: bool,
+    /// The event queue.
+    pub event: bool,
+}
+
+impl Interrupts {
+    /// Whether there is any, for a transport that has one interrupt for all queues.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.rx || self.tx || self.event
+    }
+}
+
+/// Whether a guest may have this CID.
+fn is_guest_cid(cid: u64) -> bool {
+    cid <= u64::from(u32::MAX) && !RESERVED_CIDS.contains(&cid)
+}
+
+/// A virtio-vsock device.
+///
+/// ```
+/// use scx_vsock::vsock::Device;
+/// use virtio_queue::{Queue, QueueT};
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+/// let (mut rx, mut tx, mut event) = (Queue::new(256)?, Queue::new(256)?, Queue::new(256)?);
+/// let mut device = Device::new(3)?;
+/// let stream = device.handle().connect(8080)?;
+/// // ... whenever the driver has notified a queue that it set up, or `device.fd()` is readable:
+/// let interrupts = device.service(&memory, &mut rx, &mut tx, Some(&mut event))?;
+/// assert!(!interrupts.any(), "there is no driver");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Device {
+    guest_cid: u64,
+    muxer: Muxer,
+    host_side: Arc<HostSide>,
+    transport_reset: TransportReset,
+    /// The driver broke a queue, and has not reset the device since.
+    broken: bool,
+}
+
+impl Device {
+    /// The feature bits that a transport offers to the driver.
+    pub const FEATURES: u64 = features::OFFERED;
+
+    /// Returns a device for the guest with this CID.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::ReservedCid`], [`DeviceError::Host`].
+    pub fn new(guest_cid: u64) -> Result<Self, DeviceError> {
+        if !is_guest_cid(guest_cid) {
+            return Err(DeviceError::ReservedCid(guest_cid));
+        }
+        let host_side = Arc::new(HostSide::new()?);
+        let muxer = Muxer::new(guest_cid, Arc::clone(&host_side))?;
+        Ok(Self { guest_cid, muxer, host_side, transport_reset: TransportReset::default(), broken: false })
+    }
+
+    /// Returns the device's host side.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle::new(Arc::clone(&self.host_side), self.guest_cid)
+    }
+
+    /// Returns the configuration space (5.10.4): the guest's CID.
+    #[must_use]
+    pub fn config(&self) -> [u8; 8] {
+        self.guest_cid.to_le_bytes()
+    }
+
+    /// Returns a descriptor that is readable when [`service`](Self::service) has something to do for the host's side.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.muxer.fd()
+    }
+
+    /// Returns the number of connections, closing ones included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.muxer.connections()
+    }
+
+    /// Returns the bytes of this process that hold what the guest sent and the host's sockets have no room for, and
+    /// packets that wait for receive buffers: at most [`MAX_HELD_BYTES`](super::MAX_HELD_BYTES).
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.muxer.held_bytes()
+    }
+
+    /// Resets the device (2.4): connections that the driver knew of are gone, and their host ends read the end.
+    /// Connections that the host asks for meanwhile wait for the next driver.
+    pub fn reset(&mut self) {
+        self.muxer.reset();
+        self.transport_reset = TransportReset::default();
+        self.broken = false;
+    }
+
+    /// Takes the driver's choice of features. A driver without stream sockets by its own choice gets none: what it
+    /// sends is answered by RST, and what the host asks for ends at once.
+    pub fn negotiate(&mut self, driver_features: u64) {
+        self.muxer.set_streams(features::has_streams(driver_features));
+    }
+
+    /// Interrupts the connections of the running driver, as a restore does: they are gone, and their host ends read the
+    /// end. The driver is sent TRANSPORT_RESET (5.10.6.7); until it has handled that, no packet is taken or sent. A
+    /// driver that set the event queue up, and never posts a buffer to it or does not post one again, is not served
+    /// until it resets the device.
+    pub fn reset_transport(&mut self) {
+        self.muxer.reset();
+        self.transport_reset = TransportReset::Pending;
+    }
+
+    /// Returns what a later device for the same guest goes on from.
+    ///
+    /// ```
+    /// let device = scx_vsock::vsock::Device::new(3)?;
+    /// let saved = serde_json::to_string(&device.state())?;
+    /// assert_eq!(saved, r#"{"guest_cid":3,"next_port":1073741824}"#);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn state(&self) -> DeviceState {
+        DeviceState { guest_cid: self.guest_cid, next_port: self.muxer.next_port() }
+    }
+
+    /// Goes on from where another device was, whose guest may have had another CID. If its driver runs, call
+    /// [`reset_transport`](Self::reset_transport) so that it learns that connections are gone.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSnapshot`].
+    pub fn restore(&mut self, state: &DeviceState) -> Result<(), InvalidSnapshot> {
+        if !is_guest_cid(state.guest_cid) {
+            return Err(InvalidSnapshot::GuestCid(state.guest_cid));
+        }
+        let valid = self.muxer.set_next_port(state.next_port);
+        if valid { Ok(()) } else { Err(InvalidSnapshot::NextPort(state.next_port)) }
+    }
+
+    /// Ends every stream, and makes handles and listeners fail from now on: the guest is gone for good.
+    pub fn close(&mut self) {
+        self.host_side.close();
+        self.muxer.clear();
+    }
+
+    /// Serves the host's side alone, while the queues do not run.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Host`].
+    pub fn service_host(&mut self) -> Result<(), DeviceError> {
+        Ok(self.muxer.poll()?)
+    }
+
+    /// Makes [`fd`](Self::fd) readable, so that the device's thread calls [`service`](Self::service).
+    pub fn wake(&self) {
+        self.host_side.wake();
+    }
+
+    /// Serves the guest and the host, without waiting, for at most 1,024 packets: if there are more, [`fd`](Self::fd) is
+    /// readable. To be called when the guest notified a queue and when that descriptor is readable. A transport without
+    /// the event queue passes none, and one whose driver did not set it up may pass it: such a guest is not sent
+    /// TRANSPORT_RESET.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Chain`] or [`DeviceError::Ring`] once, when the guest's driver broke a queue; the device does
+    /// nothing from then on until it is [`reset`](Self::reset). [`DeviceError::Host`].
+    pub fn service<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        rx: &mut Queue,
+        tx: &mut Queue,
+        event: Option<&mut Queue>,
+    ) -> Result<Interrupts, DeviceError> {
+        self.muxer.poll()?;
+        if self.broken || !rx.ready() || !tx.ready() {
+            return Ok(Interrupts::default());
+        }
+        let served = self.service_queues(memory, rx, tx, event);
+        self.broken = served.is_err();
+        served
+    }
+
+    fn service_queues<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        rx: &mut Queue,
+        tx: &mut Queue,
+        event: Option<&mut Queue>,
+    ) -> Result<Interrupts, DeviceError> {
+        let event = self.service_events(memory, event)?;
+        if self.transport_reset == TransportReset::Idle {
+            Ok(Interrupts { event, ..self.service_packets(memory, rx, tx)? })
+        } else {
+            Ok(Interrupts { event, ..Interrupts::default() })
+        }
+    }
+
+    /// Continues a transport reset. Returns whether the event queue's interrupt is to be raised.
+    fn service_events<M: GuestMemory>(&mut self, memory: &M, event: Option<&mut Queue>) -> Result<bool, DeviceError> {
+        let Some(event) = event.filter(|event| event.ready()) else {
+            self.transport_reset = TransportReset::Idle;
+            return Ok(false);
+        };
+        Ok(self.transport_reset.advance(memory, event)? && event.needs_notification(memory)?)
+    }
+
+    fn service_packets<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        rx: &mut Queue,
+        tx: &mut Queue,
+    ) -> Result<Interrupts, DeviceError> {
+        let mut budget = MAX_SERVICE_PACKETS;
+        let mut used = Interrupts::default();
+        loop {
+            let received = self.receive(memory, tx, &mut budget)?;
+            let sent = self.send(memory, rx, &mut budget)?;
+            used.tx |= received.any;
+            used.rx |= sent;
+            if budget == 0 {
+                self.host_side.wake();
+                break;
+            }
+            // Notifications of the transmit queue are enabled unless a packet is blocked there; those of the receive queue
+            // only while packets wait for buffers, since each costs the guest an exit. A queue that got entries meanwhile
+            // sent no notification of them.
+            let more = (sent || !received.blocked) && tx.enable_notification(memory)?;
+            let room = self.muxer.has_packets() && rx.enable_notification(memory)?;
+            if !more && !room {
+                break;
+            }
+        }
+        Ok(Interrupts {
+            rx: used.rx && rx.needs_notification(memory)?,
+            tx: used.tx && tx.needs_notification(memory)?,
+            event: false,
+        })
+    }
+
+    /// Takes packets of the guest, as long as there is room for the RSTs that may answer them.
+    fn receive<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        tx: &mut Queue,
+        budget: &mut usize,
+    ) -> Result<TxProgress, DeviceError> {
+        let mut progress = TxProgress::default();
+        while *budget > 0 {
+            let Some(head) = tx.iter(memory)?.next().map(|chain| chain.head_index()) else { break };
+            let chain = gather(memory, tx, head, Direction::Readable)?;
+            if let Some(packet) = chain.read_header() {
+                if !self.muxer.has_room_for(&packet) {
+                    tx.go_to_previous_position();
+                    progress.blocked = true;
+                    break;
+                }
+                self.muxer.process(&packet, &chain);
+            }
+            *budget -= 1;
+            tx.add_used(memory, head, 0)?;
+            progress.any = true;
+        }
+        Ok(progress)
+    }
+
+    /// Sends packets to the guest, as long as it has buffers for them. Returns whether a buffer was used.
+    fn send<M: GuestMemory>(&mut self, memory: &M, rx: &mut Queue, budget: &mut usize) -> Result<bool, DeviceError> {
+        let mut used = false;
+        while *budget > 0 && self.muxer.has_packets() {
+            let Some(head) = rx.iter(memory)?.next().map(|chain| chain.head_index()) else { break };
+            *budget -= 1;
+            let chain = gather(memory, rx, head, Direction::Writable)?;
+            let Some(length) = self.fill(&chain) else {
+                rx.go_to_previous_position();
+                break;
+            };
+            rx.add_used(memory, head, length)?;
+            used = true;
+        }
+        Ok(used)
+    }
+
+    /// Fills a receive buffer with the next packet. Returns the bytes that are used of it, or `None` if there is no packet
+    /// after all. A buffer that has no room after the header is returned unused.
+    fn fill<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<u32> {
+        if chain.len() <= Header::BYTES {
+            return Some(0);
+        }
+        let packet = self.muxer.dispatch(chain)?;
+        let _long_enough = chain.write_header(&packet);
+        u32::try_from(Header::BYTES).ok()?.checked_add(packet.len)
+    }
+}
+
+/// What became of the transmit queue's packets.
+#[derive(Clone, Copy, Debug, Default)]
+struct TxProgress {
+    /// Any was taken.
+    any: bool,
+    /// One waits until the guest has received some.
+    blocked: bool,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.host_side.close();
+    }
+}
+
+/// Raises the limit of descriptors: a device has more than a process may have by default.
+#[cfg(test)]
+pub(super) fn allow_all_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+}

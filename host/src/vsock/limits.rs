@@ -1,0 +1,32 @@
+//! The bounds of a device: how many connections it has, and how much memory they make the host hold.
+
+/// The number of connections of a device, closing ones included.
+pub const MAX_CONNECTIONS: usize = 1024;
+
+/// The receive buffer of a connection in bytes: the `buf_alloc` that guests are sent (5.10.6.3).
+pub const BUFFER_BYTES: u32 = 256 * 1024;
+
+/// The send buffer of either end of a socket pair in bytes, whatever the system's default is. A write that begins below
+/// this limit may exceed it by half.
+pub const SEND_BUFFER_BYTES: usize = 208 * 1024;
+
+/// Bytes of a connection's sockets, files and table entries.
+const CONNECTION_BYTES: usize = 8 * 1024;
+
+/// Bytes of a device without connections.
+const DEVICE_BYTES: usize = 1 << 20;
+
+/// Returns the most bytes that this many connections make the host hold, the kernel's memory included.
+///
+/// ```
+/// use scx_vsock::vsock::{MAX_CONNECTIONS, memory_bound};
+///
+/// assert!(memory_bound(scx_vsock_wire::SESSIONS) < 8 << 20, "the sessions of an agent");
+/// assert!(memory_bound(MAX_CONNECTIONS) < 1 << 30, "a hostile guest");
+/// ```
+#[must_use]
+pub const fn memory_bound(connections: usize) -> usize {
+    let in_one_direction = SEND_BUFFER_BYTES + SEND_BUFFER_BYTES / 2;
+    let of_each = BUFFER_BYTES as usize + 2 * in_one_direction + CONNECTION_BYTES;
+    connections.saturating_mul(of_each).saturating_add(DEVICE_BYTES)
+}

@@ -1,0 +1,145 @@
+//! The epoll instance of a device: which host streams have something to read, or room for more.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+
+use super::key::Key;
+
+/// Events of one [`Poller::poll`].
+pub const MAX_EVENTS: usize = 64;
+
+/// The token of the host side's wake-up. No connection has it: nobody listens on the host port that means any.
+const WAKE: u64 = u64::MAX;
+
+/// The host's end may have something to read, if only its end.
+const READABLE: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
+
+/// The host's end is closed.
+const HUNG_UP: EventFlags = EventFlags::HUP.union(EventFlags::ERR);
+
+/// What a stream is watched for. Each event is reported once (`EPOLLET`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Bytes of the host, and its end.
+    Read,
+    /// Room in the socket, too.
+    ReadWrite,
+}
+
+impl Interest {
+    fn flags(self) -> EventFlags {
+        let read = READABLE.union(EventFlags::ET);
+        match self {
+            Self::Read => read,
+            Self::ReadWrite => read.union(EventFlags::OUT),
+        }
+    }
+}
+
+/// What happened to a host stream. Each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamEvent {
+    /// The socket may have room.
+    Writable,
+    /// A read may return something.
+    Readable,
+    /// The host sends no more.
+    Ended,
+    /// The host closed its end.
+    HungUp,
+}
+
+impl StreamEvent {
+    fn of(flags: EventFlags) -> Self {
+        if flags.intersects(HUNG_UP) {
+            Self::HungUp
+        } else if flags.intersects(EventFlags::RDHUP) {
+            Self::Ended
+        } else if flags.intersects(EventFlags::IN) {
+            Self::Readable
+        } else {
+            Self::Writable
+        }
+    }
+}
+
+/// An event of the device's host side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostEvent {
+    /// A handle woke the device.
+    Wake,
+    /// Something happened to the stream of this connection.
+    Stream(Key, StreamEvent),
+}
+
+/// The epoll instance of a device.
+#[derive(Debug)]
+pub struct Poller(OwnedFd);
+
+impl Poller {
+    /// Watches `wake`, the descriptor by which handles wake the device.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, if it has no epoll instance.
+    pub fn new(wake: BorrowedFd<'_>) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        Ok(Self(epoll))
+    }
+
+    /// Watches a stream, for [`Interest::Read`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, if it has no memory or watches for it.
+    pub fn add(&self, key: Key, socket: impl AsFd) -> io::Result<()> {
+        Ok(epoll::add(&self.0, socket, EventData::new_u64(token(key)), Interest::Read.flags())?)
+    }
+
+    /// Changes what a stream is watched for.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn modify(&self, key: Key, socket: impl AsFd, interest: Interest) -> io::Result<()> {
+        Ok(epoll::modify(&self.0, socket, EventData::new_u64(token(key)), interest.flags())?)
+    }
+
+    /// Returns what has happened, at most [`MAX_EVENTS`], without waiting.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn poll(&self) -> io::Result<impl Iterator<Item = HostEvent> + use<>> {
+        let mut events = Vec::with_capacity(MAX_EVENTS);
+        match epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default())) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(events.into_iter().map(|Event { flags, data }| match data.u64() {
+            WAKE => HostEvent::Wake,
+            token => HostEvent::Stream(key(token), StreamEvent::of(flags)),
+        }))
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn token(key: Key) -> u64 {
+    let ([g0, g1, g2, g3], [h0, h1, h2, h3]) = (key.guest_port.to_le_bytes(), key.host_port.to_le_bytes());
+    u64::from_le_bytes([g0, g1, g2, g3, h0, h1, h2, h3])
+}
+
+fn key(token: u64) -> Key {
+    let [g0, g1, g2, g3, h0, h1, h2, h3] = token.to_le_bytes();
+    Key { host_port: u32::from_le_bytes([h0, h1, h2, h3]), guest_port: u32::from_le_bytes([g0, g1, g2, g3]) }
+}
