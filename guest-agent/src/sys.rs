@@ -9,7 +9,6 @@
 use core::ffi::CStr;
 use core::mem::size_of;
 
-use crate::arguments::MAX_PATH_BYTES;
 use linux_raw_sys::general::{
     __kernel_itimerspec, __kernel_timespec, AT_FDCWD, CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD,
     F_GETFL, F_SETFL, O_CLOEXEC, O_NONBLOCK, O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK, epoll_event, iovec,
@@ -20,6 +19,8 @@ use linux_raw_sys::net::{
 use scx_vsock_wire::line::up_to;
 pub use syscalls::Errno;
 use syscalls::{Sysno, syscall};
+
+use crate::arguments::MAX_PATH_BYTES;
 
 pub use linux_raw_sys::general::{EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP};
 pub use linux_raw_sys::vm_sockets::{VMADDR_CID_ANY, VMADDR_CID_HOST};
