@@ -309,9 +309,12 @@ fn other_sockets_are_no_agent() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent");
     let client = SchedStatsClient::builder(Endpoint::Unix { path: path.clone() }).build();
-    assert!(unreachable(client.stats(&[]).unwrap_err()).contains("No such file or directory"));
+    assert!(unreachable(client.stats(&[]).unwrap_err()).contains("there is no such socket; start the agent"));
     drop(UnixListener::bind(&path).unwrap());
-    assert!(unreachable(client.stats(&[]).unwrap_err()).contains("Connection refused"));
+    assert!(
+        unreachable(client.stats(&[]).unwrap_err())
+            .contains("connection refused: the agent that created the socket has exited")
+    );
     assert_eq!(client.session(), 0);
     let ssh = FakeAgent::start([Script::new().send("SSH-2.0-x\r\n")]);
     let reason = unreachable(self::client(&ssh).stats(&[]).unwrap_err());
@@ -345,7 +348,10 @@ fn a_full_backlog_is_an_error_at_once() {
         waiting.push(stream);
     }
     let reason = unreachable(SchedStatsClient::builder(endpoint).build().stats(&[]).unwrap_err());
-    assert!(reason.ends_with("its queue of connections is full"), "{reason}");
+    assert!(
+        reason.ends_with("the socket's queue of connections is full; its program does not accept them"),
+        "{reason}"
+    );
 }
 
 // Refused before anything is sent.
@@ -389,7 +395,7 @@ fn an_answer_before_the_request_is_malformed() {
     let error = client(&agent).request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]).unwrap_err();
     assert_eq!(
         error,
-        SchedStatsError::MalformedResponse { reason: "an answer came before the request was written".to_owned() }
+        SchedStatsError::MalformedResponse { reason: "the answer came before the request was written".to_owned() }
     );
     agent.release();
 }
@@ -803,7 +809,10 @@ fn a_missing_plain_scheduler_is_an_error() {
         (client.wait_for_scheduler(DEADLINE).unwrap_err(), "the stats socket does not exist"),
         {
             drop(UnixListener::bind(&path).unwrap());
-            (client.stats(&[]).unwrap_err(), "the scheduler that created it has exited")
+            (
+                client.stats(&[]).unwrap_err(),
+                "connection refused on the stats socket: the scheduler that created it has exited",
+            )
         },
     ] {
         let reason = format!("scx:{}: {said}", path.display());
