@@ -33,9 +33,9 @@
 //! # fn wait_for(fd: i32) {}
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
-//! let mut agent = Agent::new(&mut storage, &Config::default()).map_err(|error| format!("{error:?}"))?;
+//! let mut agent = Agent::new(&mut storage, &Config::default())?;
 //! loop {
-//!     if agent.turn().map_err(|error| format!("{error:?}"))? == Turn::Idle {
+//!     if agent.turn()? == Turn::Idle {
 //!         wait_for(agent.fd()); // and for the init's other descriptors
 //!     }
 //! }
