@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use scx_vsock::guest::qemu::Guest;
 use scx_vsock::io::OwnedUnixListener;
+use scx_vsock::sample::Schedule;
 use scx_vsock::vsock::unix_bridge::UnixBridge;
 use scx_vsock::{Sampler, SchedStatsClient};
 
@@ -93,6 +94,7 @@ pub struct Boot {
 impl Boot {
     /// Boots the guest, samples it and ends it.
     pub fn run(&self) -> Result<ExitCode> {
+        let schedule = Schedule::Every(self.interval).validate()?;
         let started = Instant::now();
         // Connections to the socket wait in its backlog until the guest is there.
         let socket = self.hybrid.as_ref().map(OwnedUnixListener::bind).transpose()?;
@@ -103,7 +105,7 @@ impl Boot {
         let mut sampler = Sampler::new(self.client(&guest)?);
         // Without a scheduler, each sample says why.
         let _reason = sampler.prime();
-        let sampling = Sampling { interval: self.interval, jsonl: self.jsonl };
+        let sampling = Sampling { schedule, jsonl: self.jsonl };
         if self.command.is_empty() {
             sampling.take(self.samples, &mut sampler, self.scheduler.is_some())
         } else {

@@ -52,7 +52,7 @@ impl Stats {
     pub fn run(&self) -> Result<ExitCode> {
         let client = self.guest.client();
         if let Some(timeout) = self.wait {
-            self.guest.wait(&client, timeout)?;
+            Target::wait(&client, timeout)?;
         }
         let arguments = self.request_arguments();
         if let Some(time) = self.over {

@@ -6,5 +6,5 @@ pub mod hybrid;
 mod hybrid_ready;
 mod vsock;
 
-pub use connect::{Connect, Handshake, ReadyListener};
+pub use connect::{AgentListener, Connect, Handshake};
 pub use endpoint::{Endpoint, FORMS, ParseEndpointError};
