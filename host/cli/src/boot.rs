@@ -20,10 +20,10 @@ use sampling::Sampling;
 /// Boot a throw-away QEMU guest and sample its scheduler
 ///
 /// The guest has the kernel, the agent, the scheduler with its libraries, and busybox; no disk and no network. Neither
-/// root nor /dev/kvm is needed. The host samples the scheduler's stats until CMD ends in the guest, or without CMD until
-/// there are --samples samples.
+/// root nor /dev/kvm is needed.
 ///
-/// The output of CMD is printed on stderr when it ends, and boot exits with its exit code.
+/// With CMD, boot runs it in the guest and samples the scheduler's stats until it exits. Then boot prints the output of CMD
+/// to stderr and exits with its exit code. Without CMD, boot takes --samples samples and exits.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -74,7 +74,7 @@ pub struct Boot {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: u32,
 
-    /// How long to wait for the agent, and then for the scheduler
+    /// How long to wait for the agent, and again for the scheduler, in seconds or with a unit (2m)
     #[arg(long, value_name = "TIME", default_value = "120", value_parser = duration::parse)]
     timeout: Duration,
 
@@ -82,7 +82,7 @@ pub struct Boot {
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<String>,
 
-    /// A hybrid socket to create, for other programs to reach the guest
+    /// Create a hybrid socket at this path, through which other programs can reach the guest
     #[arg(long, value_name = "PATH")]
     hybrid: Option<PathBuf>,
 

@@ -10,7 +10,7 @@ pub const FAILURE: u8 = 1;
 /// Codes that are not those of a reason. `boot` and `proxy` exit with the code of the command that they ran instead.
 const OWN: [(u8, &str, &str); 4] = [
     (0, "success", "the command completed"),
-    (FAILURE, "failure", "any other error; the message describes it"),
+    (FAILURE, "failure", "any error that is not listed here; see the message"),
     (2, "usage", "the arguments are invalid"),
     (130, "interrupted", "the command was interrupted by Ctrl-C"),
 ];

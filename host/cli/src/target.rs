@@ -9,11 +9,11 @@ use crate::duration;
 
 /// The help of an argument that names one guest.
 pub const URI_HELP: &str = "The agent's address: vsock://CID[:PORT], hybrid:PATH[?port=N] or unix:PATH; or scx:PATH, \
-                            a scheduler's own socket, without an agent";
+                            a scheduler's own socket on this host";
 
 /// The help of an argument that names several guests.
 pub const URIS_HELP: &str = "The agents' addresses: vsock://CID[:PORT], hybrid:PATH[?port=N] or unix:PATH; or \
-                             scx:PATH, a scheduler's own socket, without an agent";
+                             scx:PATH, a scheduler's own socket on this host";
 
 /// The arguments of verbs that ask one guest.
 #[derive(Args)]
