@@ -352,8 +352,8 @@ fn without_open_metrics_the_older_text_is_served() {
 fn wrong_arguments_are_named() {
     for (arguments, named) in [
         (&[][..], "[NAME=]URI"),
-        (&["guest"], "there is no scheme"),
-        (&["web=guest"], "there is no scheme"),
+        (&["guest"], "it has no scheme"),
+        (&["web=guest"], "it has no scheme"),
         (&["unix:/x", "--listen", "nowhere"], "--listen"),
         (&["unix:/x", "--deadline", "0"], "--deadline"),
     ] {
