@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use scx_vsock::guest::qemu::Guest;
 use scx_vsock::io::OwnedUnixListener;
+use scx_vsock::sample::Schedule;
 use scx_vsock::vsock::unix_bridge::UnixBridge;
 use scx_vsock::{Sampler, SchedStatsClient};
 
@@ -19,10 +20,10 @@ use sampling::Sampling;
 /// Boot a throw-away QEMU guest and sample its scheduler
 ///
 /// The guest has the kernel, the agent, the scheduler with its libraries, and busybox; no disk and no network. Neither
-/// root nor /dev/kvm is needed. The host samples the scheduler's stats until CMD ends in the guest, or without CMD until
-/// there are --samples samples.
+/// root nor /dev/kvm is needed.
 ///
-/// The output of CMD is printed on stderr when it ends, and boot exits with its exit code.
+/// With CMD, boot runs it in the guest and samples the scheduler's stats until it exits. Then boot prints the output of CMD
+/// to stderr and exits with its exit code. Without CMD, boot takes --samples samples and exits.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -73,7 +74,7 @@ pub struct Boot {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: u32,
 
-    /// How long to wait for the agent, and then for the scheduler
+    /// How long to wait for the agent, and again for the scheduler, in seconds or with a unit (2m)
     #[arg(long, value_name = "TIME", default_value = "120", value_parser = duration::parse)]
     timeout: Duration,
 
@@ -81,7 +82,7 @@ pub struct Boot {
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<String>,
 
-    /// A hybrid socket to create, for other programs to reach the guest
+    /// Create a hybrid socket at this path, through which other programs can reach the guest
     #[arg(long, value_name = "PATH")]
     hybrid: Option<PathBuf>,
 
@@ -93,6 +94,7 @@ pub struct Boot {
 impl Boot {
     /// Boots the guest, samples it and ends it.
     pub fn run(&self) -> Result<ExitCode> {
+        let schedule = Schedule::Every(self.interval).validate()?;
         let started = Instant::now();
         // Connections to the socket wait in its backlog until the guest is there.
         let socket = self.hybrid.as_ref().map(OwnedUnixListener::bind).transpose()?;
@@ -103,7 +105,7 @@ impl Boot {
         let mut sampler = Sampler::new(self.client(&guest)?);
         // Without a scheduler, each sample says why.
         let _reason = sampler.prime();
-        let sampling = Sampling { interval: self.interval, jsonl: self.jsonl };
+        let sampling = Sampling { schedule, jsonl: self.jsonl };
         if self.command.is_empty() {
             sampling.take(self.samples, &mut sampler, self.scheduler.is_some())
         } else {

@@ -23,7 +23,7 @@ use host_checks::HostFiles;
 /// Without a URI, doctor checks what this host needs to boot guests and to reach them. With a URI, it checks each hop to
 /// that guest's scheduler.
 ///
-/// Each check prints ✓ (ok), ! (warning: something works less well, or only some verbs need it) or ✗ (error). The line
+/// Each check prints ✓ (ok), ! (warning: something works less well, or only some commands need it) or ✗ (error). The line
 /// below a warning or an error says how to fix it. The exit code is that of the first error.
 #[derive(Args)]
 #[command(after_long_help = "\

@@ -1,39 +1,39 @@
-//! What the exit code says. The table is what `--help` and the man page print.
+//! The exit codes, and their table in `--help` and the man page.
 
 use std::process::ExitCode;
 
 use scx_vsock::MissingStatsReason;
 
-/// The code of a failure that has none of its own.
+/// The code of an error that has none of its own.
 pub const FAILURE: u8 = 1;
 
-/// Codes that are no reason's. A command that ran in a guest or beside one gives its own code instead.
+/// Codes that are not those of a reason. `boot` and `proxy` exit with the code of the command that they ran instead.
 const OWN: [(u8, &str, &str); 4] = [
-    (0, "success", "what was asked for was printed or done"),
-    (FAILURE, "failure", "for a reason without a code of its own, which the message names"),
-    (2, "usage", "the arguments are wrong"),
-    (130, "interrupted", "by Ctrl-C; also what a shell says of a command that a signal ended"),
+    (0, "success", "the command completed"),
+    (FAILURE, "failure", "any error that is not listed here; see the message"),
+    (2, "usage", "the arguments are invalid"),
+    (130, "interrupted", "the command was interrupted by Ctrl-C"),
 ];
 
-/// Every code in order: its number, its name, and what it says.
+/// Returns every code in order: its number, its name, and what it means.
 fn codes() -> impl Iterator<Item = (u8, &'static str, &'static str)> {
     let reasons = MissingStatsReason::KINDS.iter().map(|reason| (reason.exit_code, reason.kind, reason.summary));
     let (before, after) = OWN.split_at(3);
     before.iter().copied().chain(reasons).chain(after.iter().copied())
 }
 
-/// What a failure's code is.
+/// Returns the exit code of an error.
 pub fn code(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(MissingStatsReason::find(error).map_or(FAILURE, |reason| reason.exit_code()))
 }
 
-/// The table for the end of the help.
+/// Returns the table for the end of the help.
 pub fn help() -> String {
     let rows = codes().map(|(code, name, text)| format!("\n  {code:>3}  {name:<19}  {text}"));
     format!("Exit codes:{}", rows.collect::<String>())
 }
 
-/// The table for the man page, as pairs of a heading and a text.
+/// Returns the table for the man page, as pairs of a heading and a text.
 pub fn rows() -> impl Iterator<Item = (String, &'static str)> {
     codes().map(|(code, name, text)| (format!("{code} ({name})"), text))
 }
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_found_below_what_was_said_about_it() {
+    fn a_reason_is_found_below_its_context() {
         let error = Err::<(), _>(SchedStatsError::TimedOut { after_ms: 1 }).context("first").context("second");
         assert_eq!(code(&error.unwrap_err()), ExitCode::from(19));
         let reason = Err::<(), _>(MissingStatsReason::Cancelled).context("last sample");

@@ -25,8 +25,8 @@ use crate::target::URIS_HELP;
 /// names, labels and help come from each scheduler's description of its stats. The label guest is NAME if there is
 /// one, else the URI.
 ///
-/// For a guest without stats, scx_vsock_up is 0 and scx_vsock_missing_stats_total{guest,reason} counts the reason. It is
-/// asked again at each scrape.
+/// For a guest without stats, scx_vsock_up is 0 and scx_vsock_missing_stats_total{guest,reason} counts the reason. Each
+/// scrape tries it again.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -46,7 +46,7 @@ pub struct Export {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9729")]
     listen: SocketAddr,
 
-    /// How long a scrape waits for guests, in seconds or with a unit (250ms); a scraper can ask for less
+    /// How long a scrape waits for guests, in seconds or with a unit (250ms); a shorter scrape timeout of Prometheus takes precedence
     #[arg(long, value_name = "TIME", default_value = "5", value_parser = duration::parse)]
     deadline: Duration,
 }

@@ -31,9 +31,9 @@ enum Action {
 ///
 /// BASE is an initramfs with an /init and a shell, uncompressed or compressed by gzip, xz or zstd. OUT is BASE with an
 /// archive appended, which the kernel unpacks over it: the agent, and an init that starts the agent and then runs the
-/// init of BASE. An agent that is in BASE already is replaced. OUT is not readable by more users than BASE.
+/// init of BASE. An agent that is in BASE already is replaced. A user who cannot read BASE cannot read OUT.
 ///
-/// The guest must stay in its initramfs, and its kernel must have the virtio-vsock driver, built in or loaded by the
+/// The guest must stay in its initramfs (not switch to another root), and its kernel must have the virtio-vsock driver, built in or loaded by the
 /// init of BASE. For QEMU, serve --print-qemu-args prints the arguments for the vsock device.
 #[derive(Args)]
 #[command(after_long_help = "\

@@ -38,10 +38,10 @@ struct Arguments {
 
 const ADDRESSES: &str = "\
 Addresses of agents:
-  vsock://CID[:PORT]    a guest with a vhost-vsock device of this host; port 729 by default
+  vsock://CID[:PORT]    the guest with this CID on this host; port 729 by default
   hybrid:PATH[?port=N]  the Unix socket of Firecracker, Cloud Hypervisor or scx-vsock serve
-  unix:PATH             an agent on a Unix socket of this host
-  scx:PATH              a scheduler's own stats socket, without an agent";
+  unix:PATH             an agent that listens on a Unix socket of this host
+  scx:PATH              a scheduler's own stats socket on this host, without an agent";
 
 const ENVIRONMENT: &str = "\
 Environment:

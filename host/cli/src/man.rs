@@ -11,14 +11,14 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::{exit, output};
 
-/// Print this command's man page, or write the pages of all verbs
+/// Print the man page, or write the pages of all commands to a folder
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   scx-vsock man | man -l -
   scx-vsock man --folder /usr/share/man/man1")]
 pub struct Man {
-    /// Write a page for the command and each verb into this folder
+    /// Write a page for scx-vsock and for each of its commands to this folder
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }

@@ -21,8 +21,8 @@ const MAX_COLUMN: usize = 40;
 
 /// List the stats that a scheduler can report
 ///
-/// Each field has a kind and a description. The kinds are i64, u64, float, string and structs by their names; [KIND] is an
-/// array and {KEY:KIND} a dict.
+/// Each field has a kind and a description. A kind is i64, u64, float, string or the name of a struct; [KIND] is an array,
+/// and {KEY:KIND} is a dict.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

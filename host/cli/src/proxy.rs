@@ -34,14 +34,15 @@ const NOT_FOUND: u8 = 127;
 /// The exit code if the command cannot be run, as shells have it.
 const CANNOT_RUN: u8 = 126;
 
-/// Serve a guest's scheduler on this host to scx_stats clients
+/// Let scx_stats clients on this host read a guest's scheduler
 ///
-/// Clients of the socket at PATH, and CMD, find a plain scx_stats server. Each client has a session of its own with the
-/// guest, and so deltas of its own. If the guest cannot answer, the response has an errno and a text that says why.
+/// The proxy is a plain scx_stats server, for clients of the socket at PATH and for CMD. Each client has a session of its
+/// own with the guest, and so deltas of its own. If the guest cannot answer, the response has an errno and a text that
+/// says why.
 ///
-/// CMD finds the guest's scheduler at the path of a local one, /var/run/scx/root/stats, in a mount namespace of its own:
-/// no other process sees the socket, and CMD sees all other files as they are. Root is not needed. Signals are forwarded
-/// to CMD.
+/// CMD finds the guest's scheduler where a local one would be, at /var/run/scx/root/stats. It runs in a mount namespace of
+/// its own, so that no other process sees this socket; all other files are those of the host. Root is not needed. Signals
+/// are forwarded to CMD.
 ///
 /// The exit code is that of CMD; 128 plus the signal's number if a signal ended it; 127 if CMD is not found, 126 if it
 /// cannot be run.

@@ -23,13 +23,14 @@ const FIRST_CID: u32 = 3;
 
 /// Run the vsock device of a QEMU that you start
 ///
-/// QEMU, or another VMM with vhost-user, connects to --socket, and may exit and connect again. Programs of the host
-/// reach the guest through a second socket with Firecracker's protocol: they connect to it and send "CONNECT PORT". If the
-/// guest connects to port N of the host, it is connected to the Unix socket at the path of the second socket with _N
-/// appended. Ctrl-C ends serve.
+/// QEMU, or another VMM with vhost-user, connects to --socket. It may exit and connect again.
 ///
-/// What --print-qemu-args prints is quoted where a shell needs that, such as for a path with spaces. A shell reads these
-/// quotes only with eval, as in the last example.
+/// Programs on the host reach the guest through a second socket, --hybrid, with Firecracker's protocol: they connect to it
+/// and send "CONNECT PORT". A connection of the guest to port N of the host goes to the Unix socket at the path of --hybrid
+/// with _N appended. Press Ctrl-C to stop.
+///
+/// --print-qemu-args quotes an argument where a shell needs that, such as a path with spaces. In $(...) a shell does not
+/// interpret these quotes: use eval, as in the last example.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -43,15 +44,15 @@ Examples:
 
   eval \"qemu-system-x86_64 $(scx-vsock serve --socket '/tmp/a b.sock' --print-qemu-args)\"")]
 pub struct Serve {
-    /// The socket that QEMU connects to; once for each guest
+    /// The socket that QEMU connects to; repeat it for each guest
     #[arg(long = "socket", value_name = "PATH", required = true)]
     sockets: Vec<PathBuf>,
 
-    /// The socket for programs of the host, in the order of --socket; by default the path of --socket with .hybrid appended
+    /// The socket for programs on the host; repeat it in the order of --socket; by default --socket's path with .hybrid appended
     #[arg(long = "hybrid", value_name = "PATH")]
     hybrids: Vec<PathBuf>,
 
-    /// The guest's CID, in the order of --socket; by default 3, 4 and so on
+    /// The guest's CID; repeat it in the order of --socket; by default 3, 4 and so on
     #[arg(long = "cid", value_name = "CID", value_parser = clap::value_parser!(u32).range(3..0xffff_ffff))]
     cids: Vec<u32>,
 
@@ -59,7 +60,7 @@ pub struct Serve {
     #[arg(long)]
     print_qemu_args: bool,
 
-    /// The guest's memory in MiB, for --print-qemu-args: the device needs memory that is shared
+    /// The guest's memory in MiB, for --print-qemu-args, which makes it shared, as the device needs
     #[arg(long, value_name = "MIB", default_value_t = 1024, requires = "print_qemu_args", value_parser = clap::value_parser!(u32).range(64..))]
     memory: u32,
 

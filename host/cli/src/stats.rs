@@ -12,8 +12,10 @@ use crate::{display, duration, output};
 
 /// Print a scheduler's stats once
 ///
-/// Many fields are deltas since the previous read on the same connection, and a first read has none: with --over, the
-/// stats are read twice, and the second answer is printed. If there are no stats, the message and the exit code say why.
+/// Many fields are deltas since the previous read on the same connection, so the first read has none. With --over, the
+/// stats are read twice and the second answer is printed.
+///
+/// If there are no stats, the message and the exit code say why; scx-vsock --help lists the exit codes.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -21,7 +23,7 @@ Examples:
   scx-vsock stats hybrid:/run/guest1/v.sock --over 1 --json | jq .nr_running
   scx-vsock stats scx:/var/run/scx/root/stats --target top
   scx-vsock stats vsock://3 --arg nr_samples=5
-  scx-vsock stats vsock://3 --wait 60 || [ $? = 11 ]")]
+  scx-vsock stats vsock://3 --wait 60")]
 pub struct Stats {
     #[command(flatten)]
     guest: Target,
@@ -30,7 +32,7 @@ pub struct Stats {
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
 
-    /// An argument of the stats request, such as scx_lavd's nr_samples; may be repeated
+    /// An argument of the stats request, such as nr_samples=5 for scx_lavd; may be repeated
     #[arg(long = "arg", value_name = "KEY=VALUE", value_parser = parse_argument)]
     arguments: Vec<(String, String)>,
 
@@ -38,7 +40,7 @@ pub struct Stats {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     over: Option<Duration>,
 
-    /// Wait up to this long until the scheduler serves stats; at a hybrid: address also until the guest is up
+    /// Wait up to this long for the scheduler to serve stats; at a hybrid: address, also for the guest to boot
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     wait: Option<Duration>,
 
@@ -52,7 +54,7 @@ impl Stats {
     pub fn run(&self) -> Result<ExitCode> {
         let client = self.guest.client();
         if let Some(timeout) = self.wait {
-            self.guest.wait(&client, timeout)?;
+            Target::wait(&client, timeout)?;
         }
         let arguments = self.request_arguments();
         if let Some(time) = self.over {

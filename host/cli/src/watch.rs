@@ -23,7 +23,7 @@ const QUEUE_LENGTH: usize = 64;
 /// Watch the stats of several guests
 ///
 /// On a terminal, a table shows the newest value of each field and a sparkline of the latest ones. If stdout is not a
-/// terminal, or with --jsonl, samples are printed as JSON Lines, each tagged with the URI of its guest. Ctrl-C ends watch.
+/// terminal, or with --jsonl, samples are printed as JSON Lines, each tagged with the URI of its guest. Press Ctrl-C to stop.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -34,11 +34,11 @@ pub struct Watch {
     #[arg(value_name = "URI", required = true, help = URIS_HELP)]
     uris: Vec<Endpoint>,
 
-    /// The time between two samples, in seconds or with a unit (250ms); also how long to wait for each
+    /// The time between two samples, in seconds or with a unit (250ms); also how long to wait for each answer
     #[arg(long, value_name = "TIME", default_value = "1", value_parser = duration::parse)]
     interval: Duration,
 
-    /// A field to show, by its dotted path as in meta --fields; may be repeated; by default the first numbers
+    /// A field to show, by its path as meta --fields prints it; may be repeated; by default the first numeric fields
     #[arg(long = "field", value_name = "PATH")]
     fields: Vec<StatPath>,
 

@@ -161,10 +161,10 @@ fn a_missing_agent_is_reported() {
     let uri = |scheme: &str| format!("{scheme}:{}", path.display());
     let fix = "start the guest, and scx-vsock-agent in it";
     let (code, results) = guest_checks(&uri("unix"));
-    results.have("agent", "error", "No such file or directory", fix);
+    results.have("agent", "error", "there is no such socket; start the agent", fix);
     assert_eq!((code, results.0.len()), (21, 1));
     drop(UnixListener::bind(&path).unwrap());
-    guest_checks(&uri("hybrid")).1.have("agent", "error", "Connection refused", fix);
+    guest_checks(&uri("hybrid")).1.have("agent", "error", "connection refused: the VMM", fix);
     fs::remove_file(&path).unwrap();
     let _silent = UnixListener::bind(&path).unwrap();
     let (code, results) = guest_checks(&uri("unix"));
@@ -267,7 +267,10 @@ fn a_fix_has_a_line_of_its_own() {
     let output = Command::new(COMMAND).args(["doctor", "unix:/nowhere"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    assert!(lines[0].starts_with("✗ agent            no agent to talk to: unix:/nowhere: No such file"), "{text}");
+    assert!(
+        lines[0].starts_with("✗ agent            no agent to talk to: unix:/nowhere: there is no such socket"),
+        "{text}"
+    );
     assert!(lines[1].starts_with("                   fix: start the guest, and scx-vsock-agent in it"), "{text}");
 }
 

@@ -40,7 +40,7 @@ fn guest_with(scheduler: PathBuf, cpus: u32) -> Guest {
 }
 
 /// The scheduler's own monitor of a guest.
-fn monitor(bridge: &Bridge) -> (Child, BufReader<ChildStdout>) {
+fn scx_monitor(bridge: &Bridge) -> (Child, BufReader<ChildStdout>) {
     let mut command = scx_vsock("proxy");
     command.arg(format!("unix:{}", bridge.path().display())).arg("--").arg(bpfland()).args(["--monitor", "1"]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -48,7 +48,7 @@ fn monitor(bridge: &Bridge) -> (Child, BufReader<ChildStdout>) {
     (child, output)
 }
 
-/// The number of processors in the next line of a monitor: `[bpfland] tasks -> r:  1/2  | dispatch -> ...`.
+/// The number of processors in the next line of an scx_bpfland --monitor: `[bpfland] tasks -> r:  1/2  | dispatch -> ...`.
 fn cpus(output: &mut impl BufRead) -> u32 {
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
@@ -62,11 +62,11 @@ fn the_schedulers_monitor_reads_two_guests_at_once() {
     // They differ by their processors.
     let guests = [1, 2].map(|cpus| guest_with(bpfland(), cpus));
     let bridges = guests.each_ref().map(Bridge::to);
-    let mut monitors = bridges.each_ref().map(monitor);
+    let mut scx_monitors = bridges.each_ref().map(scx_monitor);
     for _ in 0..3 {
-        assert_eq!(monitors.each_mut().map(|(_, output)| cpus(output)), [1, 2]);
+        assert_eq!(scx_monitors.each_mut().map(|(_, output)| cpus(output)), [1, 2]);
     }
-    for (child, _) in &mut monitors {
+    for (child, _) in &mut scx_monitors {
         kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::INT).unwrap();
         assert!(child.wait().unwrap().success());
     }

@@ -335,7 +335,7 @@ fn a_path_and_a_command_are_served_together() {
 fn wrong_arguments_are_named() {
     for (arguments, named) in [
         (&["unix:/x"][..], "--socket"),
-        (&["guest", "--", "true"], "there is no scheme"),
+        (&["guest", "--", "true"], "it has no scheme"),
         (&["unix:/x", "--deadline", "0", "--", "true"], "--deadline"),
     ] {
         let output = Command::new(COMMAND).arg("proxy").args(arguments).output().unwrap();

@@ -106,14 +106,21 @@ fn a_ready_agent_is_reported() {
     let mut serving = Serving::start(&["--socket", &socket]);
     serving.wait_for("waiting for QEMU");
     let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
-    let ready = Connection::new(UnixStream::pair().unwrap().0, 1024, scx_vsock::READY_PORT);
-    front_end.send(&ready.header(Operation::Request), &[]);
-    front_end.expect(Operation::Response);
+    // A process of the guest that sends nothing delays nobody.
+    connect_to_ready_port(&mut front_end, 1023);
+    let ready = connect_to_ready_port(&mut front_end, 1024);
     let hello = format!("{}\n", scx_vsock_tests::agent::HELLO);
     let len = u32::try_from(hello.len()).unwrap();
     let header = scx_vsock::vsock::packet::Header { len, ..ready.header(Operation::ReadWrite) };
     front_end.send(&header, hello.as_bytes());
     serving.wait_for("the guest's agent is ready");
+}
+
+fn connect_to_ready_port(front_end: &mut FrontEnd, port: u32) -> Connection {
+    let connection = Connection::new(UnixStream::pair().unwrap().0, port, scx_vsock::READY_PORT);
+    front_end.send(&connection.header(Operation::Request), &[]);
+    front_end.expect(Operation::Response);
+    connection
 }
 
 #[test]

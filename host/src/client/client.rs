@@ -16,7 +16,7 @@ use super::poll_client::{Interest, PollClient};
 use super::session::Answer;
 use super::statistics::Statistics;
 use crate::control::RunControl;
-use crate::endpoint::{Connect, ReadyListener};
+use crate::endpoint::{AgentListener, Connect};
 use crate::stats::{Meta, RequestLine, SchedStatsError, StatsRequest, StatsResponse};
 
 /// How long a call may take by default.
@@ -360,7 +360,7 @@ impl SchedStatsClient {
 }
 
 /// Waits until an agent comes up. Returns false if none has by the deadline.
-fn has_come_up(listener: &dyn ReadyListener, call: &BlockingCall) -> Result<bool, SchedStatsError> {
+fn has_come_up(listener: &dyn AgentListener, call: &BlockingCall) -> Result<bool, SchedStatsError> {
     let failed = |error| SchedStatsError::unreachable(format!("cannot wait for an agent to come up: {error}"));
     loop {
         match call.check() {

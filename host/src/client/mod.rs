@@ -11,6 +11,7 @@
 
 mod agent_message;
 mod blocking_call;
+#[allow(clippy::module_inception, reason = "the file is named after the noun that it defines")]
 mod client;
 pub mod decode;
 pub(crate) mod fair_mutex;

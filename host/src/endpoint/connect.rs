@@ -54,16 +54,19 @@ pub trait Connect: fmt::Display + Send + Sync {
     /// # Errors
     ///
     /// Why nobody can listen: most often another program does.
-    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn ReadyListener>>> {
+    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {
         Ok(None)
     }
 }
 
 /// Hears of agents that come up: each connects to [`READY_PORT`](crate::READY_PORT) of the host then.
 ///
-/// Its descriptor is readable when an agent has connected.
-pub trait ReadyListener: AsFd {
-    /// Accepts an agent's connection without waiting; returns whether there was one.
+/// Any process of the guest can connect there. A connection only says when to try again: the session that is opened then
+/// reads the agent's hello, so nothing is read from the connection itself.
+///
+/// Its descriptor is readable when there is a connection.
+pub trait AgentListener: AsFd {
+    /// Accepts a connection without waiting; returns whether there was one.
     ///
     /// # Errors
     ///
@@ -104,7 +107,7 @@ impl<C: Connect + ?Sized> Connect for Arc<C> {
         (**self).handshake()
     }
 
-    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn ReadyListener>>> {
+    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {
         (**self).listen_for_agent()
     }
 }
@@ -118,7 +121,7 @@ impl<C: Connect + ?Sized> Connect for Box<C> {
         (**self).handshake()
     }
 
-    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn ReadyListener>>> {
+    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {
         (**self).listen_for_agent()
     }
 }

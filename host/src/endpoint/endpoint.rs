@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use scx_vsock_wire::AGENT_PORT;
 
-use super::connect::{Connect, Handshake, ReadyListener};
+use super::connect::{AgentListener, Connect, Handshake};
 use super::hybrid_ready::HybridReady;
 use super::vsock;
 use crate::io::unix_stream;
@@ -158,7 +158,7 @@ impl Connect for Endpoint {
         }
     }
 
-    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn ReadyListener>>> {
+    fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {
         match self {
             Self::Hybrid { path, .. } => Ok(Some(Box::new(HybridReady::bind(path)?))),
             Self::Vsock { .. } | Self::Unix { .. } | Self::Scx { .. } => Ok(None),

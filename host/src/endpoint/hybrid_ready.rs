@@ -6,7 +6,7 @@ use std::path::Path;
 
 use scx_vsock_wire::READY_PORT;
 
-use super::connect::ReadyListener;
+use super::connect::AgentListener;
 use super::hybrid::listener_path;
 use crate::io::OwnedUnixListener;
 
@@ -23,7 +23,7 @@ impl HybridReady {
     }
 }
 
-impl ReadyListener for HybridReady {
+impl AgentListener for HybridReady {
     fn accept(&self) -> io::Result<bool> {
         match self.0.listener().accept() {
             Ok(_) => Ok(true),

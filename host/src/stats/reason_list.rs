@@ -46,7 +46,7 @@ macro_rules! reason_list {
                 DuringFreeze => {
                     text: ("the guest was being frozen, and a frozen guest cannot answer"),
                     kind: "during_freeze",
-                    exit_code: 12, "the guest was being frozen",
+                    exit_code: 12, "the guest was frozen during the request",
                     errno: Errno::AGAIN, session: Renewed,
                 },
                 /// The run was cancelled, by its watchdog or at shutdown, while the request was in flight or about to
@@ -54,7 +54,7 @@ macro_rules! reason_list {
                 Cancelled => {
                     text: ("the run was cancelled (by its watchdog or at shutdown)"),
                     kind: "cancelled",
-                    exit_code: 13, "the run was cancelled",
+                    exit_code: 13, "the request was cancelled",
                     errno: Errno::CANCELED, session: Renewed,
                 },
                 /// The scheduler answered with an errno other than 0. The session is not used again, since some
@@ -93,7 +93,7 @@ macro_rules! reason_list {
                 } => {
                     text: ("the request line has {size} bytes, more than the {max} that an agent takes; nothing was sent"),
                     kind: "request_too_large",
-                    exit_code: 16, "the request is over the cap",
+                    exit_code: 16, "the request is too long",
                     errno: Errno::MSGSIZE, session: Kept,
                 },
                 /// The answer grew past the cap without a newline.
@@ -105,7 +105,7 @@ macro_rules! reason_list {
                 } => {
                     text: ("the answer passed {max} bytes without an end ({size} so far); ask for a narrower target"),
                     kind: "response_too_large",
-                    exit_code: 17, "the answer is over the cap",
+                    exit_code: 17, "the answer is too long",
                     errno: Errno::OVERFLOW, session: Renewed,
                 },
                 /// A thread panicked while it held the client's session.
@@ -125,7 +125,7 @@ macro_rules! reason_list {
                          answer"
                     ),
                     kind: "timed_out",
-                    exit_code: 19, "the deadline passed",
+                    exit_code: 19, "there was no answer within the deadline",
                     errno: Errno::TIMEDOUT, session: Renewed,
                 },
                 /// The scheduler closed its connection, or the connection failed, during the answer.
@@ -137,7 +137,7 @@ macro_rules! reason_list {
                 } => {
                     text: ("{}", Ending { errno: *errno, cause }),
                     kind: "scheduler_gone",
-                    exit_code: 20, "the scheduler closed its connection during its answer",
+                    exit_code: 20, "the scheduler closed its connection before its answer was complete",
                     errno: Errno::CONNRESET, session: Renewed,
                 },
                 /// Nothing spoke the protocol where the agent should be: the guest is booting, has no agent, was
@@ -149,7 +149,7 @@ macro_rules! reason_list {
                 } => {
                     text: ("no agent to talk to: {}", PeerText::whole(reason)),
                     kind: "agent_unreachable",
-                    exit_code: 21, "there is no agent, or nothing that leads to it",
+                    exit_code: 21, "the guest's agent cannot be reached",
                     errno: Errno::HOSTUNREACH, session: Renewed,
                 },
                 /// Every session of the agent is taken.
@@ -161,7 +161,7 @@ macro_rules! reason_list {
                         "all {sessions} sessions of the guest's agent are taken; share a client by cloning it, or drop one"
                     ),
                     kind: "agent_busy",
-                    exit_code: 22, "every session of the agent is taken",
+                    exit_code: 22, "all sessions of the agent are in use",
                     errno: Errno::BUSY, session: Renewed,
                 },
                 /// The answer is not the envelope that it must be.
@@ -171,7 +171,7 @@ macro_rules! reason_list {
                 } => {
                     text: ("the answer is not what the protocol allows: {}", PeerText::whole(reason)),
                     kind: "malformed_response",
-                    exit_code: 23, "the answer is not what the protocol allows",
+                    exit_code: 23, "the answer violates the protocol",
                     errno: Errno::PROTO, session: Renewed,
                 },
                 /// The line cannot be a request: it is empty, is several lines, or is for the agent. Nothing was sent.
@@ -181,7 +181,7 @@ macro_rules! reason_list {
                 } => {
                     text: ("not a request line: {}; nothing was sent", PeerText::whole(reason)),
                     kind: "invalid_request",
-                    exit_code: 24, "the line cannot be a request",
+                    exit_code: 24, "the request is invalid",
                     // As scx_stats servers answer what they do not understand.
                     errno: Errno::INVAL, session: Renewed,
                 },

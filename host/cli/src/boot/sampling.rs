@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use scx_vsock::guest::{CommandOutput, Error, qemu::Guest};
+use scx_vsock::sample::Schedule;
 use scx_vsock::{Sample, Sampler};
 
 use crate::display;
@@ -17,8 +18,8 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How samples are taken and printed.
 pub struct Sampling {
-    /// The time between two samples.
-    pub interval: Duration,
+    /// When they are due.
+    pub schedule: Schedule,
     /// Whether they are printed as JSON Lines.
     pub jsonl: bool,
 }
@@ -31,11 +32,13 @@ impl Sampling {
     pub fn take(&self, count: u32, sampler: &mut Sampler, expects_stats: bool) -> Result<ExitCode> {
         let started = Instant::now();
         let mut last = Ok(());
-        for n in 1..=count {
+        let mut n = 1;
+        for _ in 0..count {
             thread::sleep(self.time_until(started, n));
             let sample = sampler.sample(format!("sample {n}"));
             self.print(&sample)?;
             last = sample.stats.map(drop);
+            n = self.schedule.next_after(n, started.elapsed());
         }
         match last {
             Err(reason) if expects_stats => Err(reason).context("the last sample has no stats"),
@@ -63,13 +66,13 @@ impl Sampling {
                 Err(RecvTimeoutError::Timeout) => self.print(&sampler.sample(format!("sample {n}")))?,
                 Err(RecvTimeoutError::Disconnected) => bail!("the thread that runs the command ended"),
             }
-            n += 1;
+            n = self.schedule.next_after(n, started.elapsed());
         }
     }
 
-    /// The time until sample `n` is due, counted from the start, so that delays do not add up.
-    fn time_until(&self, started: Instant, n: u32) -> Duration {
-        (started + self.interval.saturating_mul(n)).saturating_duration_since(Instant::now())
+    /// The time until sample `n` is due.
+    fn time_until(&self, started: Instant, n: u64) -> Duration {
+        self.schedule.due(n).unwrap_or(Duration::MAX).saturating_sub(started.elapsed())
     }
 
     fn print(&self, sample: &Sample) -> Result<()> {

@@ -1,12 +1,8 @@
 //! Checks of the hops to one guest's scheduler.
 
-use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use scx_vsock::client::{Interest, PollClient, decode};
-use scx_vsock::io::Deadline;
-use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsError, StatsRequest};
+use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsClient, SchedStatsError};
 use serde_json::Value;
 
 use super::check_result::CheckResult;
@@ -35,31 +31,28 @@ pub fn check(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
     results
 }
 
-/// Requests the description of the stats, and reports how far the request came.
+/// Requests the agent's version and the description of the stats, and reports the first failure.
 fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
-    let mut client = PollClient::new(uri.clone());
-    let outcome = request(&mut client, Deadline::after(Instant::now(), deadline));
-    let mut results = Vec::new();
-    if let Some(version) = client.agent_version() {
-        results.push(CheckResult::ok(AGENT, format!("version {version} at {uri}")));
-    }
-    let said_hello = client.agent_version().is_some() || matches!(uri, Endpoint::Scx { .. });
-    match outcome {
-        Ok(meta) => {
-            results.push(CheckResult::ok(SOCKET, "accepts connections"));
-            results.push(CheckResult::ok(SCHEDULER, summary(&meta)));
-        }
-        Err(error) => {
-            let (check, fix) = diagnosis(&error, said_hello);
-            if check == SCHEDULER {
-                results.push(CheckResult::ok(SOCKET, "accepts connections"));
-            }
-            let exit_code = error.exit_code();
-            let reason = MissingStatsReason::from(&error).to_string();
-            results.push(CheckResult::error(check, reason, fix).with_exit_code(exit_code));
-        }
-    }
+    let client = SchedStatsClient::builder(uri.clone()).deadline(deadline).build();
+    let version = match client.agent_version() {
+        Ok(version) => version,
+        Err(error) => return vec![failure(&error, matches!(uri, Endpoint::Scx { .. }))],
+    };
+    let mut results: Vec<CheckResult> =
+        version.map(|version| CheckResult::ok(AGENT, format!("version {version} at {uri}"))).into_iter().collect();
+    let (socket_ok, last) = match client.stats_meta() {
+        Ok(meta) => (true, CheckResult::ok(SCHEDULER, summary(&meta))),
+        Err(error) => (diagnosis(&error, true).0 == SCHEDULER, failure(&error, true)),
+    };
+    results.extend(socket_ok.then(|| CheckResult::ok(SOCKET, "accepts connections")));
+    results.push(last);
     results
+}
+
+fn failure(error: &SchedStatsError, said_hello: bool) -> CheckResult {
+    let (check, fix) = diagnosis(error, said_hello);
+    let message = MissingStatsReason::from(error).to_string();
+    CheckResult::error(check, message, fix).with_exit_code(error.exit_code())
 }
 
 fn summary(meta: &Value) -> String {
@@ -69,7 +62,7 @@ fn summary(meta: &Value) -> String {
     }
 }
 
-/// The hop that an error is about, and the fix.
+/// The hop that an error is about, and the fix. `said_hello` is true where the agent has, or there is none.
 fn diagnosis(error: &SchedStatsError, said_hello: bool) -> (&'static str, &'static str) {
     match error {
         SchedStatsError::NoScheduler { .. } => (
@@ -90,24 +83,5 @@ fn diagnosis(error: &SchedStatsError, said_hello: bool) -> (&'static str, &'stat
         SchedStatsError::SchedulerGone { .. } => (SCHEDULER, "check the scheduler's log in the guest and restart it"),
         SchedStatsError::SchedulerError { .. } => (SCHEDULER, "update the scheduler to one that has stats_meta"),
         _ => (SCHEDULER, "check which program serves this socket: it does not speak scx_stats"),
-    }
-}
-
-/// Sends one request and waits for its answer.
-fn request(client: &mut PollClient, deadline: Deadline) -> Result<Value, SchedStatsError> {
-    client.start(StatsRequest::stats_meta().line()?, deadline)?;
-    loop {
-        if let Poll::Ready(outcome) = client.on_ready(Instant::now(), decode::resp) {
-            return outcome;
-        }
-        let flags = match client.interest() {
-            Interest::Read => PollFlags::IN,
-            Interest::ReadWrite => PollFlags::IN | PollFlags::OUT,
-        };
-        let left = deadline.at().saturating_duration_since(Instant::now());
-        if let Some(fd) = client.fd() {
-            // Whether it was an event, the deadline or an error, the next `on_ready` finds out.
-            let _woken = poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Timespec::try_from(left).ok().as_ref());
-        }
     }
 }

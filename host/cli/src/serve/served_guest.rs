@@ -3,20 +3,14 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
-use scx_vsock::READY_PORT;
 use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::transport::vhost_user::Server;
-use scx_vsock::vsock::Listener;
-use scx_vsock::vsock::says_hello;
+use scx_vsock::vsock::ReadyListener;
 use scx_vsock::vsock::unix_bridge::UnixBridge;
-
-/// How long a ready connection may take to send its hello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The sockets and the CID of one guest.
 pub struct GuestConfig<'a> {
@@ -37,7 +31,7 @@ pub struct ServedGuest<'a> {
 
 enum Event {
     Stop,
-    ReadyConnection,
+    ReadyBytes,
     DeviceError,
     Disconnected,
 }
@@ -75,19 +69,13 @@ impl<'a> ServedGuest<'a> {
     /// Serves until QEMU disconnects or `stop` can be read.
     fn serve_one(&self, server: &Server, stop: BorrowedFd<'_>) -> Result<Event> {
         let handle = server.handle();
-        let mut ready = Some(handle.listen(READY_PORT)?);
+        let mut ready = Some(ReadyListener::listen(&handle)?);
         handle.set_uds_path(&self.config.hybrid);
         self.bridge.set_guest(handle);
         loop {
             match wait(server, ready.as_ref(), stop)? {
                 end @ (Event::Stop | Event::Disconnected) => return Ok(end),
-                Event::ReadyConnection => {
-                    if ready.as_ref().is_some_and(accepts_hello) {
-                        // Printed once, since any process of the guest can connect to this port.
-                        ready = None;
-                        self.print("the guest's agent is ready");
-                    }
-                }
+                Event::ReadyBytes => ready = ready.and_then(|listener| self.poll_ready(listener)),
                 Event::DeviceError => {
                     if let Some(error) = server.take_error() {
                         self.print(&format!("{:#}; the device works again after a reboot", anyhow::Error::new(error)));
@@ -97,16 +85,25 @@ impl<'a> ServedGuest<'a> {
         }
     }
 
+    /// Reads what has arrived on the Ready port. Returns the listener while the agent is not up: that it is ready is
+    /// printed once, since any process of the guest can connect to this port.
+    fn poll_ready(&self, mut listener: ReadyListener) -> Option<ReadyListener> {
+        match listener.poll() {
+            Ok(false) => return Some(listener),
+            Ok(true) => self.print("the guest's agent is ready"),
+            // The device is gone, which the server reports.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+            Err(error) => self.print(&format!("cannot wait for the guest's agent: {error}")),
+        }
+        None
+    }
+
     fn print(&self, message: &str) {
         eprintln!("scx-vsock: {}: {message}", self.config.socket.display());
     }
 }
 
-fn accepts_hello(listener: &Listener) -> bool {
-    listener.accept().is_ok_and(|stream| says_hello(&stream, HELLO_TIMEOUT))
-}
-
-fn wait(server: &Server, ready: Option<&Listener>, stop: BorrowedFd<'_>) -> io::Result<Event> {
+fn wait(server: &Server, ready: Option<&ReadyListener>, stop: BorrowedFd<'_>) -> io::Result<Event> {
     let mut fds = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN), PollFd::new(server, PollFlags::IN)];
     fds.extend(ready.map(|listener| PollFd::new(listener, PollFlags::IN)));
     loop {
@@ -116,7 +113,7 @@ fn wait(server: &Server, ready: Option<&Listener>, stop: BorrowedFd<'_>) -> io::
             [stop, ..] if !stop.is_empty() => return Ok(Event::Stop),
             [_, server, ..] if server.contains(PollFlags::IN) => return Ok(Event::DeviceError),
             [_, server, ..] if !server.is_empty() => return Ok(Event::Disconnected),
-            [_, _, ready] if !ready.is_empty() => return Ok(Event::ReadyConnection),
+            [_, _, ready] if !ready.is_empty() => return Ok(Event::ReadyBytes),
             _ => {}
         }
     }
