@@ -35,9 +35,9 @@ fn the_frame_of_an_answer() {
     assert_eq!(STATS_SUFFIX, b"}");
 }
 
-#[test]
-fn every_envelope() {
-    let golden: [(&str, Envelope<Text<'_>>); 9] = [
+/// Returns each envelope and its line.
+fn envelopes() -> [(&'static str, Envelope<Text<'static>>); 9] {
+    [
         (
             r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","boot_id":"0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d","max_request_bytes":262144,"max_response_bytes":262144}}"#,
             Envelope::Hello(Hello {
@@ -74,8 +74,12 @@ fn every_envelope() {
         ),
         (r#"{"relay_error":{"unknown_verb":{}}}"#, Envelope::RelayError(RelayError::UnknownVerb {})),
         (r#"{"relay_error":{"busy":{"sessions":8}}}"#, Envelope::RelayError(RelayError::Busy { sessions: 8 })),
-    ];
-    for (line, envelope) in golden {
+    ]
+}
+
+#[test]
+fn every_envelope() {
+    for (line, envelope) in envelopes() {
         assert_eq!(envelope.emit(), format!("{line}\n").as_bytes());
         assert_eq!(serde_json::to_string(&envelope).unwrap(), line);
         let read: Envelope<String> = serde_json::from_str(line).unwrap();

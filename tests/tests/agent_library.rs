@@ -39,7 +39,7 @@ fn an_init_with_an_event_loop_of_its_own_runs_the_agent() {
                 }
             }
         });
-        let _stops = InFlight(&stop);
+        let _stop = StopOnDrop(&stop);
         let mut schedulers = Vec::new();
         let mut hosts: Vec<Peer> = (0..2).map(|_| Peer::connect(&host_path)).collect();
         for host in &mut hosts {
@@ -59,10 +59,10 @@ fn an_init_with_an_event_loop_of_its_own_runs_the_agent() {
     });
 }
 
-/// InFlight the agent's thread on drop, also when the test has failed.
-struct InFlight<'a>(&'a OwnedFd);
+/// Stops the agent's thread on drop, also when the test has failed.
+struct StopOnDrop<'a>(&'a OwnedFd);
 
-impl Drop for InFlight<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         rustix::io::write(self.0, &1u64.to_ne_bytes()).unwrap();
     }

@@ -705,7 +705,7 @@ fn a_client_counts_its_clones_calls() {
     assert_eq!(statistics.latency.count(), 1, "of the one answer of the scheduler's");
 }
 
-// Monitors' hybrid sockets.
+// Hybrid sockets of VMMs.
 
 fn hybrid(vmm: &FakeAgent) -> SchedStatsClient {
     let endpoint: Endpoint = format!("hybrid:{}", vmm.path().display()).parse().unwrap();

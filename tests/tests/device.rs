@@ -326,7 +326,7 @@ fn host_writes_fail_after_a_guests_shutdown() {
 }
 
 /// Payload that the host's socket has no room for: sends as much as credit allows while the host reads nothing.
-fn spill(guest: &mut Guest, connection: &mut Connection) -> Vec<u8> {
+fn fill_tx_buf(guest: &mut Guest, connection: &mut Connection) -> Vec<u8> {
     let data = pattern(1 << 20);
     let mut sent = 0;
     loop {
@@ -346,7 +346,7 @@ fn spill(guest: &mut Guest, connection: &mut Connection) -> Vec<u8> {
 fn a_guests_rst_discards_nothing_accepted() {
     for operation in [Operation::Rst, Operation::Shutdown] {
         let (mut guest, mut connection) = connected();
-        let sent = spill(&mut guest, &mut connection);
+        let sent = fill_tx_buf(&mut guest, &mut connection);
         assert!(sent.len() >= BUFFER_BYTES as usize);
         let end = Header { flags: SHUTDOWN_BOTH, ..connection.header(operation) };
         guest.send(&end, &[]);
@@ -367,7 +367,7 @@ fn a_tuple_is_not_reused_before_its_close_is_done() {
     let mut guest = Guest::new();
     let listener = guest.device.handle().listen(1).unwrap();
     let mut connection = guest.connect_from_guest(&listener, 50_000, 1);
-    spill(&mut guest, &mut connection);
+    fill_tx_buf(&mut guest, &mut connection);
     guest.send(&Header { flags: SHUTDOWN_BOTH, ..connection.header(Operation::Shutdown) }, &[]);
     guest.send(&Guest::header(Operation::Request, 50_000, 1), &[]);
     assert_eq!(guest.operations(), [Operation::Rst]);
@@ -448,7 +448,7 @@ fn unsendable_last_bytes_are_evicted() {
     // One that the host still holds does not.
     let kept = connections.swap_remove(0);
     drop(connections);
-    // The device takes note of some at a time.
+    // The device processes some at a time.
     (0..MAX_CONNECTIONS).for_each(|_| assert_eq!(guest.operations(), []));
     assert_eq!(guest.device.connections(), MAX_CONNECTIONS);
     let mut streams = Vec::new();

@@ -480,9 +480,9 @@ fn payload_after_a_shutdown_is_judged_by_direction() {
         let shutdown = Header { flags, ..connection.header(Operation::Shutdown) };
         guest.send(&shutdown, &[]);
         // What the guest will not receive, the host will not send.
-        let told: Vec<u32> = headers(&mut guest).iter().map(|header| header.flags).collect();
+        let received: Vec<u32> = headers(&mut guest).iter().map(|header| header.flags).collect();
         let expected: &[u32] = if flags & SHUTDOWN_RECEIVE == 0 { &[] } else { &[SHUTDOWN_SEND] };
-        assert_eq!(told, expected, "flags {flags:#x}");
+        assert_eq!(received, expected, "flags {flags:#x}");
         connection.write(&mut guest, b"x");
         let expected: &[Header] = if sends { &[] } else { &[reset_of(&shutdown)] };
         assert_eq!(headers(&mut guest), expected, "flags {flags:#x}");

@@ -59,7 +59,7 @@ fn requested(front_end: &mut FrontEnd, program: &Peer) -> Connection {
     Connection::new(program.stream().try_clone().unwrap(), PORT, request.header.src_port)
 }
 
-/// The guest accepts, which the program is told.
+/// The guest accepts, and the program receives its OK line.
 fn accepted(front_end: &mut FrontEnd, program: &mut Peer) -> Connection {
     let connection = requested(front_end, program);
     front_end.send(&connection.header(Operation::Response), &[]);

@@ -69,7 +69,7 @@ fn no_request_is_sent_before_the_reset_is_handled() {
     assert_eq!(guest.operations(), []);
     guest.post_event(EVENT_BYTES);
     assert_eq!(guest.operations(), [Operation::Request]);
-    assert_eq!(guest.take_event(), None, "it is told once");
+    assert_eq!(guest.take_event(), None, "the event comes once");
 }
 
 /// Linux takes nothing more while as many of its answers as its receive queue has entries wait to be sent, which they
@@ -487,7 +487,7 @@ impl Kernel {
         self.sessions.insert(host_port, (peer, connection));
     }
 
-    /// The guest is restored, and told so: every connection ends.
+    /// The guest receives the event of the transport's reset: every connection ends.
     fn take_transport_reset(&mut self) {
         assert_eq!(self.guest.event(), EVENT_TRANSPORT_RESET);
         self.sessions.clear();
@@ -544,23 +544,23 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
     #[test]
     fn a_corrupt_snapshot_harms_nobody(
-        damage in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"0123456789{}\",:".to_vec())), 1..4),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"0123456789{}\",:".to_vec())), 1..4),
     ) {
         let guest = Guest::behind_registers();
         guest.device.mmio.pause();
         let mut text = serde_json::to_vec(&guest.device.mmio.snapshot().unwrap()).unwrap();
-        for (at, byte) in damage {
+        for (at, byte) in changes {
             let at = at.index(text.len());
             text[at] = byte;
         }
         let Ok(state) = serde_json::from_slice::<MmioSnapshot>(&text) else { return Ok(()) };
         let memory = Arc::new(guest.memory().clone());
         let device = Device::new(CID).unwrap();
-        if let Ok(front) = Mmio::restore(device, memory, || Ok(()), &state) {
-            front.resume().unwrap();
+        if let Ok(mmio) = Mmio::restore(device, memory, || Ok(()), &state) {
+            mmio.resume().unwrap();
             // The rings may be elsewhere, and then the driver seems to have broken them.
-            let _broken = front.service();
-            prop_assert!(front.service().is_ok());
+            let _broken = mmio.service();
+            prop_assert!(mmio.service().is_ok());
         }
     }
 }

@@ -168,7 +168,7 @@ fn a_broken_ring_stops_until_a_reboot() {
     let (server, mut front_end) = started();
     front_end.driver.jump_available(1_000);
     front_end.kick();
-    assert_eq!(news(&server), PollFlags::IN);
+    assert_eq!(wait_for_event(&server), PollFlags::IN);
     let error = server.take_error().unwrap();
     assert!(matches!(error, DeviceError::Ring(_) | DeviceError::Chain(_)), "{error}");
     assert!(server.take_error().is_none());
@@ -178,7 +178,7 @@ fn a_broken_ring_stops_until_a_reboot() {
 }
 
 /// The front end cuts guest memory at `bytes` and kicks: the process lives, another guest's device goes on, and this one
-/// is told of and serves again in other memory.
+/// is reported and serves again in other memory.
 fn memory_is_cut(bytes: u64) {
     let (other_server, mut other) = started();
     let mut untouched = connect(&other_server, &mut other);
@@ -188,7 +188,7 @@ fn memory_is_cut(bytes: u64) {
     front_end.queue(&connection.header(Operation::CreditRequest), &[]);
     front_end.cut_memory(bytes);
     front_end.kick();
-    assert_eq!(news(&server), PollFlags::IN);
+    assert_eq!(wait_for_event(&server), PollFlags::IN);
     let error = server.take_error().unwrap();
     assert!(matches!(error, DeviceError::MemoryGone), "{error}");
     greet(&mut other, &mut untouched);
@@ -255,7 +255,7 @@ fn an_impossible_ring_size_ends_the_session() {
         let mut connection = connect(&server, &mut front_end);
         greet(&mut front_end, &mut connection);
         front_end.resize(1, size);
-        assert!(news(&server).contains(PollFlags::HUP), "a size of {size}");
+        assert!(wait_for_event(&server).contains(PollFlags::HUP), "a size of {size}");
         assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
         greet(&mut other, &mut untouched);
     }
@@ -282,8 +282,8 @@ fn a_changing_ring_size_harms_its_own_device() {
     }
 }
 
-/// Waits for the server's news.
-fn news(server: &Server) -> PollFlags {
+/// Waits until the server's descriptor is ready, and returns the events.
+fn wait_for_event(server: &Server) -> PollFlags {
     let mut fds = [PollFd::new(server, PollFlags::IN)];
     assert_eq!(poll(&mut fds, Some(&Timespec::try_from(DEADLINE).unwrap())).unwrap(), 1, "nothing within {DEADLINE:?}");
     fds[0].revents()
@@ -297,7 +297,7 @@ fn when_the_front_end_goes_everything_ends() {
     let listener = server.handle().listen(7_290).unwrap();
     drop(front_end);
     assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
-    assert!(news(&server).contains(PollFlags::HUP));
+    assert!(wait_for_event(&server).contains(PollFlags::HUP));
     assert!(server.handle().connect(PORT).is_err() && server.handle().listen(1).is_err());
     assert!(listener.accept_within(DEADLINE).is_err());
 }

@@ -98,11 +98,7 @@ impl Driver {
         match session.action() {
             Action::ReadHost(buffer) => {
                 let count = take(&mut self.from_host, buffer, most);
-                if count == 0 && !self.host_ended {
-                    return Step::Blocked;
-                }
-                session.host_read(count);
-                return if count == 0 { Step::HostEnded } else { Step::Done };
+                return self.host_read(session, count);
             }
             Action::WriteHost(pieces) => {
                 let count = append(&mut self.to_host, &pieces.concat(), most);
@@ -131,15 +127,27 @@ impl Driver {
             }
             Action::ReadScheduler(buffer) => {
                 let count = take(&mut self.from_scheduler, buffer, most);
-                if count == 0 && !self.scheduler_closed {
-                    return Step::Blocked;
-                }
-                session.scheduler_read(count);
-                return if count == 0 { Step::SchedulerGone } else { Step::Done };
+                return self.scheduler_read(session, count);
             }
             Action::Close => return Step::Blocked,
         }
         Step::Done
+    }
+
+    fn host_read(&self, session: &mut Session<MAX>, count: usize) -> Step {
+        if count == 0 && !self.host_ended {
+            return Step::Blocked;
+        }
+        session.host_read(count);
+        if count == 0 { Step::HostEnded } else { Step::Done }
+    }
+
+    fn scheduler_read(&self, session: &mut Session<MAX>, count: usize) -> Step {
+        if count == 0 && !self.scheduler_closed {
+            return Step::Blocked;
+        }
+        session.scheduler_read(count);
+        if count == 0 { Step::SchedulerGone } else { Step::Done }
     }
 
     fn check_scheduler(&self, session: &mut Session<MAX>) -> Step {

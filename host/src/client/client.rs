@@ -152,7 +152,7 @@ impl SchedStatsClient {
         self.shared.session.load(Ordering::Relaxed)
     }
 
-    /// Sends one line and returns the scheduler's line without its LF, byte for byte. The LF of `line` may be left out.
+    /// Sends one line and returns the scheduler's line without its LF, byte for byte. The LF of `line` is optional.
     ///
     /// The answer is one JSON object, whatever its errno; after an errno other than 0 the session is renewed.
     ///

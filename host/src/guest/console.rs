@@ -42,8 +42,8 @@ impl Console {
         String::from_utf8_lossy(bytes.make_contiguous()).into_owned()
     }
 
-    /// Returns the last lines for a message: on one line, each truncated, without control characters. After a kernel's
-    /// panic they end with its reason, not with the registers that the kernel prints after it.
+    /// Returns the last lines for a message: on one line, each truncated, with control characters escaped. After a
+    /// kernel's panic they end with its reason, not with the registers that the kernel prints after it.
     #[must_use]
     pub fn last_lines(&self) -> String {
         let text = self.text();
@@ -80,7 +80,7 @@ mod tests {
         let console = Console::default();
         assert_eq!(console.last_lines(), "(it printed nothing)");
         console.capture(&b"1\r\n2\n\n3\n\x1b[1mpanic\n5\n"[..]);
-        assert_eq!(console.last_lines(), "2 | 3 | ?[1mpanic | 5");
+        assert_eq!(console.last_lines(), r"2 | 3 | \u{1b}[1mpanic | 5");
     }
 
     #[test]

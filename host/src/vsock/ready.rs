@@ -1,4 +1,4 @@
-//! Waiting for an agent to come up: its Ready, a connection to [`READY_PORT`](crate::READY_PORT) that begins with its
+//! Waiting for an agent to come up: its Ready, a connection to [`READY_PORT`] that begins with its
 //! hello.
 //!
 //! Any process of the guest can connect to that port. One that sends nothing, or something else, delays nobody: the
@@ -99,7 +99,7 @@ enum Hello {
 }
 
 impl ReadyListener<Listener> {
-    /// Listens on [`READY_PORT`](crate::READY_PORT) of a guest's device.
+    /// Listens on [`READY_PORT`] of a guest's device.
     ///
     /// # Errors
     ///
@@ -110,7 +110,7 @@ impl ReadyListener<Listener> {
 }
 
 impl ReadyListener<OwnedUnixListener> {
-    /// Listens on a Unix socket: that of [`READY_PORT`](crate::READY_PORT) beside a hybrid socket.
+    /// Listens on a Unix socket: that of [`READY_PORT`] beside a hybrid socket.
     ///
     /// # Errors
     ///

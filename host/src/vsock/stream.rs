@@ -207,8 +207,8 @@ impl Stream {
     pub fn flush(&mut self) -> usize {
         let WriteHalf::Open { tx_buf } = &mut self.write else { return 0 };
         let before = tx_buf.len();
-        while let (false, (front, _)) = (tx_buf.is_empty(), tx_buf.as_slices()) {
-            match send(&self.socket, front, SEND) {
+        while let (false, (bytes, _)) = (tx_buf.is_empty(), tx_buf.as_slices()) {
+            match send(&self.socket, bytes, SEND) {
                 Ok(sent) => drop(tx_buf.drain(..sent)),
                 Err(errno) if is_transient(&errno.into()) => return before - tx_buf.len(),
                 Err(_) => {

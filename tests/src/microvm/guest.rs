@@ -1,6 +1,6 @@
 //! A running guest, and a paused one.
 
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use kvm_ioctls::Kvm;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use scx_vsock::READY_PORT;
 use scx_vsock::guest::{CommandChannel, CommandOutput, Console};
 use scx_vsock::transport::kvm::Irq;
-use scx_vsock::vsock::{Handle, Listener};
+use scx_vsock::vsock::{Handle, ReadyListener, ReadyWait};
 
 use super::bus::Bus;
 use super::exit_reason::ExitReason;
@@ -20,7 +19,6 @@ use super::machine::Machine;
 use super::processor::{Processor, Running};
 use super::serial::{COMMANDS, CONSOLE, SerialPort};
 use super::{acpi, kernel};
-use crate::agent::{HELLO, is_hello};
 use crate::device_thread::DeviceThread;
 
 /// The parts of a guest that outlive its pauses.
@@ -97,7 +95,7 @@ impl Guest {
         let (commands, typed) = UnixStream::pair()?;
         let port = SerialPort::new(Irq::connect(&machine.vm, COMMANDS.irq)?, typed.try_clone()?);
         let vsock = machine.attach_vsock(None)?;
-        let ready = vsock.handle().listen(READY_PORT)?;
+        let mut ready = ReadyListener::listen(&vsock.handle())?;
         let bus = Bus {
             console: SerialPort::new(Irq::connect(&machine.vm, CONSOLE.irq)?, console.clone()),
             commands: Arc::new(port),
@@ -109,27 +107,16 @@ impl Guest {
         let shell = Shell(Arc::new(Mutex::new(CommandChannel::new(commands))));
         let parts = Parts { machine, device_thread, shell };
         let guest = PausedGuest { processor, bus, parts }.start()?;
-        guest.wait_until_ready(&ready, within)?;
+        guest.wait_until_ready(&mut ready, within)?;
         Ok(guest)
     }
 
     /// Waits for the agent's Ready, the guest's end or the deadline, whatever comes first.
-    fn wait_until_ready(&self, ready: &Listener, within: Duration) -> Result<()> {
-        let deadline = Instant::now() + within;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match ready.accept() {
-                Ok(stream) => return says_hello(stream, left),
-                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error.into()),
-                _ => {}
-            }
-            let mut fds = [PollFd::new(ready, PollFlags::IN), PollFd::new(&self.running, PollFlags::IN)];
-            if poll(&mut fds, Some(&Timespec::try_from(left)?))? == 0 {
-                bail!("the guest's agent is not ready after {} s", within.as_secs());
-            }
-            if !fds[1].revents().is_empty() {
-                bail!("the guest ended before its agent was ready");
-            }
+    fn wait_until_ready(&self, ready: &mut ReadyListener, within: Duration) -> Result<()> {
+        match ready.wait(Instant::now() + within, &self.running)? {
+            ReadyWait::Ready => Ok(()),
+            ReadyWait::TimedOut => bail!("the guest's agent is not ready after {} s", within.as_secs()),
+            ReadyWait::Interrupted => bail!("the guest ended before its agent was ready"),
         }
     }
 
@@ -218,16 +205,6 @@ impl PausedGuest {
     pub fn notify_exits(&self) -> usize {
         self.bus.notify_exits
     }
-}
-
-/// Checks that the agent's Ready connection begins with its hello.
-fn says_hello(mut stream: UnixStream, within: Duration) -> Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
-    let mut hello = [0; HELLO.len()];
-    stream.read_exact(&mut hello).context("the agent's hello")?;
-    ensure!(is_hello(&hello), "{:?} is not the agent's hello", String::from_utf8_lossy(&hello));
-    Ok(())
 }
 
 /// Sends all bytes from a stream to a serial port, until the stream ends.

@@ -20,6 +20,7 @@ use super::qmp::Qmp;
 use crate::guest::command_channel::CommandChannel;
 use crate::guest::console::Console;
 use crate::guest::error::Error;
+use crate::vsock::ReadyListener;
 
 /// How long a guest may take by default until its agent is ready. Emulation on a busy machine is slow.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -180,7 +181,7 @@ impl GuestBuilder {
         check_qemu(&qemu)?;
         let initramfs = memory_file("initramfs", &self.initramfs()?)?;
         let (server, vsock) = start_device(&env::temp_dir())?;
-        let ready = server.handle().listen(crate::READY_PORT)?;
+        let mut ready = ReadyListener::listen(&server.handle())?;
         let (commands, guest_commands) = UnixStream::pair()?;
         let (qmp, qemu_qmp) = UnixStream::pair()?;
         let inherited =
@@ -190,7 +191,7 @@ impl GuestBuilder {
         let process =
             ChildProcess::start(command, console.clone()).map_err(|source| Error::NoQemu { program: qemu, source })?;
         let mut guest = Guest::new(process, console, server, CommandChannel::new(commands), Qmp::new(qmp));
-        guest.wait_until_ready(&ready, self.deadline)?;
+        guest.wait_until_ready(&mut ready, self.deadline)?;
         Ok(guest)
     }
 }

@@ -4,9 +4,6 @@ use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::retry_on_intr;
-
 use super::child_process::ChildProcess;
 use super::qmp::{Qmp, QmpCommand};
 use crate::SchedStatsClient;
@@ -15,8 +12,7 @@ use crate::guest::console::Console;
 use crate::guest::error::Error;
 use crate::io::Deadline;
 use crate::transport::vhost_user::Server;
-use crate::vsock::says_hello;
-use crate::vsock::{Handle, Listener};
+use crate::vsock::{Handle, ReadyListener, ReadyWait};
 
 /// How long a command may take by default.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
@@ -134,11 +130,11 @@ impl Guest {
     /// [`Error::Qmp`]; [`Error::Host`] if another listener has the agent's Ready port, or the guest has ended;
     /// [`Error::NotReady`]; [`Error::Ended`].
     pub fn reboot(&mut self, within: Duration) -> Result<(), Error> {
-        let ready = self.handle().listen(crate::READY_PORT)?;
+        let mut ready = ReadyListener::listen(&self.handle())?;
         self.execute(QmpCommand::RebootResets)?;
         self.execute(QmpCommand::SystemReset)?;
         // The firmware sees that it has run before, and resets the guest once more.
-        let outcome = self.wait_until_ready(&ready, within);
+        let outcome = self.wait_until_ready(&mut ready, within);
         outcome.and(self.execute(QmpCommand::RebootShutsDown))
     }
 
@@ -147,26 +143,14 @@ impl Guest {
     }
 
     /// Waits for the agent's Ready, the guest's end or the deadline, whatever comes first.
-    pub(super) fn wait_until_ready(&mut self, ready: &Listener, within: Duration) -> Result<(), Error> {
+    pub(super) fn wait_until_ready(&mut self, ready: &mut ReadyListener, within: Duration) -> Result<(), Error> {
         let deadline = Deadline::after(Instant::now(), within);
-        let left = || deadline.left(Instant::now());
-        loop {
-            match ready.accept() {
-                Ok(stream) if says_hello(&stream, left()) => return Ok(()),
-                // Another connection may wait already.
-                Ok(_) => continue,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return Err(self.exited()),
-            }
-            if left().is_zero() {
-                return Err(Error::NotReady { within, console: self.console.last_lines() });
-            }
-            let mut fds = [PollFd::new(ready, PollFlags::IN), PollFd::new(&self.process, PollFlags::IN)];
-            retry_on_intr(|| poll(&mut fds, Timespec::try_from(left()).ok().as_ref()))
-                .map_err(|errno| Error::Host(errno.into()))?;
-            if fds.get(1).is_some_and(|process| !process.revents().is_empty()) {
-                return Err(self.exited());
-            }
+        match ready.wait(deadline.at(), &self.process) {
+            Ok(ReadyWait::Ready) => Ok(()),
+            Ok(ReadyWait::TimedOut) => Err(Error::NotReady { within, console: self.console.last_lines() }),
+            Ok(ReadyWait::Interrupted) => Err(self.exited()),
+            Err(error) if error.kind() == ErrorKind::NotConnected => Err(self.exited()),
+            Err(error) => Err(Error::Host(error)),
         }
     }
 

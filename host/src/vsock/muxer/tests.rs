@@ -163,7 +163,7 @@ impl Bench {
         (stream, key)
     }
 
-    /// A connection whose close the guest was told, and when it is overdue.
+    /// A connection whose SHUTDOWN the guest was sent, and when its RST is overdue.
     fn closing(&mut self, port: u32) -> (Key, Instant) {
         let (stream, key) = self.connect(port);
         drop(stream);
@@ -330,9 +330,9 @@ fn ready_connections_take_turns() {
     }
     bench.poll();
     assert_eq!(bench.muxer.schedule.ready.len(), 3);
-    let told = bench.sent();
+    let sent = bench.sent();
     let round = connections.each_ref().map(|&(_, key)| (Operation::ReadWrite, key));
-    assert_eq!(told, [round, round, round].concat());
+    assert_eq!(sent, [round, round, round].concat());
 }
 
 #[test]
@@ -398,7 +398,7 @@ fn payload_fits_buffer_and_credit() {
 fn held_bytes_counts_buffers_and_queues() {
     let mut bench = Bench::new();
     assert_eq!(bench.muxer.held_bytes(), 0);
-    let (_spills, _) = bench.fill_tx_buf();
+    let (_stream, _) = bench.fill_tx_buf();
     assert_eq!(bench.muxer.held_bytes(), 256 * 1024);
     let _wanted: [_; 2] = array::from_fn(|_| bench.handle.connect(PORT).unwrap());
     bench.poll();
@@ -633,7 +633,7 @@ fn a_poll_resets_what_is_overdue() {
     let (key, _) = bench.closing(PORT);
     bench.poll();
     assert_eq!(bench.sent(), []);
-    // As if it had been told that long ago.
+    // As if that had been sent that long ago.
     let past = Instant::now();
     bench.muxer.connections.get_mut(&key).unwrap().connection.set_deadline(past);
     bench.muxer.schedule.next_deadline = Some(past);
@@ -809,11 +809,11 @@ fn a_hosts_end_follows_its_last_byte() {
         stream.shutdown(Shutdown::Write).unwrap();
         let kept = (!closes_wholly).then_some(stream);
         bench.poll();
-        let told: Vec<_> =
+        let packets: Vec<_> =
             bench.received().iter().map(|(packet, _)| (operation(packet), packet.len, packet.flags)).collect();
         let room = u32::try_from(ROOM).unwrap();
         let payload = |len| (Operation::ReadWrite, len, 0);
-        assert_eq!(told, [payload(room), payload(1), (Operation::Shutdown, 0, flags)]);
+        assert_eq!(packets, [payload(room), payload(1), (Operation::Shutdown, 0, flags)]);
         assert_eq!(bench.muxer.connections[&key].connection.deadline().is_some(), closes_wholly);
         drop(kept);
     }
@@ -1050,7 +1050,7 @@ fn a_guest_that_receives_no_more_sends_on() {
     assert!(is_broken(&stream));
     bench.send_payload(key, b"to the host");
     assert_eq!(read(&stream), (b"to the host".to_vec(), false));
-    // The host can send no more, which the guest is told.
+    // The host can send no more, of which the guest is notified.
     bench.poll();
     let (shutdown, _) = bench.only();
     assert_eq!((operation(&shutdown), shutdown.flags), (Operation::Shutdown, SHUTDOWN_SEND));

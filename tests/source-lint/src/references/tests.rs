@@ -43,7 +43,7 @@ fn the_declaration_of_a_module_is_no_reference() {
 }
 
 #[test]
-fn re_exports_lead_to_the_definition() {
+fn re_exports_refer_to_the_definition() {
     let found = references(&[
         ("src/lib.rs", "mod client; mod user; pub use client::Deadline;"),
         ("src/client/mod.rs", "mod wait; pub use wait::Deadline as Limit; pub use wait::*;"),
@@ -55,7 +55,7 @@ fn re_exports_lead_to_the_definition() {
 }
 
 #[test]
-fn private_imports_of_a_parent_lead_to_the_definition() {
+fn private_imports_of_a_parent_refer_to_the_definition() {
     let found = references(&[
         ("src/lib.rs", "mod a; mod b;"),
         ("src/a.rs", "use crate::b::B; mod c;"),

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use scx_vsock_tests::agent::{self, Agent};
 use scx_vsock_tests::peer::Peer;
 
+use crate::measure::{Measure, Programs};
 use crate::row::{Goal, Row, quantile};
-use crate::{Measure, Programs, system_calls};
+use crate::system_calls;
 
 /// The rows of this module.
 pub const ALL: &[Measure] = &[

@@ -12,9 +12,9 @@ use scx_vsock_tests::guest_driver::{Connection, TX_BUFFERS};
 use scx_vsock_tests::peer::Peer;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::device_rows::round_trips;
+use crate::measure::{Measure, Programs, micros};
+use crate::round_trips::{PAYLOAD, round_trips};
 use crate::row::{Goal, Row};
-use crate::{Measure, Programs, micros};
 
 /// The rows of this module.
 pub const ALL: &[Measure] = &[("back-end-round-trip", round_trip), ("back-end-throughput", throughput)];
@@ -68,7 +68,7 @@ fn round_trip(programs: &Programs) -> Row {
 fn echo_round_trips(connected: &mut Connected, times: usize) -> Vec<f64> {
     let mut host = connected.host();
     let Connected { front_end, connection, .. } = connected;
-    let mut left = times * crate::device_rows::PAYLOAD;
+    let mut left = times * PAYLOAD;
     thread::scope(|scope| {
         scope.spawn(move || {
             while left > 0 {

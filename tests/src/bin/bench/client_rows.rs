@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::measure::{Measure, Programs, micros};
 use crate::row::{Goal, Row, quantile};
-use crate::{Measure, Programs, micros};
 
 /// The rows of this module.
 pub const ALL: &[Measure] =

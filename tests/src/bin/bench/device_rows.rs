@@ -5,7 +5,6 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Instant;
 
 use scx_vsock::transport::mmio::Mmio;
 use scx_vsock::vsock::Device;
@@ -16,17 +15,15 @@ use scx_vsock_tests::guest_driver::{CID, Connection, Driver, Guest, memory};
 use scx_vsock_tests::mmio_driver::Registers;
 use scx_vsock_tests::peer::DEADLINE;
 
+use crate::measure::{Measure, Programs, micros};
+use crate::round_trips::{PAYLOAD, round_trips};
 use crate::row::{Goal, Row};
-use crate::{Measure, Programs, micros};
 
 /// The rows of this module.
 pub const ALL: &[Measure] =
     &[("in-process", in_process_round_trip), ("many-guests", many_guests), ("idle-device", idle_device)];
 
 const PORT: u32 = 729;
-
-/// The payload of a round trip, in bytes.
-pub const PAYLOAD: usize = 4096;
 
 /// Connects from the host to a guest whose device another thread serves.
 fn connect(guest: &mut Guest<Registers>) -> Connection {
@@ -55,19 +52,6 @@ fn echo(guest: &mut Guest<Registers>, connection: &mut Connection) {
             _ => {}
         }
     }
-}
-
-/// Returns the microseconds of each of `times` round trips.
-pub fn round_trips(host: &mut UnixStream, times: usize) -> Vec<f64> {
-    let payload = [b'x'; PAYLOAD];
-    let mut back = [0; PAYLOAD];
-    let mut round_trip = || {
-        let started = Instant::now();
-        host.write_all(&payload).unwrap();
-        host.read_exact(&mut back).unwrap();
-        micros(started.elapsed())
-    };
-    (0..times).map(|_| round_trip()).collect()
 }
 
 fn in_process_round_trip(_: &Programs) -> Row {

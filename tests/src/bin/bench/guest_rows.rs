@@ -13,8 +13,8 @@ use scx_vsock_tests::guest::{TypedQemu, builder};
 use scx_vsock_tests::peer::Peer;
 use scx_vsock_tests::vsock_latency::{ECHO, INSIDE, REQUEST, SOCAT, median, requests};
 
+use crate::measure::{Measure, Programs};
 use crate::row::{Goal, Row};
-use crate::{Measure, Programs};
 
 /// The rows of this module.
 pub const ALL: &[Measure] = &[("added-latency", added_latency), ("added-latency-floor", added_latency_floor)];

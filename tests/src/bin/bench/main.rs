@@ -20,29 +20,16 @@ mod back_end_rows;
 mod client_rows;
 mod device_rows;
 mod guest_rows;
+mod measure;
+mod round_trips;
 mod row;
 mod system_calls;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
+use measure::{Measure, Programs};
 use row::Row;
-
-/// The programs that are measured, apart from the agent.
-struct Programs {
-    /// The relay with std.
-    relay: PathBuf,
-    /// The `scx-vsock` command.
-    command: PathBuf,
-}
-
-/// The name of a row on the command line, and the function that measures it.
-type Measure = (&'static str, fn(&Programs) -> Row);
-
-fn micros(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e6
-}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
