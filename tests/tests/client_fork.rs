@@ -1,6 +1,11 @@
 //! The host library in a process that was forked while it was in use.
 
-#![allow(clippy::unwrap_used, reason = "a helper of a test that fails is a test that fails")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a helper of a test that fails is a test that fails"
+)]
 #![allow(unsafe_code, reason = "only a fork inherits a session")]
 
 use std::iter::repeat_with;
