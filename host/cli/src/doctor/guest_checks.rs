@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scx_vsock::client::{Interest, PollClient, decode};
+use scx_vsock::endpoint::Handshake;
 use scx_vsock::io::Deadline;
-use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsError, StatsRequest};
+use scx_vsock::{Connect, Endpoint, MissingStatsReason, SchedStatsError, StatsRequest};
 use serde_json::Value;
 
 use super::check_result::CheckResult;
@@ -43,7 +44,7 @@ fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
     if let Some(version) = client.agent_version() {
         results.push(CheckResult::ok(AGENT, format!("version {version} at {uri}")));
     }
-    let said_hello = client.agent_version().is_some() || matches!(uri, Endpoint::Scx { .. });
+    let said_hello = client.agent_version().is_some() || uri.handshake() == Handshake::Plain;
     match outcome {
         Ok(meta) => {
             results.push(CheckResult::ok(SOCKET, "accepts connections"));
