@@ -29,10 +29,11 @@
 //!
 //! ```no_run
 //! use scx_vsock_agent::{Agent, Config, Storage, Turn};
+//! use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS};
 //!
 //! # fn wait_for(fd: i32) {}
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut storage = Box::new(Storage::<8, { 256 * 1024 }>::new());
+//! let mut storage = Box::new(Storage::<SESSIONS, MAX_RESPONSE_BYTES>::new());
 //! let mut agent = Agent::new(&mut storage, &Config::default())?;
 //! loop {
 //!     if agent.turn()? == Turn::Idle {

@@ -20,6 +20,12 @@ use crate::peer::Peer;
 /// The hello of an agent in some guest.
 pub const HELLO: &str = r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","boot_id":"00000000-0000-4000-8000-000000000000","max_request_bytes":262144,"max_response_bytes":262144}}"#;
 
+/// The relay error about a `request` or `response` line over the cap.
+#[must_use]
+pub fn too_large(what: &str, size: usize, max: usize) -> String {
+    format!("{{\"relay_error\":{{\"{what}_too_large\":{{\"size\":{size},\"max\":{max}}}}}}}")
+}
+
 /// The hello of an agent on this machine.
 ///
 /// # Panics

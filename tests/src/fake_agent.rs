@@ -1,6 +1,6 @@
 //! An agent that plays a script: a [`ScriptedScheduler`] whose lines are the wire's envelopes.
 
-use scx_vsock_wire::{AgentAnswer, Envelope, RelayError, STATS_PREFIX, STATS_SUFFIX, Text};
+use scx_vsock_wire::{AgentAnswer, Envelope, RelayError, STATS_PREFIX, STATS_SUFFIX};
 
 use crate::agent::HELLO;
 use crate::scripted_scheduler::{Script, ScriptedScheduler};
@@ -36,21 +36,7 @@ impl Script {
     /// Sends a relay error.
     #[must_use]
     pub fn relay_error(self, error: RelayError<&str>) -> Self {
-        fn text(text: &str) -> Text<'_> {
-            Text::first_line(text.as_bytes())
-        }
-        let error = match error {
-            RelayError::NoScheduler { errno, sched_ext, ops, cause } => {
-                RelayError::NoScheduler { errno, sched_ext: text(sched_ext), ops: text(ops), cause: text(cause) }
-            }
-            RelayError::SchedulerGone { errno, cause } => RelayError::SchedulerGone { errno, cause: text(cause) },
-            RelayError::UnsolicitedData {} => RelayError::UnsolicitedData {},
-            RelayError::RequestTooLarge { size, max } => RelayError::RequestTooLarge { size, max },
-            RelayError::ResponseTooLarge { size, max } => RelayError::ResponseTooLarge { size, max },
-            RelayError::UnknownVerb {} => RelayError::UnknownVerb {},
-            RelayError::Busy { sessions } => RelayError::Busy { sessions },
-        };
-        self.send(Envelope::RelayError(error).emit())
+        self.envelope(&Envelope::RelayError(error))
     }
 
     /// Reads a line, which must ask the agent to wait for the scheduler.
@@ -62,6 +48,11 @@ impl Script {
     /// Reports that the scheduler accepts connections.
     #[must_use]
     pub fn ready(self) -> Self {
-        self.send(Envelope::<Text<'_>>::Agent(AgentAnswer::SchedulerReady {}).emit())
+        self.envelope(&Envelope::Agent(AgentAnswer::SchedulerReady {}))
+    }
+
+    fn envelope(self, envelope: &Envelope<&str>) -> Self {
+        // The envelope is plain data, which always has a form.
+        self.send(format!("{}\n", serde_json::json!(envelope)))
     }
 }

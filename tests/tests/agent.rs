@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use scx_vsock_tests::agent::{self, Agent, hello};
+use scx_vsock_tests::agent::{self, Agent, hello, too_large};
 use scx_vsock_tests::peer::Peer;
 use scx_vsock_wire::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SESSIONS};
 
@@ -102,7 +102,7 @@ fn a_request_of_the_cap_passes_and_one_byte_more_does_not() {
     host.expect(r#"{"stats":1}"#);
 
     host.send(line_of(MAX_REQUEST_BYTES + 1));
-    host.expect(r#"{"relay_error":{"request_too_large":{"size":262145,"max":262144}}}"#);
+    host.expect(too_large("request", MAX_REQUEST_BYTES + 1, MAX_REQUEST_BYTES));
     round_trip(&mut host, &mut scheduler);
 }
 
@@ -120,7 +120,7 @@ fn an_answer_of_the_cap_passes_and_one_byte_more_does_not() {
     scheduler.expect("larger");
     // The agent closes as soon as the cap is passed; the last byte may find nobody.
     let _closed = scheduler.try_send(line_of(MAX_RESPONSE_BYTES + 1));
-    host.expect(r#"{"relay_error":{"response_too_large":{"size":262145,"max":262144}}}"#);
+    host.expect(too_large("response", MAX_RESPONSE_BYTES + 1, MAX_RESPONSE_BYTES));
     host.expect_end();
 
     let mut host = agent.host();
@@ -137,7 +137,7 @@ fn a_line_of_a_gibibyte_is_counted_and_dropped_without_memory() {
         host.send(&megabyte);
     }
     host.send("\n");
-    host.expect(r#"{"relay_error":{"request_too_large":{"size":1073741825,"max":262144}}}"#);
+    host.expect(too_large("request", 1_073_741_825, MAX_REQUEST_BYTES));
     round_trip(&mut host, &mut scheduler);
     let grown = resident_kib(agent.id()).saturating_sub(before);
     assert!(grown <= 300, "grew by {grown} KiB, more than one session's buffer");

@@ -4,8 +4,9 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 
-use scx_vsock_tests::agent::{Agent, hello};
+use scx_vsock_tests::agent::{Agent, hello, too_large};
 use scx_vsock_tests::peer::Peer;
+use scx_vsock_wire::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES};
 
 const ROUNDS: usize = 10_000;
 
@@ -185,8 +186,8 @@ fn scheduler_answers_twice(agent: &Agent, listener: &UnixListener, _: &mut fastr
 fn answer_is_too_large(agent: &Agent, listener: &UnixListener, random: &mut fastrand::Rng) {
     let (mut host, mut scheduler) = asked(agent, listener);
     // The agent closes as soon as the cap is passed, which may fail the rest of the write.
-    let _rest = scheduler.try_send(vec![b'1'; 262_144 + random.usize(..100_000)]);
-    host.expect("{\"relay_error\":{\"response_too_large\":{\"size\":262145,\"max\":262144}}}");
+    let _rest = scheduler.try_send(vec![b'1'; MAX_RESPONSE_BYTES + random.usize(..100_000)]);
+    host.expect(too_large("response", MAX_RESPONSE_BYTES + 1, MAX_RESPONSE_BYTES));
     host.expect_end();
 }
 
@@ -196,7 +197,7 @@ fn request_is_too_large(agent: &Agent, listener: &UnixListener, random: &mut fas
     let mut line = vec![b'x'; size];
     line[size - 1] = b'\n';
     host.send(line);
-    host.expect(format!("{{\"relay_error\":{{\"request_too_large\":{{\"size\":{size},\"max\":262144}}}}}}"));
+    host.expect(too_large("request", size, MAX_REQUEST_BYTES));
     host.send("{}\n");
     let mut scheduler = Peer::accept(listener);
     scheduler.expect("{}");

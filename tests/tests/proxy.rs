@@ -148,7 +148,8 @@ fn invalid_lines_are_answered_with_errors() {
     let long = [vec![b'x'; MAX_REQUEST_BYTES], vec![b'\n']].concat();
     client.send(&long);
     let (errno, text) = error(&mut client);
-    assert!(errno == 90 && text.contains("has 262145 bytes, more than the 262144"), "{errno} {text}");
+    let expected = format!("has {} bytes, more than the {MAX_REQUEST_BYTES}", MAX_REQUEST_BYTES + 1);
+    assert!(errno == 90 && text.contains(&expected), "{errno} {text}");
     client.send("\n{\"agent\":\"wait_scheduler\"}\n");
     assert_eq!(error(&mut client).0, 22);
     let (errno, text) = error(&mut client);

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
-use scx_vsock::{Endpoint, MissingStatsReason, RunControl, Sampler, SchedStatsClient};
+use scx_vsock::{
+    Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MissingStatsReason, RunControl, Sampler, SchedStatsClient,
+};
 use scx_vsock_tests::agent::Agent;
 use scx_vsock_tests::peer::{DEADLINE, Peer};
 use serde::{Deserialize, Deserializer};
@@ -102,7 +104,7 @@ fn refused(line: impl AsRef<[u8]>) -> MissingStatsReason {
 
 #[test]
 fn every_reason_happens_from_a_real_cause() {
-    let too_large = [&[b'1'; 262_144][..], b"\n"].concat();
+    let too_large = [&[b'1'; MAX_RESPONSE_BYTES][..], b"\n"].concat();
     let cases = [
         ("no_scheduler_binary", Sampler::new(None).sample("none").stats.unwrap_err()),
         ("no_scheduler", without_a_scheduler()),
@@ -121,7 +123,7 @@ fn every_reason_happens_from_a_real_cause() {
         ("invalid_request", refused("two\nlines")),
     ];
     let named: BTreeMap<&str, &MissingStatsReason> = cases.iter().map(|(name, reason)| (*name, reason)).collect();
-    assert_eq!(named.len(), 15, "a reason is missing");
+    assert_eq!(named.len(), MissingStatsReason::KINDS.len(), "a reason is missing");
     for (name, reason) in named {
         assert_eq!(reason.kind(), name, "{reason}");
         let line = serde_json::to_string(reason).unwrap();
@@ -135,8 +137,8 @@ fn reasons_carry_the_facts() {
     assert_eq!(reason, MissingStatsReason::SchedulerError { errno: 22, args: json!({ "resp": "no such target" }) });
     assert_eq!(with_every_session_taken(), MissingStatsReason::AgentBusy { sessions: 8 });
     assert_eq!(interrupted_by(|_| (), SHORT), MissingStatsReason::TimedOut { after_ms: 200 });
-    let expected = MissingStatsReason::RequestTooLarge { size: 262_145, max: 262_144 };
-    assert_eq!(refused([b'x'; 262_144]), expected);
+    let expected = MissingStatsReason::RequestTooLarge { size: MAX_REQUEST_BYTES + 1, max: MAX_REQUEST_BYTES };
+    assert_eq!(refused([b'x'; MAX_REQUEST_BYTES]), expected);
 }
 
 #[test]

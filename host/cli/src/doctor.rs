@@ -13,7 +13,7 @@ use clap::Args;
 use scx_vsock::Endpoint;
 use serde_json::Value;
 
-use crate::target::URI_HELP;
+use crate::target::uri_help;
 use crate::{duration, output};
 use check_result::CheckResult;
 use host_checks::HostFiles;
@@ -33,7 +33,7 @@ Examples:
   scx-vsock doctor vsock://3
   scx-vsock doctor hybrid:/run/guest1/v.sock --json | jq '.[] | select(.state == \"error\")'")]
 pub struct Doctor {
-    #[arg(value_name = "URI", help = URI_HELP)]
+    #[arg(value_name = "URI", help = uri_help())]
     uri: Option<Endpoint>,
 
     /// How long to wait for an answer, in seconds or with a unit (250ms)

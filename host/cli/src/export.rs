@@ -17,7 +17,7 @@ use scx_vsock::export::Exporter;
 
 use crate::duration;
 use crate::signals::Signals;
-use crate::target::URIS_HELP;
+use crate::target::uris_help;
 
 /// Export the stats of many guests to Prometheus
 ///
@@ -39,7 +39,7 @@ Configuration of Prometheus:
     - job_name: scx-vsock
       static_configs: [{targets: ['127.0.0.1:9729']}]")]
 pub struct Export {
-    #[arg(required = true, value_name = "[NAME=]URI", help = URIS_HELP)]
+    #[arg(required = true, value_name = "[NAME=]URI", help = uris_help())]
     guests: Vec<Named>,
 
     /// The address to listen on; port 0 takes a free port, which is printed

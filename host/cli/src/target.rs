@@ -3,22 +3,25 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use scx_vsock::endpoint::FORMS;
 use scx_vsock::{Endpoint, SchedStatsClient, SchedStatsError};
 
 use crate::duration;
 
-/// The help of an argument that names one guest.
-pub const URI_HELP: &str = "The agent's address: vsock://CID[:PORT], hybrid:PATH[?port=N] or unix:PATH; or scx:PATH, \
-                            a scheduler's own socket on this host";
+/// Returns the help of an argument that names one guest.
+pub fn uri_help() -> String {
+    format!("The agent's address: {FORMS}; see 'scx-vsock --help'")
+}
 
-/// The help of an argument that names several guests.
-pub const URIS_HELP: &str = "The agents' addresses: vsock://CID[:PORT], hybrid:PATH[?port=N] or unix:PATH; or \
-                             scx:PATH, a scheduler's own socket on this host";
+/// Returns the help of an argument that names several guests.
+pub fn uris_help() -> String {
+    format!("The agents' addresses: {FORMS}; see 'scx-vsock --help'")
+}
 
 /// The arguments of verbs that ask one guest.
 #[derive(Args)]
 pub struct Target {
-    #[arg(value_name = "URI", help = URI_HELP)]
+    #[arg(value_name = "URI", help = uri_help())]
     uri: Endpoint,
 
     /// How long to wait for an answer, in seconds or with a unit (250ms)

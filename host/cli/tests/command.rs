@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+use scx_vsock::endpoint::FORMS;
+
 fn scx_vsock(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_scx-vsock")).args(arguments).output().unwrap()
 }
@@ -58,6 +60,14 @@ fn without_a_verb_the_help_is_printed() {
     let output = scx_vsock(&[]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("Commands:\n"));
+}
+
+#[test]
+fn help_explains_every_form_of_an_address() {
+    let help = printed(&["--help"]);
+    for form in FORMS.split([',', ' ']).filter(|word| word.contains(':')) {
+        assert!(help.contains(&format!("\n  {form} ")), "{form}");
+    }
 }
 
 #[test]

@@ -88,9 +88,7 @@ pub fn resp<T: DeserializeOwned>(answer: Answer<'_>) -> Result<Decoded<T>, Sched
 pub fn ready(answer: Answer<'_>) -> Result<Decoded<()>, SchedStatsError> {
     match answer {
         Answer::SchedulerReady => Ok(Decoded { value: (), errno: 0 }),
-        Answer::Scheduler(_) | Answer::Opened => {
-            Err(SchedStatsError::malformed("the agent sent stats instead of scheduler_ready"))
-        }
+        other => Err(unexpected(other, "scheduler_ready")),
     }
 }
 
@@ -102,9 +100,7 @@ pub fn ready(answer: Answer<'_>) -> Result<Decoded<()>, SchedStatsError> {
 pub fn opened(answer: Answer<'_>) -> Result<Decoded<()>, SchedStatsError> {
     match answer {
         Answer::Opened => Ok(Decoded { value: (), errno: 0 }),
-        Answer::Scheduler(_) | Answer::SchedulerReady => {
-            Err(SchedStatsError::malformed("the agent answered, although no request was sent"))
-        }
+        other => Err(unexpected(other, "nothing")),
     }
 }
 
@@ -112,10 +108,18 @@ fn scheduler(answer: Answer<'_>) -> Result<&str, SchedStatsError> {
     match answer {
         Answer::Scheduler(line) => std::str::from_utf8(line)
             .map_err(|error| SchedStatsError::malformed(format!("the scheduler's line is not UTF-8: {error}"))),
-        Answer::SchedulerReady | Answer::Opened => {
-            Err(SchedStatsError::malformed("the agent sent scheduler_ready instead of stats"))
-        }
+        other => Err(unexpected(other, "stats")),
     }
+}
+
+/// Returns the error of an answer of another kind than the one that was requested.
+fn unexpected(answer: Answer<'_>, expected: &str) -> SchedStatsError {
+    let sent = match answer {
+        Answer::Scheduler(_) => "stats",
+        Answer::SchedulerReady => "scheduler_ready",
+        Answer::Opened => "nothing",
+    };
+    SchedStatsError::malformed(format!("the agent sent {sent} instead of {expected}"))
 }
 
 /// Parses the whole line as one object.

@@ -227,8 +227,7 @@ mod tests {
             ("vsock://3:729/x", "the port must be a number below 2^32"),
         ] {
             let error = uri.parse::<Endpoint>().unwrap_err().to_string();
-            let forms = "write vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH or scx:PATH";
-            assert_eq!(error, format!("{uri:?} is not the URI of an agent: {problem}; {forms}"));
+            assert_eq!(error, format!("{uri:?} is not the URI of an agent: {problem}; write {FORMS}"));
         }
     }
 

@@ -15,7 +15,7 @@ mod reason_list;
 mod request;
 mod response;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use depth::MAX_JSON_DEPTH;
 pub(crate) use depth::nest_too_deep;

@@ -52,7 +52,7 @@ fn every_reason() -> Vec<Row> {
 }
 
 /// Every error, its errno, and whether its session lives on.
-fn every_error() -> Vec<(SchedStatsError, i32, bool)> {
+pub(crate) fn every_error() -> Vec<(SchedStatsError, i32, bool)> {
     use SchedStatsError as E;
     let args = || json!({ "resp": "unknown target" });
     let reason = || "why".to_owned();

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsClient, SchedStatsError};
+use scx_vsock::endpoint::Handshake;
+use scx_vsock::{Connect, Endpoint, MissingStatsReason, SchedStatsClient, SchedStatsError};
 use serde_json::Value;
 
 use super::check_result::CheckResult;
@@ -36,7 +37,7 @@ fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
     let client = SchedStatsClient::builder(uri.clone()).deadline(deadline).build();
     let version = match client.agent_version() {
         Ok(version) => version,
-        Err(error) => return vec![failure(&error, matches!(uri, Endpoint::Scx { .. }))],
+        Err(error) => return vec![failure(&error, uri.handshake() == Handshake::Plain)],
     };
     let mut results: Vec<CheckResult> =
         version.map(|version| CheckResult::ok(AGENT, format!("version {version} at {uri}"))).into_iter().collect();

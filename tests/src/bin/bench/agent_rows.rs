@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use scx_vsock_tests::agent::{self, Agent};
 use scx_vsock_tests::peer::Peer;
+use scx_vsock_wire::MAX_RESPONSE_BYTES;
 
 use crate::measure::{Measure, Programs};
 use crate::row::{Goal, Row, quantile};
@@ -101,7 +102,12 @@ fn idle_memory(programs: &Programs) -> Row {
 }
 
 fn full_memory(programs: &Programs) -> Row {
-    memory("agent after a 256 KiB answer / std relay, private KiB", &programs.relay, 262_144, Goal::Ours(320.0))
+    memory(
+        "agent after a 256 KiB answer / std relay, private KiB",
+        &programs.relay,
+        MAX_RESPONSE_BYTES,
+        Goal::Ours(320.0),
+    )
 }
 
 fn system_calls_per_request(programs: &Programs) -> Row {
@@ -183,8 +189,8 @@ impl Misbehaving {
         };
         let stuck = requested();
         let (unread, mut answering) = requested();
-        let mut longest = vec![b'1'; 262_144];
-        longest[262_143] = b'\n';
+        let mut longest = vec![b'1'; MAX_RESPONSE_BYTES];
+        longest[MAX_RESPONSE_BYTES - 1] = b'\n';
         answering.send(longest);
         let mut slow = agent.host();
         let sending = Arc::new(AtomicBool::new(true));
