@@ -326,15 +326,16 @@ impl SchedStatsClient {
         // Before the first session, so that an agent is heard that comes up right after it has failed.
         let listener = self.shared.endpoint.listen_for_agent();
         loop {
-            let reason = match self.open_session(call) {
-                Err(SchedStatsError::AgentUnreachable { reason, .. }) => reason,
+            let (reason, source) = match self.open_session(call) {
+                Err(SchedStatsError::AgentUnreachable { reason, source }) => (reason, source),
                 outcome => return outcome.map(drop),
             };
             match &listener {
                 Ok(Some(listener)) if has_come_up(listener.as_ref(), call)? => {}
-                Ok(_) => return Err(SchedStatsError::unreachable(reason)),
+                Ok(_) => return Err(SchedStatsError::AgentUnreachable { reason, source }),
                 Err(error) => {
-                    return Err(SchedStatsError::unreachable(format!("{reason}; cannot wait for it: {error}")));
+                    let cause = source.map(|source| format!(": {}", source.get())).unwrap_or_default();
+                    return Err(SchedStatsError::unreachable(format!("{reason}{cause}; cannot wait for it: {error}")));
                 }
             }
         }

@@ -74,6 +74,6 @@ pub use limits::{BUFFER_BYTES, MAX_CONNECTIONS, SEND_BUFFER_BYTES, memory_bound}
 pub use listener::{Listener, MAX_BACKLOG, MAX_LISTENERS};
 pub use muxer::MAX_HELD_BYTES;
 pub use protocol::Preamble;
-pub use ready::{ReadyListener, ReadyWait, says_hello};
+pub use ready::{ReadyListener, ReadyWait};
 pub use rst_queue::{MAX_RSTS, Rst};
 pub use snapshot::{DeviceState, InvalidSnapshot};

@@ -221,18 +221,6 @@ impl Candidate {
     }
 }
 
-/// Whether the connection begins as an agent's does, as far as that shows `within` this time. Use [`ReadyListener`]: this
-/// waits for one connection alone.
-#[doc(hidden)]
-#[must_use]
-pub fn says_hello(mut stream: &UnixStream, within: Duration) -> bool {
-    let mut beginning = [0; HELLO_PREFIX.len()];
-    stream.set_nonblocking(false).is_ok()
-        && stream.set_read_timeout(Some(within.max(Duration::from_millis(1)))).is_ok()
-        && stream.read_exact(&mut beginning).is_ok()
-        && beginning == HELLO_PREFIX
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
