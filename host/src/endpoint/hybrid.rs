@@ -4,6 +4,13 @@
 //! the VMM's socket at `PATH`, writes `CONNECT port`, reads `OK port`, and then has the stream of a guest's listener. A
 //! program that listens at `PATH_port` is connected when the guest connects to that port of the host. Firecracker defined
 //! it; Cloud Hypervisor, Kata Containers, vhost-device-vsock and this crate's bridge speak it.
+//!
+//! ```
+//! use scx_vsock::endpoint::hybrid::{connect_line, is_ok, ok_line, parse_connect};
+//!
+//! assert_eq!(parse_connect(connect_line(729).as_bytes()), Some(729)); // the program's line, read by the VMM
+//! assert!(is_ok(ok_line(1_073_741_824).trim_end().as_bytes())); // and the VMM's reply, read by the program
+//! ```
 
 use std::path::{Path, PathBuf};
 
