@@ -305,7 +305,7 @@ fn vsock_and_its_device_are_checked() {
     run("rm /dev/vhost-vsock");
     in_guest(&guest, "root", "").have("/dev/vhost-vsock", "warning", "does not exist", "modprobe vhost_vsock");
     let results = in_guest(&guest, "root", "vsock://77");
-    results.have("agent", "error", "vsock://77", "start the guest and scx-vsock-agent");
+    results.have("agent", "error", "vsock://77", "start the guest, and scx-vsock-agent");
     run("mknod /dev/kvm c 10 232; chmod 600 /dev/kvm");
     in_guest(&guest, "user", "").have("KVM", "warning", "cannot open /dev/kvm: Permission denied", "usermod -aG kvm");
     // A module goes once what held it has, the agent's socket for one, which the kernel gives no event for.
