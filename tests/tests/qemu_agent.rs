@@ -69,7 +69,7 @@ fn an_agent_started_before_vsock_reports_ready() {
 fn a_second_agent_on_the_port_exits() {
     let guest = coverage_guest::boot(builder());
     let second = guest.run(&["/bin/scx-vsock-agent"]).unwrap();
-    let message = "scx-vsock-agent: cannot listen on vsock port 729: errno 98; does another agent run?\n";
+    let message = "scx-vsock-agent: cannot listen on vsock port 729: errno 98; is another agent running?\n";
     assert_eq!((second.status, String::from_utf8_lossy(&second.stderr).as_ref()), (1, message));
 }
 
