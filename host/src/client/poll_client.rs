@@ -343,8 +343,9 @@ impl ActiveSession {
                     StreamEvent::Received
                 }
                 Err(Errno::AGAIN) => return None,
-                Err(Errno::NOTCONN) if self.is_connecting() => return None,
-                Err(errno) => StreamEvent::Ended(Some(errno)),
+                // The failed write took the error by which poll(2) tells a refused stream from one that is being connected.
+                Err(Errno::NOTCONN) if !self.session.write_failed() && self.is_connecting() => return None,
+                Err(errno) => StreamEvent::Ended(Some(self.take_error().unwrap_or(errno))),
             };
             if let Some(outcome) = self.session.on_event(event) {
                 return Some(outcome);

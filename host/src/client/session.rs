@@ -218,6 +218,15 @@ impl Session {
         matches!(self.state, SessionState::Connecting { .. } | SessionState::Pending { .. })
     }
 
+    /// Whether the request could not be written, so that the stream is not one that is still being connected.
+    pub(super) fn write_failed(&self) -> bool {
+        matches!(
+            self.state,
+            SessionState::Connecting { written: Written::Failed(_), .. }
+                | SessionState::Pending { written: Written::Failed(_), .. }
+        )
+    }
+
     /// Returns the outcome of a request that needs no answer: an open session need not be opened, and without an agent
     /// that could wait for the scheduler, a connected stream says that the scheduler is ready.
     pub(super) fn immediate_outcome(&mut self) -> Option<Outcome> {
