@@ -425,3 +425,26 @@ impl<const SESSIONS: usize, const MAX: usize> Drop for Agent<'_, SESSIONS, MAX> 
         self.storage.sources.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_failed_and_what_to_do() {
+        let text = |problem, errno| format!("{}", Error { problem, errno });
+        assert_eq!(text(Problem::Events, Errno::EMFILE), "cannot create an epoll instance or timer: errno 24");
+        assert_eq!(
+            text(Problem::Listen { port: 729 }, Errno::EADDRINUSE),
+            "cannot listen on vsock port 729: errno 98; is another agent running?"
+        );
+        assert_eq!(
+            text(Problem::Listen { port: 729 }, Errno::EACCES),
+            "cannot listen on vsock port 729: errno 13; ports below 1024 need root"
+        );
+        assert_eq!(
+            text(Problem::Descriptor { number: 3 }, Errno::EBADF),
+            "descriptor 3 is not a listening socket: errno 9"
+        );
+    }
+}

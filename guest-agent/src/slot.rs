@@ -242,3 +242,13 @@ pub fn refuse(host: Fd, sessions: u32) {
     let _best_effort = sys::send(host, up_to(&line, length));
     host.close();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_slot_is_free() {
+        assert!(Slot::<1024>::new().is_free());
+    }
+}
