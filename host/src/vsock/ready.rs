@@ -16,37 +16,12 @@ use scx_vsock_wire::{HELLO_PREFIX, READY_PORT};
 
 use super::handle::Handle;
 use super::listener::Listener;
-use crate::io::OwnedUnixListener;
 
 /// How long a connection may take to send the beginning of a hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The number of connections that have not sent it. A further one replaces the oldest.
 pub const MAX_CANDIDATES: usize = 64;
-
-/// What connections to the port are accepted from, without waiting.
-pub trait ReadySource: AsFd {
-    /// Accepts a connection as a non-blocking stream.
-    ///
-    /// # Errors
-    ///
-    /// `WouldBlock` if there is none.
-    fn accept(&self) -> io::Result<UnixStream>;
-}
-
-impl ReadySource for Listener {
-    fn accept(&self) -> io::Result<UnixStream> {
-        Listener::accept(self)
-    }
-}
-
-impl ReadySource for OwnedUnixListener {
-    fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.listener().accept()?;
-        stream.set_nonblocking(true)?;
-        Ok(stream)
-    }
-}
 
 /// How a wait for the agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +51,8 @@ pub enum ReadyWait {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct ReadyListener<L = Listener> {
-    source: L,
+pub struct ReadyListener {
+    listener: Listener,
     epoll: OwnedFd,
     candidates: VecDeque<Candidate>,
 }
@@ -98,7 +73,7 @@ enum Hello {
     Invalid,
 }
 
-impl ReadyListener<Listener> {
+impl ReadyListener {
     /// Listens on [`READY_PORT`] of a guest's device.
     ///
     /// # Errors
@@ -107,25 +82,11 @@ impl ReadyListener<Listener> {
     pub fn listen(guest: &Handle) -> io::Result<Self> {
         Self::new(guest.listen(READY_PORT)?)
     }
-}
 
-impl ReadyListener<OwnedUnixListener> {
-    /// Listens on a Unix socket: that of [`READY_PORT`] beside a hybrid socket.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's, if it has no epoll instance.
-    pub fn on_socket(socket: OwnedUnixListener) -> io::Result<Self> {
-        socket.listener().set_nonblocking(true)?;
-        Self::new(socket)
-    }
-}
-
-impl<L: ReadySource> ReadyListener<L> {
-    fn new(source: L) -> io::Result<Self> {
+    fn new(listener: Listener) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &source, EventData::new_u64(0), EventFlags::IN)?;
-        Ok(Self { source, epoll, candidates: VecDeque::new() })
+        epoll::add(&epoll, &listener, EventData::new_u64(0), EventFlags::IN)?;
+        Ok(Self { listener, epoll, candidates: VecDeque::new() })
     }
 
     /// Reads what has arrived, without waiting. Returns whether the agent is up; another call may return that again,
@@ -154,7 +115,7 @@ impl<L: ReadySource> ReadyListener<L> {
     /// Accepts at most [`MAX_CANDIDATES`] connections.
     fn accept_all(&mut self) -> io::Result<()> {
         for _ in 0..MAX_CANDIDATES {
-            match self.source.accept() {
+            match self.listener.accept() {
                 Ok(stream) => {
                     epoll::add(&self.epoll, &stream, EventData::new_u64(1), EventFlags::IN)?;
                     let deadline = Instant::now() + HELLO_TIMEOUT;
@@ -195,7 +156,7 @@ impl<L: ReadySource> ReadyListener<L> {
     }
 }
 
-impl<L> AsFd for ReadyListener<L> {
+impl AsFd for ReadyListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
@@ -225,32 +186,31 @@ impl Candidate {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::path::PathBuf;
+    use std::sync::Arc;
 
-    use tempfile::TempDir;
+    use super::super::listener::{Backlog, Listeners};
 
     const LONG: Duration = Duration::from_secs(20);
 
     struct Bench {
-        folder: TempDir,
-        ready: ReadyListener<OwnedUnixListener>,
+        backlog: Arc<Backlog>,
+        ready: ReadyListener,
+        _device: Arc<Listeners>,
     }
 
     impl Bench {
         fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let socket = OwnedUnixListener::bind(folder.path().join("ready")).unwrap();
-            Self { ready: ReadyListener::on_socket(socket).unwrap(), folder }
-        }
-
-        fn path(&self) -> PathBuf {
-            self.folder.path().join("ready")
+            let device = Arc::<Listeners>::default();
+            let ready = ReadyListener::new(device.listen(READY_PORT).unwrap()).unwrap();
+            Self { backlog: device.with_room(READY_PORT).unwrap(), ready, _device: device }
         }
 
         fn process(&self, bytes: &[u8]) -> UnixStream {
-            let mut stream = UnixStream::connect(self.path()).unwrap();
-            stream.write_all(bytes).unwrap();
-            stream
+            let (mut guest, host) = UnixStream::pair().unwrap();
+            host.set_nonblocking(true).unwrap();
+            self.backlog.push(host);
+            guest.write_all(bytes).unwrap();
+            guest
         }
     }
 
