@@ -425,7 +425,7 @@ impl Driver {
     }
 
     /// How many chains the driver has made available in the receive, the transmit and the event queue, as their rings in
-    /// guest memory say, whoever wrote there.
+    /// guest memory say.
     #[must_use]
     pub fn available(&self) -> [u16; 3] {
         [&self.rx, &self.tx, &self.event].map(|ring| {

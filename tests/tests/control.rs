@@ -74,7 +74,7 @@ fn a_stopped_run_sends_nothing() {
     assert_eq!(client.stats(&[]), Ok(json!(1)), "the first line that the agent ever read");
 }
 
-/// Sessions whose other end goes to whoever receives it, with the run, to which something is done then.
+/// Sessions whose other end goes to a receiver, with the run that the receiver then stops.
 #[derive(Debug)]
 struct Sessions {
     others: Sender<(UnixStream, RunControl)>,

@@ -252,7 +252,7 @@ fn a_port_without_a_program_refuses() {
         front_end.send(&connection.header(Operation::Request), &[]);
         front_end.expect(Operation::Rst);
     }
-    // Whoever listens in this process is reached where no program is.
+    // A listener of this process is connected where no program listens at the path.
     let listener = served.server.handle().listen(5).unwrap();
     let connection = Connection::new(UnixStream::pair().unwrap().0, 1025, 5);
     front_end.send(&connection.header(Operation::Request), &[]);

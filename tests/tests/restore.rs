@@ -530,7 +530,7 @@ fn an_agent_is_reached_after_a_restore() {
             stats.join().unwrap().unwrap()
         });
         assert_eq!(stats, number);
-        // The session is open when the guest is saved; whoever has it finds out.
+        // The session is open when the guest is saved: after the restore its client gets an error.
         before = Some(client);
         drop(served);
         kernel.guest = kernel.guest.saved_and_restored();

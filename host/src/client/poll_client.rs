@@ -343,8 +343,7 @@ impl ActiveSession {
                     StreamEvent::Received
                 }
                 Err(Errno::AGAIN) => return None,
-                // The failed write took the error by which poll(2) tells a refused stream from one that is being connected.
-                Err(Errno::NOTCONN) if !self.session.write_failed() && self.is_connecting() => return None,
+                Err(Errno::NOTCONN) if self.is_connecting() => return None,
                 Err(errno) => StreamEvent::Ended(Some(self.take_error().unwrap_or(errno))),
             };
             if let Some(outcome) = self.session.on_event(event) {
@@ -353,8 +352,12 @@ impl ActiveSession {
         }
     }
 
-    /// Whether a stream that is not connected can still become so.
+    /// Whether a stream that is not connected can still become so. A failed write took the error by which poll(2) tells a
+    /// refused stream from one that is being connected.
     fn is_connecting(&self) -> bool {
+        if self.session.write_failed() {
+            return false;
+        }
         let mut fds = [PollFd::new(&self.stream, PollFlags::OUT)];
         let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         let [fd] = fds;

@@ -14,7 +14,7 @@ pub(crate) trait Notify: Sized {
     /// If the process has no more descriptors.
     fn new() -> io::Result<Self>;
 
-    /// Wakes the waiters, and whoever waits before the signal is cleared.
+    /// Wakes the waiters, and those that come before the signal is cleared.
     fn notify(&self);
 
     /// Clears the signal.

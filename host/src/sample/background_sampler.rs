@@ -135,10 +135,10 @@ impl Sampler {
         let schedule = schedule.validate()?;
         let stop = RunControl::new();
         self.stop = stop.clone();
-        let entry = stop.begin_call().map_err(io::Error::other)?;
-        let threads = Arc::clone(&shared);
+        let call = stop.begin_call().map_err(io::Error::other)?;
+        let of_thread = Arc::clone(&shared);
         let run = move || {
-            keep_schedule(&mut self, &schedule, &entry, &threads, sink);
+            keep_schedule(&mut self, &schedule, &call, &of_thread, sink);
             self
         };
         let thread = thread::Builder::new().name("sampler".into()).spawn(run)?;

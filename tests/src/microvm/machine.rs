@@ -74,7 +74,7 @@ impl Machine {
     }
 }
 
-/// Adds a machine's memory, which begins at address 0. Whoever runs its processor keeps the memory alive meanwhile.
+/// Adds a machine's memory, which begins at address 0. The caller keeps the memory alive while the processor runs.
 ///
 /// # Errors
 ///

@@ -38,7 +38,7 @@ pub const CONSOLE: SerialAddress = SerialAddress { port: 0x3f8, irq: 4 };
 /// The one for commands, `ttyS1`.
 pub const COMMANDS: SerialAddress = SerialAddress { port: 0x2f8, irq: 3 };
 
-/// A serial port, shared by the processor and whoever types.
+/// A serial port, shared by the processor and the writer of its input.
 pub struct SerialPort<W: Write> {
     uart: Mutex<Uart<W>>,
 }
@@ -98,7 +98,7 @@ impl<W: Write> SerialPort<W> {
 }
 
 impl SerialPort<UnixStream> {
-    /// Ends the connection to whoever types.
+    /// Ends the connection to the writer.
     pub fn hang_up(&self) {
         let _has_ended = self.lock().serial.writer().shutdown(Shutdown::Both);
     }

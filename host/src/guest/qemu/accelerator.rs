@@ -65,7 +65,7 @@ type Pair = (String, PathBuf);
 struct Cache(Mutex<HashMap<Pair, Arc<OnceLock<Accelerator>>>>);
 
 impl Cache {
-    /// Returns what was found for this pair. Whoever asks first probes, others wait for the result.
+    /// Returns what was found for this pair. The first caller probes; others wait for its result.
     fn get_or_probe(&self, qemu: &str, kernel: &Path, probe: impl FnOnce() -> Accelerator) -> Accelerator {
         let found = {
             let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
