@@ -117,16 +117,18 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// What `poll` or `accept` failed with: a listener is not a listening socket, or other parts of this process took the
-    /// last descriptor. No client can cause one.
+    /// What `poll` or `accept` failed with: a listener is not a listening socket. No client and no shortage of
+    /// descriptors or memory can cause one.
     pub fn run(&mut self, until: &[BorrowedFd<'_>]) -> io::Result<usize> {
         loop {
             let mut events = self.wait(until)?.into_iter();
             if let Some(first) = events.by_ref().take(until.len()).position(|event| !event.is_empty()) {
                 return Ok(first);
             }
-            let ready: Vec<bool> = events.by_ref().take(self.listeners.len()).map(|event| !event.is_empty()).collect();
             let now = Instant::now();
+            let must_retry = self.acceptor.must_retry(now);
+            let ready: Vec<bool> =
+                events.by_ref().take(self.listeners.len()).map(|event| must_retry || !event.is_empty()).collect();
             self.clients.retain_mut(|client| client.on_ready(&mut events, now, self.deadline) == Connection::Open);
             for (at, _) in ready.into_iter().enumerate().filter(|(_, ready)| *ready) {
                 self.accept(at)?;
@@ -141,7 +143,7 @@ impl Proxy {
             set.add(fd, PollFlags::IN);
         }
         for listener in &self.listeners {
-            set.add(listener, PollFlags::IN);
+            self.acceptor.register(&mut set, listener);
         }
         for client in &self.clients {
             client.wait_in(&mut set);
