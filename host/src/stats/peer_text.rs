@@ -10,8 +10,14 @@ const MAX_CHARS: usize = 2_000;
 
 /// A peer's text as it may be shown: truncated, and with control characters and those that reorder or hide text written
 /// as escapes. Nothing is copied, and no more is formatted than is shown.
+///
+/// ```
+/// use scx_vsock::stats::PeerText;
+///
+/// assert_eq!(PeerText::line("red \u{1b}[31m").to_string(), r"red \u{1b}[31m");
+/// ```
 #[derive(Clone, Copy)]
-pub(crate) struct PeerText<T> {
+pub struct PeerText<T> {
     text: T,
     max_chars: usize,
     lines: Lines,
@@ -25,12 +31,12 @@ enum Lines {
 
 impl<T: fmt::Display> PeerText<T> {
     /// The first line, at most 200 characters of it.
-    pub(crate) fn line(text: T) -> Self {
+    pub fn line(text: T) -> Self {
         Self { text, max_chars: MAX_LINE_CHARS, lines: Lines::First }
     }
 
     /// All lines, at most 2,000 characters.
-    pub(crate) fn whole(text: T) -> Self {
+    pub fn whole(text: T) -> Self {
         Self { text, max_chars: MAX_CHARS, lines: Lines::All }
     }
 }
