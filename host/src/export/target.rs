@@ -25,8 +25,6 @@ pub(super) struct Target {
     state: State,
     /// The metrics of a session's stats, and the session.
     metrics: Option<(u64, Arc<MetricSet>)>,
-    /// The session whose stats were last read, and when.
-    last_read: Option<(u64, Instant)>,
     /// Scrapes without stats by the reason's kind.
     pub(super) missing: BTreeMap<&'static str, u64>,
     pub(super) last: Option<Outcome>,
@@ -65,7 +63,6 @@ impl Target {
             client: PollClient::new(connect),
             state: State::Idle,
             metrics: None,
-            last_read: None,
             missing: BTreeMap::new(),
             last: None,
         }
@@ -147,9 +144,7 @@ impl Target {
     }
 
     fn succeed(&mut self, stats: &Value, since: Instant, now: Instant) {
-        let session = self.client.session();
-        let before = self.last_read.replace((session, now)).filter(|(before, _)| *before == session);
-        let interval = before.map(|(_, then)| now.saturating_duration_since(then));
+        let interval = self.client.interval();
         let metrics = self.metrics.as_ref().map(|(_, metrics)| Arc::clone(metrics)).unwrap_or_default();
         let values = Values::read(&metrics, stats);
         self.finish(since, now, Some(Arc::new(TargetStats { metrics, values, interval })));
