@@ -3,6 +3,7 @@
 pub(crate) mod accept;
 mod deadline;
 pub(crate) mod eventfd;
+pub(crate) mod line_reader;
 pub(crate) mod poll;
 pub(crate) mod sync;
 mod unix_listener;
