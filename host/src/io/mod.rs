@@ -3,6 +3,7 @@
 pub(crate) mod accept;
 mod deadline;
 pub(crate) mod eventfd;
+mod path_lock;
 pub(crate) mod poll;
 pub(crate) mod sync;
 mod unix_listener;
