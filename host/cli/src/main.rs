@@ -17,6 +17,7 @@ mod man;
 mod meta;
 mod output;
 mod proxy;
+mod sandbox;
 mod serve;
 mod signals;
 mod stats;
