@@ -187,18 +187,18 @@ pub enum Problem {
 
 impl Error {
     /// What is impossible, why and what to do, as a [template](scx_vsock_wire::template) and its numbers.
-    pub(crate) fn message(self) -> (&'static [u8], [u32; 2]) {
-        let errno = self.errno.into_raw().unsigned_abs();
+    pub(crate) fn message(self) -> (&'static [u8], [u64; 2]) {
+        let errno = self.errno.into_raw().unsigned_abs().into();
         match self.problem {
             Problem::Events => (b"cannot create an epoll instance or timer: errno #", [errno, 0]),
             Problem::Listen { port } if self.errno == Errno::EADDRINUSE => {
-                (b"cannot listen on vsock port #: errno #; is another agent running?", [port, errno])
+                (b"cannot listen on vsock port #: errno #; is another agent running?", [port.into(), errno])
             }
             Problem::Listen { port } => {
-                (b"cannot listen on vsock port #: errno #; ports below 1024 need root", [port, errno])
+                (b"cannot listen on vsock port #: errno #; ports below 1024 need root", [port.into(), errno])
             }
             Problem::Descriptor { number } => {
-                (b"descriptor # is not a listening socket: errno #", [number.unsigned_abs(), errno])
+                (b"descriptor # is not a listening socket: errno #", [number.unsigned_abs().into(), errno])
             }
         }
     }

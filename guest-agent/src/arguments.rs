@@ -362,6 +362,34 @@ mod tests {
     }
 
     #[test]
+    fn maps_are_compared_by_their_numbers() {
+        assert_eq!(problem(&["--map", "1=/a", "--map", "01=/b"]), "this port is mapped twice");
+        assert_eq!(problem(&["--map", "4294967295=/a"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&["--map", "4294967296=/a"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&["--map", "1 =/a"]), "the port must be a decimal number from 0 to 4294967294");
+        let one_socket = config(&["--map", "0=/a", "--map", "4294967294=/a"]).unwrap();
+        assert_eq!(one_socket.maps.as_slice().len(), 2);
+        assert_eq!(problem(&["--port", "1", "--map", "1=/a"]), "--port and --socket do not go with --map");
+        assert_eq!(problem(&["--socket", "/a", "--map", "1=/a"]), "--port and --socket do not go with --map");
+    }
+
+    #[test]
+    fn descriptors_are_as_many_as_maps() {
+        let wrong = "as many listening descriptors as maps are needed";
+        let maps = ["--map", "1=/a", "--map", "2=/b"];
+        for count in [1, 3, 5, usize::MAX] {
+            assert_eq!(activated(&maps, count).unwrap_err().problem.text().to_string(), wrong, "{count}");
+        }
+        assert_eq!(activated(&maps, 2).unwrap().1.listeners.as_slice(), [3, 4]);
+        // Named ones count instead of activated ones.
+        let named = [&maps[..], &["--listen-fd", "0", "--listen-fd", "2147483647"]].concat();
+        assert_eq!(activated(&named, 3).unwrap().1.listeners.as_slice(), [0, i32::MAX]);
+        assert_eq!(problem(&["--listen-fd", "2147483648"]), "this must be a decimal number");
+        let five = ["1", "2", "3", "4", "5"].map(|fd| ["--listen-fd", fd]);
+        assert_eq!(problem(five.as_flattened()), "at most 4 maps or descriptors are served");
+    }
+
+    #[test]
     fn activated_descriptors_start_at_three() {
         let (_, config) = activated(&[], 1).unwrap();
         assert_eq!(config.listeners.as_slice(), [3]);

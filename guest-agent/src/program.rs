@@ -66,7 +66,7 @@ fn activated_descriptors<'a, E: Iterator<Item = &'a [u8]>>(environment: impl Fn(
 }
 
 /// Prints one line to standard error.
-fn print_error(template: &[u8], numbers: &[u32], texts: &[Text<'_>]) {
+fn print_error(template: &[u8], numbers: &[u64], texts: &[Text<'_>]) {
     let mut line = [0; MAX_MESSAGE_BYTES];
     let length = template::fill(&mut line, template, numbers, texts);
     sys::write(2, b"scx-vsock-agent: ");

@@ -74,3 +74,41 @@ impl Ready {
         *self = Self::Done;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn what_passes_is_tried_again() {
+        for errno in [Errno::ENODEV, Errno::EAFNOSUPPORT, Errno::EMFILE, Errno::ENOMEM, Errno::ENOSPC] {
+            assert!(Ready::after(errno).is_pending(), "{errno}");
+        }
+        for errno in [Errno::ECONNREFUSED, Errno::EPERM, Errno::ECONNRESET] {
+            assert!(matches!(Ready::after(errno), Ready::Done), "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_cannot_be_watched_is_closed() {
+        let (mut host, agent) = UnixStream::pair().unwrap();
+        let ready = Ready::watch(Epoll::NONE, Fd::inherited(agent.into_raw_fd()));
+        assert!(matches!(ready, Ready::Done), "no waiting changes that this is no epoll instance");
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn hello_is_sent_once() {
+        let (mut host, agent) = UnixStream::pair().unwrap();
+        let mut ready = Ready::Connecting(Fd::inherited(agent.into_raw_fd()));
+        ready.on_event(4096);
+        ready.on_event(4096);
+        let mut hello = String::new();
+        host.read_to_string(&mut hello).unwrap();
+        assert!(hello.starts_with("{\"hello\":{\"protocol\":1,") && hello.lines().count() == 1, "{hello}");
+        assert!(!ready.is_pending());
+    }
+}

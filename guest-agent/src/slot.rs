@@ -247,8 +247,21 @@ pub fn refuse(host: Fd, sessions: u32) {
 mod tests {
     use super::*;
 
+    use std::io::Read;
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixStream;
+
     #[test]
     fn a_new_slot_is_free() {
         assert!(Slot::<1024>::new().is_free());
+    }
+
+    #[test]
+    fn a_host_that_cannot_be_watched_is_closed_and_takes_no_slot() {
+        let (mut host, agent) = UnixStream::pair().unwrap();
+        let mut slot = Slot::<1024>::new();
+        assert!(slot.open(Epoll::NONE, Fd::inherited(agent.into_raw_fd()), 0, 0).is_err());
+        assert!(slot.is_free());
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
     }
 }

@@ -155,3 +155,20 @@ fn transfer(outcome: sys::Result<u32>) -> Transfer {
         Err(errno) => Transfer::Failed(errno),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_connection_that_cannot_be_watched_is_closed() {
+        let (mut peer, watched) = UnixStream::pair().unwrap();
+        let mut stream = Stream::None;
+        let opened = stream.open(Epoll::NONE, Fd::inherited(watched.into_raw_fd()), 0);
+        assert!(opened.is_err() && matches!(stream, Stream::None));
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    }
+}

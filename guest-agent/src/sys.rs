@@ -395,6 +395,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_epoll_instance_has_no_events() {
+        assert!(Epoll::NONE.wait(&mut [NO_EVENT], 0).is_err());
+    }
+
+    #[test]
+    fn an_address_is_truncated_to_what_the_kernel_takes() {
+        let address = UnixAddress::new(&[b'x'; 2 * MAX_PATH_BYTES]);
+        assert_eq!(address.0.sun_path.last(), Some(&0), "its path ends in a zero byte");
+        assert_eq!(connect_unix(&address), Err(Errno::ENOENT));
+        assert_eq!(format!("{address:?}"), "UnixAddress { .. }");
+    }
+
+    #[test]
     fn an_empty_send_fails_only_after_a_full_close() {
         use std::net::Shutdown;
         use std::os::fd::AsRawFd;

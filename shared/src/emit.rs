@@ -27,7 +27,7 @@ pub fn any_hello(out: &mut [u8], agent: Text<'_>, boot_id: Text<'_>, numbers: [u
         out,
         b"{\"hello\":{\"protocol\":#,\"min_protocol\":#,\"agent\":\"$\",\"boot_id\":\"$\",\
           \"max_request_bytes\":#,\"max_response_bytes\":#}}\n",
-        &numbers,
+        &numbers.map(u64::from),
         &[agent.truncated(MAX_NAME_BYTES), boot_id.truncated(MAX_NAME_BYTES)],
     )
 }
@@ -42,7 +42,7 @@ pub fn no_scheduler(out: &mut [u8], errno: i32, sched_ext: Text<'_>, ops: Text<'
     fill(
         out,
         b"{\"relay_error\":{\"no_scheduler\":{\"errno\":#,\"sched_ext\":\"$\",\"ops\":\"$\",\"cause\":\"$\"}}}\n",
-        &[errno.unsigned_abs()],
+        &[errno.unsigned_abs().into()],
         &[sched_ext.truncated(MAX_NAME_BYTES), ops.truncated(MAX_OPS_BYTES), cause.truncated(MAX_CAUSE_BYTES)],
     )
 }
@@ -50,7 +50,7 @@ pub fn no_scheduler(out: &mut [u8], errno: i32, sched_ext: Text<'_>, ops: Text<'
 /// Writes the relay error `scheduler_gone`.
 pub fn scheduler_gone(out: &mut [u8], errno: i32, cause: Text<'_>) -> usize {
     let template = b"{\"relay_error\":{\"scheduler_gone\":{\"errno\":#,\"cause\":\"$\"}}}\n";
-    fill(out, template, &[errno.unsigned_abs()], &[cause.truncated(MAX_CAUSE_BYTES)])
+    fill(out, template, &[errno.unsigned_abs().into()], &[cause.truncated(MAX_CAUSE_BYTES)])
 }
 
 /// Writes the relay error `unsolicited_data`.
@@ -61,13 +61,13 @@ pub fn unsolicited_data(out: &mut [u8]) -> usize {
 /// Writes the relay error `request_too_large`.
 pub fn request_too_large(out: &mut [u8], size: u32, max: u32) -> usize {
     let template = b"{\"relay_error\":{\"request_too_large\":{\"size\":#,\"max\":#}}}\n";
-    fill(out, template, &[size, max], &[])
+    fill(out, template, &[size.into(), max.into()], &[])
 }
 
 /// Writes the relay error `response_too_large`.
 pub fn response_too_large(out: &mut [u8], size: u32, max: u32) -> usize {
     let template = b"{\"relay_error\":{\"response_too_large\":{\"size\":#,\"max\":#}}}\n";
-    fill(out, template, &[size, max], &[])
+    fill(out, template, &[size.into(), max.into()], &[])
 }
 
 /// Writes the relay error `unknown_verb`.
@@ -77,5 +77,5 @@ pub fn unknown_verb(out: &mut [u8]) -> usize {
 
 /// Writes the relay error `busy`.
 pub fn busy(out: &mut [u8], sessions: u32) -> usize {
-    fill(out, b"{\"relay_error\":{\"busy\":{\"sessions\":#}}}\n", &[sessions], &[])
+    fill(out, b"{\"relay_error\":{\"busy\":{\"sessions\":#}}}\n", &[sessions.into()], &[])
 }

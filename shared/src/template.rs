@@ -14,7 +14,7 @@ use crate::text::Text;
 /// let length = template::fill(&mut out, b"port #: $\n", &[729], &[Text::first_line(b"in use\n")]);
 /// assert_eq!(&out[..length], b"port 729: in use\n");
 /// ```
-pub fn fill(out: &mut [u8], template: &[u8], numbers: &[u32], texts: &[Text<'_>]) -> usize {
+pub fn fill(out: &mut [u8], template: &[u8], numbers: &[u64], texts: &[Text<'_>]) -> usize {
     let mut writer = Writer { out, length: 0 };
     let (mut numbers, mut texts) = (numbers.iter(), texts.iter());
     for &byte in template {
@@ -40,8 +40,8 @@ impl Writer<'_> {
         }
     }
 
-    fn number(&mut self, number: u32) {
-        let mut divisor = 1_000_000_000;
+    fn number(&mut self, number: u64) {
+        let mut divisor = 10_000_000_000_000_000_000;
         while divisor > 0 {
             if divisor <= number || divisor == 1 {
                 self.put(b'0' | u8::try_from(number / divisor % 10).unwrap_or(0));
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn filled(template: &str, numbers: &[u32], texts: &[Text<'_>]) -> String {
+    fn filled(template: &str, numbers: &[u64], texts: &[Text<'_>]) -> String {
         let mut out = [0; 256];
         let length = fill(&mut out, template.as_bytes(), numbers, texts);
         String::from_utf8(out[..length].to_vec()).unwrap()
@@ -70,13 +70,19 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_and_the_greatest_numbers_are_written() {
+        assert_eq!(filled("#,#,#", &[0, u32::MAX.into(), u64::MAX], &[]), "0,4294967295,18446744073709551615");
+    }
+
+    #[test]
     fn a_missing_value_is_nothing() {
         assert_eq!(filled("<#><$>", &[], &[]), "<><>");
     }
 
     proptest! {
         #[test]
-        fn numbers_are_written_as_the_formatter_writes_them(number: u32, other: u8) {
+        fn numbers_are_written_as_the_formatter_writes_them(number: u64, digits in 0u32..20, other: u8) {
+            let number = number / 10u64.pow(digits);
             prop_assert_eq!(filled("#,#", &[number, other.into()], &[]), format!("{number},{other}"));
         }
     }

@@ -72,7 +72,7 @@ impl Verb {
         let mut line = [0; MAX_VERB_BYTES];
         let Self::WaitScheduler { timeout_ms } = *self;
         let template = b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":#}}}\n";
-        let length = template::fill(&mut line, template, &[timeout_ms], &[]);
+        let length = template::fill(&mut line, template, &[timeout_ms.into()], &[]);
         line.iter().take(length).copied().collect()
     }
 }

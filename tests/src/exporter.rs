@@ -23,9 +23,18 @@ impl Exporter {
     ///
     /// When it does not.
     #[must_use]
-    pub fn start(mut command: Command) -> Self {
-        let mut child =
-            command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().expect("the exporter starts");
+    pub fn start(command: Command) -> Self {
+        Self::start_at(command, "127.0.0.1:0")
+    }
+
+    /// Starts a command that is to listen there, and waits until it does.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[must_use]
+    pub fn start_at(mut command: Command, listen: &str) -> Self {
+        let mut child = command.args(["--listen", listen]).stderr(Stdio::piped()).spawn().expect("the exporter starts");
         let mut line = String::new();
         BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("text");
         let at = line.split_once("http://").and_then(|(_, at)| at.trim_end().strip_suffix("/metrics"));

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -48,10 +49,7 @@ impl Peer {
     /// When none comes within [`DEADLINE`].
     #[must_use]
     pub fn accept(listener: &UnixListener) -> Self {
-        let mut fds = [PollFd::new(listener, PollFlags::IN)];
-        let seconds = i64::try_from(DEADLINE.as_secs()).expect("a short deadline");
-        let ready = poll(&mut fds, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).expect("poll works");
-        assert!(ready > 0, "nobody connected within {DEADLINE:?}");
+        wait_for_input(listener);
         Self::new(listener.accept().expect("a connection waits").0)
     }
 
@@ -86,6 +84,15 @@ impl Peer {
     /// When the stream is not connected.
     pub fn finish(&self) {
         self.stream.shutdown(Shutdown::Write).expect("the stream is connected");
+    }
+
+    /// Waits until something can be read, and reads nothing.
+    ///
+    /// # Panics
+    ///
+    /// When nothing comes within [`DEADLINE`].
+    pub fn wait_readable(&self) {
+        wait_for_input(&self.stream);
     }
 
     /// Returns the next line with its LF, or what is left at the end of the stream.
@@ -131,4 +138,11 @@ impl Peer {
         let rest = self.line();
         assert!(rest.is_empty(), "wanted the end, got {:?}", String::from_utf8_lossy(&rest));
     }
+}
+
+fn wait_for_input(fd: &impl AsFd) {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    let seconds = i64::try_from(DEADLINE.as_secs()).expect("a short deadline");
+    let ready = poll(&mut fds, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).expect("poll works");
+    assert!(ready > 0, "nothing came within {DEADLINE:?}");
 }

@@ -2,7 +2,8 @@
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,26 +16,45 @@ use scx_vsock_wire::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SESSIONS};
 const REQUEST: &str = r#"{"req":"stats","args":{}}"#;
 const ANSWER: &str = r#"{"errno":0,"args":{"resp":{"util":12.5}}}"#;
 
-/// An agent, a host that has read hello, and a scheduler whose connection the first request opened; that request is
-/// answered.
-fn connected() -> (Agent, UnixListener, Peer, Peer) {
+/// Sends a session's first request, which opens its connection to the scheduler; returns that.
+fn open(host: &mut Peer, listener: &UnixListener, request: &str) -> Peer {
+    host.send(format!("{request}\n"));
+    let mut scheduler = Peer::accept(listener);
+    scheduler.expect(request);
+    scheduler
+}
+
+/// Answers a request that the scheduler has read.
+fn answer(scheduler: &mut Peer, host: &mut Peer, answer: &str) {
+    scheduler.send(format!("{answer}\n"));
+    host.expect(format!(r#"{{"stats":{answer}}}"#));
+}
+
+/// An agent, its scheduler's socket, and a host that has read hello.
+fn started() -> (Agent, UnixListener, Peer) {
     let agent = Agent::start();
-    let listener = agent.scheduler();
-    let mut host = agent.host();
-    host.send(format!("{REQUEST}\n"));
-    let mut scheduler = Peer::accept(&listener);
-    scheduler.expect(REQUEST);
-    scheduler.send(format!("{ANSWER}\n"));
-    host.expect(format!(r#"{{"stats":{ANSWER}}}"#));
+    let (listener, host) = (agent.scheduler(), agent.host());
+    (agent, listener, host)
+}
+
+/// The same with the scheduler's connection, which the first request opened; that request is answered.
+fn connected() -> (Agent, UnixListener, Peer, Peer) {
+    let (agent, listener, mut host) = started();
+    let mut scheduler = open(&mut host, &listener, REQUEST);
+    answer(&mut scheduler, &mut host, ANSWER);
     (agent, listener, host, scheduler)
+}
+
+/// Sends another request on a session, which the scheduler reads.
+fn request(host: &mut Peer, scheduler: &mut Peer) {
+    host.send("again\n");
+    scheduler.expect("again");
 }
 
 /// One more request and answer on a session.
 fn round_trip(host: &mut Peer, scheduler: &mut Peer) {
-    host.send("again\n");
-    scheduler.expect("again");
-    scheduler.send("1\n");
-    host.expect(r#"{"stats":1}"#);
+    request(host, scheduler);
+    answer(scheduler, host, "1");
 }
 
 /// A line of `size` bytes, its LF counted.
@@ -52,9 +72,7 @@ fn a_session_begins_with_hello_and_answers_one_envelope_a_request() {
 
 #[test]
 fn a_request_is_forwarded_only_when_its_whole_line_is_there() {
-    let agent = Agent::start();
-    let listener = agent.scheduler();
-    let mut host = agent.host();
+    let (agent, listener, mut host) = started();
     for byte in REQUEST.as_bytes() {
         host.send([*byte]);
     }
@@ -62,15 +80,13 @@ fn a_request_is_forwarded_only_when_its_whole_line_is_there() {
     // the next connection is the next session's.
     drop(host);
     let mut host = agent.host();
-    host.send("second\n");
-    Peer::accept(&listener).expect("second");
+    open(&mut host, &listener, "second");
 }
 
 #[test]
 fn answers_in_pieces_of_one_byte_become_one_envelope() {
     let (_agent, _listener, mut host, mut scheduler) = connected();
-    host.send("again\n");
-    scheduler.expect("again");
+    request(&mut host, &mut scheduler);
     for byte in format!("{ANSWER}\n").as_bytes() {
         scheduler.send([*byte]);
     }
@@ -79,16 +95,13 @@ fn answers_in_pieces_of_one_byte_become_one_envelope() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    let agent = Agent::start();
-    let listener = agent.scheduler();
-    let mut host = agent.host();
+    let (agent, listener, mut host) = started();
     let requests: Vec<String> = (0..2000).map(|number| format!("request {number}")).collect();
     host.send(format!("{}\n", requests.join("\n")));
     let mut scheduler = Peer::accept(&listener);
     for (number, request) in requests.iter().enumerate() {
         scheduler.expect(request);
-        scheduler.send(format!("{number}\n"));
-        host.expect(format!(r#"{{"stats":{number}}}"#));
+        answer(&mut scheduler, &mut host, &number.to_string());
     }
 }
 
@@ -98,8 +111,7 @@ fn a_request_of_the_cap_passes_and_one_byte_more_does_not() {
     let line = line_of(MAX_REQUEST_BYTES);
     host.send(&line);
     assert_eq!(scheduler.line(), line);
-    scheduler.send("1\n");
-    host.expect(r#"{"stats":1}"#);
+    answer(&mut scheduler, &mut host, "1");
 
     host.send(line_of(MAX_REQUEST_BYTES + 1));
     host.expect(too_large("request", MAX_REQUEST_BYTES + 1, MAX_REQUEST_BYTES));
@@ -124,8 +136,7 @@ fn an_answer_of_the_cap_passes_and_one_byte_more_does_not() {
     host.expect_end();
 
     let mut host = agent.host();
-    host.send("next\n");
-    Peer::accept(&listener).expect("next");
+    open(&mut host, &listener, "next");
 }
 
 #[test]
@@ -172,18 +183,14 @@ fn no_scheduler_says_why_and_the_session_goes_on() {
     host.expect(no_scheduler(111));
     fs::remove_dir(agent.scheduler_path(0)).unwrap();
     let listener = agent.scheduler();
-    host.send("four\n");
-    let mut scheduler = Peer::accept(&listener);
-    scheduler.expect("four");
-    scheduler.send("4\n");
-    host.expect(r#"{"stats":4}"#);
+    let mut scheduler = open(&mut host, &listener, "four");
+    answer(&mut scheduler, &mut host, "4");
 }
 
 #[test]
 fn a_scheduler_that_goes_during_its_answer_ends_the_session_with_the_reason() {
     let (_agent, _listener, mut host, mut scheduler) = connected();
-    host.send("again\n");
-    scheduler.expect("again");
+    request(&mut host, &mut scheduler);
     scheduler.send(r#"{"errno":0,"#);
     drop(scheduler);
     host.expect(r#"{"relay_error":{"scheduler_gone":{"errno":0,"cause":""}}}"#);
@@ -199,10 +206,29 @@ fn a_scheduler_that_goes_while_idle_ends_the_session_with_the_reason() {
 }
 
 #[test]
-fn an_answer_right_before_the_scheduler_goes_is_forwarded_first() {
+fn a_scheduler_that_closes_with_an_unread_request_is_gone_with_the_errno() {
+    let gone = r#"{"relay_error":{"scheduler_gone":{"errno":104,"cause":""}}}"#;
+    let (_agent, _listener, mut host, scheduler) = connected();
+    host.send("again\n");
+    scheduler.wait_readable();
+    drop(scheduler);
+    host.expect(gone);
+    host.expect_end();
+
     let (_agent, _listener, mut host, mut scheduler) = connected();
     host.send("again\n");
-    scheduler.expect("again");
+    scheduler.wait_readable();
+    answer(&mut scheduler, &mut host, "1");
+    // Its answer came, but it goes without having read the request.
+    drop(scheduler);
+    host.expect(gone);
+    host.expect_end();
+}
+
+#[test]
+fn an_answer_right_before_the_scheduler_goes_is_forwarded_first() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    request(&mut host, &mut scheduler);
     scheduler.send("5\n");
     drop(scheduler);
     host.expect(r#"{"stats":5}"#);
@@ -221,8 +247,7 @@ fn bytes_of_an_idle_scheduler_end_the_session_and_answer_nothing() {
 #[test]
 fn a_second_line_after_the_answer_ends_the_session() {
     let (_agent, _listener, mut host, mut scheduler) = connected();
-    host.send("again\n");
-    scheduler.expect("again");
+    request(&mut host, &mut scheduler);
     scheduler.send("1\n2\n");
     host.expect(r#"{"stats":1}"#);
     host.expect(r#"{"relay_error":{"unsolicited_data":{}}}"#);
@@ -233,10 +258,8 @@ fn a_second_line_after_the_answer_ends_the_session() {
 fn a_forged_relay_error_stands_inside_stats() {
     let (_agent, _listener, mut host, mut scheduler) = connected();
     for forged in [r#"{"relay_error":{"busy":{"sessions":8}}}"#, r#"1,"relay_error":{"unknown_verb":{}}"#] {
-        host.send("again\n");
-        scheduler.expect("again");
-        scheduler.send(format!("{forged}\n"));
-        host.expect(format!(r#"{{"stats":{forged}}}"#));
+        request(&mut host, &mut scheduler);
+        answer(&mut scheduler, &mut host, forged);
     }
 }
 
@@ -268,8 +291,7 @@ fn wait_scheduler_is_answered_when_the_scheduler_comes() {
     let mut scheduler = Peer::accept(&listener);
     host.expect(r#"{"agent":{"scheduler_ready":{}}}"#);
     scheduler.expect("first");
-    scheduler.send("1\n");
-    host.expect(r#"{"stats":1}"#);
+    answer(&mut scheduler, &mut host, "1");
     host.send("{\"agent\":{\"wait_scheduler\":{}}}\n");
     host.expect(r#"{"agent":{"scheduler_ready":{}}}"#);
     round_trip(&mut host, &mut scheduler);
@@ -293,8 +315,7 @@ fn wait_scheduler_ends_when_its_time_is_over() {
     assert!(line.starts_with(r#"{"relay_error":{"no_scheduler":{"errno":111,"#), "{line}");
     fs::remove_file(agent.scheduler_path(0)).unwrap();
     let listener = agent.scheduler();
-    host.send("next\n");
-    Peer::accept(&listener).expect("next");
+    open(&mut host, &listener, "next");
 }
 
 #[test]
@@ -311,8 +332,7 @@ fn a_hosts_half_close_ends_the_session_after_its_answers() {
     host.finish();
     for line in ["one", "two"] {
         scheduler.expect(line);
-        scheduler.send("1\n");
-        host.expect(r#"{"stats":1}"#);
+        answer(&mut scheduler, &mut host, "1");
     }
     host.expect(r#"{"relay_error":{"unknown_verb":{}}}"#);
     host.expect_end();
@@ -322,13 +342,42 @@ fn a_hosts_half_close_ends_the_session_after_its_answers() {
 #[test]
 fn a_host_that_closes_after_its_half_close_ends_the_session_at_once() {
     let (agent, _listener, mut host, mut scheduler) = connected();
-    host.send("again\n");
-    scheduler.expect("again");
+    request(&mut host, &mut scheduler);
     host.finish();
     // The agent knows of the half-close when it serves the next host.
     let _next = agent.host();
     drop(host);
     scheduler.expect_end();
+}
+
+#[test]
+fn a_host_that_half_closes_before_it_reads_still_gets_its_whole_answer() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    request(&mut host, &mut scheduler);
+    let mut line = line_of(MAX_RESPONSE_BYTES);
+    scheduler.send(&line);
+    line.pop();
+    // The answer is longer than the socket's buffer, so that the agent waits for room then.
+    host.wait_readable();
+    host.finish();
+    host.expect([br#"{"stats":"#, line.as_slice(), b"}"].concat());
+    host.expect_end();
+}
+
+#[test]
+fn a_wait_for_a_scheduler_delays_no_other_session() {
+    let agent = Agent::start();
+    let mut waits = agent.host();
+    waits.send("{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":60000}}}\n");
+    let mut other = agent.host();
+    for _ in 0..100 {
+        other.send("{}\n");
+        assert!(other.line().starts_with(br#"{"relay_error":{"no_scheduler":{"errno":2,"#));
+    }
+    let listener = agent.scheduler();
+    let mut scheduler = Peer::accept(&listener);
+    waits.expect(r#"{"agent":{"scheduler_ready":{}}}"#);
+    round_trip(&mut waits, &mut scheduler);
 }
 
 #[test]
@@ -347,11 +396,8 @@ fn bytes_that_came_right_before_a_request_are_never_its_answer() {
     let listener = agent.scheduler();
     for _ in 0..2_000 {
         let mut host = agent.host();
-        host.send("one\n");
-        let mut scheduler = Peer::accept(&listener);
-        scheduler.expect("one");
-        scheduler.send("1\n");
-        host.expect(r#"{"stats":1}"#);
+        let mut scheduler = open(&mut host, &listener, "one");
+        answer(&mut scheduler, &mut host, "1");
         scheduler.send("stale\n");
         // The agent may be anywhere between its sleep and this request, or have closed already.
         let _closed = host.try_send("two\n");
@@ -386,24 +432,17 @@ fn sessions_do_not_delay_each_other() {
     let listener = agent.scheduler();
     // Stuck in its scheduler.
     let mut stuck = agent.host();
-    stuck.send("stuck\n");
-    let mut silent = Peer::accept(&listener);
-    silent.expect("stuck");
+    let _silent = open(&mut stuck, &listener, "stuck");
     // Never reads its answer.
     let mut deaf = agent.host();
-    deaf.send("deaf\n");
-    let mut talker = Peer::accept(&listener);
-    talker.expect("deaf");
+    let mut talker = open(&mut deaf, &listener, "deaf");
     talker.send(line_of(MAX_RESPONSE_BYTES));
     // Sends a line that never ends.
     let mut endless = agent.host();
     endless.send(vec![b'x'; 1 << 20]);
     let mut host = agent.host();
-    host.send("one\n");
-    let mut scheduler = Peer::accept(&listener);
-    scheduler.expect("one");
-    scheduler.send("1\n");
-    host.expect(r#"{"stats":1}"#);
+    let mut scheduler = open(&mut host, &listener, "one");
+    answer(&mut scheduler, &mut host, "1");
     for _ in 0..100 {
         round_trip(&mut host, &mut scheduler);
     }
@@ -416,11 +455,8 @@ fn each_port_has_its_own_scheduler() {
         let listener = UnixListener::bind(agent.scheduler_path(map)).unwrap();
         let mut host = Peer::connect(&agent.host_path(map));
         host.expect(hello());
-        host.send("who\n");
-        let mut scheduler = Peer::accept(&listener);
-        scheduler.expect("who");
-        scheduler.send(format!("{map}\n"));
-        host.expect(format!(r#"{{"stats":{map}}}"#));
+        let mut scheduler = open(&mut host, &listener, "who");
+        answer(&mut scheduler, &mut host, &map.to_string());
     }
 }
 
@@ -456,6 +492,11 @@ fn a_descriptor_that_does_not_listen_is_named() {
     });
     assert_eq!(status.code(), Some(1));
     assert_eq!(errors, "scx-vsock-agent: descriptor 0 is not a listening socket: errno 88\n");
+    let (stream, _other) = UnixStream::pair().unwrap();
+    let (_, _, errors) = agent::run(|command| {
+        command.args(["--listen-fd", "0"]).stdin(OwnedFd::from(stream));
+    });
+    assert_eq!(errors, "scx-vsock-agent: descriptor 0 is not a listening socket: errno 22\n");
 }
 
 #[test]

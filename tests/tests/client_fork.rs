@@ -10,12 +10,14 @@
 
 use std::iter::repeat_with;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use rustix::process::{Pid, WaitOptions, waitpid};
-use scx_vsock::{Endpoint, RunControl, SchedStatsClient};
+use scx_vsock::sample::{BackgroundSampler, Schedule};
+use scx_vsock::{Endpoint, RunControl, Sampler, SchedStatsClient};
 use scx_vsock_tests::fake_agent::FakeAgent;
 use scx_vsock_tests::peer::DEADLINE;
-use scx_vsock_tests::scripted_scheduler::Script;
+use scx_vsock_tests::scripted_scheduler::{Event, Script};
 use serde_json::Value;
 
 /// Seconds after which a forked process is killed.
@@ -62,6 +64,31 @@ fn a_forked_process_opens_its_own_session() {
         (0..5).for_each(|step| request(&client, 100 * round + step));
         assert_eq!(exit_status(child), Some(0), "the child of round {round} failed");
         assert_eq!(client.session(), 1, "the parent keeps its session");
+    }
+}
+
+#[test]
+fn a_forked_process_can_drop_a_background_sampler() {
+    let never = Schedule::Every(Duration::from_secs(3_600));
+    let stop = |mut sampler: BackgroundSampler| assert!(sampler.stop().is_none());
+    for forked in [stop as fn(BackgroundSampler), drop] {
+        let agent = FakeAgent::start(repeat_with(|| Script::agent().line().stall()));
+        let client = SchedStatsClient::builder(Endpoint::Unix { path: agent.path() }).deadline(DEADLINE).build();
+        let sampler = Sampler::new(Some(client)).spawn_buffered(never.clone(), 9).unwrap();
+        // Its thread is in a call.
+        agent.wait_for(&Event::Stalled(0));
+        let mut sampler = Some(sampler);
+        let child = fork(|| {
+            let inherited = sampler.take().unwrap();
+            assert!(inherited.is_finished() && inherited.take_samples().samples().is_empty());
+            assert_eq!((inherited.stats().taken, format!("{inherited:?}").is_empty()), (0, false));
+            forked(inherited);
+        });
+        assert_eq!(exit_status(child), Some(0));
+        let sampler = sampler.as_mut().unwrap();
+        assert!(!sampler.is_finished(), "the parent's sampler goes on");
+        assert!(sampler.stop().is_some());
+        agent.release();
     }
 }
 

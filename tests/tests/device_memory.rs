@@ -1,11 +1,16 @@
 //! How much memory a guest can make the host hold, the kernel's included. Alone in its process, whose memory it measures.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
+use std::os::unix::net::{UnixListener, UnixStream};
+
 use rustix::net::{SendFlags, send};
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::{BUFFER_BYTES, MAX_CONNECTIONS, SEND_BUFFER_BYTES, memory_bound};
+use scx_vsock::vsock::{
+    BUFFER_BYTES, Listener, MAX_CONNECTIONS, RESERVED_CONNECTIONS, SEND_BUFFER_BYTES, memory_bound,
+};
 use scx_vsock_tests::cgroup::{Group, resident_bytes};
 use scx_vsock_tests::guest_driver::{Connection, Guest, MEMORY, pattern};
+use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Bytes that the kernel may have counted for a group before they are used.
@@ -32,23 +37,27 @@ fn fill_guest(guest: &mut Guest, connection: &Connection, payload: &[u8]) {
     }
 }
 
-/// Bytes that this many connections make the host hold when nobody reads.
-fn held(connections: usize, payload: &[u8], measure: &impl Fn() -> usize) -> usize {
-    let mut guest = Guest::new();
-    // All of guest memory is there from the start, and so is not counted.
+/// A guest all of whose memory is there from the start, and so is not counted.
+fn resident_guest() -> Guest {
+    let guest = Guest::new();
     for at in (0..MEMORY).step_by(4096).filter(|&at| !(0x10_0000..0x30_0000).contains(&at)) {
         guest.memory().write_obj(0u8, GuestAddress(at as u64)).unwrap();
     }
-    let listener = guest.device.handle().listen(1).unwrap();
+    guest
+}
+
+/// Bytes that this many connections of the host make it hold when nobody reads.
+fn held(connections: usize, payload: &[u8], measure: &impl Fn() -> usize) -> usize {
+    let mut guest = resident_guest();
     let before = measure();
-    let mut open: Vec<Connection> = (0..u32::try_from(connections).unwrap())
-        .map(|guest_port| {
-            let request = Header { buf_alloc: 0, ..Guest::header(Operation::Request, guest_port, 1) };
-            guest.send(&request, &[]);
-            let response = guest.received().pop().unwrap();
-            let mut connection = Connection::new(listener.accept().unwrap(), guest_port, 1);
+    let mut open: Vec<Connection> = (0..connections)
+        .map(|_| {
+            let stream = guest.device.handle().connect(1).unwrap();
+            let request = guest.received().pop().unwrap();
+            let mut connection = Connection::new(stream, 1, request.header.src_port);
             connection.buf_alloc = 0;
-            connection.on_packet(&response.header);
+            connection.on_packet(&request.header);
+            guest.send(&connection.header(Operation::Response), &[]);
             connection
         })
         .collect();
@@ -59,6 +68,71 @@ fn held(connections: usize, payload: &[u8], measure: &impl Fn() -> usize) -> usi
     assert_eq!(guest.device.connections(), connections);
     let after = measure();
     after.saturating_sub(before)
+}
+
+/// Where the guest's connections end.
+enum HostEnd {
+    /// Listeners in this process.
+    Listeners(Vec<Listener>),
+    /// Programs that have a Unix socket, and accept nothing.
+    Programs(TempDir, Vec<UnixListener>),
+}
+
+/// Ports of the host.
+const PORTS: u32 = 8;
+
+impl HostEnd {
+    fn listeners(guest: &Guest) -> Self {
+        Self::Listeners((0..PORTS).map(|port| guest.device.handle().listen(port).unwrap()).collect())
+    }
+
+    fn programs(guest: &Guest) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        guest.device.handle().set_uds_path(folder.path().join("host"));
+        let bind = |port| UnixListener::bind(folder.path().join(format!("host_{port}"))).unwrap();
+        let programs = (0..PORTS).map(bind).collect();
+        Self::Programs(folder, programs)
+    }
+
+    /// The host's stream of the connection that was made last, where somebody accepts it.
+    fn accept(&self, port: u32) -> Option<UnixStream> {
+        match self {
+            Self::Listeners(listeners) => listeners[port as usize].accept().ok(),
+            Self::Programs(..) => None,
+        }
+    }
+}
+
+/// The guest connects, sends all that it may and resets, over and over, while nobody reads. Returns the bytes that the
+/// host holds then, and the places that are taken.
+fn held_after_resets(end: fn(&Guest) -> HostEnd, payload: &[u8], measure: &impl Fn() -> usize) -> (usize, usize) {
+    let mut guest = resident_guest();
+    let end = end(&guest);
+    let before = measure();
+    let mut accepted = Vec::new();
+    for guest_port in 0..2 * u32::try_from(MAX_CONNECTIONS).unwrap() {
+        let port = guest_port % PORTS;
+        let request = Header { buf_alloc: 0, ..Guest::header(Operation::Request, guest_port, port) };
+        guest.send(&request, &[]);
+        let answer = guest.received().pop().unwrap();
+        if answer.operation() == Operation::Rst {
+            continue;
+        }
+        let stream = end.accept(port);
+        // Of a program's connection the device has the only end here.
+        let host = stream.as_ref().map_or_else(|| UnixStream::pair().unwrap().0, |stream| stream.try_clone().unwrap());
+        let mut connection = Connection::new(host, guest_port, port);
+        connection.buf_alloc = 0;
+        connection.on_packet(&answer.header);
+        fill_host(&mut guest, &mut connection, payload);
+        if stream.is_some() {
+            fill_guest(&mut guest, &connection, payload);
+        }
+        guest.send(&connection.header(Operation::Rst), &[]);
+        accepted.extend(stream);
+    }
+    let held = measure().saturating_sub(before);
+    (held, guest.device.counters().connections.total())
 }
 
 #[test]
@@ -76,5 +150,12 @@ fn a_hostile_guest_stays_within_the_memory_bound() {
         // That something was measured at all: the smaller part of what was sent, less what the kernel counts ahead.
         let least = (connections * (BUFFER_BYTES as usize / 2 + in_sockets)).saturating_sub(COUNTED_AHEAD);
         assert!(held >= least, "{connections} connections hold only {held} bytes: measured wrongly");
+    }
+    for (end, name) in [(HostEnd::listeners as fn(&Guest) -> HostEnd, "listeners"), (HostEnd::programs, "programs")] {
+        let (held, places) = held_after_resets(end, &pattern(64 * 1024), &measure);
+        let bound = memory_bound(MAX_CONNECTIONS);
+        println!("{places} connections to {name}, reset: {held} bytes held {what}, at most {bound} stated");
+        assert_eq!(places, MAX_CONNECTIONS - RESERVED_CONNECTIONS, "the guest has all that it may have");
+        assert!(held <= bound, "reset connections to {name} hold {held} bytes, and {bound} are stated");
     }
 }

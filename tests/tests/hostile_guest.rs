@@ -4,6 +4,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{
     EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
@@ -347,6 +348,32 @@ fn payload_before_the_response_is_reset() {
     let response = Guest::header(Operation::Response, PORT, request.src_port);
     guest.send(&response, &[]);
     assert_eq!(headers(&mut guest), [reset_of(&response)]);
+    guest.serves_on();
+}
+
+/// Takes no more than its share of a long transmit queue in one call, and sends what there is to send meanwhile.
+#[test]
+fn a_busy_transmit_queue_delays_no_payload() {
+    let (mut guest, connection) = connected();
+    let header = Header { len: BUFFER_BYTES, ..Guest::header(Operation::ReadWrite, 77, 78) };
+    let bytes = [&header.emit()[..], &pattern(BUFFER_BYTES as usize)].concat();
+    let mut queued = 0;
+    while guest.queue_bytes(&bytes, &[Header::BYTES]) {
+        queued += 1;
+    }
+    (&connection.stream).write_all(b"payload").unwrap();
+    let [_, before, _] = guest.device.used();
+    guest.service();
+    let taken = guest.device.used()[1].wrapping_sub(before);
+    assert!(taken < queued, "{taken} packets of {BUFFER_BYTES} bytes in one call");
+    let packets: Vec<_> = std::iter::from_fn(|| guest.receive()).collect();
+    assert!(packets.iter().any(|packet| packet.payload == b"payload"), "{packets:?}");
+    // What is left wakes the device.
+    while guest.device.used()[1].wrapping_sub(before) < queued {
+        let is_woken = poll(&mut [PollFd::new(&guest.device.fd(), PollFlags::IN)], Some(&Timespec::default())).unwrap();
+        assert_eq!(is_woken, 1);
+        guest.received();
+    }
     guest.serves_on();
 }
 

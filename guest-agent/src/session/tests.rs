@@ -97,6 +97,33 @@ fn the_hosts_close_ends_the_session_in_every_state() {
 }
 
 #[test]
+fn a_host_whose_connection_fails_ends_the_session() {
+    let mut sends_hello = Session::<MAX>::default();
+    open(&mut sends_hello);
+    for mut session in [sends_hello, greeted()] {
+        session.failed(104);
+        assert!(session.is_closed());
+    }
+}
+
+#[test]
+fn a_scheduler_whose_connection_fails_is_gone_with_the_errno() {
+    let mut forwards = greeted();
+    Driver::new(b"one\n").step(&mut forwards, usize::MAX);
+    forwards.scheduler_connected();
+    forwards.scheduler_silent();
+    assert!(matches!(forwards.action(), Action::WriteScheduler(b"one\n")));
+    let mut awaits_the_answer = greeted();
+    Driver::new(b"one\n").run(&mut awaits_the_answer);
+    assert!(matches!(awaits_the_answer.action(), Action::ReadScheduler(_)));
+    for mut session in [forwards, awaits_the_answer] {
+        session.failed(104);
+        let Action::WriteHost(pieces) = session.action() else { panic!("nothing is reported") };
+        assert_eq!(pieces.concat(), b"{\"relay_error\":{\"scheduler_gone\":{\"errno\":104,\"cause\":\"\"}}}\n");
+    }
+}
+
+#[test]
 fn an_opened_session_remembers_nothing_of_the_one_before() {
     let mut session = greeted();
     Driver::new(b"one\ntwo\nthr").step(&mut session, usize::MAX);

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anstyle::Style;
 use scx_vsock::Sample;
+use scx_vsock::stats::PeerText;
 use serde_json::Value;
 
 /// The style of names and values. anstream removes it where stdout is not a terminal.
@@ -14,9 +15,6 @@ pub const DIM: Style = Style::new().dimmed();
 
 /// The most fields shown of one sample among many.
 const MAX_FIELDS: usize = 24;
-
-/// The most characters shown of a guest's text.
-const MAX_CHARACTERS: usize = 200;
 
 /// A sample as a heading and a line for each field.
 pub fn sample(sample: &Sample) -> String {
@@ -42,11 +40,25 @@ fn heading(sample: &Sample) -> String {
 }
 
 /// Every scalar with its dotted path, the least nested first.
-pub fn rows(stats: &Value) -> Vec<(String, String)> {
-    let mut rows = Vec::new();
-    collect("", stats, &mut rows);
-    rows.sort_by_key(|(path, _)| path.matches('.').count());
-    rows
+fn rows(stats: &Value) -> Vec<(String, String)> {
+    let rows = scalars(stats).into_iter();
+    rows.map(|(path, value)| (path, value_text(value))).collect()
+}
+
+/// Every number with its dotted path, the least nested first.
+pub fn number_rows(stats: &Value) -> Vec<(String, String)> {
+    let numbers = scalars(stats).into_iter().filter(|(_, value)| value.is_number());
+    numbers.map(|(path, value)| (path, value_text(value))).collect()
+}
+
+/// A value on one line; of one that has values inside, only its size.
+pub fn value_text(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => format!("{} fields", fields.len()),
+        Value::Array(items) => format!("an array of {}", items.len()),
+        Value::String(text) => clean(text),
+        scalar => scalar.to_string(),
+    }
 }
 
 /// A line for each scalar, aligned, up to `max` of them.
@@ -64,21 +76,32 @@ pub fn fields(stats: &Value, max: usize) -> String {
     text
 }
 
-fn collect(path: &str, value: &Value, rows: &mut Vec<(String, String)>) {
-    let join = |name: &str| if path.is_empty() { clean(name) } else { format!("{path}.{}", clean(name)) };
+fn scalars(stats: &Value) -> Vec<(String, &Value)> {
+    let mut scalars = Vec::new();
+    collect("", stats, &mut scalars);
+    scalars.sort_by_key(|(path, _)| path.matches('.').count());
+    scalars
+}
+
+fn collect<'v>(path: &str, value: &'v Value, scalars: &mut Vec<(String, &'v Value)>) {
+    let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match value {
-        Value::Object(map) => map.iter().for_each(|(name, value)| collect(&join(name), value, rows)),
+        Value::Object(map) => map.iter().for_each(|(name, value)| collect(&join(&component(name)), value, scalars)),
         Value::Array(items) => {
-            items.iter().enumerate().for_each(|(at, value)| collect(&join(&at.to_string()), value, rows));
+            items.iter().enumerate().for_each(|(at, value)| collect(&join(&at.to_string()), value, scalars));
         }
-        Value::String(text) => rows.push((path.to_owned(), clean(text))),
-        scalar => rows.push((path.to_owned(), scalar.to_string())),
+        scalar => scalars.push((path.to_owned(), scalar)),
     }
 }
 
-/// A guest's text without control characters, which could act on the terminal, and truncated.
+/// A name as a component of a path that --field takes.
+fn component(name: &str) -> String {
+    clean(&name.replace('\\', r"\\").replace('.', r"\."))
+}
+
+/// A guest's text as it can be shown: one line of it, truncated, with control characters as escapes.
 pub fn clean(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(MAX_CHARACTERS).collect()
+    PeerText::line(text).to_string()
 }
 
 #[cfg(test)]
@@ -88,7 +111,9 @@ mod tests {
     use serde_json::json;
 
     fn sample_of(stats: Result<Value, MissingStatsReason>) -> Sample {
-        Sample { tag: "sample 2".into(), elapsed_ms: 2_017, session: 1, interval_ms: Some(1_001), stats }
+        let sample =
+            json!({ "tag": "sample 2", "elapsed_ms": 2_017, "session": 1, "interval_ms": 1_001, "stats": stats });
+        serde_json::from_value(sample).unwrap()
     }
 
     fn plain(of: &Sample) -> String {
@@ -100,8 +125,17 @@ mod tests {
         let text = plain(&sample_of(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2Jb"}))));
         assert_eq!(
             text,
-            "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  name                    a[2Jb\n  cpus.0.busy                 3\n"
+            "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  name              a\\u{1b}[2Jb\n  cpus.0.busy                 3\n"
         );
+    }
+
+    #[test]
+    fn a_path_is_one_that_field_takes() {
+        let stats = json!({ "a.b": { "c\\d": [1] } });
+        let rows = rows(&stats);
+        let [(path, value)] = rows.as_slice() else { unreachable!("one scalar") };
+        let path: scx_vsock::stats::StatPath = path.parse().unwrap();
+        assert_eq!((path.get(&stats).unwrap(), value.as_str()), (&json!(1), "1"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub struct Doctor {
     #[arg(value_name = "URI", help = uri_help())]
     uri: Option<Endpoint>,
 
-    /// How long to wait for an answer, in seconds or with a unit (250ms)
+    /// How long to wait for all answers of the guest together, in seconds or with a unit (250ms)
     #[arg(long, value_name = "TIME", default_value = "5", value_parser = duration::parse)]
     deadline: Duration,
 

@@ -1,7 +1,8 @@
 //! `scx-vsock export`: the stats of many guests for Prometheus.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -45,9 +46,11 @@ pub struct Export {
     #[arg(required = true, value_name = "[NAME=]URI", help = uris_help())]
     guests: Vec<Named>,
 
-    /// The address to listen on; port 0 takes a free port, which is printed
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9729")]
-    listen: SocketAddr,
+    /// The address to listen on: HOST:PORT, or :PORT for every address of this host; port 0 takes a free port, which is printed
+    ///
+    /// Whoever can connect to it can read the stats: there is neither TLS nor authentication.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9729", value_parser = parse_listen)]
+    listen: String,
 
     /// How long a scrape waits for guests, in seconds or with a unit (250ms); a shorter scrape timeout of Prometheus takes precedence
     #[arg(long, value_name = "TIME", default_value = "5", value_parser = duration::parse)]
@@ -83,8 +86,8 @@ impl Export {
     pub fn run(&self) -> Result<ExitCode> {
         raise_descriptor_limit();
         let signals = Signals::block(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
-        let listener = TcpListener::bind(self.listen)
-            .map_err(|error| anyhow!("cannot listen on {}: {error}; choose another --listen ADDR", self.listen))?;
+        let listener = listen(&self.listen)
+            .map_err(|error| anyhow!("cannot listen on {}: {error}; choose another --listen HOST:PORT", self.listen))?;
         let address = listener.local_addr()?;
         let mut exporter = Exporter::new(listener)?.deadline(self.deadline);
         let mut names = BTreeSet::new();
@@ -98,6 +101,24 @@ impl Export {
         }
         exporter.run(&[signals.as_fd()])?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Checks the form of an address. What its host is, the system says when it listens.
+fn parse_listen(address: &str) -> Result<String, &'static str> {
+    let port = address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    if matches!(port, Some(Ok(_))) { Ok(address.to_owned()) } else { Err("write HOST:PORT or :PORT") }
+}
+
+/// Listens on an address as users of exporters write it.
+fn listen(address: &str) -> io::Result<TcpListener> {
+    match address.strip_prefix(':') {
+        // The first takes IPv4 as well, unless the host has no IPv6.
+        Some(port) => TcpListener::bind(format!("[::]:{port}")).or_else(|error| match error.kind() {
+            io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => Err(error),
+            _ => TcpListener::bind(format!("0.0.0.0:{port}")),
+        }),
+        None => TcpListener::bind(address),
     }
 }
 

@@ -9,8 +9,18 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use scx_vsock::guest::initramfs::inject::{self, add_agent};
+use scx_vsock::guest::initramfs::inject::{self, InitramfsWithAgent, add_agent};
 use scx_vsock::guest::{Error, qemu::find_agent};
+
+use crate::error_report::one_line;
+
+/// The most bytes of an initramfs and of an agent's file, which are read into memory.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// What to do where the modules of the transport are missing.
+const TRANSPORT_FIX: &str = "unless the guest's kernel has the virtio-vsock transport built in, no host reaches the agent; \
+    echo vmw_vsock_virtio_transport >>/etc/initramfs-tools/modules for update-initramfs, or pass \
+    --add-drivers vmw_vsock_virtio_transport to dracut";
 
 /// Put the agent into a guest image
 #[derive(Args)]
@@ -33,8 +43,9 @@ enum Action {
 /// archive appended, which the kernel unpacks over it: the agent, and an init that starts the agent and then runs the
 /// init of BASE. An agent that is in BASE already is replaced. A user who cannot read BASE cannot read OUT.
 ///
-/// The guest must stay in its initramfs (not switch to another root), and its kernel must have the virtio-vsock driver, built in or loaded by the
-/// init of BASE. For QEMU, serve --print-qemu-args prints the arguments for the vsock device.
+/// The guest must stay in its initramfs (not switch to another root), and its kernel must have the virtio-vsock driver,
+/// built in or loaded by the init of BASE; where BASE lacks the driver's modules, a warning names them. For QEMU,
+/// serve --print-qemu-args prints the arguments for the vsock device.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -72,23 +83,46 @@ impl Add {
         let arguments: Vec<&str> = self.agent_args.iter().map(String::as_str).collect();
         let image =
             add_agent(&base, &agent, &arguments).with_context(|| format!("cannot use {}", self.base.display()))?;
-        atomic_file::write(&self.out, &image, &source)
+        atomic_file::write(&self.out, &image.bytes, &source)
             .with_context(|| format!("cannot write {}", self.out.display()))?;
-        eprintln!(
-            "scx-vsock: wrote {}, {} bytes more than {}: its /init starts /{} and then runs /{}",
-            self.out.display(),
-            image.len() - base.len(),
-            self.base.display(),
-            inject::AGENT,
-            inject::INIT,
-        );
+        self.report(base.len(), &image);
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn report(&self, before: usize, image: &InitramfsWithAgent) {
+        let (base, out, after) = (self.base.display(), self.out.display(), image.bytes.len());
+        let (bytes, than) = (after.abs_diff(before), if after < before { "fewer" } else { "more" });
+        let (agent, init) = (inject::AGENT, inject::INIT);
+        let wrote =
+            format!("wrote {out}, {bytes} bytes {than} than {base}: its /init starts /{agent} and then runs /{init}");
+        eprintln!("scx-vsock: {}", one_line(&wrote));
+        if let Some(modules) = english_list(&image.missing_modules) {
+            let warning = format!("warning: {base} has no kernel module {modules}: {TRANSPORT_FIX}");
+            eprintln!("scx-vsock: {}", one_line(&warning));
+        }
     }
 }
 
+/// Joins names as "a, b and c". `None` if there are none.
+fn english_list(names: &[&str]) -> Option<String> {
+    let (last, others) = names.split_last()?;
+    Some(if others.is_empty() { (*last).to_owned() } else { format!("{} and {last}", others.join(", ")) })
+}
+
+/// Reads a file, or a pipe to its end.
 fn read(path: &Path) -> io::Result<(Vec<u8>, Metadata)> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok((bytes, file.metadata()?))
+    if metadata.len() <= MAX_BYTES {
+        // A device may have no end.
+        (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    }
+    if metadata.len().max(bytes.len() as u64) > MAX_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it has more than 1 GiB: name an initramfs or an agent",
+        ));
+    }
+    Ok((bytes, metadata))
 }

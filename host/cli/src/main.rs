@@ -2,13 +2,18 @@
 //!
 //! Each verb is a module of its own. Results go to stdout, messages to stderr, an error as one line. The exit codes are
 //! in [`exit`].
-#![allow(clippy::print_stderr, reason = "a command's messages")]
+
+/// Prints a line on stderr, as std's macro of this name, which panics where that cannot be written.
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::output::message(format_args!($($text)*)) };
+}
 
 mod boot;
 mod completions;
 mod display;
 mod doctor;
 mod duration;
+mod environment;
 mod error_report;
 mod exit;
 mod export;
@@ -44,15 +49,8 @@ Addresses of agents:
   unix:PATH             an agent that listens on a Unix socket of this host
   scx:PATH              a scheduler's own stats socket on this host, without an agent";
 
-const ENVIRONMENT: &str = "\
-Environment:
-  SCX_VSOCK_AGENT        the agent's file, for boot, image and doctor
-  SCX_VSOCK_ACCELERATOR  kvm or tcg; by default boot uses KVM where it works
-  QEMU                   the QEMU program; by default qemu-system-x86_64
-  NO_COLOR               if it is not empty, output has no colors";
-
 fn after_help() -> String {
-    format!("{ADDRESSES}\n\n{ENVIRONMENT}\n\n{}", exit::help())
+    format!("{ADDRESSES}\n\n{}\n\n{}", environment::help(), exit::help())
 }
 
 // One line a verb, in the order of the help.

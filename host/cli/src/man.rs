@@ -9,7 +9,7 @@ use clap::{Args, Command};
 use clap_mangen::Man as Page;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::{exit, output};
+use crate::{environment, exit, output};
 
 /// Print the man page, or write the pages of all commands to a folder
 #[derive(Args)]
@@ -61,25 +61,40 @@ fn page(command: &Command, parent: Option<&Command>) -> Result<Vec<u8>> {
     let page = Page::new(command.clone()).source(format!("scx-vsock {version}")).manual("scx-vsock manual");
     page.render_title(&mut bytes)?;
     page.render_name_section(&mut bytes)?;
-    page.render_synopsis_section(&mut bytes)?;
+    synopsis(command).to_writer(&mut bytes)?;
     page.render_description_section(&mut bytes)?;
     page.render_options_section(&mut bytes)?;
     if command.has_subcommands() {
         page.render_subcommands_section(&mut bytes)?;
     }
     let mut rest = Roff::new();
-    add_help_sections(&mut rest, command);
+    add_help_sections(&mut rest, &command.get_after_long_help().map(ToString::to_string).unwrap_or_default());
+    let verb = page_name(command).strip_prefix("scx-vsock-").unwrap_or_default();
+    add_help_sections(&mut rest, &environment::help_of(verb).unwrap_or_default());
     add_exit_codes(&mut rest);
     add_see_also(&mut rest, command, parent);
     rest.to_writer(&mut bytes)?;
     Ok(bytes)
 }
 
+/// The usage as the help has it, with the values of options and what comes after `--`.
+fn synopsis(command: &Command) -> Roff {
+    let usage = command.clone().render_usage().to_string();
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]);
+    for (at, line) in usage.trim_start_matches("Usage: ").lines().enumerate() {
+        if at > 0 {
+            roff.control("br", []);
+        }
+        roff.text([roman(line.trim())]);
+    }
+    roff
+}
+
 /// The sections after the options in the help, such as the examples. Exit codes have a section of another form.
-fn add_help_sections(roff: &mut Roff, command: &Command) {
-    let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+fn add_help_sections(roff: &mut Roff, help: &str) {
     let exit_codes = exit::help();
-    for paragraph in help.split("\n\n").filter(|paragraph| *paragraph != exit_codes) {
+    for paragraph in help.split("\n\n").filter(|paragraph| !paragraph.is_empty() && *paragraph != exit_codes) {
         let (first, rest) = paragraph.split_once('\n').unwrap_or((paragraph, ""));
         match first.strip_suffix(':') {
             Some(heading) => add_unfilled(roff.control("SH", [heading.to_uppercase().as_str()]), rest),

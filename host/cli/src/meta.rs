@@ -163,11 +163,11 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "Top  the [2Jtop",
+                "Top  the \\u{1b}[2Jtop",
                 "  a      Counters        all of them",
                 "    n.o  u64             a number",
                 "  each   {u64:Counters}   (see above)",
-                "  load   [float]         byminute",
+                "  load   [float]         by\\tminute",
             ]
         );
     }
@@ -176,7 +176,7 @@ mod tests {
     fn fields_are_lines_of_three_columns() {
         assert_eq!(
             list(&description()),
-            "a.n\\.o\tu64\ta number\neach.*.n\\.o\tu64\ta number\nload.*\tfloat\tbyminute\n"
+            "a.n\\.o\tu64\ta number\neach.*.n\\.o\tu64\ta number\nload.*\tfloat\tby\\tminute\n"
         );
     }
 

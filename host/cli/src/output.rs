@@ -1,5 +1,6 @@
-//! What a verb prints on stdout.
+//! What a verb prints on stdout, and messages on stderr.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
@@ -22,4 +23,9 @@ pub fn print(text: &str) -> Result<()> {
 pub fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).context("cannot write to stdout")
+}
+
+/// Prints a line on stderr. If that cannot be written, there is nobody to tell.
+pub fn message(text: fmt::Arguments<'_>) {
+    let _written = io::stderr().write_all(format!("{text}\n").as_bytes());
 }

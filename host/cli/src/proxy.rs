@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{ArgGroup, Args};
 use nix::sys::signal::Signal;
-use scx_vsock::Endpoint;
 use scx_vsock::io::OwnedUnixListener;
+use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsError};
 
 use crate::duration;
 use crate::signals::Signals;
@@ -38,7 +38,7 @@ const CANNOT_RUN: u8 = 126;
 ///
 /// The proxy is a plain scx_stats server, for clients of the socket at PATH and for CMD. Each client has a session of its
 /// own with the guest, and so deltas of its own. If the guest cannot answer, the response has an errno and a text that
-/// says why.
+/// says why; the first such text is also printed.
 ///
 /// CMD finds the guest's scheduler where a local one would be, at /var/run/scx/root/stats. It runs in a mount namespace of
 /// its own, so that no other process sees this socket; all other files are those of the host. Root is not needed. Signals
@@ -78,7 +78,8 @@ impl Proxy {
     pub fn run(&self) -> Result<ExitCode> {
         // Before the socket, which must be removed, and before the command, to which they are forwarded.
         let signals = Signals::block(if self.command.is_empty() { &TERMINATION_SIGNALS } else { &FORWARDED_SIGNALS })?;
-        let mut proxy = scx_vsock::proxy::Proxy::new(self.uri.clone())?.deadline(self.deadline);
+        let proxy = scx_vsock::proxy::Proxy::new(self.uri.clone())?;
+        let mut proxy = proxy.deadline(self.deadline).on_failure(print_first());
         let _socket = self.listen(&mut proxy)?;
         match self.command.split_first() {
             Some((program, arguments)) => {
@@ -99,6 +100,16 @@ impl Proxy {
         proxy.listen(socket.listener().try_clone()?)?;
         eprintln!("scx-vsock: serving {} at {}", self.uri, path.display());
         Ok(Some(socket))
+    }
+}
+
+/// Prints the first error. A client may show an errno only, or nothing; repeated requests may fail for hours.
+fn print_first() -> impl FnMut(&SchedStatsError) + Send + 'static {
+    let mut is_first = true;
+    move |error| {
+        if std::mem::take(&mut is_first) {
+            eprintln!("scx-vsock: {}", MissingStatsReason::from(error));
+        }
     }
 }
 

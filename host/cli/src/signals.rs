@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// A descriptor that reports blocked signals.
@@ -56,6 +57,17 @@ const SENT_BY_KERNEL: i32 = 0x80;
 /// The kernel's error.
 pub fn unblock_all() -> Result<()> {
     Ok(SigSet::empty().thread_set_mask()?)
+}
+
+/// Ends this process as the signal with this number does, so that its parent sees that. Returns only if that is ignored.
+///
+/// # Errors
+///
+/// The kernel's error.
+pub fn end_by(number: i32) -> Result<ExitCode> {
+    unblock_all()?;
+    raise(Signal::try_from(number)?)?;
+    Ok(ExitCode::from(u8::try_from(128 + number).unwrap_or(u8::MAX)))
 }
 
 /// The ignored signals, such as SIGHUP under nohup, as a mask; empty where /proc is not mounted.

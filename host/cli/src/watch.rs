@@ -1,34 +1,47 @@
 //! `scx-vsock watch`: the stats of several guests as they change.
 
+mod input;
+mod selection;
 mod table;
+mod tally;
+mod terminal;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use nix::sys::signal::Signal;
 use scx_vsock::sample::{BackgroundSampler, Schedule};
-use scx_vsock::series::StatPath;
+use scx_vsock::stats::StatPath;
 use scx_vsock::{Endpoint, Sample, Sampler, SchedStatsClient};
 
-use crate::duration;
+use crate::signals::Signals;
 use crate::target::uris_help;
+use crate::{duration, output, signals};
+use input::Input;
 use table::Table;
+use tally::Tally;
+use terminal::Terminal;
 
-/// The most samples that wait to be printed; with more, the samplers wait.
+/// The most events that wait to be handled; with more, the samplers wait.
 const QUEUE_LENGTH: usize = 64;
 
 /// Watch the stats of several guests
 ///
-/// On a terminal, a table shows the newest value of each field and a sparkline of the latest ones. If stdout is not a
-/// terminal, or with --jsonl, samples are printed as JSON Lines, each tagged with the URI of its guest. Press Ctrl-C to stop.
+/// On a terminal, a table shows the newest value of each field and a sparkline of the latest ones, as many as fit. Press q
+/// or Ctrl-C to stop.
+///
+/// If stdout is not a terminal, or with --jsonl, samples are printed as JSON Lines, each tagged with the URI of its guest.
+///
+/// If no sample had stats, the exit code is that of the latest reason; scx-vsock --help lists the exit codes.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   scx-vsock watch vsock://3 vsock://4
-  scx-vsock watch hybrid:/run/guest1/v.sock --field delta.ctxt --field load.one --interval 250ms
+  scx-vsock watch hybrid:/run/guest1/v.sock --field nr_running --field nr_direct_dispatches --interval 250ms
   scx-vsock watch vsock://3 --jsonl --samples 60 >samples.jsonl")]
 pub struct Watch {
     #[arg(value_name = "URI", required = true, help = uris_help())]
@@ -38,7 +51,7 @@ pub struct Watch {
     #[arg(long, value_name = "TIME", default_value = "1", value_parser = duration::parse)]
     interval: Duration,
 
-    /// A field to show, by its path as meta --fields prints it; may be repeated; by default the first numeric fields
+    /// A field to show, by its path as meta --fields prints it, with a key or an index for each *; may be repeated; by default every number on a terminal, and everything in JSON Lines
     #[arg(long = "field", value_name = "PATH")]
     fields: Vec<StatPath>,
 
@@ -51,77 +64,121 @@ pub struct Watch {
     jsonl: bool,
 }
 
+/// What happens while guests are watched.
+enum Event {
+    /// The guest with this index has a new sample.
+    Sample(usize, Sample),
+    Input(Input),
+}
+
+/// How watching on a terminal ended.
+enum End {
+    /// By a key, or because every sample was shown.
+    Quit,
+    /// By a signal.
+    Signal(i32),
+}
+
 impl Watch {
     /// Takes samples and prints them, without end or until each guest has --samples of them.
     pub fn run(&self) -> Result<ExitCode> {
-        let (sender, samples) = sync_channel(QUEUE_LENGTH);
-        let guests = self.uris.iter().enumerate();
-        let _samplers: Vec<BackgroundSampler> =
-            guests.map(|(guest, uri)| self.sampler(guest, uri, sender.clone())).collect::<Result<_>>()?;
-        drop(sender);
-        if self.jsonl || !io::stdout().is_terminal() { self.print_lines(&samples) } else { self.draw(&samples) }
+        let mut tally = Tally::new(self.uris.len(), self.samples);
+        if self.jsonl || !io::stdout().is_terminal() {
+            self.print_lines(&mut tally)?;
+        } else if let End::Signal(number) = self.show(&mut tally)? {
+            return signals::end_by(number);
+        }
+        tally.verdict()?;
+        Ok(ExitCode::SUCCESS)
     }
 
-    fn sampler(&self, guest: usize, uri: &Endpoint, sender: SyncSender<(usize, Sample)>) -> Result<BackgroundSampler> {
+    fn print_lines(&self, tally: &mut Tally) -> Result<()> {
+        let (sender, events) = sync_channel(QUEUE_LENGTH);
+        let samplers = self.start_samplers(&sender)?;
+        drop(sender);
+        let outcome = self.print_each(&events, tally);
+        // A sampler that waits to send ends with the receiver.
+        drop(events);
+        drop(samplers);
+        outcome
+    }
+
+    fn print_each(&self, events: &Receiver<Event>, tally: &mut Tally) -> Result<()> {
+        while !tally.is_complete() {
+            let Ok(Event::Sample(guest, mut sample)) = events.recv() else { break };
+            if tally.admits(guest, &sample) {
+                if !self.fields.is_empty() {
+                    sample.stats = sample.stats.map(|stats| selection::select(&stats, &self.fields));
+                }
+                let mut line = serde_json::to_vec(&sample)?;
+                line.push(b'\n');
+                output::print_bytes(&line)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the table, and prints it once more when the terminal is restored.
+    fn show(&self, tally: &mut Tally) -> Result<End> {
+        // Before any thread is started, so that each has them blocked.
+        let signals = Signals::block(&input::SIGNALS)?;
+        let terminal = Terminal::enter()?;
+        let (sender, events) = sync_channel(QUEUE_LENGTH);
+        let samplers = self.start_samplers(&sender)?;
+        input::spawn(terminal.keys()?, signals, move |input| sender.send(Event::Input(input)).is_ok())?;
+        let mut table = Table::new(self.uris.iter().map(ToString::to_string), &self.fields);
+        let end = self.draw_each(&events, &terminal, &mut table, tally);
+        let (width, height) = terminal.size();
+        drop(terminal);
+        drop(events);
+        drop(samplers);
+        if let Ok(End::Quit) = end {
+            let lines = table.lines(width, height.saturating_sub(1));
+            output::print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+        }
+        end
+    }
+
+    fn draw_each(
+        &self,
+        events: &Receiver<Event>,
+        terminal: &Terminal,
+        table: &mut Table,
+        tally: &mut Tally,
+    ) -> Result<End> {
+        while !tally.is_complete() {
+            let (width, height) = terminal.size();
+            terminal.draw(&table.lines(width, height), height)?;
+            match events.recv()? {
+                Event::Sample(guest, sample) => {
+                    if tally.admits(guest, &sample) {
+                        table.record(guest, &sample);
+                    }
+                }
+                Event::Input(Input::Key(b'q' | b'Q')) => break,
+                Event::Input(Input::Key(_)) => {}
+                Event::Input(Input::Signal(signal)) => match Signal::try_from(signal.number) {
+                    Ok(Signal::SIGWINCH) => terminal.clear()?,
+                    Ok(Signal::SIGTSTP) => terminal.stop_process()?,
+                    _ => return Ok(End::Signal(signal.number)),
+                },
+            }
+        }
+        Ok(End::Quit)
+    }
+
+    fn start_samplers(&self, events: &SyncSender<Event>) -> Result<Vec<BackgroundSampler>> {
+        self.uris.iter().enumerate().map(|(guest, uri)| self.start_sampler(guest, uri, events.clone())).collect()
+    }
+
+    fn start_sampler(&self, guest: usize, uri: &Endpoint, events: SyncSender<Event>) -> Result<BackgroundSampler> {
         let client = SchedStatsClient::builder(uri.clone()).deadline(self.interval).build();
         let name = uri.to_string();
-        let sink = move |sample: Sample, _late| {
-            // It fails only when the process is about to end.
-            let _sent = sender.send((guest, Sample { tag: name.clone(), ..sample }));
+        let sink = move |mut sample: Sample, _late| {
+            sample.tag.clone_from(&name);
+            // It fails only when the command is about to end.
+            let _sent = events.send(Event::Sample(guest, sample));
         };
         Ok(Sampler::new(Some(client)).spawn(Schedule::Every(self.interval), sink)?)
-    }
-
-    fn print_lines(&self, samples: &Receiver<(usize, Sample)>) -> Result<ExitCode> {
-        let mut stdout = io::stdout().lock();
-        for (_, sample) in self.limited(samples) {
-            let mut line = serde_json::to_vec(&sample)?;
-            line.push(b'\n');
-            stdout.write_all(&line)?;
-            stdout.flush()?;
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-
-    fn draw(&self, samples: &Receiver<(usize, Sample)>) -> Result<ExitCode> {
-        let mut table = Table::new(self.uris.iter().map(ToString::to_string), &self.fields);
-        let mut drawn = 0;
-        for (guest, sample) in self.limited(samples) {
-            table.record(guest, &sample);
-            let (width, height) = terminal_size::terminal_size()
-                .map_or((80, 24), |(width, height)| (usize::from(width.0), usize::from(height.0)));
-            let lines = table.lines(width, height.saturating_sub(1));
-            // The cursor goes to the first line of the last table, and all from there on is cleared.
-            let up = if drawn > 0 { format!("\x1b[{drawn}A") } else { String::new() };
-            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-            drawn = lines.len();
-            let mut stdout = anstream::stdout().lock();
-            // Needed without colors, too, so that anstream must not remove them.
-            io::stdout().write_all(format!("{up}\r\x1b[J").as_bytes())?;
-            stdout.write_all(text.as_bytes())?;
-            stdout.flush()?;
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-
-    /// The samples, at most --samples of each guest.
-    fn limited<'r>(&self, samples: &'r Receiver<(usize, Sample)>) -> impl Iterator<Item = (usize, Sample)> + 'r {
-        let limit = self.samples.unwrap_or(u64::MAX);
-        let mut counts = vec![0; self.uris.len()];
-        let mut left = self.uris.len();
-        std::iter::from_fn(move || {
-            while left > 0 {
-                let (guest, sample) = samples.recv().ok()?;
-                let count: &mut u64 = counts.get_mut(guest)?;
-                *count += 1;
-                if *count == limit {
-                    left -= 1;
-                }
-                if *count <= limit {
-                    return Some((guest, sample));
-                }
-            }
-            None
-        })
     }
 }

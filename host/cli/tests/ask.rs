@@ -1,8 +1,10 @@
 //! `scx-vsock stats`, `meta` and `watch` as processes, against scripted agents and schedulers.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
+use std::{io, iter};
 
 use rustix::process::{Pid, Signal, kill_process};
 use scx_vsock_tests::fake_agent::FakeAgent;
@@ -36,7 +38,11 @@ fn message(output: &Output) -> &str {
 }
 
 fn answering() -> Script {
-    Script::agent().line().stats(OK)
+    Script::agent().and(answering_line())
+}
+
+fn answering_line() -> Script {
+    Script::new().line().stats(OK)
 }
 
 #[test]
@@ -216,15 +222,68 @@ fn watch_prints_json_lines_without_a_terminal() {
 }
 
 #[test]
-fn watch_draws_a_table_on_a_terminal() {
-    let agent = FakeAgent::start([Script::agent().forever(Script::new().line().stats_number())]);
+fn watch_prints_the_named_fields_only() {
+    let agent = FakeAgent::start([Script::agent().forever(answering_line())]);
     let uri = format!("unix:{}", agent.path().display());
-    let line = format!("{} watch {uri} --interval 500ms --samples 4", env!("CARGO_BIN_EXE_scx-vsock"));
-    let mut command = Command::new("script");
-    let output = command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null()).output().unwrap();
-    let drawn = printed(&output);
-    // Each drawing goes up over the one before.
-    assert_eq!((drawn.matches("\u{1b}[J").count(), drawn.matches("\u{1b}[2A").count()), (4, 3), "{drawn:?}");
-    let last = drawn.rsplit("\u{1b}[J").next().unwrap();
-    assert!(last.contains("session 1, deltas over ") && last.contains("▁▃▆█"), "{last:?}");
+    let fields = ["--field", "cpus.0.util", "--field", "nowhere"];
+    let output = scx_vsock(&["watch", &uri, "--interval", "500ms", "--samples", "2"]).args(fields).output().unwrap();
+    let samples = scx_vsock::SampleSeries::from_json_lines(printed(&output)).unwrap();
+    assert_eq!(samples.samples().len(), 2);
+    for sample in samples.samples() {
+        assert_eq!(sample.stats.as_ref().unwrap(), &json!({ "cpus": { "0": { "util": 1.5 } } }));
+    }
+}
+
+#[test]
+fn watch_without_any_stats_is_an_error() {
+    let options = ["watch", "unix:/nowhere", "--interval", "10ms", "--samples", "2"];
+    let output = scx_vsock(&options).output().unwrap();
+    assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 2);
+    assert!(message(&output).starts_with("scx-vsock: no sample had stats: no agent to talk to: unix:/nowhere"));
+    assert_eq!(output.status.code(), Some(21));
+    // One sample with stats is enough.
+    let ends_at_once = Script::agent().and(answering_line()).line().close();
+    let agent =
+        FakeAgent::start(iter::once(ends_at_once).chain(iter::repeat(Script::agent().forever(answering_line()))));
+    let uri = format!("unix:{}", agent.path().display());
+    let output = scx_vsock(&["watch", &uri, "--interval", "500ms", "--samples", "2"]).output().unwrap();
+    assert!(printed(&output).contains("\"Ok\""), "{output:?}");
+}
+
+/// Runs each verb that prints, with this stdout.
+fn with_stdout(stdout: impl Fn() -> Stdio, check: impl Fn(&str, &Output)) {
+    let agent = FakeAgent::start(iter::repeat(Script::agent().forever(Script::new().line().stats(description()))));
+    let uri = format!("unix:{}", agent.path().display());
+    for line in [
+        "stats URI",
+        "stats URI --json",
+        "meta URI",
+        "meta URI --fields",
+        "meta URI --json",
+        "watch URI --interval 500ms",
+        "doctor URI",
+        "doctor URI --json",
+        "doctor --qemu /bin/true",
+        "serve --socket /tmp/never-made --print-qemu-args",
+    ] {
+        let arguments: Vec<&str> = line.split(' ').map(|word| if word == "URI" { &uri } else { word }).collect();
+        check(line, &scx_vsock(&arguments).stdout(stdout()).stderr(Stdio::piped()).output().unwrap());
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let full = || File::options().write(true).open("/dev/full").unwrap().into();
+    with_stdout(full, |line, output| {
+        let expected = "scx-vsock: cannot write to stdout: No space left on device (os error 28)\n";
+        assert_eq!((message(output), output.status.code()), (expected, Some(1)), "{line}");
+    });
+}
+
+#[test]
+fn a_reader_that_is_gone_ends_it_quietly() {
+    let closed = || io::pipe().unwrap().1.into();
+    with_stdout(closed, |line, output| {
+        assert_eq!((message(output), output.status.code()), ("", Some(0)), "{line}");
+    });
 }

@@ -113,7 +113,20 @@ fn every_verb_has_a_man_page() {
             assert!(folder.path().join(format!("{other}.1")).exists(), "{name} references {other}(1)");
         }
     }
-    assert!(page("scx-vsock.1").contains("\n.SH ENVIRONMENT\n.nf\nSCX_VSOCK_AGENT "));
+    for name in ["scx-vsock.1", "scx-vsock-boot.1", "scx-vsock-image-add.1"] {
+        assert!(page(name).contains("\n.SH ENVIRONMENT\n.nf\nSCX_VSOCK_AGENT "), "{name}");
+    }
+    assert!(!page("scx-vsock-proxy.1").contains("ENVIRONMENT"));
+    for (name, synopsis) in [
+        (
+            "scx-vsock-proxy.1",
+            "scx-vsock proxy [OPTIONS] <URI> --socket <PATH>\n.br\nscx-vsock proxy [OPTIONS] <URI> -- <CMD>...",
+        ),
+        ("scx-vsock-boot.1", "scx-vsock boot [OPTIONS] --kernel <FILE> [-- <CMD>...]"),
+    ] {
+        let page = page(name).replace("\\-", "-");
+        assert!(page.contains(&format!(".SH SYNOPSIS\n{synopsis}\n")), "{page}");
+    }
     assert_eq!(referenced(&page("scx-vsock-image-add.1")), ["scx-vsock-image"]);
 }
 
@@ -134,6 +147,15 @@ fn output_that_cannot_be_written_is_an_error() {
             output.status.code() == Some(1) && stderr.contains("No space left on device"),
             "{arguments:?}: {stderr}"
         );
+    }
+}
+
+#[test]
+fn messages_that_nobody_can_read_change_no_exit_code() {
+    for (arguments, code) in [(&["bot"][..], 2), (&["stats", "unix:/nowhere"], 21)] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let status = Command::new(env!("CARGO_BIN_EXE_scx-vsock")).args(arguments).stderr(full).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments:?}");
     }
 }
 

@@ -15,6 +15,7 @@ use scx_vsock_tests::guest::{Kernel, builder};
 use scx_vsock_tests::peer::Peer;
 use scx_vsock_tests::program;
 use scx_vsock_tests::scripted_scheduler::Script;
+use scx_vsock_wire::RelayError;
 use serde_json::Value;
 
 const COMMAND: &str = env!("CARGO_BIN_EXE_scx-vsock");
@@ -84,6 +85,17 @@ fn a_missing_agent_file_is_reported() {
     let (code, results) = host_checks(&["--agent", file, "--qemu", "/bin/true"]);
     results.have("agent file", "ok", file, "");
     assert_eq!(code, 0, "nothing else is needed");
+}
+
+#[test]
+fn a_missing_busybox_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let doctor =
+        |path: &Path| Results::of(Command::new(COMMAND).args(["doctor", "--qemu", "/bin/true"]).env("PATH", path)).1;
+    let fix = "install busybox (on Debian: sudo apt install busybox-static), or add its folder to PATH";
+    doctor(folder.path()).have("busybox", "error", "not in PATH; the guests of boot have its programs", fix);
+    program::write_script(&folder.path().join("busybox"), "");
+    doctor(folder.path()).have("busybox", "ok", "/busybox", "");
 }
 
 #[test]
@@ -197,7 +209,10 @@ fn a_missing_or_silent_scheduler_is_reported() {
     let uri = format!("unix:{}", agent.host_path(0).display());
     let (code, results) = guest_checks(&uri);
     results.have("agent", "ok", "version 0.1.0", "");
-    results.have("scheduler socket", "error", "the stats socket does not exist", "start a scheduler that serves stats");
+    // The agent is on this host, whose kernel may have no sched_ext.
+    let has_sched_ext = Path::new("/sys/kernel/sched_ext").exists();
+    let fix = if has_sched_ext { "start a scheduler that serves stats" } else { "CONFIG_SCHED_CLASS_EXT=y" };
+    results.have("scheduler socket", "error", "the stats socket does not exist", fix);
     assert_eq!(code, 11);
     let listener = agent.scheduler();
     let (code, results) = guest_checks(&uri);
@@ -228,12 +243,21 @@ fn a_missing_or_silent_scheduler_is_reported() {
         assert_eq!(results.0, code);
     }
     drop(listener);
-    guest_checks(&uri).1.have(
+    guest_checks(&uri).1.have("scheduler socket", "error", "the scheduler that created it has exited", fix);
+}
+
+#[test]
+fn a_kernel_without_sched_ext_is_the_fault() {
+    let without = RelayError::NoScheduler { errno: 2, sched_ext: "", ops: "", cause: "" };
+    let agent = FakeAgent::start([Script::agent().line().relay_error(without)]);
+    let (code, results) = guest_checks(&format!("unix:{}", agent.path().display()));
+    results.have(
         "scheduler socket",
         "error",
-        "the scheduler that created it has exited",
-        "start a scheduler that serves stats",
+        "the guest has no sched_ext",
+        "boot a kernel of version 6.12 or later with CONFIG_SCHED_CLASS_EXT=y",
     );
+    assert_eq!(code, 11);
 }
 
 #[test]

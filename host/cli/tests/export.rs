@@ -2,13 +2,15 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
-use std::io::Write;
-use std::net::{Shutdown, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use scx_vsock::export::MAX_SCRAPERS;
 use scx_vsock_tests::agent::Agent;
 use scx_vsock_tests::exporter::{Exporter, Metrics, get, response};
 use scx_vsock_tests::fake_agent::{FakeAgent, framed};
@@ -197,7 +199,9 @@ fn a_scraper_is_answered_within_its_own_timeout() {
     slow.wait_for(&Event::Ended(0, 0));
     let headers = "Accept: application/openmetrics-text\r\nX-Prometheus-Scrape-Timeout-Seconds: 0.5\r\n";
     let page = Metrics::parse(&get(exporter.at(), "/metrics", headers).body);
-    assert_eq!((page.missing("slow", "scheduler_gone"), page.missing("slow", "timed_out")), (1, 1));
+    assert!(!page.is_up("slow"), "{page:?}");
+    // The guest is still being read, for others.
+    assert_eq!((page.missing("slow", "scheduler_gone"), page.missing("slow", "timed_out")), (1, 0));
     let waited: f64 = page.get("scx_vsock_scrape_duration_seconds{guest=\"slow\"}").unwrap().parse().unwrap();
     // Its time counts from the request on, also while that waits for the next round.
     assert!((0.3..20.0).contains(&waited), "{waited}");
@@ -232,6 +236,86 @@ fn a_scraper_in_a_longer_round_is_answered_in_time() {
     assert!(page.is_up("fine") && !page.is_up("slow"), "{page:?}");
     assert_eq!(page.missing("slow", "timed_out"), 0, "its own time is not over");
     slow.release();
+}
+
+/// Sends a request for the metrics and reads nothing. It may be rejected before that has been sent.
+fn request(exporter: &Exporter) -> TcpStream {
+    let mut stream = exporter.connect();
+    let _sent = stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n");
+    stream
+}
+
+#[test]
+fn an_impatient_scraper_takes_nobodys_numbers() {
+    let [meta, stats] = [answer(&meta()), answer(&stats())].map(|line| framed(line.trim_end()));
+    let again = Script::new().line().send(&stats);
+    let script = Script::agent().line().send(&meta).line().send(&stats).line().stall().send(&stats).forever(again);
+    let slow = FakeAgent::start([script]);
+    let exporter = exporter(&[("slow", &slow.path())], 1_000);
+    let impatient = || {
+        let response = get(exporter.at(), "/metrics", "X-Prometheus-Scrape-Timeout-Seconds: 0\r\n");
+        assert!(response.head.starts_with("HTTP/1.1 200 OK\r\n"), "{}", response.head);
+    };
+    // The first may share the read before it; the second begins one that the guest does not answer in its time.
+    for _ in 0..2 {
+        impatient();
+    }
+    slow.wait_for(&Event::Stalled(0));
+    thread::scope(|scope| {
+        let patient = scope.spawn(|| exporter.scrape());
+        for _ in 0..5 {
+            impatient();
+        }
+        slow.release();
+        let page = patient.join().unwrap();
+        assert!(page.is_up("slow"), "{page:?}");
+        assert_eq!(page.get("scx_vsock_session{guest=\"slow\"}"), Some("1"));
+    });
+}
+
+#[test]
+fn scrapers_that_have_closed_keep_no_slot() {
+    let slow = FakeAgent::start([Script::agent().line().stall()]);
+    let exporter = exporter(&[("slow", &slow.path())], 1_000);
+    slow.wait_for(&Event::Stalled(0));
+    for _ in 0..2 * MAX_SCRAPERS {
+        drop(request(&exporter));
+    }
+    let headers = "Accept: application/openmetrics-text\r\nX-Prometheus-Scrape-Timeout-Seconds: 0.5\r\n";
+    let response = get(exporter.at(), "/metrics", headers);
+    assert!(response.head.starts_with("HTTP/1.1 200 OK\r\n"), "{}", response.head);
+    slow.release();
+}
+
+#[test]
+fn readers_that_read_nothing_keep_nobody_out() {
+    let keys: Map<String, Value> = (0..5_000).map(|at| (format!("{at:0>120}"), json!(at))).collect();
+    let meta = json!({ "T": { "top": true, "fields": { "d": { "dict": { "key": "string", "datum": "u64" } } } } });
+    let scheduler = scheduler(&meta, &json!({ "d": keys }));
+    let agent = agent_of(&scheduler);
+    let exporter = exporter(&[("large", &agent.host_path(0))], 10);
+    let _unread: Vec<TcpStream> = (0..2 * MAX_SCRAPERS).map(|_| request(&exporter)).collect();
+    // Those that have their slots lose them when they have read nothing for a while.
+    let deadline = Instant::now() + DEADLINE;
+    let is_served = || {
+        let mut response = [0; 15];
+        request(&exporter).read_exact(&mut response).is_ok() && response == *b"HTTP/1.1 200 OK"
+    };
+    assert!(std::iter::repeat_with(is_served).take_while(|_| Instant::now() < deadline).any(|served| served));
+}
+
+#[test]
+fn a_flood_of_connections_at_few_descriptors_ends_nothing() {
+    let fine = scheduler(&meta(), &stats());
+    let agent = agent_of(&fine);
+    let guest = format!("fine=unix:{}", agent.host_path(0).display());
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 24 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_scx-vsock"), "export", &guest]);
+    let exporter = Exporter::start(command);
+    let flood: Vec<TcpStream> = (0..200).map(|_| exporter.connect()).collect();
+    drop(flood);
+    let _flood: Vec<TcpStream> = (0..50).map(|_| exporter.connect()).collect();
+    assert!(exporter.scrape().is_up("fine"));
 }
 
 /// The exposition of a scheduler with this description and these stats.
@@ -309,6 +393,7 @@ fn idle_scrapers_are_evicted_and_wrong_ones_rejected() {
     assert!(exporter.scrape().is_up("fine"));
     drop(slow);
     for (request, status) in [
+        (&b"HEAD / HTTP/1.1\r\n\r\n"[..], "404 Not Found"),
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "404 Not Found"),
         (b"DELETE /metrics HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
         (b"\x16\x03\x01 no HTTP\r\n\r\n", "400 Bad Request"),
@@ -350,6 +435,22 @@ fn without_open_metrics_the_older_text_is_served() {
 }
 
 #[test]
+fn it_listens_on_names_and_on_every_address() {
+    for listen in ["localhost:0", ":0"] {
+        let exporter = Exporter::start_at(export_of_nobody(), listen);
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, exporter.at().port()));
+        let reachable = if exporter.at().ip().is_unspecified() { at } else { exporter.at() };
+        assert!(get(reachable, "/metrics", "").head.starts_with("HTTP/1.1 200 OK\r\n"), "{listen}");
+    }
+}
+
+fn export_of_nobody() -> Command {
+    let mut command = export();
+    command.arg("nobody=unix:/nowhere");
+    command
+}
+
+#[test]
 fn wrong_arguments_are_named() {
     for (arguments, named) in [
         (&[][..], "[NAME=]URI"),
@@ -362,10 +463,18 @@ fn wrong_arguments_are_named() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && stderr.contains(named), "{arguments:?}: {stderr}");
     }
+    for listen in ["127.0.0.1", "127.0.0.1:http", ":65536", ""] {
+        let output = export().args(["unix:/x", "--listen", listen]).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && stderr.contains("write HOST:PORT or :PORT"), "{listen}: {stderr}");
+    }
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = taken.local_addr().unwrap().to_string();
     for (arguments, expected) in [
-        (&["unix:/x", "--listen", &at][..], ": Address already in use (os error 98); choose another --listen ADDR"),
+        (
+            &["unix:/x", "--listen", &at][..],
+            ": Address already in use (os error 98); choose another --listen HOST:PORT",
+        ),
         (
             &["a=unix:/x", "a=unix:/y", "--listen", "127.0.0.1:0"],
             "two guests are named \"a\"; give each a name of its own, as in NAME=URI",

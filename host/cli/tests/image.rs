@@ -1,10 +1,16 @@
 //! `scx-vsock image` as a process: its messages and files, and a guest whose image has nothing of ours but the agent.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::fs::{self, Permissions};
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::process::{Pid, Signal, kill_process};
 
 use scx_vsock::guest::initramfs::build::InitramfsBuilder;
 use scx_vsock::guest::initramfs::libraries::{FOLDER, add_program};
@@ -25,11 +31,24 @@ fn add(base: &Path, out: &Path) -> Command {
 
 /// The one line that a command prints. It must end with this exit code.
 fn message(command: &mut Command, code: i32) -> String {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    let stderr = String::from_utf8(stderr).unwrap();
-    assert_eq!((status.code(), stderr.lines().count(), stdout.len()), (Some(code), 1, 0), "{stderr}");
-    stderr.trim_end().strip_prefix("scx-vsock: ").unwrap().to_owned()
+    let [line] = <[String; 1]>::try_from(messages(command, code)).unwrap();
+    line
 }
+
+/// The lines that a command prints. It must end with this exit code.
+fn messages(command: &mut Command, code: i32) -> Vec<String> {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert_eq!((status.code(), stdout.len()), (Some(code), 0), "{stderr}");
+    stderr.lines().map(|line| line.strip_prefix("scx-vsock: ").unwrap().to_owned()).collect()
+}
+
+/// A list of built-in modules, with the transport.
+const BUILT_IN: &[u8] = b"\
+kernel/net/vmw_vsock/vsock.ko
+kernel/net/vmw_vsock/vmw_vsock_virtio_transport_common.ko
+kernel/net/vmw_vsock/vmw_vsock_virtio_transport.ko
+";
 
 /// A folder with an initramfs and an agent.
 struct Files {
@@ -44,8 +63,9 @@ impl Files {
         let folder = tempfile::tempdir().unwrap();
         let [base, out, agent] = ["base", "out", "agent"].map(|name| folder.path().join(name));
         let mut image = InitramfsBuilder::new().unwrap();
-        image.link("bin/sh", "busybox").unwrap();
+        image.program("bin/sh", b"a shell").unwrap();
         image.program("init", b"an init").unwrap();
+        image.file("lib/modules/1/modules.builtin", BUILT_IN).unwrap();
         fs::write(&base, image.finish().unwrap()).unwrap();
         fs::write(&agent, "an agent").unwrap();
         Self { folder, base, out, agent }
@@ -59,6 +79,14 @@ impl Files {
         let mut command = add(base, out);
         command.arg("--agent").arg(&self.agent);
         command
+    }
+
+    /// The names of the files in the folder.
+    fn names(&self) -> Vec<String> {
+        let files = fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<_> = files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
     }
 
     /// The mode of OUT after an agent was added to a BASE of this mode.
@@ -84,7 +112,34 @@ fn an_added_agent_is_reported() {
     assert_eq!(line, format!("wrote {to}, {more} bytes more than {from}: {init}"));
     assert!(fs::read(out).unwrap().starts_with(&fs::read(base).unwrap()));
     assert_eq!(mode(out), mode(base));
-    assert_eq!(fs::read_dir(files.folder.path()).unwrap().count(), 3, "a temporary file is left");
+    assert_eq!(files.names(), ["agent", "base", "out"]);
+    let again = message(&mut files.add(out, out), 0);
+    assert_eq!(again, format!("wrote {to}, 0 bytes more than {to}: {init}"), "the agent is replaced");
+}
+
+#[test]
+fn a_missing_transport_is_a_warning() {
+    let files = Files::new();
+    let mut image = InitramfsBuilder::new().unwrap();
+    for path in ["bin/sh", "init", "lib/modules/1/kernel/net/vmw_vsock/vsock.ko.xz"] {
+        image.program(path, b"a file").unwrap();
+    }
+    fs::write(&files.base, image.finish().unwrap()).unwrap();
+    let lines = messages(&mut files.add(&files.base, &files.out), 0);
+    let missing = "vmw_vsock_virtio_transport_common and vmw_vsock_virtio_transport";
+    let warning = format!("warning: {} has no kernel module {missing}: unless", files.base.display());
+    assert!(lines.len() == 2 && lines[1].starts_with(&warning), "{lines:?}");
+    assert!(lines[1].contains("/etc/initramfs-tools/modules") && lines[1].contains("dracut"), "{lines:?}");
+}
+
+#[test]
+fn paths_are_bytes() {
+    let files = Files::new();
+    let [base, out] = [&b"b\xe9se"[..], b"o\xfct"].map(|name| files.folder.path().join(OsStr::from_bytes(name)));
+    fs::rename(&files.base, &base).unwrap();
+    message(&mut files.add(&base, &out), 0);
+    assert!(fs::read(&out).unwrap().starts_with(&fs::read(&base).unwrap()));
+    message(&mut files.add(&out, &out), 0);
 }
 
 #[test]
@@ -98,6 +153,68 @@ fn a_replaced_file_stays_what_it_was() {
     assert!(fs::symlink_metadata(files.path("link")).unwrap().is_symlink());
     let printed = files.add(&files.base, "/dev/stdout".as_ref()).output().unwrap();
     assert_eq!(printed.stdout, fs::read(&files.out).unwrap());
+}
+
+#[test]
+fn a_link_to_no_file_is_followed() {
+    let files = Files::new();
+    fs::create_dir(files.path("folder")).unwrap();
+    symlink("folder/link", files.path("link")).unwrap();
+    symlink("../out", files.path("folder/link")).unwrap();
+    message(&mut files.add(&files.base, &files.path("link")), 0);
+    assert!(fs::symlink_metadata(&files.out).unwrap().is_file());
+    assert!(["link", "folder/link"].iter().all(|link| files.path(link).is_symlink()));
+    symlink("loop", files.path("loop")).unwrap();
+    let line = message(&mut files.add(&files.base, &files.path("loop")), 1);
+    let problem = "Too many levels of symbolic links (os error 40)";
+    assert_eq!(line, format!("cannot write {}: {problem}", files.path("loop").display()));
+}
+
+#[test]
+fn a_base_without_an_end_is_refused() {
+    let files = Files::new();
+    let line = message(&mut files.add("/dev/zero".as_ref(), &files.out), 1);
+    assert_eq!(line, "cannot read /dev/zero: it has more than 1 GiB: name an initramfs or an agent");
+    File::create(files.path("large")).unwrap().set_len((1 << 30) + 1).unwrap();
+    let line = message(&mut files.add(&files.path("large"), &files.out), 1);
+    assert!(line.ends_with("large: it has more than 1 GiB: name an initramfs or an agent"), "{line}");
+    let line = message(add(&files.base, &files.out).arg("--agent").arg(files.path("large")), 1);
+    assert!(line.ends_with("large: it has more than 1 GiB: name an initramfs or an agent"), "{line}");
+}
+
+#[test]
+fn a_base_comes_through_a_pipe() {
+    let files = Files::new();
+    let mut command = files.add("/dev/stdin".as_ref(), &files.out);
+    let line = message(command.stdin(File::open(&files.base).unwrap()), 0);
+    assert!(line.starts_with("wrote"), "{line}");
+    let typed = format!("cat {} | exec \"$@\"", files.base.display());
+    let mut command = Command::new("sh");
+    command.args(["-c", &typed, "sh", COMMAND, "image", "add", "/dev/stdin"]).arg(&files.out);
+    message(command.arg("--agent").arg(&files.agent), 0);
+    assert_eq!(mode(&files.out), 0o600, "what comes from a pipe is its reader's");
+}
+
+/// A signal while the file is written: the temporary file is an event.
+#[test]
+fn a_signal_leaves_no_temporary_file() {
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::USR1] {
+        let files = Files::new();
+        fs::set_permissions(&files.base, Permissions::from_mode(0o600)).unwrap();
+        File::create(&files.agent).unwrap().set_len(32 << 20).unwrap();
+        let inotify = inotify::init(CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&inotify, files.folder.path(), WatchFlags::CREATE).unwrap();
+        let mut child = files.add(&files.base, &files.out).stderr(Stdio::null()).spawn().unwrap();
+        let mut events = [MaybeUninit::uninit(); 4096];
+        let mut reader = Reader::new(&inotify, &mut events);
+        let created = reader.next().unwrap().file_name().unwrap().to_owned();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let created = files.path(created.to_str().unwrap());
+        assert!(fs::metadata(created).map_or(true, |file| file.permissions().mode() & 0o077 == 0));
+        child.wait().unwrap();
+        assert_eq!(files.names(), ["agent", "base", "out"], "{signal:?}");
+        assert!(fs::metadata(&files.out).unwrap().len() > 32 << 20 && mode(&files.out) == 0o600, "{signal:?}");
+    }
 }
 
 #[test]
@@ -121,7 +238,7 @@ fn a_failed_write_leaves_nothing() {
     let line = message(command.arg("--agent").arg(&files.agent), 1);
     assert_eq!(line, format!("cannot write {}: File too large (os error 27)", files.out.display()));
     assert_eq!(fs::read_to_string(&files.out).unwrap(), "before");
-    assert_eq!(fs::read_dir(files.folder.path()).unwrap().count(), 3, "a temporary file is left");
+    assert_eq!(files.names(), ["agent", "base", "out"]);
 }
 
 #[test]
@@ -152,9 +269,10 @@ fn foreign_image() -> Vec<u8> {
     add_program(&mut image, "the scheduler", &program::built("procsched"), "bin/procsched").unwrap();
     let mut init = format!("#!/bin/sh\nbusybox mount -t proc proc /proc\nexport LD_LIBRARY_PATH=/{FOLDER}\n");
     let modules = Modules::read(&Kernel::of_this_run().modules).unwrap();
-    for (n, path) in modules.in_load_order(VSOCK).unwrap().into_iter().enumerate() {
-        image.file(&format!("modules/{n}.ko"), &modules.load(path).unwrap()).unwrap();
-        init += &format!("busybox insmod /modules/{n}.ko\n");
+    for path in modules.in_load_order(VSOCK).unwrap() {
+        let file = path.rsplit('/').next().unwrap().trim_end_matches(".xz");
+        image.file(&format!("modules/{file}"), &modules.load(path).unwrap()).unwrap();
+        init += &format!("busybox insmod /modules/{file}\n");
     }
     init += "exec /bin/procsched\n";
     image.program("init", init.as_bytes()).unwrap();

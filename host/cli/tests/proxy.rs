@@ -178,6 +178,28 @@ fn an_unreachable_guest_is_an_errno() {
     assert!(text(&output.stdout).starts_with("{\"errno\":113,\"args\":{\"resp\":\"scx-vsock: no agent to talk to:"));
 }
 
+#[test]
+fn only_the_first_failure_is_printed() {
+    let script = format!("{0} ask {SOCKET} '{REQUEST}'; {0} ask {SOCKET} '{REQUEST}'", ask().display());
+    let output = proxy("unix:/nowhere").args(["--", "sh", "-c", &script]).output().unwrap();
+    assert_eq!(text(&output.stdout).lines().count(), 2);
+    let errors = text(&output.stderr);
+    assert!(errors.starts_with("scx-vsock: no agent to talk to: unix:/nowhere: there is no such socket"), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+}
+
+#[test]
+fn a_schedulers_error_is_no_failure_of_the_guest() {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    let mut command = proxy(&uri(&agent));
+    command.arg("--").arg(ask()).args(["ask", SOCKET, REQUEST]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    answer_once(&listener, "{\"errno\":22,\"args\":{\"resp\":\"no\"}}");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("{\"errno\":22,\"args\":{\"resp\":\"no\"}}\n", ""));
+}
+
 /// A command that prints "ready" and then the signal that it received.
 fn trapping(signals: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
     let traps: String = signals.iter().map(|name| format!("trap 'kill $!; echo {name}; exit 3' {name}; ")).collect();

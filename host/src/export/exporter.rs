@@ -1,15 +1,20 @@
-//! The exporter's loop: rounds of reading all guests, and the scrapers that wait for them.
+//! The exporter's loop: targets are read when scrapers wait for them, and scrapers are sent what was read.
 
+use std::cmp::Reverse;
 use std::fmt;
+use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
+use rustix::process::{Resource, getrlimit};
 
-use super::exposition::Exposition;
-use super::http;
+use super::exposition::Form;
+use super::http::{self, ScrapeRequest};
+use super::page::{Page, Pages};
 use super::scraper::Scraper;
 use super::target::Target;
 use crate::client::DEFAULT_DEADLINE;
@@ -18,11 +23,14 @@ use crate::io::Deadline;
 use crate::io::accept::{Accepted, Acceptor};
 use crate::io::poll::PollSet;
 
-/// The least time from one round's beginning to the next.
-const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// Scrapers that are served at a time, where the process may have that many descriptors.
+pub const MAX_SCRAPERS: usize = 256;
 
-/// Scrapers that are served at a time.
-pub const MAX_SCRAPERS: usize = 32;
+/// Connections that are accepted at a time, so that a flood of them delays nobody.
+const MAX_ACCEPTS: usize = 32;
+
+/// Descriptors that are left for other parts of the process.
+const SPARE_DESCRIPTORS: u64 = 8;
 
 /// Serves many guests' stats as metrics.
 ///
@@ -46,15 +54,8 @@ pub struct Exporter {
     deadline: Duration,
     targets: Vec<Target>,
     scrapers: Vec<Scraper>,
-    round: Round,
-}
-
-/// Reading all targets once, and when that began.
-#[derive(Clone, Copy, Debug)]
-enum Round {
-    NeverBegun,
-    Running(Instant),
-    Ended(Instant),
+    max_scrapers: usize,
+    pages: Pages,
 }
 
 impl fmt::Debug for Exporter {
@@ -81,7 +82,8 @@ impl Exporter {
             deadline: DEFAULT_DEADLINE,
             targets: Vec::new(),
             scrapers: Vec::new(),
-            round: Round::NeverBegun,
+            max_scrapers: MAX_SCRAPERS,
+            pages: Pages::default(),
         })
     }
 
@@ -97,25 +99,28 @@ impl Exporter {
         self.targets.push(Target::new(name.into(), connect));
     }
 
-    /// Serves until one of these descriptors is readable or ends, and returns its index.
+    /// Serves until one of these descriptors is readable or ends, and returns its index. There are at most
+    /// [`MAX_SCRAPERS`] scrapers, and fewer if the process could not have a descriptor for each guest besides.
     ///
     /// # Errors
     ///
-    /// What the kernel says if it cannot wait, or other parts of this process have taken the last descriptor. No guest
-    /// and no scraper can be the cause.
+    /// What the kernel says if it cannot wait. No guest and no scraper can be the cause.
     pub fn run(&mut self, until: &[BorrowedFd<'_>]) -> io::Result<usize> {
-        if let Round::NeverBegun = self.round {
-            self.begin_round(Instant::now(), self.deadline);
+        self.max_scrapers = scrapers_beside(self.targets.len());
+        let now = Instant::now();
+        for target in self.targets.iter_mut().filter(|target| target.is_new()) {
+            target.begin(now, Deadline::after(now, self.deadline));
         }
         loop {
             let mut events = self.wait(until)?.into_iter();
             if let Some(first) = events.by_ref().take(until.len()).position(|event| !event.is_empty()) {
                 return Ok(first);
             }
-            let has_connections = events.next().is_some_and(|event| !event.is_empty());
-            self.on_events(&mut events);
+            let now = Instant::now();
+            let has_connections = events.next().is_some_and(|event| !event.is_empty()) || self.acceptor.must_retry(now);
+            self.on_events(&mut events, now);
             if has_connections {
-                self.accept()?;
+                self.accept(now)?;
             }
         }
     }
@@ -126,84 +131,90 @@ impl Exporter {
         for fd in until {
             set.add(fd, PollFlags::IN);
         }
-        set.add(&self.listener, PollFlags::IN);
+        self.acceptor.register(&mut set, &self.listener);
         for scraper in &self.scrapers {
             scraper.register(&mut set);
         }
+        let wanted = self.newest_wait();
         for target in &self.targets {
             target.register(&mut set);
+            wanted.and_then(|since| target.next_read(since)).into_iter().for_each(|due| set.until(due));
         }
-        self.next_round().into_iter().for_each(|due| set.until(due));
         Ok(set.wait()?)
     }
 
-    fn on_events(&mut self, events: &mut impl Iterator<Item = PollFlags>) {
-        let now = Instant::now();
+    fn on_events(&mut self, events: &mut impl Iterator<Item = PollFlags>, now: Instant) {
         for scraper in &mut self.scrapers {
             scraper.on_event(events.next().unwrap_or(PollFlags::empty()), now);
         }
         for target in &mut self.targets {
             target.on_events(events, now);
         }
-        self.end_round();
-        if self.next_round().is_some_and(|due| due <= now) {
-            let deadline = self.scrapers.iter().filter_map(Scraper::deadline).min();
-            let least = |deadline: Instant| deadline.saturating_duration_since(now).max(http::MIN_TIMEOUT);
-            self.begin_round(now, deadline.map_or(self.deadline, least).min(self.deadline));
-        }
-        if self.scrapers.iter().any(|scraper| scraper.is_overdue(now)) {
-            self.send(now, |scraper| scraper.is_overdue(now));
-        }
+        self.read_targets(now);
+        Form::ALL.into_iter().for_each(|form| self.answer(form, now));
         self.scrapers.retain(|scraper| !scraper.is_closed());
     }
 
-    /// Returns when the next round may begin, if a scraper waits for it.
-    fn next_round(&self) -> Option<Instant> {
-        match self.round {
-            Round::Ended(began) if self.scrapers.iter().any(Scraper::is_waiting) => {
-                Some(began.checked_add(MIN_INTERVAL).unwrap_or(began))
-            }
-            Round::NeverBegun | Round::Running(_) | Round::Ended(_) => None,
-        }
+    /// Returns since when the scraper waits that came last.
+    fn newest_wait(&self) -> Option<Instant> {
+        self.scrapers.iter().filter_map(Scraper::waiting).map(|(since, _)| since).max()
     }
 
-    fn begin_round(&mut self, now: Instant, timeout: Duration) {
-        self.round = Round::Running(now);
+    /// Begins to read each target that a scraper waits for. No scraper's own timeout ends that, since it is for others as
+    /// well.
+    fn read_targets(&mut self, now: Instant) {
+        let Some(wanted) = self.newest_wait() else { return };
         for target in &mut self.targets {
-            target.begin(now, Deadline::after(now, timeout));
-        }
-        // Each may have failed already.
-        self.end_round();
-    }
-
-    /// Sends the scrapers that wait the metrics, once every target has an outcome.
-    fn end_round(&mut self) {
-        let Round::Running(began) = self.round else { return };
-        if self.targets.iter().any(Target::is_pending) {
-            return;
-        }
-        self.round = Round::Ended(began);
-        if self.scrapers.iter().any(Scraper::is_waiting) {
-            self.send(Instant::now(), Scraper::is_waiting);
+            if target.next_read(wanted).is_some_and(|due| due <= now) {
+                target.begin(now, Deadline::after(now, self.deadline));
+            }
         }
     }
 
-    /// Sends these scrapers the outcomes so far.
-    fn send(&mut self, now: Instant, to: impl Fn(&Scraper) -> bool) {
-        // Writing to a text cannot fail because of a guest.
-        let exposition = Exposition::new(&self.targets, now).ok();
-        for scraper in self.scrapers.iter_mut().filter(|scraper| to(scraper)) {
-            scraper.send(exposition.as_ref(), now);
+    /// Sends a page to the scrapers that every target was read for, and to those whose own time is over.
+    fn answer(&mut self, form: Form, now: Instant) {
+        // Which scrapers every target was read for; with no target, all.
+        let read = self.targets.iter().map(Target::ended).min().unwrap_or(Some(now));
+        let is_complete = |scraper: &Scraper| scraper.waiting().is_some_and(|(since, _)| read >= Some(since));
+        if let Some(since) = self.first_wait(form, is_complete) {
+            self.evict_slow_readers();
+            let page = self.pages.complete(form, &self.targets, since).ok();
+            self.send(form, page.as_ref(), now, is_complete);
+        }
+        let is_overdue = |scraper: &Scraper| scraper.is_overdue(now);
+        if let Some(since) = self.first_wait(form, is_overdue) {
+            self.evict_slow_readers();
+            let page = self.pages.recent(form, &self.targets, since, now).ok();
+            self.send(form, page.as_ref(), now, is_overdue);
         }
     }
 
-    fn accept(&mut self) -> io::Result<()> {
-        // Bounded, so that a flood of connections delays nobody.
-        for _ in 0..MAX_SCRAPERS {
+    /// Returns since when the first of these scrapers waits.
+    fn first_wait(&self, form: Form, of: impl Fn(&Scraper) -> bool) -> Option<Instant> {
+        let chosen = self.scrapers.iter().filter(|scraper| of(scraper)).filter_map(Scraper::waiting);
+        chosen.filter(|(_, scrape)| scrape.form == form).map(|(since, _)| since).min()
+    }
+
+    fn send(&mut self, form: Form, page: Option<&Arc<Page>>, now: Instant, to: impl Fn(&Scraper) -> bool) {
+        let wants =
+            |scraper: &Scraper| matches!(scraper.waiting(), Some((_, ScrapeRequest { form: its, .. })) if its == form);
+        for scraper in self.scrapers.iter_mut().filter(|scraper| wants(scraper) && to(scraper)) {
+            scraper.send(page, now);
+        }
+    }
+
+    /// Closes those that still read the oldest page if there are too many pages.
+    fn evict_slow_readers(&mut self) {
+        if let Some(oldest) = self.pages.excess() {
+            self.scrapers.retain(|scraper| !scraper.is_reading(&oldest));
+        }
+    }
+
+    fn accept(&mut self, now: Instant) -> io::Result<()> {
+        for _ in 0..MAX_ACCEPTS {
             let Some(accepted) = self.acceptor.accept(&self.listener)? else { break };
-            let now = Instant::now();
             match accepted {
-                Accepted::Stream(stream) if self.has_room() => self.scrapers.push(Scraper::new(stream, now)),
+                Accepted::Stream(stream) if self.has_room(now) => self.scrapers.push(Scraper::new(stream, now)),
                 Accepted::Stream(stream) | Accepted::LastDescriptor(stream) => {
                     Scraper::reject(stream, http::BUSY, now);
                 }
@@ -212,12 +223,24 @@ impl Exporter {
         Ok(())
     }
 
-    /// Returns whether one more scraper can be served, if need be instead of the oldest evictable one.
-    fn has_room(&mut self) -> bool {
-        if self.scrapers.len() < MAX_SCRAPERS {
+    /// Returns whether one more scraper can be served, if need be instead of one that can be evicted.
+    fn has_room(&mut self, now: Instant) -> bool {
+        if self.scrapers.len() < self.max_scrapers {
             return true;
         }
-        let evicted = self.scrapers.iter().position(Scraper::is_evictable);
-        evicted.map(|at| self.scrapers.remove(at)).is_some()
+        // Of the same rank, the one that came first.
+        let ranks =
+            self.scrapers.iter().enumerate().filter_map(|(at, scraper)| Some((scraper.eviction_rank(now)?, at)));
+        let evicted = ranks.max_by_key(|&rank| Reverse(rank));
+        evicted.map(|(_, at)| self.scrapers.remove(at)).is_some()
     }
+}
+
+/// Returns how many scrapers the process can have a descriptor for if each target has one.
+fn scrapers_beside(targets: usize) -> usize {
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return MAX_SCRAPERS };
+    let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let taken = [open, targets].into_iter().filter_map(|count| u64::try_from(count).ok()).sum::<u64>();
+    let left = limit.saturating_sub(taken).saturating_sub(SPARE_DESCRIPTORS);
+    usize::try_from(left).unwrap_or(MAX_SCRAPERS).clamp(1, MAX_SCRAPERS)
 }

@@ -14,33 +14,48 @@ use super::target::{Outcome, Target, TargetStats};
 use super::values::{MAX_SERIES, Number};
 
 /// The media type of OpenMetrics.
-pub(super) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// The media type of Prometheus' older text.
-pub(super) const PLAIN: &str = prometheus_text::CONTENT_TYPE;
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// A target and its outcome so far.
 type Scraped<'t> = (&'t Target, Option<Outcome>);
 
 type Labels = Vec<(String, String)>;
 
-/// An exposition in both forms.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Exposition {
-    pub(super) open_metrics: String,
-    pub(super) plain: String,
+/// A form of the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    OpenMetrics,
+    /// Prometheus' older text.
+    Plain,
 }
 
-impl Exposition {
-    pub(super) fn new(targets: &[Target], now: Instant) -> Result<Self, fmt::Error> {
-        let scraped: Vec<Scraped<'_>> = targets.iter().map(|target| (target, target.outcome(now))).collect();
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Families::new(&scraped)));
-        let mut exposition = Self::default();
-        text::encode(&mut exposition.open_metrics, &registry)?;
-        prometheus_text::encode(&mut exposition.plain, &registry)?;
-        Ok(exposition)
+impl Form {
+    pub(super) const ALL: [Self; 2] = [Self::OpenMetrics, Self::Plain];
+
+    /// Returns the media type.
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => OPEN_METRICS,
+            Self::Plain => prometheus_text::CONTENT_TYPE,
+        }
     }
+}
+
+/// Returns the metrics of all targets. One that is being read, and has no outcome since `since`, has no stats.
+///
+/// # Errors
+///
+/// If they cannot be encoded.
+pub(super) fn build(form: Form, targets: &[Target], since: Instant, now: Instant) -> Result<String, fmt::Error> {
+    let scraped: Vec<Scraped<'_>> = targets.iter().map(|target| (target, target.outcome(since, now))).collect();
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Families::new(&scraped)));
+    let mut page = String::new();
+    match form {
+        Form::OpenMetrics => text::encode(&mut page, &registry)?,
+        Form::Plain => prometheus_text::encode(&mut page, &registry)?,
+    }
+    Ok(page)
 }
 
 /// All metric families.
@@ -267,14 +282,15 @@ scx_nr{guest="other"} -1
 
     #[test]
     fn an_exposition_has_all_targets_by_metric() {
-        let exposition = Exposition::new(&targets(), Instant::now()).unwrap();
-        assert_eq!(exposition.open_metrics, OPEN);
+        let now = Instant::now();
+        let page = |form| build(form, &targets(), now, now).unwrap();
+        assert_eq!(page(Form::OpenMetrics), OPEN);
         let plain = OPEN
             .replace("missing_stats Scrapes", "missing_stats_total Scrapes")
             .replace("missing_stats counter", "missing_stats_total counter")
             .replace("# UNIT scx_vsock_scrape_duration_seconds seconds\n", "")
             .replace("# UNIT scx_vsock_interval_seconds seconds\n", "")
             .replace("# EOF\n", "");
-        assert_eq!(exposition.plain, plain);
+        assert_eq!(page(Form::Plain), plain);
     }
 }

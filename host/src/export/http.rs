@@ -5,6 +5,7 @@ use std::time::Duration;
 use httparse::{EMPTY_HEADER, Error, Header, Request, Status};
 
 use super::accept::prefers_open_metrics;
+use super::exposition::Form;
 
 /// Bytes of the longest request.
 pub(super) const MAX_REQUEST: usize = 8 * 1024;
@@ -24,8 +25,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// A scraper's request for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct ScrapeRequest {
-    /// OpenMetrics, or Prometheus' older text.
-    pub(super) open_metrics: bool,
+    pub(super) form: Form,
     /// How long targets have, if the scraper has a timeout.
     pub(super) timeout: Option<Duration>,
     /// Only the head of the response.
@@ -39,8 +39,22 @@ pub(super) enum Parsed {
     Incomplete,
     /// A request for the metrics.
     Scrape(ScrapeRequest),
-    /// Something else, which is answered with this status.
-    Rejected(&'static str),
+    /// Something else.
+    Rejected(Rejection),
+}
+
+/// A response without metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rejection {
+    pub(super) status: &'static str,
+    /// Only the head of the response.
+    pub(super) head_only: bool,
+}
+
+impl Rejection {
+    pub(super) fn new(status: &'static str) -> Self {
+        Self { status, head_only: false }
+    }
 }
 
 pub(super) const BAD_REQUEST: &str = "400 Bad Request";
@@ -58,19 +72,20 @@ pub(super) fn parse(received: &[u8]) -> Parsed {
     match request.parse(received) {
         Ok(Status::Complete(_)) => {}
         Ok(Status::Partial) if received.len() < MAX_REQUEST => return Parsed::Incomplete,
-        Ok(Status::Partial) | Err(Error::TooManyHeaders) => return Parsed::Rejected(TOO_LARGE),
-        Err(_) => return Parsed::Rejected(BAD_REQUEST),
+        Ok(Status::Partial) | Err(Error::TooManyHeaders) => return Parsed::Rejected(Rejection::new(TOO_LARGE)),
+        Err(_) => return Parsed::Rejected(Rejection::new(BAD_REQUEST)),
     }
     let head_only = match request.method {
         Some("GET") => false,
         Some("HEAD") => true,
-        _ => return Parsed::Rejected(NOT_ALLOWED),
+        _ => return Parsed::Rejected(Rejection::new(NOT_ALLOWED)),
     };
     if path(request.path.unwrap_or_default()) != "/metrics" {
-        return Parsed::Rejected(NOT_FOUND);
+        return Parsed::Rejected(Rejection { status: NOT_FOUND, head_only });
     }
+    let open_metrics = prefers_open_metrics(values(request.headers, "Accept"));
     Parsed::Scrape(ScrapeRequest {
-        open_metrics: prefers_open_metrics(values(request.headers, "Accept")),
+        form: if open_metrics { Form::OpenMetrics } else { Form::Plain },
         timeout: values(request.headers, "X-Prometheus-Scrape-Timeout-Seconds").next().and_then(timeout),
         head_only,
     })
@@ -102,24 +117,25 @@ fn timeout(seconds: &str) -> Option<Duration> {
     Some(timeout.max(MIN_TIMEOUT))
 }
 
-/// Returns an exposition as a response.
-pub(super) fn ok(media_type: &str, body: &str, head_only: bool) -> Vec<u8> {
-    respond("200 OK", media_type, body, head_only)
+/// Returns the head of the response with a page of so many bytes.
+pub(super) fn ok(form: Form, length: usize) -> String {
+    head("200 OK", form.media_type(), length)
 }
 
-/// Returns a status as a response.
-pub(super) fn status(status: &str) -> Vec<u8> {
+/// Returns the whole response of a rejection.
+pub(super) fn rejection(rejection: Rejection) -> String {
+    let status = rejection.status;
     let more = if status == NOT_FOUND { "; the metrics are at /metrics" } else { "" };
-    respond(status, "text/plain; charset=utf-8", &format!("{status}{more}\n"), false)
+    let body = format!("{status}{more}\n");
+    let head = head(status, "text/plain; charset=utf-8", body.len());
+    if rejection.head_only { head } else { head + &body }
 }
 
-fn respond(status: &str, media_type: &str, body: &str, head_only: bool) -> Vec<u8> {
+fn head(status: &str, media_type: &str, length: usize) -> String {
     let allow = if status == NOT_ALLOWED { "Allow: GET, HEAD\r\n" } else { "" };
-    let length = body.len();
-    let head = format!(
+    format!(
         "HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n{allow}Connection: close\r\n\r\n"
-    );
-    [head.as_bytes(), if head_only { b"" } else { body.as_bytes() }].concat()
+    )
 }
 
 #[cfg(test)]
@@ -139,9 +155,9 @@ mod tests {
         let timeout = Some(Duration::from_secs(9));
         assert_eq!(
             parse(PROMETHEUS.as_bytes()),
-            Parsed::Scrape(ScrapeRequest { open_metrics: true, timeout, head_only: false })
+            Parsed::Scrape(ScrapeRequest { form: Form::OpenMetrics, timeout, head_only: false })
         );
-        let plain = Parsed::Scrape(ScrapeRequest { open_metrics: false, timeout: None, head_only: false });
+        let plain = Parsed::Scrape(ScrapeRequest { form: Form::Plain, timeout: None, head_only: false });
         for target in ["/metrics?x=1", "http://127.0.0.1:9729/metrics", "http://host/metrics?next=http://other/"] {
             assert_eq!(parse(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()), plain, "{target}");
         }
@@ -165,7 +181,7 @@ mod tests {
             (&many, TOO_LARGE),
             (&long, TOO_LARGE),
         ] {
-            assert_eq!(parse(request.as_bytes()), Parsed::Rejected(expected), "{request:.40}");
+            assert_eq!(parse(request.as_bytes()), Parsed::Rejected(Rejection::new(expected)), "{request:.40}");
         }
         for header in ["-1", "NaN", "-inf", "x", ""] {
             let request = format!("GET /metrics HTTP/1.1\r\nX-Prometheus-Scrape-Timeout-Seconds: {header}\r\n\r\n");
@@ -189,10 +205,18 @@ mod tests {
 
     #[test]
     fn responses_are_complete() {
-        let expected = "HTTP/1.1 200 OK\r\nContent-Type: text/x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n";
-        assert_eq!(ok("text/x", "a\n", false), format!("{expected}a\n").into_bytes());
-        assert_eq!(ok("text/x", "a\n", true), expected.as_bytes());
-        assert!(String::from_utf8(status(NOT_ALLOWED)).unwrap().contains("\r\nAllow: GET, HEAD\r\n"));
+        let head = ok(Form::OpenMetrics, 2);
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/openmetrics-text; "), "{head}");
+        assert!(head.ends_with("\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"), "{head}");
+        assert!(rejection(Rejection::new(NOT_ALLOWED)).contains("\r\nAllow: GET, HEAD\r\n"));
+        assert!(rejection(Rejection::new(BUSY)).ends_with("\r\n\r\n503 Service Unavailable\n"));
+    }
+
+    #[test]
+    fn a_head_request_never_has_a_body() {
+        let Parsed::Rejected(unknown) = parse(b"HEAD /nothing HTTP/1.1\r\n\r\n") else { panic!("it is unknown") };
+        let response = rejection(unknown);
+        assert!(response.starts_with("HTTP/1.1 404 ") && response.ends_with("\r\n\r\n"), "{response}");
     }
 
     proptest! {

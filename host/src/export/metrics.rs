@@ -1,8 +1,6 @@
 //! The metrics that a scheduler's stats become, made of its description once a session.
 
-use std::collections::BTreeSet;
-
-use super::names;
+use super::names::{self, Names};
 use crate::stats::meta::{self, Data, Kind, Leaf, Meta, Struct};
 
 /// Metrics that one guest can have.
@@ -45,15 +43,13 @@ impl MetricSet {
     pub(super) fn new(meta: &Meta) -> Self {
         let Some(top) = meta.tops().next() else { return Self::default() };
         let mut leaves = meta.leaves(top);
-        let mut taken = BTreeSet::new();
+        let mut taken = Names::default();
         let mut metrics = Vec::new();
         for leaf in leaves.by_ref().take(MAX_METRICS) {
             if leaf.field.data.kind() == Some(&Kind::String) || is_skipped(meta, top, &leaf) {
                 continue;
             }
-            let metric = Metric::new(meta, &leaf, |name| taken.contains(name));
-            taken.insert(metric.name.clone());
-            metrics.push(metric);
+            metrics.push(Metric::new(meta, &leaf, &mut taken));
         }
         Self { metrics, is_truncated: leaves.next().is_some() }
     }
@@ -84,13 +80,14 @@ fn fields<'m>(leaf: &Leaf<'m>) -> impl DoubleEndedIterator<Item = &'m str> + Clo
 impl Metric {
     /// Its name is the struct's prefix and the field's name if there is a prefix, as in upstream's exporter, unless the
     /// struct is in several places; otherwise it is all the names of the path.
-    fn new(meta: &Meta, leaf: &Leaf<'_>, taken: impl Fn(&str) -> bool) -> Self {
+    fn new(meta: &Meta, leaf: &Leaf<'_>, taken: &mut Names) -> Self {
         let by_path = || names::metric(fields(leaf));
         let prefix = leaf.owner.attributes.om_prefix();
         let short = fields(leaf).next_back().filter(|_| !prefix.is_empty());
-        let short = short.map(|field| names::metric([&*format!("{prefix}{field}")])).filter(|name| !taken(name));
+        let short =
+            short.map(|field| names::metric([&*format!("{prefix}{field}")])).filter(|name| !taken.contains(name));
         Self {
-            name: names::unique(short.unwrap_or_else(by_path), taken),
+            name: taken.take(short.unwrap_or_else(by_path)),
             help: names::help(leaf.field.desc.as_deref().unwrap_or("A statistic of the guest's scheduler")),
             path: path(meta, leaf),
         }
@@ -98,15 +95,14 @@ impl Metric {
 }
 
 fn path(meta: &Meta, leaf: &Leaf<'_>) -> Vec<Step> {
-    let mut labels = BTreeSet::from([GUEST.to_owned()]);
+    let mut labels = Names::default();
+    labels.take(GUEST.to_owned());
     let step = |step: &meta::Step<'_>| match step {
         meta::Step::Field(name) => Step::Field((*name).to_owned()),
         meta::Step::Each(field) => {
             let named = meta.struct_of(field).and_then(|of| of.attributes.om_label());
             let label = named.unwrap_or(if matches!(field.data, Data::Array(_)) { "index" } else { "key" });
-            let label = names::unique(names::label(label), |name| labels.contains(name));
-            labels.insert(label.clone());
-            Step::Each { label }
+            Step::Each { label: labels.take(names::label(label)) }
         }
     };
     leaf.path.iter().map(step).collect()

@@ -1,7 +1,12 @@
 //! A guest's texts as OpenMetrics takes them: names of few characters, help of one line.
 
+use std::collections::HashMap;
+
 /// Bytes of the longest name that is made of one text.
 const MAX_NAME: usize = 100;
+
+/// Bytes of the longest metric name, but for what makes it unique and unreserved.
+const MAX_METRIC_NAME: usize = 200;
 
 /// Characters of the longest help.
 const MAX_HELP: usize = 200;
@@ -21,6 +26,7 @@ const SUFFIX: &str = "_value";
 pub(super) fn metric<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let parts: Vec<String> = parts.into_iter().map(word).collect();
     let mut name = format!("{PREFIX}{}", parts.join("_"));
+    name.truncate(MAX_METRIC_NAME);
     if RESERVED.iter().any(|end| name.ends_with(end)) {
         name += SUFFIX;
     }
@@ -53,11 +59,30 @@ pub(super) fn help(text: &str) -> String {
     line.collect::<String>().trim().to_owned()
 }
 
-/// Returns the name, with the first number after it that makes it one that is not `taken`, if it is.
-pub(super) fn unique(name: String, taken: impl Fn(&str) -> bool) -> String {
-    let numbered = (2u32..).map(|number| format!("{name}_{number}"));
-    let mut names = std::iter::once(name.clone()).chain(numbered);
-    names.find(|name| !taken(name)).unwrap_or(name)
+/// Names that are taken, each with the number that the next one of its kind is tried with: a guest that has the same name
+/// many times costs no more than one that has many names.
+#[derive(Debug, Default)]
+pub(super) struct Names(HashMap<String, u32>);
+
+impl Names {
+    /// Whether the name is taken.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Takes the name, with a number after it if it is taken already, and returns it.
+    pub(super) fn take(&mut self, name: String) -> String {
+        let Some(&first) = self.0.get(&name) else {
+            self.0.insert(name.clone(), 2);
+            return name;
+        };
+        let numbered = (first..u32::MAX).map(|number| (number, format!("{name}_{number}")));
+        let free = numbered.into_iter().find(|(_, name)| !self.0.contains_key(name));
+        let (number, unique) = free.unwrap_or((u32::MAX, name.clone()));
+        self.0.insert(name, number.saturating_add(1));
+        self.0.insert(unique.clone(), 2);
+        unique
+    }
 }
 
 #[cfg(test)]
@@ -81,7 +106,21 @@ mod tests {
         assert_eq!(label("7 of 9"), "of_9");
         assert_eq!(label("\u{1f600}"), "key");
         assert_eq!(help(" a \"b\"\n\\c "), "a 'b' /c");
-        assert_eq!(unique("a".into(), |name| ["a", "a_2"].contains(&name)), "a_3");
+    }
+
+    #[test]
+    fn a_taken_name_is_numbered() {
+        let mut names = Names::default();
+        let taken = ["a_3", "a", "a", "a", "a_2", "a"].map(|name| names.take(name.to_owned()));
+        assert_eq!(taken, ["a_3", "a", "a_2", "a_4", "a_2_2", "a_5"]);
+        assert!(names.contains("a_4") && !names.contains("a_6"));
+    }
+
+    #[test]
+    fn many_equal_names_cost_linear_time() {
+        let mut names = Names::default();
+        (0..200_000).for_each(|_| drop(names.take("a".to_owned())));
+        assert!(names.contains("a_200000"));
     }
 
     proptest! {

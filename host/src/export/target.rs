@@ -1,6 +1,7 @@
 //! One guest that is scraped: its session, and the outcome of its last scrape.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -8,9 +9,11 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use serde_json::Value;
 
+use super::clock::{MIN_INTERVAL, after};
 use super::metrics::MetricSet;
 use super::values::Values;
-use crate::client::{PollClient, decode};
+use crate::client::decode::Decoded;
+use crate::client::{Answer, PollClient, decode};
 use crate::endpoint::Connect;
 use crate::io::Deadline;
 use crate::io::poll::PollSet;
@@ -23,13 +26,43 @@ pub(super) struct Target {
     pub(super) name: String,
     client: PollClient,
     state: State,
-    /// The metrics of a session's stats, and the session.
-    metrics: Option<(u64, Arc<MetricSet>)>,
+    /// The session whose description was read last, and what it is.
+    described: Option<u64>,
+    description: Description,
     /// The session whose stats were last read, and when.
     last_read: Option<(u64, Instant)>,
     /// Scrapes without stats by the reason's kind.
     pub(super) missing: BTreeMap<&'static str, u64>,
     pub(super) last: Option<Outcome>,
+    /// When the last read began and ended, and how many have ended.
+    began: Option<Instant>,
+    ended: Option<Instant>,
+    pub(super) reads: u64,
+}
+
+/// The metrics of a description, with a hash of its line: one that did not change is not parsed again.
+#[derive(Clone, Debug, Default)]
+struct Description {
+    hash: Option<u64>,
+    /// Secret, so that no guest knows two lines of one hash.
+    hasher: RandomState,
+    metrics: Arc<MetricSet>,
+}
+
+impl Description {
+    /// Reads an answer to `stats_meta`.
+    fn read(&self, answer: Answer<'_>) -> Result<Decoded<Self>, SchedStatsError> {
+        let hash = match answer {
+            Answer::Scheduler(line) => Some(self.hasher.hash_one(line)),
+            _ => None,
+        };
+        if hash.is_some() && hash == self.hash {
+            return Ok(Decoded { value: self.clone(), errno: 0 });
+        }
+        let Decoded { value: meta, errno } = decode::resp::<Meta>(answer)?;
+        let metrics = Arc::new(MetricSet::new(&meta));
+        Ok(Decoded { value: Self { hash, hasher: self.hasher.clone(), metrics }, errno })
+    }
 }
 
 /// The request in flight, and when the scrape began.
@@ -64,37 +97,56 @@ impl Target {
             name,
             client: PollClient::new(connect),
             state: State::Idle,
-            metrics: None,
+            described: None,
+            description: Description::default(),
             last_read: None,
             missing: BTreeMap::new(),
             last: None,
+            began: None,
+            ended: None,
+            reads: 0,
         }
     }
 
-    pub(super) fn is_pending(&self) -> bool {
-        !matches!(self.state, State::Idle)
+    /// Whether it was never read.
+    pub(super) fn is_new(&self) -> bool {
+        self.began.is_none()
     }
 
-    /// Begins a scrape: requests stats, and their description first if the session is new.
+    /// Returns when the last read ended.
+    pub(super) fn ended(&self) -> Option<Instant> {
+        self.ended
+    }
+
+    /// Returns when it may be read again, unless it is being read, or was read since `wanted`.
+    pub(super) fn next_read(&self, wanted: Instant) -> Option<Instant> {
+        let is_idle = matches!(self.state, State::Idle);
+        (is_idle && self.ended < Some(wanted)).then(|| self.began.map_or(wanted, |began| after(began, MIN_INTERVAL)))
+    }
+
+    /// Begins to read it: requests stats, and their description first if the session is new.
     pub(super) fn begin(&mut self, now: Instant, deadline: Deadline) {
-        if let Some((session, _)) = self.metrics {
+        self.began = Some(now);
+        if let Some(session) = self.described {
             self.start(&StatsRequest::stats(&[]), State::ReadingStats(now), deadline);
             if self.client.session() == session {
                 return self.progress(now);
             }
-            self.metrics = None;
+            self.described = None;
             self.client.abandon();
         }
         self.start(&StatsRequest::stats_meta(), State::ReadingMeta(now), deadline);
         self.progress(now);
     }
 
-    /// Returns the outcome of the last scrape; while one is pending, its outcome so far.
-    pub(super) fn outcome(&self, now: Instant) -> Option<Outcome> {
+    /// Returns the outcome of the last read; while it is being read, and has no outcome since `since`, that of this read so
+    /// far.
+    pub(super) fn outcome(&self, since: Instant, now: Instant) -> Option<Outcome> {
         match self.state {
             State::Idle => self.last.clone(),
-            State::ReadingMeta(since) | State::ReadingStats(since) => {
-                let duration = now.saturating_duration_since(since);
+            _ if self.ended >= Some(since) => self.last.clone(),
+            State::ReadingMeta(began) | State::ReadingStats(began) => {
+                let duration = now.saturating_duration_since(began);
                 Some(Outcome { duration, session: self.client.session(), stats: None })
             }
         }
@@ -128,9 +180,11 @@ impl Target {
     fn progress(&mut self, now: Instant) {
         if let State::ReadingMeta(since) = self.state {
             let deadline = self.client.deadline();
-            match (self.client.on_ready(now, decode::resp::<Meta>), deadline) {
-                (Poll::Ready(Ok(meta)), Some(deadline)) => {
-                    self.metrics = Some((self.client.session(), Arc::new(MetricSet::new(&meta))));
+            let read = self.client.on_ready(now, |answer| self.description.read(answer));
+            match (read, deadline) {
+                (Poll::Ready(Ok(description)), Some(deadline)) => {
+                    self.description = description;
+                    self.described = Some(self.client.session());
                     self.start(&StatsRequest::stats(&[]), State::ReadingStats(since), deadline);
                 }
                 (Poll::Ready(Err(error)), _) => self.fail(&error, since, now),
@@ -150,7 +204,7 @@ impl Target {
         let session = self.client.session();
         let before = self.last_read.replace((session, now)).filter(|(before, _)| *before == session);
         let interval = before.map(|(_, then)| now.saturating_duration_since(then));
-        let metrics = self.metrics.as_ref().map(|(_, metrics)| Arc::clone(metrics)).unwrap_or_default();
+        let metrics = Arc::clone(&self.description.metrics);
         let values = Values::read(&metrics, stats);
         self.finish(since, now, Some(Arc::new(TargetStats { metrics, values, interval })));
     }
@@ -163,6 +217,8 @@ impl Target {
 
     fn finish(&mut self, since: Instant, now: Instant, stats: Option<Arc<TargetStats>>) {
         self.state = State::Idle;
+        self.ended = Some(now);
+        self.reads = self.reads.wrapping_add(1);
         let duration = now.saturating_duration_since(since);
         self.last = Some(Outcome { duration, session: self.client.session(), stats });
     }

@@ -10,6 +10,7 @@ use rustix::event::PollFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::OnFailure;
 use super::line_reader::{LineReader, NextLine};
 use super::reply;
 use crate::client::decode::{self, Decoded};
@@ -83,6 +84,7 @@ impl ProxyClient {
         events: &mut impl Iterator<Item = PollFlags>,
         now: Instant,
         allowed: Duration,
+        on_failure: &mut OnFailure,
     ) -> Connection {
         let event = events.next();
         if self.guest.fd().is_some() {
@@ -92,21 +94,23 @@ impl ProxyClient {
         if event.is_some_and(|event| event.intersects(PollFlags::HUP | PollFlags::ERR)) {
             return Connection::Closed;
         }
-        if matches!(self.state, ClientState::Reading) && self.read_request(now, allowed) == Connection::Closed {
+        if matches!(self.state, ClientState::Reading)
+            && self.read_request(now, allowed, on_failure) == Connection::Closed
+        {
             return Connection::Closed;
         }
         if matches!(self.state, ClientState::AwaitingGuest) {
-            self.poll_guest(now, allowed);
+            self.poll_guest(now, allowed, on_failure);
         }
         self.send_reply(now)
     }
 
     /// Reads until a request is complete, and starts it.
-    fn read_request(&mut self, now: Instant, allowed: Duration) -> Connection {
+    fn read_request(&mut self, now: Instant, allowed: Duration, on_failure: &mut OnFailure) -> Connection {
         for _ in 0..MAX_READS {
             match self.lines.next_line() {
                 NextLine::Request(request) => {
-                    self.start(request, now, allowed);
+                    self.start(request, now, allowed, on_failure);
                     return Connection::Open;
                 }
                 NextLine::End => return Connection::Closed,
@@ -123,7 +127,13 @@ impl ProxyClient {
     }
 
     /// Sends a request to the guest, unless it is invalid or the session that the client knows has ended.
-    fn start(&mut self, request: Result<RequestLine, SchedStatsError>, now: Instant, allowed: Duration) {
+    fn start(
+        &mut self,
+        request: Result<RequestLine, SchedStatsError>,
+        now: Instant,
+        allowed: Duration,
+        on_failure: &mut OnFailure,
+    ) {
         let deadline = Deadline::after(now, allowed);
         let line = match request {
             Ok(line) => line,
@@ -136,11 +146,14 @@ impl ProxyClient {
                 self.reply(reply::session_ended(), deadline, Connection::Closed);
             }
             Ok(()) => self.state = ClientState::AwaitingGuest,
-            Err(error) => self.reply(reply::of(&error), deadline, Connection::Closed),
+            Err(error) => {
+                on_failure(&error);
+                self.reply(reply::of(&error), deadline, Connection::Closed);
+            }
         }
     }
 
-    fn poll_guest(&mut self, now: Instant, allowed: Duration) {
+    fn poll_guest(&mut self, now: Instant, allowed: Duration, on_failure: &mut OnFailure) {
         let Poll::Ready(outcome) = self.guest.on_ready(now, any_errno) else { return };
         let deadline = Deadline::after(now, allowed);
         match outcome {
@@ -149,6 +162,7 @@ impl ProxyClient {
                 self.reply(line, deadline, Connection::Open);
             }
             Err(error) => {
+                on_failure(&error);
                 let then = if error.keeps_session() { Connection::Open } else { Connection::Closed };
                 self.reply(reply::of(&error), deadline, then);
             }

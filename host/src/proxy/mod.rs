@@ -38,6 +38,7 @@ use crate::client::DEFAULT_DEADLINE;
 use crate::endpoint::Connect;
 use crate::io::accept::{Accepted, Acceptor};
 use crate::io::poll::PollSet;
+use crate::stats::SchedStatsError;
 use client::{Connection, ProxyClient};
 
 /// The most clients that are served at a time.
@@ -65,7 +66,11 @@ pub struct Proxy {
     listeners: Vec<UnixListener>,
     clients: Vec<ProxyClient>,
     acceptor: Acceptor,
+    on_failure: OnFailure,
 }
+
+/// Called with each reason why the guest did not answer a request.
+type OnFailure = Box<dyn FnMut(&SchedStatsError) + Send>;
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -90,6 +95,7 @@ impl Proxy {
             listeners: Vec::new(),
             clients: Vec::new(),
             acceptor: Acceptor::new()?,
+            on_failure: Box::new(|_| ()),
         })
     }
 
@@ -98,6 +104,14 @@ impl Proxy {
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// Sets what is called with each reason why the guest did not answer a request, which the client gets as an errno and
+    /// a text.
+    #[must_use]
+    pub fn on_failure(mut self, report: impl FnMut(&SchedStatsError) + Send + 'static) -> Self {
+        self.on_failure = Box::new(report);
         self
     }
 
@@ -117,17 +131,21 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// What `poll` or `accept` failed with: a listener is not a listening socket, or other parts of this process took the
-    /// last descriptor. No client can cause one.
+    /// What `poll` or `accept` failed with: a listener is not a listening socket. No client and no shortage of
+    /// descriptors or memory can cause one.
     pub fn run(&mut self, until: &[BorrowedFd<'_>]) -> io::Result<usize> {
         loop {
             let mut events = self.wait(until)?.into_iter();
             if let Some(first) = events.by_ref().take(until.len()).position(|event| !event.is_empty()) {
                 return Ok(first);
             }
-            let ready: Vec<bool> = events.by_ref().take(self.listeners.len()).map(|event| !event.is_empty()).collect();
             let now = Instant::now();
-            self.clients.retain_mut(|client| client.on_ready(&mut events, now, self.deadline) == Connection::Open);
+            let must_retry = self.acceptor.must_retry(now);
+            let ready: Vec<bool> =
+                events.by_ref().take(self.listeners.len()).map(|event| must_retry || !event.is_empty()).collect();
+            self.clients.retain_mut(|client| {
+                client.on_ready(&mut events, now, self.deadline, &mut self.on_failure) == Connection::Open
+            });
             for (at, _) in ready.into_iter().enumerate().filter(|(_, ready)| *ready) {
                 self.accept(at)?;
             }
@@ -141,7 +159,7 @@ impl Proxy {
             set.add(fd, PollFlags::IN);
         }
         for listener in &self.listeners {
-            set.add(listener, PollFlags::IN);
+            self.acceptor.register(&mut set, listener);
         }
         for client in &self.clients {
             client.wait_in(&mut set);

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, getpid};
 
 use super::sample::Sample;
 use super::sampler::Sampler;
@@ -61,6 +62,8 @@ impl Shared {
 
 /// A sampler on a thread of its own, which ends when this value is dropped.
 ///
+/// The thread is not part of a process that is forked later: there, this value is a finished sampler without samples.
+///
 /// ```
 /// use std::sync::mpsc;
 /// use std::time::Duration;
@@ -86,14 +89,13 @@ pub struct BackgroundSampler {
     stop: RunControl,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Sampler>>,
+    /// The process that has the thread.
+    process: Pid,
 }
 
 impl fmt::Debug for BackgroundSampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BackgroundSampler")
-            .field("stop", &self.stop)
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
+        f.debug_struct("BackgroundSampler").field("stop", &self.stop).finish_non_exhaustive()
     }
 }
 
@@ -142,7 +144,7 @@ impl Sampler {
             self
         };
         let thread = thread::Builder::new().name("sampler".into()).spawn(run)?;
-        Ok(BackgroundSampler { stop, shared, thread: Some(thread) })
+        Ok(BackgroundSampler { stop, shared, thread: Some(thread), process: getpid() })
     }
 }
 
@@ -200,25 +202,37 @@ impl BackgroundSampler {
     /// Returns whether its schedule is over.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.is_inherited() || self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Whether this process was forked from the one that has the thread.
+    fn is_inherited(&self) -> bool {
+        getpid() != self.process
     }
 
     /// Returns how the schedule was kept so far.
     #[must_use]
     pub fn stats(&self) -> SamplerStats {
-        self.shared.state().stats.clone()
+        if self.is_inherited() { SamplerStats::default() } else { self.shared.state().stats.clone() }
     }
 
     /// Takes the samples that are buffered; also after [`stop`](Self::stop). Empty if a sink has them.
     #[must_use]
     pub fn take_samples(&self) -> SampleSeries {
-        self.shared.state().buffer.drain(..).collect()
+        // The thread may have had the lock at the time of a fork.
+        if self.is_inherited() { SampleSeries::new() } else { self.shared.state().buffer.drain(..).collect() }
     }
 
     /// Waits until its schedule is over, and returns the sampler, whose session is still open if it is good. A schedule
     /// of an interval has no end. `None` if the sampler was returned before, or `sink` panicked.
     pub fn join(&mut self) -> Option<Sampler> {
-        let mut sampler = self.thread.take()?.join().ok()?;
+        let thread = self.thread.take()?;
+        if self.is_inherited() {
+            // There is no such thread here: it can neither be joined nor detached.
+            std::mem::forget(thread);
+            return None;
+        }
+        let mut sampler = thread.join().ok()?;
         sampler.stop = RunControl::new();
         Some(sampler)
     }

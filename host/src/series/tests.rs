@@ -110,6 +110,40 @@ fn changes_of_integers_are_exact() {
 }
 
 #[test]
+fn a_rate_needs_time_between_the_samples() {
+    let at = |elapsed_ms, nr: Value| sample("t", elapsed_ms, 1, Ok(json!({ "nr": nr })));
+    // The same moment, an earlier one (of recordings that were joined), and an answer within the same millisecond.
+    let at_once = Sample { interval_ms: Some(0), ..at(500, json!(9)) };
+    let series: SampleSeries =
+        [at(1_000, json!(1)), at(1_000, json!(5)), at(500, json!(7)), at_once].into_iter().collect();
+    for (change, delta) in series.changes("nr").unwrap().into_iter().skip(1).zip([4, 2, 2]) {
+        assert_eq!(change, Change::Since { delta: Delta::Integer(delta), rate: None });
+    }
+    assert_eq!(SampleSeries::from_json_lines(&series.to_json_lines().unwrap()).unwrap(), series);
+}
+
+#[test]
+fn an_integer_and_a_float_have_the_difference_of_floats() {
+    let stats = [json!(u64::MAX), json!(0.5), json!(u64::MAX), json!(1e308), json!(-1e308)];
+    let series: SampleSeries =
+        (1..).zip(stats).map(|(second, nr)| sample("t", second * 1_000, 1, Ok(json!({ "nr": nr })))).collect();
+    let deltas: Vec<f64> = series
+        .changes("nr")
+        .unwrap()
+        .into_iter()
+        .filter_map(|change| match change {
+            Change::Since { delta: delta @ Delta::Float(_), rate } => {
+                assert_eq!(rate, Some(delta.as_f64()));
+                Some(delta.as_f64())
+            }
+            _ => None,
+        })
+        .collect();
+    let max = 18_446_744_073_709_551_615.0;
+    assert_eq!(deltas, [-max, max, 1e308, f64::NEG_INFINITY]);
+}
+
+#[test]
 fn a_field_without_a_name_is_not_listed() {
     let series: SampleSeries = [sample("t", 0, 1, Ok(json!({ "": 1, "a": 2 })))].into_iter().collect();
     assert_eq!(series.keys("").unwrap().into_iter().collect::<Vec<_>>(), ["a"]);
@@ -146,11 +180,12 @@ fn a_line_that_is_no_sample_costs_that_line() {
 fn what_can_be_written_can_be_read() {
     let nested = |depth: usize| (0..depth).fold(json!(1), |inner, _| json!([inner]));
     let error = |args| Err(MissingStatsReason::SchedulerError { errno: 22, args });
-    for stats in [Ok(nested(96)), error(nested(96))] {
+    let missing = |args| Err(MissingStatsReason::MissingResp { args });
+    for stats in [Ok(nested(96)), error(nested(96)), missing(nested(96))] {
         let series: SampleSeries = [sample("t", 0, 1, stats)].into_iter().collect();
         assert_eq!(SampleSeries::from_json_lines(&series.to_json_lines().unwrap()).unwrap(), series);
     }
-    for stats in [Ok(nested(97)), error(nested(97)), error(nested(123))] {
+    for stats in [Ok(nested(97)), error(nested(97)), missing(nested(97)), error(nested(123))] {
         let sample = sample("t", 0, 1, stats);
         let line = serde_json::to_string(&sample).unwrap() + "\n";
         let series: SampleSeries = [sample].into_iter().collect();

@@ -119,6 +119,21 @@ mod tests {
     }
 
     #[test]
+    fn errors_inside_several_errors_are_found() {
+        let expected = MissingStatsReason::Cancelled;
+        let twice = || io::Error::other(io::Error::new(io::ErrorKind::NotFound, SchedStatsError::Cancelled));
+        assert_eq!(found(twice()), expected);
+        assert_eq!(found(anyhow::Error::from(twice()).context("sampling").context("the run")), expected);
+        assert_eq!(found(io::Error::other(anyhow::Error::from(twice()))), expected);
+        assert_eq!(found(io::Error::other(anyhow::Error::from(twice()).context("sampling"))), expected);
+        assert_eq!(found(io::Error::other(Outer(Arc::new(twice())))), expected);
+        assert_eq!(found(Outer(Box::new(twice()))), expected);
+        let dynamic: BoxedError = Box::new(Outer(twice()));
+        assert_eq!(found(io::Error::other(dynamic)), expected);
+        assert_eq!(MissingStatsReason::find(&anyhow::Error::from(io::Error::from_raw_os_error(2))), None);
+    }
+
+    #[test]
     fn an_unknown_error_keeps_the_text_of_its_whole_chain() {
         let unknown = anyhow::anyhow!("no such file").context("reading the config");
         let reason = "reading the config: no such file".to_owned();

@@ -22,7 +22,7 @@ pub(crate) use depth::nest_too_deep;
 pub use error::{SchedStatsError, SystemError};
 pub use meta::Meta;
 pub use path::{ParsePathError, PathError, StatPath};
-pub(crate) use peer_text::PeerText;
+pub use peer_text::PeerText;
 pub use reason::{MissingStatsReason, ReasonKind};
 pub use request::{RequestLine, StatsRequest};
 pub use response::StatsResponse;

@@ -187,6 +187,38 @@ mod tests {
     }
 
     #[test]
+    fn other_numbers_are_no_indices() {
+        let stats = json!({ "c": [7, 8] });
+        for path in
+            ["c.-0", "c.-1", "c.1e0", "c.1e2", "c.0x1", "c.1 ", r"c.1\.0", "c.\u{661}", "c.\u{ff11}", "c.0\0", "c.1.0"]
+        {
+            assert!(get(path, &stats).is_err(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn each_name_has_one_written_form() {
+        for (path, components) in [
+            (r"a\.b", &["a.b"][..]),
+            (r"a\\.b", &["a\\", "b"]),
+            (r"a\\\.b", &["a\\.b"]),
+            (r"\.", &["."]),
+            (r"\\", &["\\"]),
+            (" ", &[" "]),
+            ("a.\u{1b}", &["a", "\u{1b}"]),
+        ] {
+            let parsed: StatPath = path.parse().unwrap();
+            assert_eq!(
+                (parsed.components().collect::<Vec<_>>(), parsed.to_string()),
+                (components.to_vec(), path.to_owned())
+            );
+        }
+        for path in ["", ".", "..", ".a", "a.", "a..b", r"a\..", r"a\", r"\a", r"a\\\", r"a.\"] {
+            assert!(path.parse::<StatPath>().is_err(), "{path}");
+        }
+    }
+
+    #[test]
     fn names_of_objects_are_no_indices() {
         let stats = json!({ "c": { "+1": 1, "01": 2, "0": 3 } });
         assert_eq!(get("c.+1", &stats), Ok(json!(1)));

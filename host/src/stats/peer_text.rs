@@ -10,8 +10,14 @@ const MAX_CHARS: usize = 2_000;
 
 /// A peer's text as it may be shown: truncated, and with control characters and those that reorder or hide text written
 /// as escapes. Nothing is copied, and no more is formatted than is shown.
+///
+/// ```
+/// use scx_vsock::stats::PeerText;
+///
+/// assert_eq!(PeerText::line("red \u{1b}[31m").to_string(), r"red \u{1b}[31m");
+/// ```
 #[derive(Clone, Copy)]
-pub(crate) struct PeerText<T> {
+pub struct PeerText<T> {
     text: T,
     max_chars: usize,
     lines: Lines,
@@ -25,12 +31,12 @@ enum Lines {
 
 impl<T: fmt::Display> PeerText<T> {
     /// The first line, at most 200 characters of it.
-    pub(crate) fn line(text: T) -> Self {
+    pub fn line(text: T) -> Self {
         Self { text, max_chars: MAX_LINE_CHARS, lines: Lines::First }
     }
 
     /// All lines, at most 2,000 characters.
-    pub(crate) fn whole(text: T) -> Self {
+    pub fn whole(text: T) -> Self {
         Self { text, max_chars: MAX_CHARS, lines: Lines::All }
     }
 }
@@ -112,11 +118,15 @@ impl Writer<'_, '_> {
     }
 }
 
-/// Whether a character would act on a terminal, or hide or reorder what stands around it.
+/// Whether a character would act on a terminal, or hide or reorder what stands around it: those that Unicode calls control
+/// characters, bidirectional controls, or ignorable by default (but variation selectors, which only style a character).
 fn is_hidden(char: char) -> bool {
     char.is_control()
         || matches!(char,
-            '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -138,6 +148,28 @@ mod tests {
         assert_eq!(PeerText::whole("first\nsecond\n").to_string(), r"first\nsecond");
         assert_eq!(bounded(bounded("a\u{1b}\nb")), r"a\u{1b}\nb");
         assert_eq!(PeerText::whole("x".repeat(200_000)).to_string().len(), MAX_CHARS + 3);
+    }
+
+    #[test]
+    fn a_text_is_truncated_between_characters() {
+        for char in ['\u{e9}', '\u{4e2d}', '\u{1f600}'] {
+            for length in 199..=201 {
+                let text = format!("{}{char}{char}", "x".repeat(length - 1));
+                let shown = PeerText::line(&text).to_string();
+                assert_eq!(shown.trim_end_matches("...").chars().count(), (length + 1).min(200), "{shown}");
+                assert_eq!(shown.ends_with("..."), length + 1 > 200);
+            }
+        }
+    }
+
+    #[test]
+    fn no_control_or_invisible_character_is_shown() {
+        let invisible = ['\u{ad}', '\u{34f}', '\u{61c}', '\u{115f}', '\u{180e}', '\u{3164}', '\u{fff9}', '\u{e0041}'];
+        for hidden in ('\0'..' ').chain('\u{7f}'..='\u{9f}').chain(invisible) {
+            for shown in [PeerText::line(hidden).to_string(), format!("{:?}", PeerText::whole(hidden))] {
+                assert!(shown.chars().all(|char| matches!(char, ' '..='~')), "{hidden:?}: {shown:?}");
+            }
+        }
     }
 
     #[test]

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use vm_memory::bitmap::BitmapSlice;
 
 use super::chain::Chain;
+use super::counters::Stage;
 use super::packet::{Header, Operation};
 use super::poller::{Poller, StreamEvent};
 use super::protocol::{Action, ConnectionState, Preamble, Protocol};
 use super::spec::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-use super::stream::{Received, Stream};
+use super::stream::{Received, Remains, Stream};
 
 /// How long the guest may take to confirm a close, or to accept a connection whose host has closed. What a Linux guest
 /// has received by then stays readable there.
@@ -68,16 +69,59 @@ impl Connection {
         self.stream.held_bytes()
     }
 
+    /// Returns which state the connection is in.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        match self.protocol.state() {
+            ConnectionState::ConnectPending { .. } => Stage::ConnectPending,
+            ConnectionState::ConnectSent { .. } => Stage::ConnectSent,
+            ConnectionState::Established(_) => Stage::Established,
+            ConnectionState::Closing { .. } => Stage::Closing,
+            ConnectionState::Draining { .. } => Stage::Draining,
+        }
+    }
+
     /// Whether the guest does not know of the connection yet.
     #[must_use]
     pub fn is_connect_pending(&self) -> bool {
-        matches!(self.protocol.state(), ConnectionState::ConnectPending { .. })
+        self.stage() == Stage::ConnectPending
     }
 
     /// Whether the host closed, and the guest has yet to confirm it.
     #[must_use]
     pub fn is_closing(&self) -> bool {
-        matches!(self.protocol.state(), ConnectionState::Closing { .. })
+        self.stage() == Stage::Closing
+    }
+
+    /// Whether the guest closed, and bytes of it wait for the host.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.stage() == Stage::Draining
+    }
+
+    /// Bytes of the guest that wait for room in the host's socket.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.stream.buffered_bytes()
+    }
+
+    /// Returns what follows from ending the connection now.
+    pub fn end_at_once(&self) -> Outcome {
+        match self.protocol.state() {
+            ConnectionState::Draining { owes_rst: false } => Outcome::Closed,
+            _ => Outcome::SendReset,
+        }
+    }
+
+    /// Returns what is left for the host's program, once the guest is through.
+    pub fn into_remains(self) -> Remains {
+        self.stream.into_remains()
+    }
+
+    /// Whether the host closed its end.
+    #[must_use]
+    pub fn is_hung_up(&self) -> bool {
+        self.stream.is_hung_up()
     }
 
     /// Whether the host closed its end, and nothing that it sent before can be sent to the guest now.

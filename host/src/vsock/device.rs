@@ -2,12 +2,14 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemory;
 use vm_memory::bitmap::BitmapSlice;
 
 use super::chain::{Chain, Direction, gather};
+use super::counters::Counters;
 use super::error::DeviceError;
 use super::event_queue::TransportReset;
 use super::features;
@@ -20,6 +22,16 @@ use super::spec::RESERVED_CIDS;
 
 /// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
 const MAX_SERVICE_PACKETS: usize = 1024;
+
+/// Bytes of payload of one call, which the last packet may exceed.
+const MAX_SERVICE_BYTES: usize = 4 << 20;
+
+/// How long one call goes on after it began, but for a batch: a packet may be spread over as many descriptors as its
+/// queue has.
+const MAX_SERVICE_TIME: Duration = Duration::from_millis(2);
+
+/// Packets in one direction before it is the other's turn.
+const BATCH_PACKETS: usize = 16;
 
 /// The queues whose interrupt is to be raised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -174,7 +186,14 @@ impl Device {
     /// Ends every stream, and makes handles and listeners fail from now on: the guest is gone for good.
     pub fn close(&mut self) {
         self.host_side.close();
-        self.muxer.clear();
+        self.muxer.close();
+        self.muxer.publish_counters();
+    }
+
+    /// Returns what the device has done so far, and its connections by state.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.muxer.counters()
     }
 
     /// Serves the host's side alone, while the queues do not run.
@@ -183,7 +202,9 @@ impl Device {
     ///
     /// [`DeviceError::Host`].
     pub fn service_host(&mut self) -> Result<(), DeviceError> {
-        Ok(self.muxer.poll()?)
+        let polled = self.muxer.poll();
+        self.muxer.publish_counters();
+        Ok(polled?)
     }
 
     /// Makes [`fd`](Self::fd) readable, so that the device's thread calls [`service`](Self::service).
@@ -191,8 +212,9 @@ impl Device {
         self.host_side.wake();
     }
 
-    /// Serves the guest and the host, without waiting, for at most 1,024 packets: if there are more, [`fd`](Self::fd) is
-    /// readable. To be called when the guest notified a queue and when that descriptor is readable. A transport without
+    /// Serves the guest and the host, without waiting, for at most 1,024 packets, 4 MiB of payload or 2 ms, each of which
+    /// the last packets may exceed: if there is more to do, [`fd`](Self::fd) is readable. Both directions have their turn
+    /// every 16 packets. To be called when the guest notified a queue and when that descriptor is readable. A transport without
     /// the event queue passes none, and one whose driver did not set it up may pass it: such a guest is not sent
     /// TRANSPORT_RESET.
     ///
@@ -208,11 +230,14 @@ impl Device {
         event: Option<&mut Queue>,
     ) -> Result<Interrupts, DeviceError> {
         self.muxer.poll()?;
-        if self.broken || !rx.ready() || !tx.ready() {
-            return Ok(Interrupts::default());
-        }
-        let served = self.service_queues(memory, rx, tx, event);
-        self.broken = served.is_err();
+        let served = if self.broken || !rx.ready() || !tx.ready() {
+            Ok(Interrupts::default())
+        } else {
+            let served = self.service_queues(memory, rx, tx, event);
+            self.broken = served.is_err();
+            served
+        };
+        self.muxer.publish_counters();
         served
     }
 
@@ -246,21 +271,24 @@ impl Device {
         rx: &mut Queue,
         tx: &mut Queue,
     ) -> Result<Interrupts, DeviceError> {
-        let mut budget = MAX_SERVICE_PACKETS;
+        let mut budget = Budget::new();
         let mut used = Interrupts::default();
         loop {
             let received = self.receive(memory, tx, &mut budget)?;
             let sent = self.send(memory, rx, &mut budget)?;
             used.tx |= received.any;
-            used.rx |= sent;
-            if budget == 0 {
+            used.rx |= sent.any;
+            if budget.is_used_up() {
                 self.host_side.wake();
                 break;
+            }
+            if received.end == BatchEnd::Full || sent.end == BatchEnd::Full {
+                continue;
             }
             // Notifications of the transmit queue are enabled unless a packet is blocked there; those of the receive queue
             // only while packets wait for buffers, since each costs the guest an exit. A queue that got entries meanwhile
             // sent no notification of them.
-            let more = (sent || !received.blocked) && tx.enable_notification(memory)?;
+            let more = (sent.any || received.end != BatchEnd::Blocked) && tx.enable_notification(memory)?;
             let room = self.muxer.has_packets() && rx.enable_notification(memory)?;
             if !more && !room {
                 break;
@@ -273,47 +301,60 @@ impl Device {
         })
     }
 
-    /// Takes packets of the guest, as long as there is room for the RSTs that may answer them.
+    /// Takes a batch of packets of the guest, as long as there is room for the RSTs that may answer them.
     fn receive<M: GuestMemory>(
         &mut self,
         memory: &M,
         tx: &mut Queue,
-        budget: &mut usize,
-    ) -> Result<TxProgress, DeviceError> {
-        let mut progress = TxProgress::default();
-        while *budget > 0 {
-            let Some(head) = tx.iter(memory)?.next().map(|chain| chain.head_index()) else { break };
+        budget: &mut Budget,
+    ) -> Result<Batch, DeviceError> {
+        let mut any = false;
+        for _ in 0..BATCH_PACKETS {
+            let Some(head) = tx.iter(memory)?.next().map(|chain| chain.head_index()) else {
+                return Ok(Batch { any, end: BatchEnd::Empty });
+            };
             let chain = gather(memory, tx, head, Direction::Readable)?;
-            if let Some(packet) = chain.read_header() {
-                if !self.muxer.has_room_for(&packet) {
+            let mut payload = 0;
+            match chain.read_header() {
+                Some(packet) if !self.muxer.has_room_for(&packet) => {
                     tx.go_to_previous_position();
-                    progress.blocked = true;
-                    break;
+                    self.muxer.count_reset_stall();
+                    return Ok(Batch { any, end: BatchEnd::Blocked });
                 }
-                self.muxer.process(&packet, &chain);
+                Some(packet) => {
+                    payload = usize::try_from(packet.len).unwrap_or(usize::MAX).min(chain.len());
+                    self.muxer.process(&packet, &chain);
+                }
+                None => self.muxer.count_short_packet(),
             }
-            *budget -= 1;
             tx.add_used(memory, head, 0)?;
-            progress.any = true;
+            any = true;
+            if !budget.spend(payload) {
+                break;
+            }
         }
-        Ok(progress)
+        Ok(Batch { any, end: BatchEnd::Full })
     }
 
-    /// Sends packets to the guest, as long as it has buffers for them. Returns whether a buffer was used.
-    fn send<M: GuestMemory>(&mut self, memory: &M, rx: &mut Queue, budget: &mut usize) -> Result<bool, DeviceError> {
-        let mut used = false;
-        while *budget > 0 && self.muxer.has_packets() {
-            let Some(head) = rx.iter(memory)?.next().map(|chain| chain.head_index()) else { break };
-            *budget -= 1;
+    /// Sends a batch of packets to the guest, as long as it has buffers for them.
+    fn send<M: GuestMemory>(&mut self, memory: &M, rx: &mut Queue, budget: &mut Budget) -> Result<Batch, DeviceError> {
+        let mut any = false;
+        for _ in 0..BATCH_PACKETS {
+            let head =
+                if self.muxer.has_packets() { rx.iter(memory)?.next().map(|chain| chain.head_index()) } else { None };
+            let Some(head) = head else { return Ok(Batch { any, end: BatchEnd::Empty }) };
             let chain = gather(memory, rx, head, Direction::Writable)?;
             let Some(length) = self.fill(&chain) else {
                 rx.go_to_previous_position();
-                break;
+                return Ok(Batch { any, end: BatchEnd::Empty });
             };
             rx.add_used(memory, head, length)?;
-            used = true;
+            any = true;
+            if !budget.spend(usize::try_from(length).unwrap_or(usize::MAX)) {
+                break;
+            }
         }
-        Ok(used)
+        Ok(Batch { any, end: BatchEnd::Full })
     }
 
     /// Fills a receive buffer with the next packet. Returns the bytes that are used of it, or `None` if there is no packet
@@ -328,13 +369,50 @@ impl Device {
     }
 }
 
-/// What became of the transmit queue's packets.
-#[derive(Clone, Copy, Debug, Default)]
-struct TxProgress {
-    /// Any was taken.
+/// What became of a batch of packets in one direction.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    /// A buffer was used.
     any: bool,
-    /// One waits until the guest has received some.
-    blocked: bool,
+    end: BatchEnd,
+}
+
+/// Why a batch has no more packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BatchEnd {
+    /// It has as many as it may have.
+    Full,
+    /// There is no further packet, or no buffer for it.
+    Empty,
+    /// A packet waits until the guest has received some.
+    Blocked,
+}
+
+/// What one call may still do.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    packets: usize,
+    bytes: usize,
+    end: Instant,
+}
+
+impl Budget {
+    fn new() -> Self {
+        let now = Instant::now();
+        let end = now.checked_add(MAX_SERVICE_TIME).unwrap_or(now);
+        Self { packets: MAX_SERVICE_PACKETS, bytes: MAX_SERVICE_BYTES, end }
+    }
+
+    /// Accounts for a packet. Returns whether another one may follow.
+    fn spend(&mut self, bytes: usize) -> bool {
+        self.packets = self.packets.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.packets > 0 && self.bytes > 0
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.packets == 0 || self.bytes == 0 || Instant::now() >= self.end
+    }
 }
 
 impl Drop for Device {

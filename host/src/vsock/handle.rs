@@ -5,12 +5,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fd::BorrowedFd;
 use scx_vsock_wire::AGENT_PORT;
 
+use super::connecting::{ConnectError, Connecting};
+use super::counters::Counters;
 use super::host_side::{ConnectRequest, HostPorts, HostSide};
 use super::listener::Listener;
+use super::policy::GuestPolicy;
 use super::protocol::Preamble;
 use super::stream::pair;
 use crate::Connect;
@@ -51,8 +55,41 @@ impl Handle {
     /// the kernel's, if it has no socket pair.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let (host, device) = pair()?;
-        self.host_side.request(ConnectRequest { guest_port: port, socket: device, preamble: None })?;
+        self.host_side.request(ConnectRequest { guest_port: port, socket: device, preamble: None, report: None })?;
         Ok(host)
+    }
+
+    /// Starts a connection to a port of the guest, whose end [`Connecting::wait`] waits for.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect`](Self::connect).
+    pub fn start_connect(&self, port: u32) -> io::Result<Connecting> {
+        let (host, device) = pair()?;
+        let (connecting, report) = Connecting::new(host);
+        let report = Some(report);
+        self.host_side.request(ConnectRequest { guest_port: port, socket: device, preamble: None, report })?;
+        Ok(connecting)
+    }
+
+    /// Connects to a port of the guest and waits at most `within` until the guest has accepted. Returns a non-blocking
+    /// stream. Not for the device's own thread.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use scx_vsock::vsock::{ConnectError, Device};
+    ///
+    /// let device = Device::new(3)?;
+    /// let error = device.handle().connect_within(8080, Duration::from_millis(1)).unwrap_err();
+    /// assert!(matches!(error, ConnectError::NoDriver), "there is no guest");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub fn connect_within(&self, port: u32, within: Duration) -> Result<UnixStream, ConnectError> {
+        self.start_connect(port)?.wait(within)
     }
 
     /// Connects the stream of a program of the host, whose other end this is, to a port of the guest.
@@ -77,7 +114,12 @@ impl Handle {
     ///
     /// As for [`connect`](Self::connect).
     pub fn attach(&self, port: u32, stream: UnixStream, preamble: Preamble) -> io::Result<()> {
-        self.host_side.request(ConnectRequest { guest_port: port, socket: stream, preamble: Some(preamble) })
+        self.host_side.request(ConnectRequest {
+            guest_port: port,
+            socket: stream,
+            preamble: Some(preamble),
+            report: None,
+        })
     }
 
     /// Replaces the programs at ports of the host. They take precedence over [listeners](Self::listen).
@@ -94,6 +136,17 @@ impl Handle {
     /// event descriptor.
     pub fn listen(&self, port: u32) -> io::Result<Listener> {
         self.host_side.listen(port)
+    }
+
+    /// Replaces what the guest may connect to on the host. Connections that there are stay.
+    pub fn set_guest_policy(&self, policy: GuestPolicy) {
+        self.host_side.set_policy(policy);
+    }
+
+    /// Returns the device's numbers as of its last call of [`service`](super::Device::service).
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.host_side.counters()
     }
 
     /// Wakes the device's thread.

@@ -6,9 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::connecting::ConnectReport;
+use super::counters::Counters;
 use super::limits::MAX_CONNECTIONS;
 use super::listener::{Listener, Listeners};
+use super::policy::GuestPolicy;
 use super::protocol::Preamble;
+use super::stream::bound_send_buffer;
 use crate::io::eventfd::{EventFd, Notify};
 
 /// Programs at ports of the host that nobody in this process listens on.
@@ -26,6 +30,8 @@ pub struct ConnectRequest {
     pub socket: UnixStream,
     /// What the host's side reads first, once the guest has accepted.
     pub preamble: Option<Preamble>,
+    /// Who waits for the guest's answer.
+    pub report: Option<ConnectReport>,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +46,8 @@ pub struct HostSide {
     listeners: Arc<Listeners>,
     requests: Mutex<Requests>,
     host_ports: Mutex<Option<Arc<dyn HostPorts>>>,
+    policy: Mutex<Arc<GuestPolicy>>,
+    counters: Mutex<Counters>,
     wake: EventFd,
 }
 
@@ -63,6 +71,8 @@ impl HostSide {
             listeners: Arc::default(),
             requests: Mutex::default(),
             host_ports: Mutex::default(),
+            policy: Mutex::default(),
+            counters: Mutex::default(),
             wake: EventFd::new()?,
         })
     }
@@ -84,6 +94,7 @@ impl HostSide {
     /// `NotConnected` if the device is gone; `WouldBlock` if [`MAX_CONNECTIONS`] are pending.
     pub fn request(&self, request: ConnectRequest) -> io::Result<()> {
         request.socket.set_nonblocking(true)?;
+        bound_send_buffer(&request.socket)?;
         let mut requests = lock(&self.requests);
         if requests.closed {
             return Err(gone());
@@ -128,7 +139,28 @@ impl HostSide {
     /// Connects to the program at a port; `None` if there is none.
     pub fn connect_host_port(&self, port: u32) -> Option<UnixStream> {
         let host_ports = lock(&self.host_ports).clone()?;
-        host_ports.connect(port)
+        let program = host_ports.connect(port)?;
+        bound_send_buffer(&program).is_ok().then_some(program)
+    }
+
+    /// Replaces what the guest may connect to.
+    pub fn set_policy(&self, policy: GuestPolicy) {
+        *lock(&self.policy) = Arc::new(policy);
+    }
+
+    /// Returns what the guest may connect to.
+    pub fn policy(&self) -> Arc<GuestPolicy> {
+        Arc::clone(&lock(&self.policy))
+    }
+
+    /// Replaces the numbers that handles read.
+    pub fn publish(&self, counters: Counters) {
+        *lock(&self.counters) = counters;
+    }
+
+    /// Returns the numbers of the last call of the device.
+    pub fn counters(&self) -> Counters {
+        *lock(&self.counters)
     }
 
     /// Ends all that waits for the device, which is gone.

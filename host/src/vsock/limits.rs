@@ -3,6 +3,12 @@
 /// The number of connections of a device, closing ones included.
 pub const MAX_CONNECTIONS: usize = 1024;
 
+/// The number of connections that only the host can have: a guest that takes all of the others leaves these.
+pub const RESERVED_CONNECTIONS: usize = 64;
+
+/// The number of connections that a guest can have to one port of the host.
+pub const MAX_PORT_CONNECTIONS: usize = 256;
+
 /// The receive buffer of a connection in bytes: the `buf_alloc` that guests are sent (5.10.6.3).
 pub const BUFFER_BYTES: u32 = 256 * 1024;
 
@@ -16,7 +22,11 @@ const CONNECTION_BYTES: usize = 8 * 1024;
 /// Bytes of a device without connections.
 const DEVICE_BYTES: usize = 1 << 20;
 
-/// Returns the most bytes that this many connections make the host hold, the kernel's memory included.
+/// Returns the most bytes that this many connections make the host hold, the kernel's memory included, wherever they end on
+/// the host: at a stream of [`Handle::connect`](super::Handle::connect), at a listener whose backlog they wait in, or at a
+/// program's Unix socket. A connection of the guest that is over counts until the host's program has read or closed its
+/// stream. A program that makes its own send buffer larger than [`SEND_BUFFER_BYTES`] holds that much more; so does one
+/// that asked for a connection, and keeps its stream after the guest has ended it.
 ///
 /// ```
 /// use scx_vsock::vsock::{MAX_CONNECTIONS, memory_bound};

@@ -14,9 +14,14 @@
 //! | `connection` | owns one connection: `protocol` and `credit` are its guest's side, `stream` its host's side |
 //! | `transfer` | moves payload between guest memory and a socket without a copy in user space |
 //! | `poller` | waits for the sockets of all connections |
+//! | `schedule` | round robin over the connections and the RSTs that are owed |
 //! | `rst_queue` | RST packets that wait for receive buffers |
+//! | `admission`, `policy` | which connections of the guest have a place |
+//! | `unread` | what the host has yet to read of connections that are over for the guest |
+//! | `counters` | what was done so far, in numbers |
 //! | `event_queue` | tells a running driver that its connections are gone (TRANSPORT_RESET) |
 //! | `host_side`, `handle`, `listener` | what threads of the host use: [`Handle::connect`], [`Listener::accept`] |
+//! | `connecting` | how a connect of the host ended |
 //! | `unix_bridge` | the same for programs of the host, by Unix sockets |
 //! | `ready` | waits for an agent to come up |
 //!
@@ -29,9 +34,19 @@
 //! [`SEND_BUFFER_BYTES`] and at most half as much again; and for the device a constant, with [`MAX_RSTS`] and one for
 //! each connection small packets. An idle connection holds no `tx_buf`.
 //!
-//! There are at most [`MAX_CONNECTIONS`] connections, each with one descriptor at either end. In addition, each of at
-//! most [`MAX_LISTENERS`] ports has a backlog of at most [`MAX_BACKLOG`] streams that the host has not accepted, which
-//! count as connections even after the guest has ended theirs: what it sent is still there to be read.
+//! There are at most [`MAX_CONNECTIONS`] connections, each with one descriptor at either end. Of these
+//! [`RESERVED_CONNECTIONS`] are for connections that the host asks for, and a guest has at most [`MAX_PORT_CONNECTIONS`]
+//! to one port of the host, or what its [`GuestPolicy`] says. A connection of the guest keeps its place after its end
+//! until the host's program has read or closed its stream: what the guest sent is still there to be read, in the kernel's
+//! memory. So the connections that wait in the backlog of a listener, at most [`MAX_BACKLOG`], and those that a program at
+//! a Unix socket has not accepted, are among them. Where all places are taken, the host gets one of a connection that it
+//! asked for before and whose guest has closed, with the bytes that did not fit into its stream ([`Counters::lost_bytes`]).
+//!
+//! # Turns
+//!
+//! Between two packets of one connection every other connection that has something to send sends one, and so does the
+//! queue of RSTs, whatever the guest floods the device with. A call of [`Device::service`] is bounded in packets, bytes and
+//! time, and takes and sends packets in turn.
 //!
 //! # Threads
 //!
@@ -40,9 +55,12 @@
 //! the device; waiting for a stream's bytes on the device's own thread waits for ever.
 
 // Public for the models of guests that the tests and fuzz targets share; nothing else should build on it.
+mod admission;
 #[doc(hidden)]
 pub mod chain;
+mod connecting;
 mod connection;
+mod counters;
 mod credit;
 mod device;
 mod error;
@@ -55,24 +73,32 @@ mod limits;
 mod listener;
 mod muxer;
 pub mod packet;
+mod policy;
 mod poller;
 mod protocol;
 pub mod ready;
 mod rst_queue;
+mod schedule;
 mod snapshot;
 pub mod spec;
 mod stream;
 mod transfer;
 pub mod unix_bridge;
+mod unread;
 
 pub use chain::ChainError;
+pub use connecting::{ConnectError, Connecting};
+pub use counters::{ConnectionCounts, Counters, Refusals, Traffic};
 pub use device::{Device, Interrupts};
 pub use error::DeviceError;
 pub use handle::{Handle, Port};
 pub use key::Key;
-pub use limits::{BUFFER_BYTES, MAX_CONNECTIONS, SEND_BUFFER_BYTES, memory_bound};
+pub use limits::{
+    BUFFER_BYTES, MAX_CONNECTIONS, MAX_PORT_CONNECTIONS, RESERVED_CONNECTIONS, SEND_BUFFER_BYTES, memory_bound,
+};
 pub use listener::{Listener, MAX_BACKLOG, MAX_LISTENERS};
 pub use muxer::MAX_HELD_BYTES;
+pub use policy::GuestPolicy;
 pub use protocol::Preamble;
 pub use ready::{ReadyListener, ReadyWait};
 pub use rst_queue::{MAX_RSTS, Rst};

@@ -1,7 +1,7 @@
 //! The connections of one device: which of them a packet or an event is for, and whose turn it is to send.
 
+use std::collections::HashMap;
 use std::collections::hash_map::{Entry, OccupiedEntry};
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -10,18 +10,23 @@ use std::time::Instant;
 
 use vm_memory::bitmap::BitmapSlice;
 
+use super::admission::{Admission, Origin};
 use super::chain::Chain;
+use super::connecting::ConnectReport;
 use super::connection::{Connection, Outcome};
+use super::counters::{ConnectionCounts, Counters, Refusal, Stage};
 use super::host_side::{ConnectRequest, HostSide};
 use super::key::Key;
 use super::limits::{BUFFER_BYTES, MAX_CONNECTIONS};
 use super::listener::ANY_PORT;
 use super::packet::{Header, Operation};
-use super::poller::{HostEvent, Poller};
+use super::poller::{HostEvent, Poller, StreamEvent, Token};
 use super::protocol::Protocol;
-use super::rst_queue::{MAX_RSTS, Rst, RstQueue};
+use super::rst_queue::{MAX_RSTS, Rst};
+use super::schedule::{Schedule, Slot, Turn};
 use super::spec::{HOST_CID, TYPE_STREAM};
 use super::stream::pair;
+use super::unread::UnreadStreams;
 
 /// Bytes that [`Device::held_bytes`](super::Device::held_bytes) never exceeds.
 pub const MAX_HELD_BYTES: usize =
@@ -32,24 +37,6 @@ pub const MAX_HELD_BYTES: usize =
 const FIRST_PORT: u32 = 1 << 30;
 const LAST_PORT: u32 = (1 << 31) - 1;
 
-/// A connection in the muxer's table.
-#[derive(Debug)]
-struct Slot {
-    connection: Connection,
-    /// Whether it is in the queue of those that may have something to send.
-    is_queued: bool,
-}
-
-/// Who sends next.
-#[derive(Debug, Default)]
-struct Schedule {
-    /// Connections that may have something to send, for one packet each.
-    ready: VecDeque<Key>,
-    rst_queue: RstQueue,
-    /// No connection's deadline is before this.
-    next_deadline: Option<Instant>,
-}
-
 /// The connections of one device.
 #[derive(Debug)]
 pub struct Muxer {
@@ -57,42 +44,13 @@ pub struct Muxer {
     host_side: Arc<HostSide>,
     poller: Poller,
     connections: HashMap<Key, Slot>,
+    unread: UnreadStreams,
+    admission: Admission,
     schedule: Schedule,
+    counters: Counters,
     next_port: u32,
     /// Whether the driver has stream sockets.
     streams: bool,
-}
-
-impl Schedule {
-    /// Queues a connection that may have something to send.
-    fn update(&mut self, key: Key, slot: &mut Slot) {
-        self.next_deadline = [self.next_deadline, slot.connection.deadline()].into_iter().flatten().min();
-        if !slot.is_queued && slot.connection.is_ready() {
-            slot.is_queued = true;
-            self.ready.push_back(key);
-        }
-    }
-
-    /// Does what follows from a packet or an event for the connection that took it.
-    fn apply(&mut self, mut slot: OccupiedEntry<'_, Key, Slot>, outcome: Outcome) {
-        let key = *slot.key();
-        match outcome {
-            Outcome::Continue => self.update(key, slot.get_mut()),
-            Outcome::Closed => self.forget(key, &slot.remove()),
-            Outcome::SendReset => {
-                self.forget(key, &slot.remove());
-                self.rst_queue.push(Rst::of(key));
-            }
-            Outcome::StalePacket => self.rst_queue.push(Rst::of(key)),
-        }
-    }
-
-    /// Forgets the turn of a removed connection: a guest that takes no packets could otherwise accumulate turns.
-    fn forget(&mut self, key: Key, slot: &Slot) {
-        if slot.is_queued {
-            self.ready.retain(|&other| other != key);
-        }
-    }
 }
 
 impl Muxer {
@@ -107,7 +65,10 @@ impl Muxer {
             poller: Poller::new(host_side.wake_fd())?,
             host_side,
             connections: HashMap::new(),
+            unread: UnreadStreams::default(),
+            admission: Admission::default(),
             schedule: Schedule::default(),
+            counters: Counters::default(),
             next_port: FIRST_PORT,
             streams: true,
         })
@@ -126,25 +87,43 @@ impl Muxer {
     /// Bytes of memory that hold what the guest sent, or is to be sent.
     pub fn held_bytes(&self) -> usize {
         let buffered: usize = self.connections.values().map(|slot| slot.connection.held_bytes()).sum();
-        buffered + self.schedule.ready.len() * size_of::<Key>() + self.schedule.rst_queue.held_bytes()
+        buffered + self.schedule.held_bytes()
+    }
+
+    /// Returns what was done so far, and the connections by state.
+    pub fn counters(&self) -> Counters {
+        let connections = ConnectionCounts { unread: self.unread.len(), ..self.schedule.counts() };
+        Counters { connections, ..self.counters }
+    }
+
+    /// Shows the numbers to the handles.
+    pub fn publish_counters(&self) {
+        self.host_side.publish(self.counters());
+    }
+
+    /// Counts a packet that has no header.
+    pub fn count_short_packet(&mut self) {
+        self.counters.dropped_packets += 1;
+    }
+
+    /// Counts a wait of the transmit queue for the guest to receive RSTs.
+    pub fn count_reset_stall(&mut self) {
+        self.counters.reset_stalls += 1;
     }
 
     /// Whether there may be packets for the guest.
     pub fn has_packets(&self) -> bool {
-        !self.schedule.ready.is_empty() || !self.schedule.rst_queue.is_empty()
+        self.schedule.has_packets()
     }
 
     /// Whether this packet can be taken before the guest has received some: it adds no RST, or there is room for one.
     pub fn has_room_for(&self, packet: &Header) -> bool {
-        let rst_queue = &self.schedule.rst_queue;
-        !rst_queue.is_full() || packet.op == Operation::Rst.number() || rst_queue.contains(&Rst::answering(packet))
+        packet.op == Operation::Rst.number() || self.schedule.has_room_for(&Rst::answering(packet))
     }
 
     /// Removes every connection that the guest may know of; its host side reads the end.
     pub fn reset(&mut self) {
-        self.connections.retain(|_, slot| slot.connection.is_connect_pending());
-        self.schedule.rst_queue.clear();
-        self.schedule.ready.retain(|key| self.connections.contains_key(key));
+        self.remove_all(|connection| !connection.is_connect_pending());
     }
 
     /// Returns the host port of the next connection that the host asks for.
@@ -172,22 +151,40 @@ impl Muxer {
 
     /// Ends every connection at once.
     pub fn clear(&mut self) {
-        self.connections.clear();
-        self.schedule.rst_queue.clear();
-        self.schedule.ready.clear();
+        self.remove_all(|_| true);
+    }
+
+    /// Ends every connection, and leaves alone what the host has yet to read: the guest is gone for good.
+    pub fn close(&mut self) {
+        self.clear();
+        self.unread = UnreadStreams::default();
+        self.admission = Admission::default();
+    }
+
+    /// Removes connections, and all RSTs.
+    fn remove_all(&mut self, is_over: fn(&Connection) -> bool) {
+        let over = self.connections.iter().filter(|(_, slot)| is_over(&slot.connection)).map(|(&key, _)| key);
+        for key in over.collect::<Vec<_>>() {
+            if let Some(slot) = self.connections.remove(&key) {
+                self.schedule.forget(key, &slot);
+                self.end(slot);
+            }
+        }
+        self.schedule.clear_rsts();
     }
 
     /// Resets connections whose deadline has passed: the guest did not confirm a close (virtio 1.3, 5.10.6.5), or did
     /// not accept what the host gave up. Nothing wakes the device for that: one that is idle harms nobody by it.
     pub fn reset_overdue(&mut self, now: Instant) {
-        if self.schedule.next_deadline.is_none_or(|next| next > now) {
+        if !self.schedule.is_overdue(now) {
             return;
         }
         let deadlines = self.connections.iter().map(|(&key, slot)| (key, slot.connection.deadline()));
         let overdue: Vec<Key> =
             deadlines.filter(|(_, at)| at.is_some_and(|at| at <= now)).map(|(key, _)| key).collect();
         overdue.into_iter().for_each(|key| self.abort(key));
-        self.schedule.next_deadline = self.connections.values().filter_map(|slot| slot.connection.deadline()).min();
+        let next = self.connections.values().filter_map(|slot| slot.connection.deadline()).min();
+        self.schedule.set_next_deadline(next);
     }
 
     /// Takes what happened on the host's side: connections that it asks for, and events of its streams.
@@ -200,21 +197,37 @@ impl Muxer {
         for event in self.poller.poll()? {
             match event {
                 HostEvent::Wake => self.host_side.take_requests().into_iter().for_each(|request| self.connect(request)),
-                HostEvent::Stream(key, event) => {
-                    if let Entry::Occupied(mut slot) = self.connections.entry(key) {
-                        let outcome = slot.get_mut().connection.on_event(event, &self.poller);
-                        self.schedule.apply(slot, outcome);
-                    }
+                HostEvent::Stream(Token::Connection(key), event) => self.on_event(key, event),
+                HostEvent::Stream(Token::Unread(number), event) => {
+                    self.unread.on_event(number, event, &mut self.admission);
                 }
             }
         }
         Ok(())
     }
 
+    fn on_event(&mut self, key: Key, event: StreamEvent) {
+        if let Entry::Occupied(mut slot) = self.connections.entry(key) {
+            let outcome = slot.get_mut().connection.on_event(event, &self.poller);
+            if let Some(slot) = apply(&mut self.schedule, slot, outcome) {
+                self.end(slot);
+            }
+        }
+    }
+
     /// Starts a connection that the host asks for. Where there is no room for it, its stream ends.
     fn connect(&mut self, request: ConnectRequest) {
-        if let Some(key) = self.free_key(request.guest_port) {
-            let _no_room = self.insert(Protocol::connect(key, request.preamble), request.socket);
+        let ConnectRequest { guest_port, socket, preamble, report } = request;
+        if !self.streams {
+            return;
+        }
+        if let Err(refusal) = self.make_room(Origin::Host) {
+            self.counters.refused.count(refusal);
+            if let Some(report) = report {
+                report.table_full();
+            }
+        } else if let Some(key) = self.free_key(guest_port) {
+            let _no_watch = self.insert(Protocol::connect(key, preamble), socket, Origin::Host, report);
         }
     }
 
@@ -228,51 +241,99 @@ impl Muxer {
         })
     }
 
-    /// Adds a connection, which has a packet to send, if there is room for it and its socket can be watched.
-    fn insert(&mut self, protocol: Protocol, socket: UnixStream) -> bool {
-        if !self.streams || !self.make_room() {
-            return false;
-        }
+    /// Adds a connection, which has a packet to send, if its socket can be watched. There is room for it.
+    fn insert(
+        &mut self,
+        protocol: Protocol,
+        socket: UnixStream,
+        origin: Origin,
+        report: Option<ConnectReport>,
+    ) -> bool {
         let key = protocol.key();
         let Ok(connection) = Connection::new(protocol, socket, &self.poller) else { return false };
-        self.connections.insert(key, Slot { connection, is_queued: true });
-        self.schedule.ready.push_back(key);
+        let mut slot = Slot::new(connection, origin, report);
+        self.admission.enter(origin);
+        self.schedule.add(key, &mut slot);
+        self.connections.insert(key, slot);
         true
     }
 
-    /// Where there is no room, a connection is evicted that only waits for the guest to confirm its close; else one whose
-    /// host is gone, with nothing left to send or no credit for it. The guest is sent RST.
-    fn make_room(&mut self) -> bool {
-        if self.connections.len() < MAX_CONNECTIONS {
-            return true;
+    /// Makes room for a connection of this origin. Where there is none, a connection is evicted that only waits for the
+    /// guest to confirm its close; else one whose host is gone, with nothing left to send or no credit for it; else, for
+    /// the host, one of its own whose guest has closed. The guest is sent RST.
+    fn make_room(&mut self, origin: Origin) -> Result<(), Refusal> {
+        let policy = self.host_side.policy();
+        while let Some(shortage) = self.admission.shortage(origin, &policy) {
+            let Some(key) = self.evictable(origin, shortage) else { return Err(shortage) };
+            self.counters.evictions += 1;
+            self.abort(key);
         }
-        let first = |evictable: fn(&Connection) -> bool| {
-            self.connections.iter().find(|(_, slot)| evictable(&slot.connection)).map(|(&key, _)| key)
-        };
-        let evicted = first(Connection::is_closing).or_else(|| first(Connection::waits_for_guest_alone));
-        evicted.into_iter().for_each(|key| self.abort(key));
-        evicted.is_some()
+        Ok(())
     }
 
-    /// Ends a connection at once, with RST for the guest.
+    /// Returns a connection whose end gives a place back that is short.
+    fn evictable(&self, origin: Origin, shortage: Refusal) -> Option<Key> {
+        let has_place = |slot: &Slot| match shortage {
+            Refusal::PortFull => slot.origin == origin,
+            Refusal::GuestFull => slot.origin != Origin::Host,
+            _ => true,
+        };
+        let first = |evictable: fn(&Slot) -> bool| {
+            self.connections.iter().find(|(_, slot)| has_place(slot) && evictable(slot)).map(|(&key, _)| key)
+        };
+        first(|slot| slot.gives_its_place_back() && slot.connection.is_closing())
+            .or_else(|| first(|slot| slot.connection.waits_for_guest_alone()))
+            .or_else(|| self.drains_for_host().filter(|_| origin == Origin::Host))
+    }
+
+    /// Returns a connection that the host asked for, whose guest has closed.
+    fn drains_for_host(&self) -> Option<Key> {
+        let is_drained = |slot: &Slot| slot.origin == Origin::Host && slot.connection.is_draining();
+        self.connections.iter().find(|(_, slot)| is_drained(slot)).map(|(&key, _)| key)
+    }
+
+    /// Ends a connection at once, with RST for a guest that has not ended it.
     fn abort(&mut self, key: Key) {
         if let Entry::Occupied(slot) = self.connections.entry(key) {
-            self.schedule.apply(slot, Outcome::SendReset);
+            let outcome = slot.get().connection.end_at_once();
+            if let Some(slot) = apply(&mut self.schedule, slot, outcome) {
+                self.end(slot);
+            }
+        }
+    }
+
+    /// Ends a connection that was removed. What its program has yet to read keeps its place.
+    fn end(&mut self, slot: Slot) {
+        self.counters.lost_bytes += u64::try_from(slot.connection.buffered_bytes()).unwrap_or(0);
+        match slot.origin {
+            Origin::Host => self.admission.leave(Origin::Host),
+            origin @ Origin::Guest { .. } => {
+                self.unread.take(slot.connection.into_remains(), origin, &self.poller, &mut self.admission);
+            }
         }
     }
 
     /// Takes one packet of the guest, whose header was copied from the beginning of `chain`.
     pub fn process<B: BitmapSlice>(&mut self, packet: &Header, chain: &Chain<'_, B>) {
+        self.counters.from_guest.count(0);
         if packet.src_cid != self.guest_cid || packet.dst_cid != HOST_CID {
+            self.counters.dropped_packets += 1;
             return;
         }
+        self.counters.resets_received += u64::from(packet.op == Operation::Rst.number());
         if !self.streams || packet.socket_type != TYPE_STREAM {
             return self.reject(packet);
         }
         match self.connections.entry(Key::of(packet)) {
             Entry::Occupied(mut slot) => {
                 let outcome = slot.get_mut().connection.process(packet, chain, &self.poller);
-                self.schedule.apply(slot, outcome);
+                if outcome == Outcome::Continue && packet.op == Operation::ReadWrite.number() {
+                    self.counters.from_guest.bytes += u64::from(packet.len);
+                }
+                if let Some(slot) = apply(&mut self.schedule, slot, outcome) {
+                    self.refuse(&slot, outcome);
+                    self.end(slot);
+                }
             }
             Entry::Vacant(_) if packet.op == Operation::Request.number() => self.accept(packet),
             Entry::Vacant(_) => self.reject(packet),
@@ -282,32 +343,51 @@ impl Muxer {
     /// Answers a packet of no connection: by RST, unless it is one.
     fn reject(&mut self, packet: &Header) {
         if packet.op != Operation::Rst.number() {
-            self.schedule.rst_queue.push(Rst::answering(packet));
+            self.schedule.push_rst(Rst::answering(packet));
+        }
+    }
+
+    /// Tells who waits for a connection that the guest refused it, if that is how it ended.
+    fn refuse(&mut self, slot: &Slot, outcome: Outcome) {
+        if slot.stage() == Stage::ConnectSent && outcome == Outcome::Closed {
+            self.counters.refused.count(Refusal::ByGuest);
+            slot.report.iter().for_each(ConnectReport::refused);
         }
     }
 
     fn accept(&mut self, request: &Header) {
-        let accepted =
-            request.dst_port != ANY_PORT && (self.accept_for_program(request) || self.accept_for_listener(request));
-        if accepted {
+        match self.try_accept(request) {
             // A queued RST is of an earlier connection with these ports, which the guest has given up by now.
-            self.schedule.rst_queue.withdraw(&Rst::answering(request));
-        } else {
-            self.reject(request);
+            Ok(()) => self.schedule.withdraw_rst(&Rst::answering(request)),
+            Err(refusal) => {
+                self.counters.refused.count(refusal);
+                self.reject(request);
+            }
         }
+    }
+
+    fn try_accept(&mut self, request: &Header) -> Result<(), Refusal> {
+        let port = request.dst_port;
+        if port == ANY_PORT {
+            return Err(Refusal::NoListener);
+        }
+        self.admission.permits(port, &self.host_side.policy(), Instant::now())?;
+        self.make_room(Origin::Guest { port })?;
+        let accepted = self.accept_for_program(request) || self.accept_for_listener(request);
+        if accepted { Ok(()) } else { Err(Refusal::NoListener) }
     }
 
     /// Connects the guest with the program at the host's port.
     fn accept_for_program(&mut self, request: &Header) -> bool {
         let program = self.host_side.connect_host_port(request.dst_port);
-        program.is_some_and(|socket| self.insert(Protocol::accept(request), socket))
+        program.is_some_and(|socket| self.insert_accepted(request, socket))
     }
 
     /// Connects the guest with the listener in this process.
     fn accept_for_listener(&mut self, request: &Header) -> bool {
         self.host_side.listeners().with_room(request.dst_port).is_some_and(|backlog| {
             let Ok((host, device)) = pair() else { return false };
-            let inserted = self.insert(Protocol::accept(request), device);
+            let inserted = self.insert_accepted(request, device);
             if inserted {
                 backlog.push(host);
             }
@@ -315,14 +395,31 @@ impl Muxer {
         })
     }
 
+    fn insert_accepted(&mut self, request: &Header, socket: UnixStream) -> bool {
+        self.insert(Protocol::accept(request), socket, Origin::Guest { port: request.dst_port }, None)
+    }
+
     /// Returns the next packet for the guest, if there is one. Its payload is written into `chain` after the space for
     /// the header.
     pub fn dispatch<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<Header> {
-        if let Some(rst) = self.schedule.rst_queue.pop(self.guest_cid) {
-            return Some(rst);
-        }
-        while let Some(key) = self.schedule.ready.pop_front() {
+        let packet = self.next_packet(chain)?;
+        self.counters.to_guest.count(packet.len);
+        self.counters.resets_sent += u64::from(packet.op == Operation::Rst.number());
+        self.counters.credit_stalls += u64::from(packet.op == Operation::CreditRequest.number());
+        Some(packet)
+    }
+
+    fn next_packet<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<Header> {
+        while let Some(turn) = self.schedule.next(self.guest_cid) {
+            let key = match turn {
+                Turn::Rst(packet) => return Some(packet),
+                Turn::Connection(key) => key,
+            };
             let Some(slot) = self.connections.get_mut(&key) else { continue };
+            if self.schedule.must_hold(slot) {
+                self.schedule.hold(key);
+                continue;
+            }
             slot.is_queued = false;
             let packet = slot.connection.dispatch(self.guest_cid, chain);
             self.schedule.update(key, slot);
@@ -332,6 +429,24 @@ impl Muxer {
         }
         None
     }
+}
+
+/// Does what follows from a packet or an event for the connection that took it. Returns that if it is removed.
+fn apply(schedule: &mut Schedule, mut slot: OccupiedEntry<'_, Key, Slot>, outcome: Outcome) -> Option<Slot> {
+    let key = *slot.key();
+    match outcome {
+        Outcome::Continue => schedule.update(key, slot.get_mut()),
+        Outcome::StalePacket => schedule.push_rst(Rst::of(key)),
+        Outcome::Closed | Outcome::SendReset => {
+            let slot = slot.remove();
+            schedule.forget(key, &slot);
+            if outcome == Outcome::SendReset {
+                schedule.push_rst(Rst::of(key));
+            }
+            return Some(slot);
+        }
+    }
+    None
 }
 
 #[cfg(test)]

@@ -12,7 +12,10 @@ use super::key::Key;
 /// Events of one [`Poller::poll`].
 pub const MAX_EVENTS: usize = 64;
 
-/// The token of the host side's wake-up. No connection has it: nobody listens on the host port that means any.
+/// The host port of tokens that are of no connection: nobody listens on the port that means any.
+const NO_PORT: u32 = u32::MAX;
+
+/// The token of the host side's wake-up.
 const WAKE: u64 = u64::MAX;
 
 /// The host's end may have something to read, if only its end.
@@ -72,8 +75,33 @@ impl StreamEvent {
 pub enum HostEvent {
     /// A handle woke the device.
     Wake,
-    /// Something happened to the stream of this connection.
-    Stream(Key, StreamEvent),
+    /// Something happened to a stream.
+    Stream(Token, StreamEvent),
+}
+
+/// Whose stream it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// This connection's.
+    Connection(Key),
+    /// One with this number, of a connection that is over for the guest.
+    Unread(u32),
+}
+
+impl Token {
+    /// The last number of such a stream.
+    pub const LAST_UNREAD: u32 = u32::MAX - 1;
+
+    fn key(self) -> Key {
+        match self {
+            Self::Connection(key) => key,
+            Self::Unread(number) => Key { host_port: NO_PORT, guest_port: number },
+        }
+    }
+
+    fn of(key: Key) -> Self {
+        if key.host_port == NO_PORT { Self::Unread(key.guest_port) } else { Self::Connection(key) }
+    }
 }
 
 /// The epoll instance of a device.
@@ -98,7 +126,7 @@ impl Poller {
     ///
     /// The kernel's, if it has no memory or watches for it.
     pub fn add(&self, key: Key, socket: impl AsFd) -> io::Result<()> {
-        Ok(epoll::add(&self.0, socket, EventData::new_u64(token(key)), Interest::Read.flags())?)
+        Ok(epoll::add(&self.0, socket, EventData::new_u64(number(key)), Interest::Read.flags())?)
     }
 
     /// Changes what a stream is watched for.
@@ -106,8 +134,8 @@ impl Poller {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn modify(&self, key: Key, socket: impl AsFd, interest: Interest) -> io::Result<()> {
-        Ok(epoll::modify(&self.0, socket, EventData::new_u64(token(key)), interest.flags())?)
+    pub fn modify(&self, token: Token, socket: impl AsFd, interest: Interest) -> io::Result<()> {
+        Ok(epoll::modify(&self.0, socket, EventData::new_u64(number(token.key())), interest.flags())?)
     }
 
     /// Returns what has happened, at most [`MAX_EVENTS`], without waiting.
@@ -123,7 +151,7 @@ impl Poller {
         }
         Ok(events.into_iter().map(|Event { flags, data }| match data.u64() {
             WAKE => HostEvent::Wake,
-            token => HostEvent::Stream(key(token), StreamEvent::of(flags)),
+            number => HostEvent::Stream(Token::of(key(number)), StreamEvent::of(flags)),
         }))
     }
 }
@@ -134,12 +162,12 @@ impl AsFd for Poller {
     }
 }
 
-fn token(key: Key) -> u64 {
+fn number(key: Key) -> u64 {
     let ([g0, g1, g2, g3], [h0, h1, h2, h3]) = (key.guest_port.to_le_bytes(), key.host_port.to_le_bytes());
     u64::from_le_bytes([g0, g1, g2, g3, h0, h1, h2, h3])
 }
 
-fn key(token: u64) -> Key {
-    let [g0, g1, g2, g3, h0, h1, h2, h3] = token.to_le_bytes();
+fn key(number: u64) -> Key {
+    let [g0, g1, g2, g3, h0, h1, h2, h3] = number.to_le_bytes();
     Key { host_port: u32::from_le_bytes([h0, h1, h2, h3]), guest_port: u32::from_le_bytes([g0, g1, g2, g3]) }
 }

@@ -64,6 +64,15 @@ struct Candidate {
     /// Bytes of the hello's beginning that were read.
     matched: usize,
     deadline: Instant,
+    watch: Watch,
+}
+
+/// Whether the arrival of a connection's bytes is an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watch {
+    Watched,
+    /// The kernel had no memory for it, so that each poll reads it and tries again.
+    Unwatched,
 }
 
 /// The beginning of a connection.
@@ -94,9 +103,10 @@ impl ReadyListener {
     ///
     /// # Errors
     ///
-    /// `NotConnected` if the device is gone; the kernel's, if it has no descriptor for a connection.
+    /// `NotConnected` if the device is gone; the kernel's, if it has no descriptor for a connection, or no memory to watch
+    /// one, which is kept and tried again by the next call.
     pub fn poll(&mut self) -> io::Result<bool> {
-        let accepted = self.accept_all();
+        let accepted = self.accept_all().and(self.watch_all());
         let now = Instant::now();
         let mut is_ready = false;
         self.candidates.retain_mut(|candidate| match candidate.read() {
@@ -117,14 +127,22 @@ impl ReadyListener {
         for _ in 0..MAX_CANDIDATES {
             match self.listener.accept() {
                 Ok(stream) => {
-                    epoll::add(&self.epoll, &stream, EventData::new_u64(1), EventFlags::IN)?;
                     let deadline = Instant::now() + HELLO_TIMEOUT;
-                    self.candidates.push_back(Candidate { stream, matched: 0, deadline });
+                    self.candidates.push_back(Candidate { stream, matched: 0, deadline, watch: Watch::Unwatched });
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
                 Err(error) => return Err(error),
             }
+        }
+        Ok(())
+    }
+
+    /// Watches the connections that are not watched yet.
+    fn watch_all(&mut self) -> io::Result<()> {
+        for candidate in self.candidates.iter_mut().filter(|candidate| candidate.watch == Watch::Unwatched) {
+            epoll::add(&self.epoll, &candidate.stream, EventData::new_u64(1), EventFlags::IN)?;
+            candidate.watch = Watch::Watched;
         }
         Ok(())
     }
@@ -267,6 +285,24 @@ mod tests {
         bench.ready.candidates[0].deadline = Instant::now();
         assert!(!bench.ready.poll().unwrap());
         assert!(bench.ready.candidates.is_empty());
+    }
+
+    #[test]
+    fn a_connection_that_cannot_be_watched_is_kept() {
+        let mut bench = Bench::new();
+        let (no_epoll, _) = UnixStream::pair().unwrap();
+        let epoll = std::mem::replace(&mut bench.ready.epoll, no_epoll.into());
+        let mut agent = bench.process(b"");
+        assert!(bench.ready.poll().is_err() && bench.ready.poll().is_err());
+        agent.write_all(HELLO_PREFIX).unwrap();
+        assert!(bench.ready.poll().unwrap(), "what has arrived is read");
+        let mut agent = bench.process(b"");
+        assert!(bench.ready.poll().is_err());
+        bench.ready.epoll = epoll;
+        assert!(!bench.ready.poll().unwrap());
+        agent.write_all(HELLO_PREFIX).unwrap();
+        let (guest, _running) = UnixStream::pair().unwrap();
+        assert_eq!(bench.ready.wait(Instant::now() + LONG, &guest).unwrap(), ReadyWait::Ready);
     }
 
     #[test]

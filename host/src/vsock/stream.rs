@@ -9,6 +9,7 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv, send, sockopt};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, VolatileSlice};
@@ -16,7 +17,7 @@ use vm_memory::{Bytes, VolatileSlice};
 use super::chain::Chain;
 use super::key::Key;
 use super::limits::{BUFFER_BYTES, SEND_BUFFER_BYTES};
-use super::poller::{Interest, Poller};
+use super::poller::{Interest, Poller, Token};
 use super::transfer::{self, SEND};
 
 /// Neither waits for bytes nor takes them.
@@ -31,10 +32,19 @@ pub fn pair() -> io::Result<(UnixStream, UnixStream)> {
     let (host, device) = UnixStream::pair()?;
     for end in [&host, &device] {
         end.set_nonblocking(true)?;
-        // The kernel doubles what it is given.
-        sockopt::set_socket_send_buffer_size(end, SEND_BUFFER_BYTES / 2)?;
+        bound_send_buffer(end)?;
     }
     Ok((host, device))
+}
+
+/// Makes the kernel keep no more than [`SEND_BUFFER_BYTES`] of what is sent on a socket, and half as much again.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn bound_send_buffer(socket: &UnixStream) -> io::Result<()> {
+    // The kernel doubles what it is given.
+    Ok(sockopt::set_socket_send_buffer_size(socket, SEND_BUFFER_BYTES / 2)?)
 }
 
 /// What a read from the host returned.
@@ -78,6 +88,19 @@ pub struct Stream {
     write: WriteHalf,
     /// What the socket is watched for.
     interest: Interest,
+    /// Whether bytes of the guest have entered the socket.
+    is_used: bool,
+}
+
+/// What is left for the host's program of a stream whose guest is through.
+#[derive(Debug)]
+pub enum Remains {
+    /// Nothing, or the program has closed.
+    Nothing,
+    /// Bytes that the program has yet to read.
+    Unread(UnixStream),
+    /// No byte was sent; the program may not have accepted the stream.
+    Unused(UnixStream),
 }
 
 impl Stream {
@@ -89,7 +112,20 @@ impl Stream {
     pub fn new(socket: UnixStream, key: Key, poller: &Poller) -> io::Result<Self> {
         poller.add(key, &socket)?;
         let write = WriteHalf::Open { tx_buf: VecDeque::new() };
-        Ok(Self { socket, read: ReadHalf::Ready, write, interest: Interest::Read })
+        Ok(Self { socket, read: ReadHalf::Ready, write, interest: Interest::Read, is_used: false })
+    }
+
+    /// Returns what is left for the host's program.
+    pub fn into_remains(self) -> Remains {
+        if self.is_hung_up() {
+            Remains::Nothing
+        } else if transfer::unread_bytes(&self.socket) > 0 {
+            Remains::Unread(self.socket)
+        } else if self.is_used {
+            Remains::Nothing
+        } else {
+            Remains::Unused(self.socket)
+        }
     }
 
     /// A read may return something.
@@ -152,6 +188,15 @@ impl Stream {
         matches!(&self.write, WriteHalf::Open { tx_buf } if !tx_buf.is_empty())
     }
 
+    /// Bytes of the guest that wait for room in the socket.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        match &self.write {
+            WriteHalf::Open { tx_buf } => tx_buf.len(),
+            WriteHalf::Closed | WriteHalf::HungUp => 0,
+        }
+    }
+
     /// Bytes of memory that hold bytes of the guest.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
@@ -168,12 +213,18 @@ impl Stream {
         let mut entered = 0;
         if tx_buf.is_empty() {
             match transfer::send(self.socket.as_fd(), chain.slices_of(offset, count)) {
-                Ok(sent) => entered = sent,
-                Err(error) if is_transient(&error) => {}
-                Err(_) => {
-                    self.write = WriteHalf::Closed;
-                    return count;
+                Ok(sent) => {
+                    entered = sent;
+                    self.is_used |= sent > 0;
                 }
+                Err(error) => match SendFailure::of(&error) {
+                    SendFailure::NoRoom => {}
+                    SendFailure::NoMemory => self.interest = Interest::Read,
+                    SendFailure::Closed => {
+                        self.write = WriteHalf::Closed;
+                        return count;
+                    }
+                },
             }
         }
         chain.slices_of(offset + entered, count - entered).for_each(|slice| buffer(tx_buf, &slice));
@@ -209,12 +260,21 @@ impl Stream {
         let before = tx_buf.len();
         while let (false, (bytes, _)) = (tx_buf.is_empty(), tx_buf.as_slices()) {
             match send(&self.socket, bytes, SEND) {
-                Ok(sent) => drop(tx_buf.drain(..sent)),
-                Err(errno) if is_transient(&errno.into()) => return before - tx_buf.len(),
-                Err(_) => {
-                    self.write = WriteHalf::Closed;
-                    return before;
+                Ok(sent) => {
+                    self.is_used |= sent > 0;
+                    drop(tx_buf.drain(..sent));
                 }
+                Err(errno) => match SendFailure::of(&errno.into()) {
+                    SendFailure::NoRoom => return before - tx_buf.len(),
+                    SendFailure::NoMemory => {
+                        self.interest = Interest::Read;
+                        return before - tx_buf.len();
+                    }
+                    SendFailure::Closed => {
+                        self.write = WriteHalf::Closed;
+                        return before;
+                    }
+                },
             }
         }
         // An idle connection holds no memory.
@@ -222,7 +282,7 @@ impl Stream {
         before
     }
 
-    /// Watches the socket for room as long as bytes wait for it.
+    /// Watches the socket for room as long as bytes wait for it. Watching it anew reports the room that there is.
     ///
     /// # Errors
     ///
@@ -230,7 +290,7 @@ impl Stream {
     pub fn update_interest(&mut self, key: Key, poller: &Poller) -> io::Result<()> {
         let interest = if self.has_buffered() { Interest::ReadWrite } else { Interest::Read };
         if interest != self.interest {
-            poller.modify(key, &self.socket, interest)?;
+            poller.modify(Token::Connection(key), &self.socket, interest)?;
             self.interest = interest;
         }
         Ok(())
@@ -274,7 +334,52 @@ fn buffer<B: BitmapSlice>(tx_buf: &mut VecDeque<u8>, slice: &VolatileSlice<'_, B
     }
 }
 
+/// Why the host's socket took no bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SendFailure {
+    /// An event says when there is room.
+    NoRoom,
+    /// The kernel, or the process's control group, has no memory for them now. No event says when there is, so that the
+    /// socket is watched anew.
+    NoMemory,
+    /// The host receives no more.
+    Closed,
+}
+
+impl SendFailure {
+    fn of(error: &io::Error) -> Self {
+        let is_memory =
+            [Errno::NOBUFS, Errno::NOMEM].map(Errno::raw_os_error).map(Some).contains(&error.raw_os_error());
+        if is_memory {
+            Self::NoMemory
+        } else if is_transient(error) {
+            Self::NoRoom
+        } else {
+            Self::Closed
+        }
+    }
+}
+
 /// Whether an operation may succeed later.
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_memory_is_no_closed_host() {
+        for (errno, expected) in [
+            (Errno::NOBUFS, SendFailure::NoMemory),
+            (Errno::NOMEM, SendFailure::NoMemory),
+            (Errno::AGAIN, SendFailure::NoRoom),
+            (Errno::INTR, SendFailure::NoRoom),
+            (Errno::PIPE, SendFailure::Closed),
+            (Errno::CONNRESET, SendFailure::Closed),
+        ] {
+            assert_eq!(SendFailure::of(&errno.into()), expected, "{errno}");
+        }
+    }
 }

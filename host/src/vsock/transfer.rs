@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::ptr;
 
 use rustix::net::SendFlags;
@@ -62,6 +63,16 @@ pub fn receive<'m, B: BitmapSlice>(
     Ok(received)
 }
 
+/// Returns how many bytes of what was sent on a socket its peer has not read, as the kernel counts them: more than were
+/// sent.
+pub fn unread_bytes(socket: &UnixStream) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the kernel writes one `int` to the address of one.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    // The kernel wakes who waits for room before it takes the last byte off the count.
+    usize::try_from(bytes).ok().filter(|&bytes| result == 0 && bytes > 1).unwrap_or(0)
+}
+
 /// Marks in the memory's bitmap, where there is one, what the kernel wrote.
 fn mark_dirty<B: BitmapSlice>(slices: &[VolatileSlice<'_, B>], written: usize) {
     let mut left = written;
@@ -93,7 +104,6 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::fd::AsFd;
-    use std::os::unix::net::UnixStream;
     use vm_memory::bitmap::AtomicBitmap;
     use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, MmapRegion};
 

@@ -1,15 +1,18 @@
 //! Connections and credit against what a guest can know: each packet gets the answer that its connection's state asks
 //! for, bytes arrive in order and whole, and neither side gets more than it has room for. After a restore there is no
 //! connection, and what the guest sent before is answered once.
+//!
+//! Whatever the guest floods the device with, everybody has their turn, the host has places of its own, and no port has
+//! more connections than it may, those included that are over and whose program has not read them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-use scx_vsock::vsock::{BUFFER_BYTES, Listener};
+use scx_vsock::vsock::{BUFFER_BYTES, Listener, MAX_CONNECTIONS, MAX_PORT_CONNECTIONS};
 
 use super::{Script, all_have_ended, send, stretch};
 use crate::guest_driver::{Guest, Packet, QUEUE_SIZE};
@@ -20,8 +23,20 @@ const MAX_STEPS: usize = 300;
 /// The host's port that is listened on, and one that is not.
 const HOST_PORTS: [u32; 2] = [1, 2];
 
+/// The host's port whose programs have a Unix socket.
+const PROGRAM_PORT: u32 = 3;
+
 /// Ports of the guest.
 const GUEST_PORTS: u32 = 4;
+
+/// Where the ports of the guest begin that it floods the device from.
+const FLOOD_PORTS: u32 = 1 << 16;
+
+/// Events of the host's streams that the device takes in one call.
+const EVENTS: usize = 64;
+
+/// REQUEST packets that the device has not been answered: it sends no more.
+const MAX_UNANSWERED: usize = 64;
 
 /// Where the sequence of bytes begins that goes to the guest, so that the two ways differ.
 const TO_GUEST: u64 = 1000;
@@ -70,6 +85,18 @@ struct World {
     asked_for: Vec<(u32, UnixStream)>,
     /// The host's port of the last connection that the guest was asked for.
     last_port: u32,
+    /// Ports of the guest that it flooded the device from.
+    flooded_from: u32,
+    /// Whether the guest has opened all that it can: once is enough for a script.
+    has_crowded: bool,
+    has_flooded_program: bool,
+}
+
+/// Who takes turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Sender {
+    Connection(Key),
+    Resets,
 }
 
 /// Runs a script.
@@ -94,15 +121,27 @@ impl World {
     fn new() -> Self {
         let guest = Guest::new();
         let listener = guest.device.handle().listen(HOST_PORTS[0]).expect("a free port");
-        Self { guest, listener, connections: BTreeMap::new(), asked_for: Vec::new(), last_port: 0 }
+        Self {
+            guest,
+            listener,
+            connections: BTreeMap::new(),
+            asked_for: Vec::new(),
+            last_port: 0,
+            flooded_from: FLOOD_PORTS,
+            has_crowded: false,
+            has_flooded_program: false,
+        }
     }
 
     fn step(&mut self, script: &mut Script<'_>) {
         let step = script.byte();
-        match step % 17 {
+        match step % 20 {
             0 => self.host_connects(1 + u32::from(script.byte()) % GUEST_PORTS),
             1 => self.guest_requests(script),
             16 => self.restore(script),
+            17 => self.guest_floods(script),
+            18 => self.guest_crowds(script),
+            19 => self.guest_floods_program(script),
             step => {
                 if let Some(key) = self.any_key(script) {
                     self.step_of(key, step, script);
@@ -194,7 +233,143 @@ impl World {
             None => assert_eq!(answers, [Operation::Rst], "{key:?}"),
         }
         others.iter().for_each(|packet| self.on_packet(packet));
-        assert!(self.asked_for.is_empty(), "the guest is asked for what waited");
+        self.all_is_asked_for();
+    }
+
+    /// The guest is asked for all that waits, as far as it has answered.
+    fn all_is_asked_for(&self) {
+        let unanswered = self.connections.values().filter(|connection| connection.state == State::ConnectSent).count();
+        assert!(unanswered <= MAX_UNANSWERED, "{unanswered}");
+        assert!(self.asked_for.is_empty() || unanswered == MAX_UNANSWERED, "the guest is asked for what waited");
+    }
+
+    /// A port of the guest that was never used.
+    fn flood_port(&mut self) -> u32 {
+        self.flooded_from += 1;
+        self.flooded_from
+    }
+
+    /// The guest asks for connections to a closed port in a loop, each time that it is refused, while the host writes.
+    fn guest_floods(&mut self, script: &mut Script<'_>) {
+        self.receive();
+        let writers: Vec<Key> = self.connections.keys().copied().take(8).collect();
+        let count = size(script);
+        writers.into_iter().for_each(|key| self.host_writes(key, count));
+        let mut requests = 1 + script.below(3 * usize::from(QUEUE_SIZE));
+        let mut unanswered = 0;
+        while requests > 0 || unanswered > 0 {
+            while requests > 0 && self.floods_once() {
+                requests -= 1;
+                unanswered += 1;
+            }
+            let before = self.ready();
+            let packets = self.guest.received();
+            assert!(!packets.is_empty(), "{unanswered} requests have no answer");
+            let senders: Vec<Sender> = packets.iter().map(sender_of).collect();
+            for packet in packets {
+                if sender_of(&packet) == Sender::Resets {
+                    unanswered -= 1;
+                } else {
+                    self.on_packet(&packet);
+                }
+            }
+            take_turns(&senders, &self.ready().intersection(&before).copied().collect());
+        }
+    }
+
+    fn floods_once(&mut self) -> bool {
+        let port = self.flooded_from + 1;
+        let queued = self.guest.queue_bytes(&Guest::header(Operation::Request, port, HOST_PORTS[1]).emit(), &[]);
+        self.flooded_from += u32::from(queued);
+        queued
+    }
+
+    /// The connections that the device has payload for, and credit.
+    fn ready(&self) -> BTreeSet<Sender> {
+        let ready = self.connections.iter().filter(|(_, connection)| connection.owes_guest());
+        ready.map(|(&key, _)| Sender::Connection(key)).collect()
+    }
+
+    /// The guest opens all that it can to one port; the host is connected all the same.
+    fn guest_crowds(&mut self, script: &mut Script<'_>) {
+        if std::mem::replace(&mut self.has_crowded, true) {
+            return;
+        }
+        self.receive();
+        let before = self.connections.keys().filter(|(_, port)| *port == HOST_PORTS[0]).count();
+        let wanted = MAX_CONNECTIONS + script.below(100);
+        let mut streams = Vec::new();
+        let mut ports = Vec::new();
+        for _ in 0..wanted {
+            let port = self.flood_port();
+            self.guest.send(&Guest::header(Operation::Request, port, HOST_PORTS[0]), &[]);
+            if let Ok(stream) = self.listener.accept() {
+                streams.push(stream);
+                ports.push(port);
+            }
+            let (answers, others): (Vec<Packet>, Vec<Packet>) =
+                self.guest.received().into_iter().partition(|packet| packet.header.dst_port == port);
+            assert_eq!(answers.len(), 1, "{answers:?}");
+            others.iter().for_each(|packet| self.on_packet(packet));
+        }
+        assert!(before + ports.len() <= MAX_PORT_CONNECTIONS, "{before} and {} connections to a port", ports.len());
+        self.host_connects(1);
+        self.receive();
+        self.all_is_asked_for();
+        drop(streams);
+        for port in ports {
+            self.guest.send(&Guest::header(Operation::Rst, port, HOST_PORTS[0]), &[]);
+            let others: Vec<Packet> =
+                self.guest.received().into_iter().filter(|packet| packet.header.dst_port < FLOOD_PORTS).collect();
+            others.iter().for_each(|packet| self.on_packet(packet));
+        }
+        self.no_place_is_lost();
+    }
+
+    /// The guest connects to a program, sends and resets in a loop, while the program accepts nothing. Then the program
+    /// reads all of it, or ends.
+    fn guest_floods_program(&mut self, script: &mut Script<'_>) {
+        if std::mem::replace(&mut self.has_flooded_program, true) {
+            return;
+        }
+        self.receive();
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("host");
+        self.guest.device.handle().set_uds_path(&path);
+        let program = UnixListener::bind(folder.path().join(format!("host_{PROGRAM_PORT}"))).expect("a socket");
+        let payload = stretch(0, script.below(200));
+        let mut connected = 0;
+        for _ in 0..2 * MAX_PORT_CONNECTIONS {
+            let port = self.flood_port();
+            for operation in [Operation::Request, Operation::ReadWrite, Operation::Rst] {
+                let bytes = if operation == Operation::ReadWrite { payload } else { &[] };
+                let len = u32::try_from(bytes.len()).expect("a small payload");
+                self.guest.send(&Header { len, ..Guest::header(operation, port, PROGRAM_PORT) }, bytes);
+            }
+            let (answers, others): (Vec<Packet>, Vec<Packet>) =
+                self.guest.received().into_iter().partition(|packet| packet.header.dst_port == port);
+            connected += usize::from(answers.iter().any(|packet| packet.operation() == Operation::Response));
+            others.iter().for_each(|packet| self.on_packet(packet));
+        }
+        assert!(connected <= MAX_PORT_CONNECTIONS, "{connected} connections, which nobody has accepted");
+        let accepts = script.byte().is_multiple_of(2);
+        for _ in 0..if accepts { connected } else { 0 } {
+            let (mut stream, _) = program.accept().expect("one that waits");
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).expect("all that was sent, and the end");
+            assert!(got == payload, "{} of {} bytes", got.len(), payload.len());
+        }
+        drop(program);
+        self.no_place_is_lost();
+    }
+
+    /// What is over and read by the host's programs has given its place back.
+    fn no_place_is_lost(&mut self) {
+        // Some events are taken at a time.
+        for _ in 0..2 * MAX_PORT_CONNECTIONS / EVENTS {
+            self.receive();
+        }
+        assert_eq!(self.guest.device.counters().connections.unread, 0, "all was read, or closed");
     }
 
     /// Another device takes this one's place, which has forgotten all connections: each host reads what had entered its
@@ -488,9 +663,41 @@ impl Connection {
         assert!(got == *stretch(read, got.len()) && read + got.len() as u64 <= accepted, "{self:?}");
     }
 
+    /// Whether the device has payload for the guest, which has room for it.
+    fn owes_guest(&self) -> bool {
+        let held = self.to_guest.1 - u64::from(self.fwd_cnt);
+        self.state == State::Established
+            && self.shutdown & SHUTDOWN_RECEIVE == 0
+            && self.to_guest.1 < self.to_guest.0
+            && held < u64::from(self.buf_alloc)
+    }
+
     /// Whether bytes that the device accepted are in flight to a host that reads.
     fn owes_host(&self) -> bool {
         self.state == State::Established && self.stream.is_some() && self.to_host.1 < self.to_host.0
+    }
+}
+
+fn sender_of(packet: &Packet) -> Sender {
+    let key = key_of(packet);
+    if key.0 >= FLOOD_PORTS { Sender::Resets } else { Sender::Connection(key) }
+}
+
+/// Between two packets of one sender every other one that was ready has one: those that have one later, and those that
+/// are `still_ready`.
+fn take_turns(senders: &[Sender], still_ready: &BTreeSet<Sender>) {
+    let all: BTreeSet<Sender> = senders.iter().chain(still_ready).copied().collect();
+    for waits in all {
+        let mut went = BTreeSet::new();
+        let last = senders.iter().rposition(|&sender| sender == waits);
+        let until = if still_ready.contains(&waits) { senders.len() } else { last.unwrap_or(0) };
+        for &sender in &senders[..until] {
+            if sender == waits {
+                went.clear();
+            } else {
+                assert!(went.insert(sender), "{sender:?} goes twice while {waits:?} waits: {senders:?}");
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Checks of the hops to one guest's scheduler.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use scx_vsock::endpoint::Handshake;
 use scx_vsock::{Connect, Endpoint, MissingStatsReason, SchedStatsClient, SchedStatsError};
@@ -34,6 +34,7 @@ pub fn check(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
 
 /// Requests the agent's version and the description of the stats, and reports the first failure.
 fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
+    let started = Instant::now();
     let client = SchedStatsClient::builder(uri.clone()).deadline(deadline).build();
     let version = match client.agent_version() {
         Ok(version) => version,
@@ -41,13 +42,21 @@ fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
     };
     let mut results: Vec<CheckResult> =
         version.map(|version| CheckResult::ok(AGENT, format!("version {version} at {uri}"))).into_iter().collect();
-    let (socket_ok, last) = match client.stats_meta() {
+    // The deadline is that of all checks together.
+    let left = deadline.saturating_sub(started.elapsed());
+    let (socket_ok, last) = match client.with_deadline(left).stats_meta().map_err(|error| over_all(error, deadline)) {
         Ok(meta) => (true, CheckResult::ok(SCHEDULER, summary(&meta))),
         Err(error) => (diagnosis(&error, true).0 == SCHEDULER, failure(&error, true)),
     };
     results.extend(socket_ok.then(|| CheckResult::ok(SOCKET, "accepts connections")));
     results.push(last);
     results
+}
+
+/// The error with the time that the guest had for all answers.
+fn over_all(error: SchedStatsError, deadline: Duration) -> SchedStatsError {
+    let after_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+    if matches!(error, SchedStatsError::TimedOut { .. }) { SchedStatsError::TimedOut { after_ms } } else { error }
 }
 
 fn failure(error: &SchedStatsError, said_hello: bool) -> CheckResult {
@@ -66,6 +75,11 @@ fn summary(meta: &Value) -> String {
 /// The hop that an error is about, and the fix. `said_hello` is true where the agent has, or there is none.
 fn diagnosis(error: &SchedStatsError, said_hello: bool) -> (&'static str, &'static str) {
     match error {
+        SchedStatsError::NoScheduler { reason } if reason.contains("CONFIG_SCHED_CLASS_EXT") => (
+            SOCKET,
+            "boot a kernel of version 6.12 or later with CONFIG_SCHED_CLASS_EXT=y, and mount sysfs in the guest; grep \
+             SCHED_CLASS_EXT /boot/config-$(uname -r) shows what a kernel has",
+        ),
         SchedStatsError::NoScheduler { .. } => (
             SOCKET,
             "start a scheduler that serves stats in the guest, such as scx_bpfland; if its socket is elsewhere, start \

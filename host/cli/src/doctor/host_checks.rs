@@ -1,4 +1,4 @@
-//! Checks of this host: QEMU, KVM, the kernel's vsock, the agent's file, namespaces.
+//! Checks of this host: QEMU, KVM, busybox, the kernel's vsock, the agent's file, namespaces.
 #![allow(unsafe_code, reason = "a child enters its namespaces between fork and exec")]
 
 use std::fs::{self, File};
@@ -9,13 +9,14 @@ use std::process::{Command, Stdio};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use scx_vsock::guest::qemu::{find_agent, kvm_runs, qemu_program};
+use scx_vsock::guest::qemu::{find_agent, find_busybox, kvm_runs, qemu_program};
 
 use super::check_result::CheckResult;
 use crate::error_report::one_line;
 
 const QEMU: &str = "QEMU";
 const KVM: &str = "KVM";
+const BUSYBOX: &str = "busybox";
 const AGENT_FILE: &str = "agent file";
 const AF_VSOCK: &str = "AF_VSOCK";
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
@@ -40,6 +41,7 @@ pub fn check(files: &HostFiles<'_>) -> Vec<CheckResult> {
     vec![
         check_qemu(&qemu),
         check_kvm(&qemu, files.kernel),
+        check_busybox(),
         check_agent_file(files.agent),
         vsock_sockets().at_most_warning(),
         vhost_vsock().at_most_warning(),
@@ -102,6 +104,15 @@ fn kvm_unavailable(error: &io::Error) -> CheckResult {
 
 fn running_kernel() -> PathBuf {
     Path::new("/boot").join(format!("vmlinuz-{}", rustix::system::uname().release().to_string_lossy()))
+}
+
+/// A guest's shell and tools.
+fn check_busybox() -> CheckResult {
+    const FIX: &str = "install busybox (on Debian: sudo apt install busybox-static), or add its folder to PATH";
+    match find_busybox() {
+        Ok(file) => CheckResult::ok(BUSYBOX, file.display().to_string()),
+        Err(_) => CheckResult::error(BUSYBOX, "not in PATH; the guests of boot have its programs", FIX),
+    }
 }
 
 fn check_agent_file(named: Option<&Path>) -> CheckResult {

@@ -3,16 +3,30 @@
 use std::fs::{self, Metadata, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{SigSet, Signal};
+use rustix::io::Errno;
 
 /// Signals that end this program by default, and would leave a part of the file.
-const INTERRUPTS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+const INTERRUPTS: [Signal; 9] = [
+    Signal::SIGALRM,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGPIPE,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGXCPU,
+];
+
+/// The most links that lead to a file, as for the kernel.
+const MAX_LINKS: usize = 40;
 
 /// Writes a file whole, or leaves what was there. Nobody may read or write it who may not do that with `source`, which
 /// its content comes from. A file that is replaced keeps its owner where that is allowed, and gets no more permissions
-/// than it had. A device or a pipe is written to, not replaced.
+/// than it had. A device or a pipe is written to, not replaced. A link is followed, also to a file that is not there.
 ///
 /// # Errors
 ///
@@ -20,19 +34,31 @@ const INTERRUPTS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM
 pub fn write(path: &Path, bytes: &[u8], source: &Metadata) -> io::Result<()> {
     // Beyond the limit on a file's size, the write fails instead of killing this process.
     SigSet::from(Signal::SIGXFSZ).thread_block()?;
+    let path = match fs::metadata(path) {
+        // A reader may never come, and then only a signal ends this.
+        Ok(old) if !old.is_file() => return fs::write(path, bytes),
+        Ok(_) => fs::canonicalize(path)?,
+        Err(_) => unlinked(path)?,
+    };
     let interrupts: SigSet = INTERRUPTS.into_iter().collect();
     interrupts.thread_block()?;
-    let outcome = write_uninterrupted(path, bytes, source);
+    let outcome = replace(&path, bytes, source);
     interrupts.thread_unblock()?;
     outcome
 }
 
-fn write_uninterrupted(path: &Path, bytes: &[u8], source: &Metadata) -> io::Result<()> {
-    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let old = fs::metadata(path).ok();
-    if old.as_ref().is_some_and(|old| !old.is_file()) {
-        return fs::write(path, bytes);
+/// Returns where the links of a path lead that leads to no file.
+fn unlinked(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..=MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { return Ok(path) };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
     }
+    Err(Errno::LOOP.into())
+}
+
+fn replace(path: &Path, bytes: &[u8], source: &Metadata) -> io::Result<()> {
+    let old = fs::metadata(path).ok();
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // The umask applies to these.
     let mode = Permissions::from_mode(allowed_mode(source, None));

@@ -91,13 +91,26 @@ impl InitramfsBuilder {
         self.add_first(path, Builder::new(path).mode(FILE), bytes)
     }
 
-    /// Adds a symbolic link.
+    /// Adds a symbolic link. Its target is any bytes, as for the kernel.
     ///
     /// # Errors
     ///
     /// As [`program`](Self::program).
-    pub fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
-        self.add_first(path, Builder::new(path).mode(LINK), target.as_bytes())
+    pub fn link(&mut self, path: &str, target: impl AsRef<[u8]>) -> io::Result<()> {
+        self.add_first(path, Builder::new(path).mode(LINK), target.as_ref())
+    }
+
+    /// Removes what a base has at a path. A kernel replaces an entry of the same kind only by this detour: by a link,
+    /// which the entry that is added next replaces.
+    pub(super) fn remove(&mut self, path: &str) -> io::Result<()> {
+        self.add(path, Builder::new(path).mode(LINK), b"/")?;
+        self.paths.remove(path);
+        Ok(())
+    }
+
+    /// Takes a folder as one that the base has, and that is not added.
+    pub(super) fn assume_folder(&mut self, path: &str) {
+        self.paths.insert(path.to_owned());
     }
 
     /// Adds a file of the host as an executable file. `what` names it in the error; a leading slash of `to` is dropped.

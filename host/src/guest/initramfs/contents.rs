@@ -2,20 +2,31 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use cpio::newc::Reader;
 use rustix::fs::FileType;
 
+use super::entry::{Header, invalid};
 use super::error::InitramfsError;
+use super::modules::{VSOCK_TRANSPORT, module_name};
+use super::root_fs::{Node, Opened, RootFs};
+use super::start_script::{AGENT, INIT, is_start_script};
 
 /// The most bytes of an init. It is held in memory.
 pub const MAX_INIT_BYTES: u32 = 64 << 20;
 
-/// The most bytes of a path in an archive, as for the kernel.
-const MAX_PATH_BYTES: u32 = 4096;
+/// The most bytes of a `modules.builtin` that are read.
+const MAX_INDEX_BYTES: u32 = 1 << 20;
 
-pub(super) const HEADER_BYTES: usize = 110;
-/// Where a header has the size of the entry's path, in hexadecimal digits.
-pub(super) const PATH_SIZE: std::ops::Range<usize> = 94..102;
+/// The most bytes that compressed archives may unpack to. A kernel unpacks them into memory.
+const MAX_UNPACKED_BYTES: u64 = 16 << 30;
+
+/// The most memory for the names of files.
+const MAX_NAMES_BYTES: usize = 256 << 20;
+
+/// The most bytes of a link's target, as for the kernel.
+const MAX_TARGET_BYTES: u32 = 4096;
+
+/// The most memory for unpacking xz: what `xz -9` needs, and some more.
+const MAX_XZ_BYTES: u64 = 256 << 20;
 
 /// Shells that can interpret a start script, by preference: the path, and the interpreter line of a script.
 const SHELLS: [(&str, &str); 4] = [
@@ -25,11 +36,13 @@ const SHELLS: [(&str, &str); 4] = [
     ("usr/bin/busybox", "/usr/bin/busybox sh"),
 ];
 
-/// An init with other names. Writing to it, or to a later one over it, would change all of them.
-const HARD_LINK: &str = "a hard link";
+/// The device that is `/dev/null`.
+const NULL: (u32, u32) = (1, 3);
 
-/// The most memory for unpacking xz: what `xz -9` needs, and some more.
-const MAX_XZ_BYTES: u64 = 256 << 20;
+/// The paths of an archive that holds an agent and nothing of the base.
+const PATHS_WITH_AGENT: [&str; 7] = ["dev", "dev/null", "scx-vsock", AGENT, INIT, "init", TRAILER];
+
+const TRAILER: &str = "TRAILER!!!";
 
 /// Magic numbers of compressions that kernels may know but that are not supported here, and the programs that unpack them.
 const UNSUPPORTED: [(&[u8], &str); 5] = [
@@ -41,25 +54,50 @@ const UNSUPPORTED: [(&[u8], &str); 5] = [
 ];
 
 /// What an initramfs contains.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Contents {
-    /// The last `/init`, which replaces those before.
-    pub(super) init: Option<Init>,
-    /// Whether it has a `/dev/null`.
-    pub(super) has_null: bool,
-    /// The index in [`SHELLS`] of the best shell.
-    shell: Option<usize>,
+    pub(super) root: RootFs,
+    /// What was last written to `/init`, with its inode.
+    init: Option<(u64, Written)>,
+    built_in: Vec<&'static str>,
+    /// How many bytes compressed archives may still unpack to.
+    unpackable: u64,
+    /// The last archive, or the last compressed ones.
+    segment: Segment,
+}
+
+/// The content of a file.
+#[derive(Debug)]
+enum Written {
+    Bytes(Vec<u8>),
+    TooLarge,
+}
+
+/// An archive, or compressed ones.
+#[derive(Debug)]
+struct Segment {
+    at: usize,
+    /// Whether it has no other paths than an archive with an agent has.
+    is_like_agents: bool,
+    has_agent: bool,
 }
 
 /// The `/init` that the kernel runs.
 #[derive(Debug)]
 pub(super) enum Init {
+    /// A start script.
+    StartScript,
     /// A program's bytes.
     Program(Vec<u8>),
-    /// A link's target as an absolute path.
-    Link(String),
-    /// Something that cannot be moved.
-    Unusable(&'static str),
+    /// A link's target, and the inode that it leads to.
+    Link(Vec<u8>, u64),
+}
+
+/// A shell, as the interpreter line of a script and as the inode of the program.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shell {
+    pub(super) line: &'static str,
+    pub(super) inode: u64,
 }
 
 impl Contents {
@@ -69,7 +107,13 @@ impl Contents {
     ///
     /// What a kernel would not unpack, or what is not supported here.
     pub(super) fn read(base: &[u8]) -> Result<Self, InitramfsError> {
-        let mut contents = Self::default();
+        let mut contents = Self {
+            root: RootFs::new(),
+            init: None,
+            built_in: Vec::new(),
+            unpackable: MAX_UNPACKED_BYTES,
+            segment: Segment::at(0),
+        };
         let (mut rest, mut was_archive) = (base, false);
         loop {
             rest = strip_padding(rest);
@@ -82,6 +126,7 @@ impl Contents {
                 return Err(InitramfsError::Misaligned { at });
             }
             was_archive = is_archive;
+            contents.segment = Segment::at(at);
             let next = contents.read_segment(rest).map_err(|source| InitramfsError::InvalidArchive { at, source })?;
             rest = next.ok_or_else(|| unknown(rest, at))?;
         }
@@ -111,96 +156,215 @@ impl Contents {
 
     /// Reads archives to the end of what a decoder unpacks, and returns the decoder.
     fn read_archives<R: Read>(&mut self, decoder: R) -> io::Result<R> {
-        let mut unpacked = BufReader::new(decoder);
-        // An archive's size is a multiple of 4.
-        let mut padding = 0;
+        let mut unpacked = BufReader::new(decoder.take(self.unpackable));
         loop {
-            let available = unpacked.fill_buf()?;
-            let zeros = available.len() - strip_padding(available).len();
-            if available.is_empty() {
-                return Ok(unpacked.into_inner());
+            skip_zeros(&mut unpacked)?;
+            if unpacked.fill_buf()?.is_empty() {
+                self.unpackable = unpacked.get_ref().limit();
+                return Ok(unpacked.into_inner().into_inner());
             }
-            if zeros > 0 {
-                unpacked.consume(zeros);
-                padding = (padding + zeros) % 4;
-            } else if padding == 0 {
-                self.read_archive(&mut unpacked)?;
-            } else {
-                return Err(invalid("an archive in it does not begin at a multiple of 4"));
+            let outcome = self.read_archive(&mut unpacked);
+            if unpacked.get_ref().limit() == 0 {
+                return Err(invalid("it unpacks to more than 16 GiB"));
             }
+            outcome?;
         }
     }
 
     /// Reads one archive, through its trailer.
-    fn read_archive(&mut self, archive: &mut impl BufRead) -> io::Result<()> {
+    pub(super) fn read_archive(&mut self, archive: &mut impl BufRead) -> io::Result<()> {
         loop {
-            let mut header = [0; HEADER_BYTES];
-            archive.read_exact(&mut header)?;
-            if path_size(&header).is_none_or(|size| size > MAX_PATH_BYTES) {
-                return Err(invalid("an entry's path is longer than a path can be"));
-            }
-            let mut entry = Reader::new(header.chain(&mut *archive))?;
-            let ends = entry.entry().is_trailer();
-            if ends && entry.entry().file_size() > 0 {
+            let header = Header::read(archive)?;
+            let path = header.read_path(archive)?;
+            self.segment.add(&path);
+            let ends = path == TRAILER.as_bytes() && header.kind() != FileType::Symlink;
+            if ends && header.size > 0 {
                 return Err(invalid("an archive's trailer has content"));
             }
-            self.on_entry(&mut entry)?;
-            entry.finish()?;
             if ends {
+                self.root.end_archive();
                 return Ok(());
             }
+            self.read_entry(&header, &path, archive)?;
+            header.skip_padding(archive)?;
+            if self.root.bytes() > MAX_NAMES_BYTES {
+                return Err(invalid("its names need more than 256 MiB"));
+            }
+            skip_zeros(archive)?;
         }
     }
 
-    fn on_entry(&mut self, entry: &mut Reader<impl Read>) -> io::Result<()> {
-        // A kernel reads a path to its first NUL.
-        let path = entry.entry().name().split('\0').next().unwrap_or_default();
-        let path = path.trim_start_matches("./").trim_start_matches('/').to_owned();
-        if path == "init" && !matches!(self.init, Some(Init::Unusable(HARD_LINK))) {
-            self.init = Some(Init::read(entry)?);
+    fn read_entry(&mut self, header: &Header, path: &[u8], archive: &mut impl BufRead) -> io::Result<()> {
+        match header.kind() {
+            FileType::RegularFile => return self.read_file(header, path, archive),
+            FileType::Symlink if header.size <= MAX_TARGET_BYTES => {
+                let mut target = read_content(header.size, MAX_TARGET_BYTES, archive)?.kept;
+                target.truncate(target.iter().position(|byte| *byte == 0).unwrap_or(target.len()));
+                self.root.add_link(path, target);
+                return Ok(());
+            }
+            // A kernel skips what has no content but a size.
+            FileType::Directory if header.size == 0 => self.root.add_folder(path),
+            kind if header.size == 0 && is_special(kind) => {
+                self.root.add_special(path, kind, header.number, header.link_key());
+            }
+            _ => {}
         }
-        self.has_null |= path == "dev/null";
-        let shell = SHELLS.iter().position(|(shell, _)| path == *shell);
-        self.shell = self.shell.into_iter().chain(shell).min();
+        read_content(header.size, 0, archive).map(drop)
+    }
+
+    fn read_file(&mut self, header: &Header, path: &[u8], archive: &mut impl BufRead) -> io::Result<()> {
+        let opened = self.root.open(path, header.mode, header.link_key());
+        let kept = opened.as_ref().map_or(0, |opened| kept_bytes(&opened.place));
+        let content = read_content(header.size, kept, archive)?;
+        let Some(opened) = opened else { return Ok(()) };
+        if header.checksum.is_some_and(|sum| sum != content.sum) {
+            return Err(invalid("a file's checksum is wrong"));
+        }
+        if header.size > 0 || !opened.is_shared {
+            self.on_written(&opened, header.size, content.kept);
+        }
         Ok(())
     }
 
-    /// The interpreter line of its best shell.
-    pub(super) fn shell(&self) -> Option<&'static str> {
-        self.shell.and_then(|shell| SHELLS.get(shell)).map(|&(_, line)| line)
-    }
-}
-
-impl Init {
-    fn read(entry: &mut Reader<impl Read>) -> io::Result<Self> {
-        let (kind, links) = (FileType::from_raw_mode(entry.entry().mode()), entry.entry().nlink());
-        let size = entry.entry().file_size();
-        if size > MAX_INIT_BYTES {
-            return Ok(Self::Unusable("larger than 64 MiB"));
+    fn on_written(&mut self, opened: &Opened, size: u32, kept: Vec<u8>) {
+        if is_index(&opened.place) {
+            let text = String::from_utf8_lossy(&kept);
+            let is_listed = |name: &&str| text.lines().any(|path| module_name(path) == **name);
+            self.built_in.extend(VSOCK_TRANSPORT.iter().filter(|name| is_listed(name)));
         }
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes)?;
-        Ok(match kind {
-            FileType::RegularFile if links > 1 => Self::Unusable(HARD_LINK),
-            FileType::RegularFile => Self::Program(bytes),
-            FileType::Symlink => {
-                String::from_utf8(bytes).map_or(Self::Unusable("a link to a path that is not UTF-8"), |target| {
-                    let below_root = target.trim_start_matches('/');
-                    Self::Link(format!("/{below_root}"))
-                })
+        if opened.place == b"init" {
+            let content = if size > MAX_INIT_BYTES { Written::TooLarge } else { Written::Bytes(kept) };
+            self.init = Some((opened.inode, content));
+        } else if matches!(self.init, Some((inode, _)) if inode == opened.inode) {
+            self.init = None;
+        }
+    }
+
+    /// Returns where the last segment begins, if it is an agent that was added before and nothing else.
+    pub(super) fn last_agent(&self) -> Option<usize> {
+        let is_start = matches!(&self.init, Some((_, Written::Bytes(init))) if is_start_script(init));
+        (self.segment.is_like_agents && self.segment.has_agent && is_start).then_some(self.segment.at)
+    }
+
+    /// Returns the init.
+    pub(super) fn init(&self) -> Result<Init, InitramfsError> {
+        let unusable = |what| Err(InitramfsError::UnusableInit { what });
+        match (self.root.entry(b"init"), self.root.program(b"init")) {
+            (None, _) => Err(InitramfsError::NoInit),
+            (Some(Node::Folder), _) => unusable("a folder"),
+            (Some(Node::Special(..)), _) => unusable("a device, a pipe or a socket"),
+            (Some(Node::Link(_)), None) => unusable("a link that leads to no program"),
+            (Some(Node::Link(_)), Some(inode)) if self.root.program(INIT.as_bytes()) == Some(inode) => {
+                Ok(Init::StartScript)
             }
-            _ => Self::Unusable("not a file"),
-        })
+            (Some(Node::Link(target)), Some(inode)) => Ok(Init::Link(target.clone(), inode)),
+            (Some(Node::File(file)), _) if self.root.is_shared(file.inode) => unusable("a hard link"),
+            (Some(Node::File(file)), _) => match &self.init {
+                Some((inode, Written::Bytes(init))) if *inode == file.inode && is_start_script(init) => {
+                    Ok(Init::StartScript)
+                }
+                Some((inode, Written::Bytes(init))) if *inode == file.inode => Ok(Init::Program(init.clone())),
+                Some((inode, Written::TooLarge)) if *inode == file.inode => unusable("larger than 64 MiB"),
+                _ => unusable("a hard link"),
+            },
+        }
+    }
+
+    /// Returns its best shell.
+    pub(super) fn shell(&self) -> Option<Shell> {
+        SHELLS.iter().find_map(|(path, line)| Some(Shell { line, inode: self.root.program(path.as_bytes())? }))
+    }
+
+    /// Whether it has a `/dev/null`.
+    pub(super) fn has_null(&self) -> bool {
+        matches!(self.root.target(b"dev/null"), Some(Node::Special(FileType::CharacterDevice, NULL)))
+    }
+
+    /// Returns the modules of the virtio-vsock transport that it does not have and that its kernel is not known to have.
+    pub(super) fn missing_modules(&self) -> Vec<&'static str> {
+        let names: Vec<String> = self.root.file_names().filter_map(name_of_module).collect();
+        let is_there = |name: &&str| self.built_in.contains(name) || names.iter().any(|there| there == name);
+        VSOCK_TRANSPORT.iter().filter(|name| !is_there(name)).copied().collect()
     }
 }
 
-fn invalid(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
+impl Segment {
+    fn at(at: usize) -> Self {
+        Self { at, is_like_agents: true, has_agent: false }
+    }
+
+    fn add(&mut self, path: &[u8]) {
+        self.is_like_agents &= PATHS_WITH_AGENT.iter().any(|known| known.as_bytes() == path);
+        self.has_agent |= path == AGENT.as_bytes();
+    }
 }
 
-fn path_size(header: &[u8; HEADER_BYTES]) -> Option<u32> {
-    let digits = std::str::from_utf8(header.get(PATH_SIZE)?).ok()?;
-    u32::from_str_radix(digits, 16).ok()
+/// A file's content as far as it is kept, and the sum of all its bytes.
+struct Content {
+    kept: Vec<u8>,
+    sum: u32,
+}
+
+/// Reads the content of an entry. It is kept if it has at most `kept` bytes.
+fn read_content(size: u32, kept: u32, archive: &mut impl BufRead) -> io::Result<Content> {
+    let mut content = Content { kept: Vec::new(), sum: 0 };
+    let mut left = usize::try_from(size).unwrap_or(usize::MAX);
+    while left > 0 {
+        let available = archive.fill_buf()?;
+        let piece = available.get(..left.min(available.len())).unwrap_or_default();
+        if piece.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        content.sum = piece.iter().fold(content.sum, |sum, byte| sum.wrapping_add(u32::from(*byte)));
+        if size <= kept {
+            content.kept.extend_from_slice(piece);
+        }
+        let read = piece.len();
+        archive.consume(read);
+        left -= read;
+    }
+    Ok(content)
+}
+
+/// Returns how many bytes of a file are kept.
+fn kept_bytes(place: &[u8]) -> u32 {
+    match place {
+        b"init" => MAX_INIT_BYTES,
+        _ if is_index(place) => MAX_INDEX_BYTES,
+        _ => 0,
+    }
+}
+
+/// Whether this is the list of a kernel's built-in modules.
+fn is_index(place: &[u8]) -> bool {
+    place.ends_with(b"/modules.builtin")
+}
+
+fn name_of_module(file: &[u8]) -> Option<String> {
+    let file = std::str::from_utf8(file).ok()?;
+    file.contains(".ko").then(|| module_name(file))
+}
+
+fn is_special(kind: FileType) -> bool {
+    matches!(kind, FileType::BlockDevice | FileType::CharacterDevice | FileType::Fifo | FileType::Socket)
+}
+
+/// Skips zeros before an entry or an archive, which begin at multiples of 4.
+fn skip_zeros(archive: &mut impl BufRead) -> io::Result<()> {
+    let mut skipped = 0;
+    loop {
+        let available = archive.fill_buf()?;
+        let (zeros, ends) = (available.len() - strip_padding(available).len(), available.is_empty());
+        let goes_on = zeros > 0 && zeros == available.len();
+        archive.consume(zeros);
+        skipped = (skipped + zeros) % 4;
+        if ends || !goes_on && skipped == 0 {
+            return Ok(());
+        } else if !goes_on {
+            return Err(invalid("an archive or an entry in it does not begin at a multiple of 4"));
+        }
+    }
 }
 
 fn unknown(rest: &[u8], at: usize) -> InitramfsError {

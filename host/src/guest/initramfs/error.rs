@@ -13,6 +13,18 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InitramfsError {
+    /// There is nothing but zeros.
+    #[error("it is {}: name an initramfs", if *bytes == 0 { "empty".to_owned() } else { format!("{bytes} bytes of zeros") })]
+    Empty {
+        /// How many bytes it has.
+        bytes: usize,
+    },
+    /// The boot configuration at the end is malformed.
+    #[error(
+        "it ends in a boot configuration whose size or checksum is wrong: make the initramfs anew, and append the \
+         configuration by bootconfig -a"
+    )]
+    InvalidBootconfig,
     /// Something that is neither an archive nor compressed.
     #[error("byte {at} begins neither a newc archive nor data of gzip, xz or zstd: name an initramfs")]
     Unknown {
@@ -52,9 +64,16 @@ pub enum InitramfsError {
     },
     /// There is no shell to start the agent with.
     #[error(
-        "it has neither sh nor busybox in /bin or /usr/bin, to start the agent with: start it from the init itself"
+        "it has neither sh nor busybox as a program in /bin or /usr/bin, to start the agent with: start it from the init \
+         itself"
     )]
     NoShell,
+    /// A folder of the base is where a file of the agent goes.
+    #[error("it has a folder at /{path}, where the agent needs a file: remove the folder")]
+    Occupied {
+        /// The path.
+        path: &'static str,
+    },
     /// An argument of the agent has a NUL character, which no argument can have.
     #[error("the argument {argument:?} has a NUL character: remove it")]
     NulInArgument {

@@ -9,6 +9,10 @@ use crate::guest::error::Error;
 /// The modules that vsock in a guest needs, where they are not built in.
 pub const VSOCK: &[&str] = &["virtio_pci", "vmw_vsock_virtio_transport"];
 
+/// The modules of the virtio-vsock transport, in load order.
+pub(super) const VSOCK_TRANSPORT: [&str; 3] =
+    ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
+
 /// The modules of one kernel, in a folder such as `/lib/modules/6.1.0`.
 ///
 /// ```no_run
@@ -93,7 +97,7 @@ impl Modules {
 }
 
 /// Returns the kernel's name of a module: the file's without extensions, dashes as underscores.
-fn module_name(path: &str) -> String {
+pub(super) fn module_name(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     file.split(".ko").next().unwrap_or(file).replace('-', "_")
 }

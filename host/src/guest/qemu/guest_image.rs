@@ -1,10 +1,10 @@
 //! The contents of a guest's initramfs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use shlex::try_join;
 
-use super::programs::{find_agent, find_program};
+use super::programs::{find_agent, find_busybox, find_program};
 use crate::guest::error::Error;
 use crate::guest::initramfs::build::InitramfsBuilder;
 use crate::guest::initramfs::libraries::add_program;
@@ -100,9 +100,7 @@ fn add_system(initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
         initramfs.folder(folder)?;
     }
     initramfs.link("var/run", "/run")?;
-    let fix = "install it (Debian's package busybox-static), or add its folder to PATH";
-    let busybox = find_program("busybox", Path::new("busybox"), fix)?;
-    add_program(initramfs, "busybox", &busybox, "bin/busybox")?;
+    add_program(initramfs, "busybox", &find_busybox()?, "bin/busybox")?;
     Ok(initramfs.link("bin/sh", "busybox")?)
 }
 

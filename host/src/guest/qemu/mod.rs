@@ -30,4 +30,4 @@ mod qmp;
 pub use accelerator::{Accelerator, kvm_runs};
 pub use builder::GuestBuilder;
 pub use guest::Guest;
-pub use programs::{find_agent, qemu_program};
+pub use programs::{find_agent, find_busybox, qemu_program};

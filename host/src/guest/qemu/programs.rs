@@ -37,6 +37,16 @@ pub(super) fn check_qemu(program: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Returns the busybox of this host, whose programs a guest has, by its name in `PATH`.
+///
+/// # Errors
+///
+/// [`Error::NotInPath`].
+pub fn find_busybox() -> Result<PathBuf, Error> {
+    let fix = "install it (Debian's package busybox-static), or add its folder to PATH";
+    find_program("busybox", Path::new("busybox"), fix)
+}
+
 /// Finds a program by its path, or by its name in `PATH`. `what` names it in the error, `fix` says what to do.
 pub(super) fn find_program(what: &'static str, program: &Path, fix: &'static str) -> Result<PathBuf, Error> {
     let name = program.to_string_lossy();

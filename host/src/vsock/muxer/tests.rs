@@ -15,11 +15,15 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::endpoint::hybrid::ok_line;
 use crate::vsock::chain::{Direction, gather};
+use crate::vsock::connecting::ConnectError;
 use crate::vsock::connection::CLOSE_TIMEOUT;
 use crate::vsock::device::allow_all_descriptors;
 use crate::vsock::handle::Handle;
+use crate::vsock::limits::{MAX_PORT_CONNECTIONS, SEND_BUFFER_BYTES};
 use crate::vsock::listener::{Listener, MAX_BACKLOG};
+use crate::vsock::policy::GuestPolicy;
 use crate::vsock::poller::MAX_EVENTS;
+use crate::vsock::schedule::MAX_UNANSWERED;
 use crate::vsock::spec::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 const CID: u64 = 3;
@@ -109,6 +113,11 @@ impl Bench {
         self.muxer.poll().unwrap();
     }
 
+    /// Takes all events of a full device.
+    fn poll_all(&mut self) {
+        (0..=MAX_CONNECTIONS / MAX_EVENTS).for_each(|_| self.poll());
+    }
+
     /// The connection that the guest is asked for, and for nothing else.
     fn requested(&mut self) -> Key {
         let (request, _) = self.only();
@@ -158,7 +167,7 @@ impl Bench {
     fn fill_tx_buf(&mut self) -> (UnixStream, Key) {
         let (stream, key) = self.connect(PORT);
         self.send(&payload_packet(key, pattern().len()), &[pattern(), vec![0xff; 100]].concat());
-        assert_eq!(self.muxer.held_bytes() - self.muxer.schedule.ready.len() * size_of::<Key>(), pattern().len());
+        assert_eq!(self.muxer.held_bytes() - self.muxer.schedule.ready().len() * size_of::<Key>(), pattern().len());
         assert_eq!(self.sent(), [(Operation::CreditUpdate, key)]);
         (stream, key)
     }
@@ -175,13 +184,16 @@ impl Bench {
         (key, overdue_at)
     }
 
-    /// A device without a place for one more connection, and the host's ends.
+    /// A device without a place for one more connection, and the host's ends: first those of all that the guest may have
+    /// to a port.
     fn full() -> (Self, Vec<UnixStream>) {
         allow_all_descriptors();
         let mut bench = Self::new();
         let listener = bench.listen();
-        let places = u32::try_from(MAX_CONNECTIONS).unwrap();
-        let streams = (0..places).map(|guest_port| bench.accept(&listener, from_guest(guest_port))).collect();
+        let of_port = u32::try_from(MAX_PORT_CONNECTIONS).unwrap();
+        let mut streams: Vec<_> =
+            (0..of_port).map(|guest_port| bench.accept(&listener, from_guest(guest_port))).collect();
+        streams.extend((MAX_PORT_CONNECTIONS..MAX_CONNECTIONS).map(|_| bench.connect(PORT).0));
         assert_eq!(bench.muxer.connections(), MAX_CONNECTIONS);
         (bench, streams)
     }
@@ -329,7 +341,7 @@ fn ready_connections_take_turns() {
         write(stream, &[1; 3 * ROOM]);
     }
     bench.poll();
-    assert_eq!(bench.muxer.schedule.ready.len(), 3);
+    assert_eq!(bench.muxer.schedule.ready().len(), 3);
     let sent = bench.sent();
     let round = connections.each_ref().map(|&(_, key)| (Operation::ReadWrite, key));
     assert_eq!(sent, [round, round, round].concat());
@@ -343,19 +355,102 @@ fn a_connection_is_queued_once() {
         write(&stream, b"x");
         bench.poll();
         bench.send_control(key, Operation::CreditRequest);
-        assert_eq!(bench.muxer.schedule.ready, [key]);
+        assert_eq!(bench.muxer.schedule.ready(), &[key]);
     }
     assert_eq!(bench.sent(), [(Operation::CreditUpdate, key), (Operation::ReadWrite, key)]);
 }
 
 #[test]
-fn rst_goes_before_payload() {
+fn resets_take_turns_with_connections() {
     let mut bench = Bench::new();
-    let (stream, key) = bench.connect(PORT);
-    write(&stream, b"x");
+    let connections: [_; 2] = array::from_fn(|_| bench.connect(PORT));
+    for (stream, _) in &connections {
+        write(stream, &[1; 2 * ROOM]);
+    }
+    bench.poll();
+    (1..=3).for_each(|port| bench.send_control(from_guest(port), Operation::ReadWrite));
+    let [one, other] = connections.each_ref().map(|&(_, key)| (Operation::ReadWrite, key));
+    let [first, second, third] = [1, 2, 3].map(|port| (Operation::Rst, from_guest(port)));
+    assert_eq!(bench.sent(), [one, other, first, one, other, second, third]);
+}
+
+/// A process of the guest connects to closed ports, and each RST makes it connect again.
+#[test]
+fn a_flood_of_refused_connects_delays_no_payload() {
+    for outstanding in [1, 128, 1500] {
+        let mut bench = Bench::new();
+        let (stream, key) = bench.connect(PORT);
+        let mut next = 0..;
+        let mut ask = |bench: &mut Bench| {
+            let request = packet(from_guest(next.next().unwrap()), Operation::Request);
+            if bench.muxer.has_room_for(&request) {
+                bench.send(&request, &[]);
+            }
+        };
+        (0..outstanding).for_each(|_| ask(&mut bench));
+        write(&stream, &[1; 20 * ROOM]);
+        bench.poll();
+        let mut since_payload = 0;
+        let mut payloads = 0;
+        while payloads < 20 {
+            let (packet, _) = bench.receive().unwrap();
+            if operation(&packet) == Operation::Rst {
+                since_payload += 1;
+                assert!(since_payload <= 1, "{outstanding}: more than a turn");
+                ask(&mut bench);
+            } else {
+                assert_eq!(key_of(&packet), key);
+                (since_payload, payloads) = (0, payloads + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_removed_connection_does_not_delay_an_rst() {
+    let mut bench = Bench::new();
+    let connections: [_; 3] = array::from_fn(|_| bench.connect(PORT));
+    for (stream, _) in &connections {
+        write(stream, &[1; 3 * ROOM]);
+    }
     bench.poll();
     bench.send_control(from_guest(1), Operation::ReadWrite);
-    assert_eq!(bench.sent(), [(Operation::Rst, from_guest(1)), (Operation::ReadWrite, key)]);
+    let [first, second, third] = connections.each_ref().map(|&(_, key)| key);
+    bench.send_control(first, Operation::Rst);
+    let sent: Vec<_> = bench.sent().into_iter().take(3).collect();
+    assert_eq!(sent, [(Operation::ReadWrite, second), (Operation::ReadWrite, third), (Operation::Rst, from_guest(1))]);
+}
+
+#[test]
+fn requests_wait_for_the_answers_to_64_others() {
+    let mut bench = Bench::new();
+    let mut streams: Vec<_> = (0..MAX_UNANSWERED + 2).map(|_| bench.handle.connect(PORT).unwrap()).collect();
+    bench.poll();
+    let requests = bench.sent();
+    assert_eq!(requests.len(), MAX_UNANSWERED);
+    // Other work goes on.
+    bench.send_control(from_guest(1), Operation::ReadWrite);
+    assert_eq!(bench.sent(), [(Operation::Rst, from_guest(1))]);
+    let next = |key: Key, ahead| (Operation::Request, Key { host_port: key.host_port + ahead, ..key });
+    let last = requests[MAX_UNANSWERED - 1].1;
+    bench.send_control(requests[0].1, Operation::Response);
+    assert_eq!(bench.sent(), [next(last, 1)]);
+    // One that waits can be taken back.
+    streams.pop();
+    bench.poll();
+    bench.send_control(requests[1].1, Operation::Rst);
+    assert_eq!((bench.sent(), bench.muxer.has_packets()), (vec![], false));
+    assert_eq!(bench.muxer.counters().connections.total(), MAX_UNANSWERED);
+}
+
+#[test]
+fn held_requests_survive_a_reset() {
+    let mut bench = Bench::new();
+    let _streams: Vec<_> = (0..MAX_UNANSWERED + 2).map(|_| bench.handle.connect(PORT).unwrap()).collect();
+    bench.poll();
+    assert_eq!(bench.sent().len(), MAX_UNANSWERED);
+    bench.muxer.reset();
+    assert_eq!(bench.sent().len(), 2);
 }
 
 #[test]
@@ -489,7 +584,7 @@ fn a_violation_ends_its_connection_alone() {
     bench.send_control(key, Operation::CreditRequest);
     bench.send_control(key, Operation::Request);
     assert!(has_ended(&breaks) && is_open_and_silent(&goes_on));
-    assert_eq!(bench.sent(), [(Operation::Rst, key), (Operation::CreditUpdate, other)]);
+    assert_eq!(bench.sent(), [(Operation::CreditUpdate, other), (Operation::Rst, key)]);
     assert_eq!(bench.muxer.connections(), 1);
 }
 
@@ -518,9 +613,11 @@ fn closing_connections_are_evicted_first() {
     let connections: [_; 3] = array::from_fn(|_| bench.handle.connect(PORT).unwrap());
     bench.poll();
     assert_eq!(connections.each_ref().map(has_ended), [false, false, true]);
-    let [one, other] = [0x4000_0000, 0x4000_0001].map(|host_port| Key { host_port, guest_port: PORT });
-    let resets = [(Operation::Rst, closing), (Operation::Rst, gone)];
-    assert_eq!(bench.sent(), [resets, [(Operation::Request, one), (Operation::Request, other)]].concat());
+    let before = u32::try_from(MAX_CONNECTIONS - MAX_PORT_CONNECTIONS).unwrap();
+    let [one, other] =
+        [0x4000_0000 + before, 0x4000_0001 + before].map(|host_port| Key { host_port, guest_port: PORT });
+    let requests = [one, other].map(|key| (Operation::Request, key));
+    assert_eq!(bench.sent(), [&[(Operation::Rst, closing)], &requests[..], &[(Operation::Rst, gone)]].concat());
     assert_eq!(bench.muxer.connections(), MAX_CONNECTIONS);
     assert!(streams.iter().all(is_open_and_silent));
 }
@@ -540,7 +637,7 @@ fn a_connection_with_unsent_bytes_is_kept() {
     let taken = bench.handle.connect(PORT).unwrap();
     bench.poll();
     assert!(is_open_and_silent(&taken));
-    assert_eq!(bench.sent()[0], (Operation::Rst, key));
+    assert!(bench.sent().contains(&(Operation::Rst, key)));
 }
 
 #[test]
@@ -636,7 +733,7 @@ fn a_poll_resets_what_is_overdue() {
     // As if that had been sent that long ago.
     let past = Instant::now();
     bench.muxer.connections.get_mut(&key).unwrap().connection.set_deadline(past);
-    bench.muxer.schedule.next_deadline = Some(past);
+    bench.muxer.schedule.set_next_deadline(Some(past));
     bench.poll();
     assert_eq!(bench.sent(), [(Operation::Rst, key)]);
 }
@@ -653,7 +750,7 @@ fn a_reset_keeps_pending_connects_only() {
     bench.muxer.reset();
     assert!(has_ended(&requested) && is_open_and_silent(&wanted));
     assert!(is_broken(&established));
-    assert_eq!((bench.muxer.connections(), bench.muxer.schedule.ready.len()), (1, 1));
+    assert_eq!((bench.muxer.connections(), bench.muxer.schedule.ready().len()), (1, 1));
     assert_eq!(bench.sent().iter().map(|&(operation, _)| operation).collect::<Vec<_>>(), [Operation::Request]);
 }
 
@@ -960,7 +1057,7 @@ fn bytes_before_an_rst_reach_the_host() {
     let (stream, key) = bench.fill_tx_buf();
     write(&stream, b"comes too late");
     bench.poll();
-    assert_eq!(bench.muxer.schedule.ready, [key]);
+    assert_eq!(bench.muxer.schedule.ready(), &[key]);
     bench.send_control(key, Operation::Rst);
     assert_eq!(bench.sent(), []);
     write(&stream, b", as this does");
@@ -1119,9 +1216,9 @@ fn a_poll_takes_64_events_at_most() {
         rustix::event::poll(&mut descriptor, Some(&rustix::event::Timespec::default())).unwrap() == 1
     };
     bench.poll();
-    assert_eq!((bench.muxer.schedule.ready.len(), has_more(&bench.muxer)), (MAX_EVENTS, true));
+    assert_eq!((bench.muxer.schedule.ready().len(), has_more(&bench.muxer)), (MAX_EVENTS, true));
     bench.poll();
-    assert_eq!((bench.muxer.schedule.ready.len(), has_more(&bench.muxer)), (MAX_EVENTS + 1, false));
+    assert_eq!((bench.muxer.schedule.ready().len(), has_more(&bench.muxer)), (MAX_EVENTS + 1, false));
 }
 
 #[test]
@@ -1130,10 +1227,226 @@ fn turns_of_removed_connections_are_dropped() {
     let listener = bench.listen();
     for _ in 0..1000 {
         bench.send_control(from_guest(1), Operation::Request);
-        assert_eq!(bench.muxer.schedule.ready.len(), 1);
+        assert_eq!(bench.muxer.schedule.ready().len(), 1);
         bench.send_control(from_guest(1), Operation::Rst);
-        assert_eq!(bench.muxer.schedule.ready.len(), 0);
+        assert_eq!(bench.muxer.schedule.ready().len(), 0);
         listener.accept().unwrap();
+        bench.poll();
     }
-    assert!(bench.muxer.connections.is_empty() && bench.muxer.schedule.rst_queue.is_empty());
+    assert!(bench.muxer.connections.is_empty() && !bench.muxer.has_packets());
+}
+
+#[test]
+fn a_guest_cannot_take_the_hosts_places() {
+    allow_all_descriptors();
+    let mut bench = Bench::new();
+    let listeners: Vec<_> = (0..5).map(|port| bench.handle.listen(port).unwrap()).collect();
+    let mut streams = Vec::new();
+    let mut refused = 0;
+    for guest_port in 0..2000 {
+        let host_port = guest_port / 400;
+        let listener = &listeners[usize::try_from(host_port).unwrap()];
+        let key = Key { host_port, guest_port };
+        bench.send_control(key, Operation::Request);
+        refused += bench.sent().iter().filter(|(operation, _)| *operation == Operation::Rst).count();
+        streams.extend(listener.accept());
+    }
+    assert_eq!((streams.len(), refused), (960, 1040));
+    let hosts: Vec<_> = (0..64).map(|_| bench.connect(PORT)).collect();
+    assert!(hosts.iter().all(|(stream, _)| is_open_and_silent(stream)));
+    let refusals = bench.muxer.counters().refused;
+    assert_eq!((refusals.port_full, refusals.guest_full), (3 * 144, 208 + 400));
+    assert_eq!(bench.muxer.counters().connections.established, 1024);
+}
+
+#[test]
+fn a_port_has_256_connections_of_a_guest() {
+    allow_all_descriptors();
+    let mut bench = Bench::new();
+    let (one, other) = (bench.listen(), bench.handle.listen(HOST_PORT + 1).unwrap());
+    let _streams: Vec<_> = (0..256).map(|guest_port| bench.accept(&one, from_guest(guest_port))).collect();
+    bench.send_control(from_guest(256), Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Rst, from_guest(256))]);
+    let key = Key { host_port: HOST_PORT + 1, guest_port: 256 };
+    bench.accept(&other, key);
+}
+
+#[test]
+fn spilled_connections_of_the_host_are_evicted_for_another() {
+    allow_all_descriptors();
+    let mut bench = Bench::new();
+    let (spilled, key) = bench.fill_tx_buf();
+    let _others: Vec<_> = (1..MAX_CONNECTIONS).map(|_| bench.connect(PORT)).collect();
+    bench.send_control(key, Operation::Rst);
+    assert_eq!(bench.muxer.counters().connections.draining, 1);
+    let (stream, _) = bench.request(PORT);
+    assert!(is_open_and_silent(&stream));
+    let counters = bench.muxer.counters();
+    assert_eq!((counters.evictions, counters.connections.draining), (1, 0));
+    // What did not fit into its socket is lost, and that is counted.
+    let (got, ended) = read(&spilled);
+    assert!(ended && counters.lost_bytes > 0);
+    assert_eq!(got.len() + usize::try_from(counters.lost_bytes).unwrap(), pattern().len());
+}
+
+/// What the kernel keeps for a program that reads slowly takes the place of a connection.
+#[test]
+fn unread_bytes_of_ended_connections_keep_their_place() {
+    allow_all_descriptors();
+    let mut bench = Bench::new();
+    let listener = bench.listen();
+    let mut streams = Vec::new();
+    for guest_port in 0..256 {
+        streams.push(bench.accept(&listener, from_guest(guest_port)));
+        bench.send_payload(from_guest(guest_port), b"unread");
+        bench.send_control(from_guest(guest_port), Operation::Rst);
+    }
+    assert_eq!((bench.muxer.connections(), bench.muxer.counters().connections.unread), (0, 256));
+    bench.send_control(from_guest(256), Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Rst, from_guest(256))]);
+    // A reset of the device makes no room, since the bytes are still there.
+    bench.muxer.reset();
+    bench.send_control(from_guest(256), Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Rst, from_guest(256))]);
+    // Reading all does, and so does closing.
+    assert_eq!(read(&streams[0]), (b"unread".to_vec(), true));
+    drop(streams.pop());
+    bench.poll_all();
+    assert_eq!(bench.muxer.counters().connections.unread, 254);
+    (256..258).for_each(|guest_port| drop(bench.accept(&listener, from_guest(guest_port))));
+}
+
+#[test]
+fn a_program_that_accepts_slowly_bounds_its_guest() {
+    allow_all_descriptors();
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new();
+    bench.handle.set_uds_path(folder.path().join("port"));
+    let program = UnixListener::bind(folder.path().join(format!("port_{HOST_PORT}"))).unwrap();
+    program.set_nonblocking(true).unwrap();
+    let mut connected = 0;
+    for guest_port in 0..600 {
+        bench.send_control(from_guest(guest_port), Operation::Request);
+        connected += bench.sent().iter().filter(|(operation, _)| *operation == Operation::Response).count();
+        bench.send_payload(from_guest(guest_port), if guest_port % 2 == 0 { b"unread" } else { b"" });
+        bench.send_control(from_guest(guest_port), Operation::Rst);
+        bench.poll();
+        bench.sent();
+    }
+    assert!(connected <= MAX_PORT_CONNECTIONS, "{connected}");
+    assert_eq!(bench.muxer.counters().connections.unread, connected);
+    // Each that the program comes to makes room, whether anything was sent on it or not.
+    for _ in 0..connected {
+        let (mut stream, _) = program.accept().unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        assert!(got == b"unread" || got.is_empty());
+    }
+    bench.poll_all();
+    assert_eq!(bench.muxer.counters().connections.unread, 0);
+    bench.send_control(from_guest(1), Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Response, from_guest(1))]);
+}
+
+#[test]
+fn sockets_that_the_device_takes_over_have_a_bounded_send_buffer() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new();
+    bench.handle.set_uds_path(folder.path().join("port"));
+    let program = UnixListener::bind(folder.path().join(format!("port_{HOST_PORT}"))).unwrap();
+    bench.send_control(from_guest(1), Operation::Request);
+    let (forwarded, _) = program.accept().unwrap();
+    let (attached, end) = UnixStream::pair().unwrap();
+    // As where the system's default is large.
+    rustix::net::sockopt::set_socket_send_buffer_size(&end, 1 << 20).unwrap();
+    bench.handle.attach(PORT, end, ok_line).unwrap();
+    bench.poll();
+    let key = bench.received().iter().map(|(packet, _)| key_of(packet)).find(|key| key.guest_port == PORT).unwrap();
+    bench.send_control(key, Operation::Response);
+    for (stream, key) in [(forwarded, from_guest(1)), (attached, key)] {
+        stream.set_nonblocking(true).unwrap();
+        for chunk in pattern().chunks(1000) {
+            bench.send_payload(key, chunk);
+        }
+        let got = read(&stream).0.len();
+        assert!(got <= SEND_BUFFER_BYTES, "{got} bytes were in the kernel");
+    }
+}
+
+#[test]
+fn a_policy_refuses_by_port_number_and_rate() {
+    let mut bench = Bench::new();
+    let (listener, other) = (bench.listen(), bench.handle.listen(HOST_PORT + 1).unwrap());
+    let policy = GuestPolicy::default().ports([HOST_PORT]).connections_per_port(2).connects_per_second(5);
+    bench.handle.set_guest_policy(policy);
+    let denied = Key { host_port: HOST_PORT + 1, guest_port: 1 };
+    bench.send_control(denied, Operation::Request);
+    assert_eq!(bench.sent(), [(Operation::Rst, denied)]);
+    assert!(other.accept().is_err());
+    let _streams: [_; 2] = [0, 1].map(|guest_port| bench.accept(&listener, from_guest(guest_port)));
+    for guest_port in 2..20 {
+        bench.send_control(from_guest(guest_port), Operation::Request);
+        assert_eq!(bench.sent(), [(Operation::Rst, from_guest(guest_port))]);
+    }
+    let refused = bench.muxer.counters().refused;
+    assert_eq!((refused.not_allowed, refused.port_full + refused.too_fast), (1, 18));
+    assert!(refused.port_full >= 3 && refused.too_fast > 0, "{refused:?}");
+}
+
+#[test]
+fn counters_count_each_way_and_each_state() {
+    let mut bench = Bench::new();
+    let (stream, key) = bench.connect(PORT);
+    write(&stream, b"to the guest");
+    bench.poll();
+    bench.sent();
+    bench.send_payload(key, b"to the host");
+    bench.send(&Header { src_cid: CID + 1, ..packet(key, Operation::ReadWrite) }, &[]);
+    bench.send_control(from_guest(1), Operation::Request);
+    bench.sent();
+    bench.send(&Header { buf_alloc: 0, ..packet(key, Operation::CreditUpdate) }, &[]);
+    write(&stream, b"stalls");
+    bench.poll();
+    bench.sent();
+    let (_requested, refused) = bench.request(PORT);
+    let counters = bench.muxer.counters();
+    assert_eq!((counters.from_guest.packets, counters.from_guest.bytes), (5, 11));
+    // Two requests, payload, RST, and both kinds of credit packet.
+    assert_eq!((counters.to_guest.packets, counters.to_guest.bytes), (6, 12));
+    assert_eq!((counters.resets_sent, counters.resets_received, counters.dropped_packets), (1, 0, 1));
+    assert_eq!((counters.credit_stalls, counters.refused.no_listener), (1, 1));
+    assert_eq!((counters.connections.established, counters.connections.connect_sent), (1, 1));
+    bench.send_control(refused, Operation::Rst);
+    bench.muxer.publish_counters();
+    let counters = bench.handle.counters();
+    assert_eq!((counters.refused.by_guest, counters.resets_received, counters.connections.total()), (1, 1, 1));
+}
+
+#[test]
+fn a_connect_learns_how_it_ended() {
+    let mut bench = Bench::new();
+    let start = |bench: &mut Bench| {
+        let connecting = bench.handle.start_connect(PORT).unwrap();
+        bench.poll();
+        (connecting, bench.requested())
+    };
+    let (accepted, key) = start(&mut bench);
+    bench.send_control(key, Operation::Response);
+    let _accepted = accepted.wait(Duration::ZERO).unwrap();
+    let (refused, key) = start(&mut bench);
+    bench.send_control(key, Operation::Rst);
+    assert!(matches!(refused.wait(Duration::ZERO), Err(ConnectError::Refused)));
+    let (reset, _) = start(&mut bench);
+    bench.muxer.reset();
+    assert!(matches!(reset.wait(Duration::ZERO), Err(ConnectError::Reset)));
+    let (unanswered, _) = start(&mut bench);
+    assert!(matches!(unanswered.wait(Duration::ZERO), Err(ConnectError::NoAnswer)));
+    bench.poll();
+    bench.sent();
+    let no_driver = bench.handle.start_connect(PORT).unwrap();
+    assert!(matches!(no_driver.wait(Duration::ZERO), Err(ConnectError::NoDriver)));
+    let (mut full, _streams) = Bench::full();
+    let connecting = full.handle.start_connect(PORT).unwrap();
+    full.poll();
+    assert!(matches!(connecting.wait(Duration::ZERO), Err(ConnectError::TableFull)));
 }

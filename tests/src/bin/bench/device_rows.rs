@@ -8,7 +8,7 @@ use std::thread;
 
 use scx_vsock::transport::mmio::Mmio;
 use scx_vsock::vsock::Device;
-use scx_vsock::vsock::packet::Operation;
+use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock_tests::cgroup::{Group, resident_bytes};
 use scx_vsock_tests::device_thread::DeviceThread;
 use scx_vsock_tests::guest_driver::{CID, Connection, Driver, Guest, memory};
@@ -17,11 +17,15 @@ use scx_vsock_tests::peer::DEADLINE;
 
 use crate::measure::{Measure, Programs, micros};
 use crate::round_trips::{PAYLOAD, round_trips};
-use crate::row::{Goal, Row};
+use crate::row::{Goal, Row, quantile};
 
 /// The rows of this module.
-pub const ALL: &[Measure] =
-    &[("in-process", in_process_round_trip), ("many-guests", many_guests), ("idle-device", idle_device)];
+pub const ALL: &[Measure] = &[
+    ("in-process", in_process_round_trip),
+    ("connect-loop", beside_a_connect_loop),
+    ("many-guests", many_guests),
+    ("idle-device", idle_device),
+];
 
 const PORT: u32 = 729;
 
@@ -78,6 +82,77 @@ fn device_round_trips(times: usize) -> Vec<f64> {
         host.shutdown(Shutdown::Both).unwrap();
         times
     })
+}
+
+/// Requests of an agent's client while a process of the guest connects to a closed port in a loop, against alone.
+fn beside_a_connect_loop(_: &Programs) -> Row {
+    const ROUNDS: usize = 10;
+    const TIMES: usize = 2_000;
+    /// More than there are receive buffers: each RST is answered by another REQUEST.
+    const OUTSTANDING: usize = 150;
+    let p99 = |outstanding| {
+        let mut times = round_trips_beside(outstanding, TIMES);
+        times.sort_by(f64::total_cmp);
+        quantile(&times, 0.99)
+    };
+    let (mut beside, mut alone) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        beside.push(p99(OUTSTANDING));
+        alone.push(p99(0));
+    }
+    Row::median("request beside a guest's connect loop / alone, p99 us", &mut beside, &mut alone, Goal::Ratio(2.0))
+}
+
+/// Round trips from the host, while so many connects of the guest are always outstanding.
+fn round_trips_beside(outstanding: usize, times: usize) -> Vec<f64> {
+    let mut guests = [Guest::behind_registers()];
+    let _served = DeviceThread::serving(&mut guests);
+    let [mut guest] = guests;
+    let mut connection = connect(&mut guest);
+    let mut host = connection.stream.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| echo_and_connect(&mut guest, &mut connection, outstanding));
+        let times = round_trips(&mut host, times);
+        host.shutdown(Shutdown::Both).unwrap();
+        times
+    })
+}
+
+/// Echoes in the guest until the host closes, while a process connects anew for each connect that is refused.
+fn echo_and_connect(guest: &mut Guest<Registers>, connection: &mut Connection, outstanding: usize) {
+    let mut wanted = outstanding;
+    let mut guest_port = 1 << 16;
+    loop {
+        let request = |guest_port| Guest::header(Operation::Request, guest_port, PORT + 1).emit();
+        while wanted > 0 && guest.queue_bytes(&request(guest_port), &[]) {
+            wanted -= 1;
+            guest_port += 1;
+        }
+        let _sent = guest.try_service();
+        let packet = guest.packet();
+        match packet.operation() {
+            Operation::Rst => wanted += 1,
+            Operation::Shutdown => return,
+            Operation::ReadWrite => {
+                connection.on_packet(&packet.header);
+                connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
+                answer(guest, connection, &packet.payload);
+            }
+            _ => connection.on_packet(&packet.header),
+        }
+    }
+}
+
+/// Sends the answer as soon as the transmit queue has room.
+fn answer(guest: &mut Guest<Registers>, connection: &mut Connection, payload: &[u8]) {
+    let len = u32::try_from(payload.len()).unwrap();
+    let header = Header { len, ..connection.header(Operation::ReadWrite) };
+    let bytes = [&header.emit()[..], payload].concat();
+    while !guest.queue_bytes(&bytes, &[Header::BYTES]) {
+        guest.take_sent();
+    }
+    let _sent = guest.try_service();
+    connection.sent = connection.sent.wrapping_add(len);
 }
 
 /// The floor: a thread that copies in a fixed order in place of the device's, with socket pairs on both sides.

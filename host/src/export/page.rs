@@ -1,0 +1,158 @@
+//! A page that is built once and sent to every scraper that it answers, and the bound on how many there are.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::clock::{MIN_INTERVAL, after};
+use super::exposition::{self, Form};
+use super::target::Target;
+
+/// How many times as long as it took to build a page, the next one for scrapers whose own time is over must wait: so that
+/// they cannot keep the thread busy.
+const REST: u32 = 4;
+
+/// Pages that are held at a time, the newest of each form included.
+pub(super) const MAX_PAGES: usize = 8;
+
+/// The metrics of all targets in one form.
+pub(super) struct Page {
+    pub(super) form: Form,
+    pub(super) text: String,
+    /// The reads of targets that had ended.
+    reads: u64,
+    /// Targets that have no outcome since then are shown as they are: being read.
+    since: Instant,
+    built: Instant,
+    took: Duration,
+}
+
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Page").field("form", &self.form).field("bytes", &self.text.len()).finish_non_exhaustive()
+    }
+}
+
+impl Page {
+    fn build(form: Form, targets: &[Target], since: Instant) -> Result<Self, fmt::Error> {
+        let built = Instant::now();
+        let text = exposition::build(form, targets, since, built)?;
+        Ok(Self { form, text, reads: reads(targets), since, built, took: built.elapsed() })
+    }
+
+    fn next_at(&self) -> Instant {
+        after(self.built, self.took.saturating_mul(REST).max(MIN_INTERVAL))
+    }
+}
+
+fn reads(targets: &[Target]) -> u64 {
+    targets.iter().fold(0, |sum, target| sum.wrapping_add(target.reads))
+}
+
+/// The pages that are held.
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    newest: [Option<Arc<Page>>; 2],
+    /// All, in the order in which they were built.
+    held: Vec<Weak<Page>>,
+}
+
+impl Pages {
+    /// Returns a page with every outcome that there is, for scrapers of which the first has waited since `since`.
+    ///
+    /// # Errors
+    ///
+    /// If the metrics cannot be encoded.
+    pub(super) fn complete(&mut self, form: Form, targets: &[Target], since: Instant) -> Result<Arc<Page>, fmt::Error> {
+        match self.newest(form) {
+            Some(page) if page.reads == reads(targets) && page.since <= since => Ok(page),
+            _ => self.build(form, targets, since),
+        }
+    }
+
+    /// Returns a page for scrapers whose own time is over, which may be a little older.
+    ///
+    /// # Errors
+    ///
+    /// If the metrics cannot be encoded.
+    pub(super) fn recent(
+        &mut self,
+        form: Form,
+        targets: &[Target],
+        since: Instant,
+        now: Instant,
+    ) -> Result<Arc<Page>, fmt::Error> {
+        match self.newest(form) {
+            Some(page) if now < page.next_at() => Ok(page),
+            _ => self.build(form, targets, since),
+        }
+    }
+
+    /// Returns the oldest page if no other can be built while it is held.
+    pub(super) fn excess(&mut self) -> Option<Arc<Page>> {
+        self.held.retain(|page| page.strong_count() > 0);
+        let is_newest = |page: &Arc<Page>| self.newest.iter().flatten().any(|newest| Arc::ptr_eq(newest, page));
+        let mut held = self.held.iter().filter_map(Weak::upgrade);
+        (self.held.len() >= MAX_PAGES).then(|| held.find(|page| !is_newest(page))).flatten()
+    }
+
+    fn newest(&self, form: Form) -> Option<Arc<Page>> {
+        self.newest.iter().flatten().find(|page| page.form == form).cloned()
+    }
+
+    fn build(&mut self, form: Form, targets: &[Target], since: Instant) -> Result<Arc<Page>, fmt::Error> {
+        let page = Arc::new(Page::build(form, targets, since)?);
+        self.held.push(Arc::downgrade(&page));
+        let slot = match form {
+            Form::OpenMetrics => &mut self.newest[0],
+            Form::Plain => &mut self.newest[1],
+        };
+        *slot = Some(Arc::clone(&page));
+        Ok(page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Endpoint;
+
+    fn targets() -> Vec<Target> {
+        vec![Target::new("web".to_owned(), Endpoint::Unix { path: "/nowhere".into() })]
+    }
+
+    #[test]
+    fn a_page_is_shared_until_a_target_was_read_again() {
+        let (mut pages, mut targets, now) = (Pages::default(), targets(), Instant::now());
+        let first = pages.complete(Form::Plain, &targets, now).unwrap();
+        assert!(Arc::ptr_eq(&first, &pages.complete(Form::Plain, &targets, now).unwrap()));
+        assert!(!Arc::ptr_eq(&first, &pages.complete(Form::OpenMetrics, &targets, now).unwrap()));
+        targets[0].reads += 1;
+        assert!(!Arc::ptr_eq(&first, &pages.complete(Form::Plain, &targets, now).unwrap()));
+    }
+
+    #[test]
+    fn overdue_scrapers_share_a_recent_page() {
+        let (mut pages, mut targets) = (Pages::default(), targets());
+        let now = Instant::now();
+        let first = pages.recent(Form::Plain, &targets, now, now).unwrap();
+        targets[0].reads += 1;
+        assert!(Arc::ptr_eq(&first, &pages.recent(Form::Plain, &targets, now, now).unwrap()));
+        let later = first.next_at();
+        assert!(!Arc::ptr_eq(&first, &pages.recent(Form::Plain, &targets, later, later).unwrap()));
+    }
+
+    #[test]
+    fn the_oldest_page_that_is_read_is_in_excess() {
+        let (mut pages, mut targets, now) = (Pages::default(), targets(), Instant::now());
+        let mut read = Vec::new();
+        for _ in 0..MAX_PAGES {
+            assert!(pages.excess().is_none());
+            read.push(pages.complete(Form::Plain, &targets, now).unwrap());
+            targets[0].reads += 1;
+        }
+        assert!(Arc::ptr_eq(&pages.excess().unwrap(), &read[0]));
+        read.remove(0);
+        assert!(pages.excess().is_none());
+    }
+}
