@@ -6,6 +6,7 @@ pub mod images {}
 
 /// The client and the device in a VMM.
 #[doc = include_str!("../guide/vmms.md")]
+#[cfg_attr(feature = "device", doc = include_str!("../guide/transport.md"))]
 pub mod vmms {}
 
 /// Schedulers under test, in QEMU guests.

@@ -101,6 +101,10 @@ pub mod transport;
 #[cfg(feature = "qemu")]
 pub mod guest;
 
+/// The versions that this crate's interfaces have types of.
+#[cfg(feature = "device")]
+pub use {virtio_queue, vm_memory};
+
 pub use client::SchedStatsClient;
 pub use control::RunControl;
 pub use endpoint::{Connect, Endpoint};

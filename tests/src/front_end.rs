@@ -1,11 +1,14 @@
 //! A vhost-user front end with a simulated guest driver: what QEMU does, step by step.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use scx_vsock::vsock::packet::{Header, Operation};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -14,17 +17,28 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::guest_driver::{Connection, Driver, MEMORY, Packet, QUEUE_SIZE, RX_BUFFER};
+use crate::guest_driver::{Connection, Driver, MEMORY, Packet, QUEUE_SIZE};
 use crate::peer::{DEADLINE, Peer};
+
+/// Queues of the device.
+const QUEUES: usize = 3;
+
+/// `VHOST_USER_SET_VRING_KICK`.
+pub const SET_VRING_KICK: u32 = 12;
+/// `VHOST_USER_SET_VRING_CALL`.
+pub const SET_VRING_CALL: u32 = 13;
 
 /// A front end that is connected to a back end, and its guest.
 pub struct FrontEnd {
     /// The guest's driver.
     pub driver: Driver,
     file: File,
+    stream: UnixStream,
     back_end: Frontend,
-    kicks: [EventFd; 2],
-    calls: [EventFd; 2],
+    /// Queues that the back end serves: the front end keeps the others.
+    queues: usize,
+    kicks: [EventFd; QUEUES],
+    calls: [EventFd; QUEUES],
     interrupts: Epoll,
 }
 
@@ -37,18 +51,36 @@ fn shared_memory() -> (File, Driver) {
     (file, Driver::new(memory))
 }
 
+/// The protocol's machine for one connection.
+fn protocol(stream: &UnixStream) -> Frontend {
+    Frontend::from_stream(stream.try_clone().expect("a descriptor"), QUEUES as u64)
+}
+
 impl FrontEnd {
-    /// Negotiates with the back end at the other end of `stream`, and starts both rings from 0.
+    /// Negotiates with the back end at the other end of `stream`, keeps the event queue as QEMU does, and starts both
+    /// other rings from 0.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
+        Self::with_queues(stream, 2)
+    }
+
+    /// As crosvm: the back end has the event queue, too.
+    #[must_use]
+    pub fn with_event_queue(stream: UnixStream) -> Self {
+        Self::with_queues(stream, QUEUES)
+    }
+
+    fn with_queues(stream: UnixStream, queues: usize) -> Self {
         let (file, driver) = shared_memory();
         let event = || EventFd::new(EFD_NONBLOCK).expect("an event descriptor");
         let mut front_end = Self {
             driver,
             file,
-            back_end: Frontend::from_stream(stream, 2),
-            kicks: [event(), event()],
-            calls: [event(), event()],
+            back_end: protocol(&stream),
+            stream,
+            queues,
+            kicks: [event(), event(), event()],
+            calls: [event(), event(), event()],
             interrupts: Epoll::new().expect("an epoll descriptor"),
         };
         for call in &front_end.calls {
@@ -56,9 +88,20 @@ impl FrontEnd {
             front_end.interrupts.ctl(ControlOperation::Add, call.as_raw_fd(), readable).expect("an event to wait for");
         }
         front_end.negotiate();
-        front_end.driver.post_all(RX_BUFFER);
-        front_end.start([0, 0]);
+        front_end.driver.restart();
+        front_end.start([0; QUEUES]);
         front_end
+    }
+
+    /// The guest goes on at another back end.
+    #[must_use]
+    pub fn moved_to(mut self, stream: UnixStream) -> Self {
+        let from = self.stop();
+        self.back_end = protocol(&stream);
+        self.stream = stream;
+        self.negotiate();
+        self.start(from);
+        self
     }
 
     fn negotiate(&mut self) {
@@ -67,7 +110,8 @@ impl FrontEnd {
         let features = back_end.get_features().expect("features");
         back_end.set_features(features).expect("features");
         let offered = back_end.get_protocol_features().expect("protocol features");
-        let supported = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK;
+        let supported =
+            VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::MQ;
         back_end.set_protocol_features(offered & supported).expect("protocol features");
         self.share_memory();
     }
@@ -78,11 +122,16 @@ impl FrontEnd {
         self.back_end.set_mem_table(&[region]).expect("memory");
     }
 
-    /// Starts both rings at these indices of their available rings.
-    pub fn start(&mut self, from: [u16; 2]) {
+    /// How many queues the back end has, as it says.
+    pub fn queue_count(&mut self) -> u64 {
+        self.back_end.get_queue_num().expect("a number of queues")
+    }
+
+    /// Starts the rings at these indices of their available rings.
+    pub fn start(&mut self, from: [u16; QUEUES]) {
         let memory = self.driver.memory().clone();
         let address = |at| memory.get_host_address(GuestAddress(at)).expect("a ring in memory") as u64;
-        for (queue, addresses) in self.driver.addresses().into_iter().take(2).enumerate() {
+        for (queue, addresses) in self.driver.addresses().into_iter().take(self.queues).enumerate() {
             let config = VringConfigData {
                 queue_max_size: QUEUE_SIZE,
                 queue_size: QUEUE_SIZE,
@@ -103,19 +152,49 @@ impl FrontEnd {
         self.kick();
     }
 
-    /// Stops both rings, as QEMU does to pause a guest and to reset it. Returns their indices.
-    pub fn stop(&mut self) -> [u16; 2] {
-        [0, 1].map(|queue| {
+    /// Stops a queue, and starts it with a descriptor of any kind. The back end may end the session meanwhile.
+    pub fn start_with_descriptor(&mut self, queue: usize, request: u32, fd: BorrowedFd<'_>) {
+        let _base = self.back_end.get_vring_base(queue).expect("a base");
+        if request != SET_VRING_CALL {
+            self.back_end.set_vring_call(queue, &self.calls[queue]).expect("an interrupt");
+        }
+        self.send_descriptor(request, queue as u64, fd);
+        if request != SET_VRING_KICK {
+            let _ended = self.back_end.set_vring_kick(queue, &self.kicks[queue]);
+        }
+        let _ended = self.back_end.set_vring_enable(queue, true);
+        self.kick();
+    }
+
+    /// Stops the rings, as QEMU does to pause a guest and to reset it. Returns their indices.
+    pub fn stop(&mut self) -> [u16; QUEUES] {
+        [0, 1, 2].map(|queue| {
+            if queue >= self.queues {
+                return 0;
+            }
             let base = self.back_end.get_vring_base(queue).expect("a base");
             u16::try_from(base).expect("an index")
         })
+    }
+
+    /// Sends a descriptor of any kind for a queue.
+    pub fn send_descriptor(&self, request: u32, queue: u64, fd: BorrowedFd<'_>) {
+        const VERSION: u32 = 1;
+        let message = [&request.to_le_bytes()[..], &VERSION.to_le_bytes(), &8u32.to_le_bytes(), &queue.to_le_bytes()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let message = message.concat();
+        let sent = sendmsg(&self.stream, &[IoSlice::new(&message)], &mut control, SendFlags::NOSIGNAL);
+        assert_eq!(sent.expect("a back end"), message.len());
     }
 
     /// The guest boots anew: rings are stopped, empty, and started from 0.
     pub fn reboot(&mut self) {
         self.stop();
         self.driver.restart();
-        self.start([0, 0]);
+        self.start([0; QUEUES]);
     }
 
     /// Cuts guest memory short, for the device as for the driver, which must not touch what is gone.
@@ -129,7 +208,7 @@ impl FrontEnd {
         (self.file, self.driver) = shared_memory();
         self.share_memory();
         self.driver.restart();
-        self.start([0, 0]);
+        self.start([0; QUEUES]);
     }
 
     /// Sets the size of a ring, which an honest front end does before it starts the ring, and truly.
@@ -143,7 +222,7 @@ impl FrontEnd {
         bytes.try_into().expect("8 bytes")
     }
 
-    /// Kicks both queues.
+    /// Kicks all queues.
     pub fn kick(&self) {
         self.kicks.iter().for_each(|kick| kick.write(1).expect("an event"));
     }
@@ -174,17 +253,17 @@ impl FrontEnd {
         self.driver.queue_bytes(&[&header.emit()[..], payload].concat(), &[Header::BYTES])
     }
 
-    /// Waits until the device has used a buffer of either queue.
+    /// Waits until the device has used a buffer of any queue.
     pub fn wait(&self) {
         self.driver.ask_for_interrupts();
         if self.driver.has_used() {
             return;
         }
         let within = i32::try_from(DEADLINE.as_millis()).expect("a short deadline");
-        let signalled = self.interrupts.wait(within, &mut [EpollEvent::default(); 2]).expect("epoll works");
+        let signalled = self.interrupts.wait(within, &mut [EpollEvent::default(); QUEUES]).expect("epoll works");
         assert!(signalled > 0, "no interrupt within {DEADLINE:?}");
         for call in &self.calls {
-            // One of the two may not have been signalled.
+            // Not all may have been signalled.
             let _empty = call.read();
         }
     }

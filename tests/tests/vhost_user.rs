@@ -1,19 +1,23 @@
 //! The device as a vhost-user back end, between a simulated front end with its guest and the host's streams.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::thread;
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use scx_vsock::transport::vhost_user::Server;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+use scx_vsock::transport::vhost_user::{Error, Event, EventPurpose, Server};
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::spec::{SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-use scx_vsock_tests::front_end::FrontEnd;
+use scx_vsock::vsock::spec::{EVENT_TRANSPORT_RESET, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use scx_vsock_tests::front_end::{FrontEnd, SET_VRING_CALL, SET_VRING_KICK};
 use scx_vsock_tests::guest_driver::{CID, Connection, GUEST_BUFFER, NEXT, RX_BUFFERS, TX_BUFFERS};
 use scx_vsock_tests::pattern::{self, Arrived};
 use scx_vsock_tests::peer::DEADLINE;
@@ -22,12 +26,17 @@ use vm_memory::{Bytes, GuestAddress};
 const PORT: u32 = 729;
 
 fn started() -> (Server, FrontEnd) {
+    let (server, stream) = connected();
+    (server, FrontEnd::new(stream))
+}
+
+/// A back end and a connection to it.
+fn connected() -> (Server, UnixStream) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
     let stream = UnixStream::connect(&path).unwrap();
-    let server = Server::start(listener, CID).unwrap();
-    (server, FrontEnd::new(stream))
+    (Server::start(listener, CID).unwrap(), stream)
 }
 
 /// Connects the host to the guest's port.
@@ -156,7 +165,7 @@ fn a_connect_waits_for_the_guest_to_boot() {
     let mut stream = server.handle().connect(PORT).unwrap();
     stream.write_all(b"early").unwrap();
     front_end.driver.restart();
-    front_end.start([0, 0]);
+    front_end.start([0; 3]);
     let request = front_end.expect(Operation::Request);
     let connection = Connection::new(stream, PORT, request.header.src_port);
     front_end.send(&connection.header(Operation::Response), &[]);
@@ -168,10 +177,9 @@ fn a_broken_ring_stops_until_a_reboot() {
     let (server, mut front_end) = started();
     front_end.driver.jump_available(1_000);
     front_end.kick();
-    assert_eq!(wait_for_event(&server), PollFlags::IN);
-    let error = server.take_error().unwrap();
-    assert!(matches!(error, DeviceError::Ring(_) | DeviceError::Chain(_)), "{error}");
-    assert!(server.take_error().is_none());
+    let error = wait_for_error(&server);
+    assert!(matches!(error, Error::Device(DeviceError::Ring(_) | DeviceError::Chain(_))), "{error}");
+    assert!(server.take_event().is_none());
     front_end.reboot();
     let mut connection = connect(&server, &mut front_end);
     greet(&mut front_end, &mut connection);
@@ -188,13 +196,12 @@ fn memory_is_cut(bytes: u64) {
     front_end.queue(&connection.header(Operation::CreditRequest), &[]);
     front_end.cut_memory(bytes);
     front_end.kick();
-    assert_eq!(wait_for_event(&server), PollFlags::IN);
-    let error = server.take_error().unwrap();
-    assert!(matches!(error, DeviceError::MemoryGone), "{error}");
+    let error = wait_for_error(&server);
+    assert!(matches!(error, Error::Device(DeviceError::MemoryGone)), "{error}");
     greet(&mut other, &mut untouched);
     front_end.kick();
     greet(&mut other, &mut untouched);
-    assert!(server.take_error().is_none());
+    assert!(server.take_event().is_none());
     front_end.reboot_in_other_memory();
     assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
     let mut connection = connect(&server, &mut front_end);
@@ -243,7 +250,9 @@ fn a_truncated_payload_ends_its_connection() {
     front_end.kick();
     let shutdown = front_end.expect(Operation::Shutdown);
     assert_eq!(shutdown.header.flags, SHUTDOWN_RECEIVE);
-    assert!(server.take_error().is_none());
+    while let Some(event) = server.take_event() {
+        assert!(!matches!(event, Event::Error(_)), "{event:?}");
+    }
 }
 
 #[test]
@@ -255,7 +264,8 @@ fn an_impossible_ring_size_ends_the_session() {
         let mut connection = connect(&server, &mut front_end);
         greet(&mut front_end, &mut connection);
         front_end.resize(1, size);
-        assert!(wait_for_event(&server).contains(PollFlags::HUP), "a size of {size}");
+        let error = wait_for_end(&server).unwrap();
+        assert_eq!(error.to_string(), "the front end broke the vhost-user protocol: invalid parameters", "{size}");
         assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
         greet(&mut other, &mut untouched);
     }
@@ -289,6 +299,184 @@ fn wait_for_event(server: &Server) -> PollFlags {
     fds[0].revents()
 }
 
+/// Waits for an error, and passes over other events.
+fn wait_for_error(server: &Server) -> Error {
+    loop {
+        match server.take_event() {
+            Some(Event::Error(error)) => return error,
+            Some(_) => {}
+            None => assert!(wait_for_event(server).contains(PollFlags::IN), "it ended without an error"),
+        }
+    }
+}
+
+/// Waits until the server has ended, and returns why if it was for an error.
+fn wait_for_end(server: &Server) -> Option<Error> {
+    let mut latest = None;
+    loop {
+        while let Some(event) = server.take_event() {
+            if let Event::Error(error) = event {
+                latest = Some(error);
+            }
+        }
+        if !wait_for_event(server).contains(PollFlags::IN) {
+            return latest;
+        }
+    }
+}
+
+#[test]
+fn the_owner_hears_of_the_front_end_and_the_driver() {
+    let (server, stream) = connected();
+    let mut front_end = FrontEnd::new(stream);
+    let mut connection = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut connection);
+    assert!(matches!(server.take_event(), Some(Event::Connected)));
+    assert!(matches!(server.take_event(), Some(Event::Running)));
+    assert!(server.take_event().is_none());
+    front_end.reboot();
+    let mut next = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut next);
+    assert!(matches!(server.take_event(), Some(Event::Running)));
+    assert!(server.take_event().is_none());
+}
+
+#[test]
+fn a_front_end_may_hand_over_all_three_queues() {
+    let (server, stream) = connected();
+    let mut front_end = FrontEnd::with_event_queue(stream);
+    assert_eq!(front_end.queue_count(), 3);
+    front_end.resize(2, 128);
+    let mut connection = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut connection);
+    let stood_at = front_end.stop();
+    front_end.start(stood_at);
+    greet(&mut front_end, &mut connection);
+    front_end.reboot();
+    assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
+    let mut next = connect(&server, &mut front_end);
+    greet(&mut front_end, &mut next);
+    assert!(front_end.driver.take_event().is_none(), "a driver that boots needs no reset");
+}
+
+#[test]
+fn a_guest_of_another_device_is_sent_a_reset() {
+    let (before, stream) = connected();
+    let mut front_end = FrontEnd::with_event_queue(stream);
+    let mut connection = connect(&before, &mut front_end);
+    greet(&mut front_end, &mut connection);
+    let (after, stream) = connected();
+    let mut front_end = front_end.moved_to(stream);
+    while !front_end.driver.has_event() {
+        front_end.wait();
+    }
+    assert_eq!(front_end.driver.take_event(), Some(Some(EVENT_TRANSPORT_RESET)));
+    let waiting = after.handle().connect(PORT).unwrap();
+    assert!(front_end.driver.receive().is_none(), "nothing comes before the driver has handled the reset");
+    front_end.driver.post_events();
+    front_end.kick();
+    let request = front_end.expect(Operation::Request);
+    let mut connection = Connection::new(waiting, PORT, request.header.src_port);
+    connection.stream.set_nonblocking(false).unwrap();
+    connection.on_packet(&request.header);
+    front_end.send(&connection.header(Operation::Response), &[]);
+    greet(&mut front_end, &mut connection);
+}
+
+/// A counter that is full: a blocking write to it waits until somebody reads it.
+fn full_counter() -> rustix::fd::OwnedFd {
+    let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    rustix::io::write(&counter, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    counter
+}
+
+/// Has the device use a buffer of each queue, and waits for that without interrupts.
+fn use_buffers(front_end: &mut FrontEnd, connection: &Connection) {
+    front_end.driver.ask_for_interrupts();
+    front_end.send(&connection.header(Operation::CreditRequest), &[]);
+    let until = Instant::now() + DEADLINE;
+    while front_end.driver.receive().is_none() {
+        assert!(Instant::now() < until, "no answer within {DEADLINE:?}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn an_interrupt_that_would_wait_is_skipped() {
+    let (server, mut front_end) = started();
+    let connection = connect(&server, &mut front_end);
+    let full = full_counter();
+    fcntl_setfl(&full, OFlags::empty()).unwrap();
+    for queue in [0, 1] {
+        front_end.send_descriptor(SET_VRING_CALL, queue, full.as_fd());
+    }
+    for _ in 0..3 {
+        use_buffers(&mut front_end, &connection);
+    }
+    drop(server);
+}
+
+#[test]
+fn a_server_that_waits_in_an_interrupt_can_be_dropped() {
+    let (server, mut front_end) = started();
+    let connection = connect(&server, &mut front_end);
+    let full = full_counter();
+    for queue in [0, 1] {
+        front_end.send_descriptor(SET_VRING_CALL, queue, full.as_fd());
+    }
+    use_buffers(&mut front_end, &connection);
+    // From now on a write waits, although the back end was given a descriptor with which none does.
+    fcntl_setfl(&full, OFlags::empty()).unwrap();
+    use_buffers(&mut front_end, &connection);
+    drop(server);
+}
+
+#[test]
+fn descriptors_that_are_no_events_end_the_session() {
+    let (other_server, mut other) = started();
+    let mut untouched = connect(&other_server, &mut other);
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+    while rustix::io::write(&writer, &[0; 4096]).is_ok() {}
+    fcntl_setfl(&writer, OFlags::empty()).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let null = File::open("/dev/null").unwrap();
+    let (socket, _peer) = UnixStream::pair().unwrap();
+    for (purpose, request) in [(EventPurpose::Kick, SET_VRING_KICK), (EventPurpose::Call, SET_VRING_CALL)] {
+        for fd in [reader.as_fd(), writer.as_fd(), file.as_fd(), null.as_fd(), socket.as_fd()] {
+            let (server, mut front_end) = started();
+            let mut connection = connect(&server, &mut front_end);
+            front_end.start_with_descriptor(1, request, fd);
+            let error = wait_for_end(&server).unwrap();
+            let named = matches!(error, Error::NotAnEvent { purpose: of, queue: 1 } if of == purpose);
+            assert!(named, "{error}");
+            assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
+            assert!(server.handle().connect(PORT).is_err());
+            greet(&mut other, &mut untouched);
+        }
+    }
+}
+
+#[test]
+fn a_stray_connection_is_no_front_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let server = Server::start(UnixListener::bind(&path).unwrap(), CID).unwrap();
+    let waiting = server.handle().connect(PORT).unwrap();
+    for bytes in [&b""[..], b"CONNECT 729\n", b"GET / HTTP/1.1\r\n\r\n", &[0xff; 100]] {
+        let mut stray = UnixStream::connect(&path).unwrap();
+        // The server may close it before it has sent all.
+        let _sent = stray.write_all(bytes);
+    }
+    let mut front_end = FrontEnd::new(UnixStream::connect(&path).unwrap());
+    let request = front_end.expect(Operation::Request);
+    let mut connection = Connection::new(waiting, PORT, request.header.src_port);
+    connection.stream.set_nonblocking(false).unwrap();
+    connection.on_packet(&request.header);
+    front_end.send(&connection.header(Operation::Response), &[]);
+    greet(&mut front_end, &mut connection);
+    assert!(matches!(server.take_event(), Some(Event::Connected)));
+}
+
 #[test]
 fn when_the_front_end_goes_everything_ends() {
     let (server, mut front_end) = started();
@@ -297,7 +485,7 @@ fn when_the_front_end_goes_everything_ends() {
     let listener = server.handle().listen(7_290).unwrap();
     drop(front_end);
     assert_eq!(connection.stream.read(&mut [0]).unwrap(), 0);
-    assert!(wait_for_event(&server).contains(PollFlags::HUP));
+    assert!(wait_for_end(&server).is_none());
     assert!(server.handle().connect(PORT).is_err() && server.handle().listen(1).is_err());
     assert!(listener.accept_within(DEADLINE).is_err());
 }

@@ -17,6 +17,7 @@ use scx_vsock::endpoint::ParseEndpointError;
 use scx_vsock::export::Exporter;
 
 use crate::duration;
+use crate::sandbox;
 use crate::signals::Signals;
 use crate::target::uris_help;
 
@@ -28,6 +29,8 @@ use crate::target::uris_help;
 ///
 /// For a guest without stats, scx_vsock_up is 0 and scx_vsock_missing_stats_total{guest,reason} counts the reason. Each
 /// scrape tries it again.
+///
+/// Once it listens, the process keeps only the system calls that it needs: another one ends it, with a message.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -52,6 +55,10 @@ pub struct Export {
     /// How long a scrape waits for guests, in seconds or with a unit (250ms); a shorter scrape timeout of Prometheus takes precedence
     #[arg(long, value_name = "TIME", default_value = "5", value_parser = duration::parse)]
     deadline: Duration,
+
+    /// Keep all system calls, for a debugger
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 /// A guest with a name.
@@ -89,6 +96,9 @@ impl Export {
             exporter.add(name, endpoint.clone());
         }
         eprintln!("scx-vsock: serving the stats of {} at http://{address}/metrics", guests(self.guests.len()));
+        if !self.no_sandbox {
+            sandbox::enter()?;
+        }
         exporter.run(&[signals.as_fd()])?;
         Ok(ExitCode::SUCCESS)
     }

@@ -22,6 +22,7 @@ mod man;
 mod meta;
 mod output;
 mod proxy;
+mod sandbox;
 mod serve;
 mod signals;
 mod stats;

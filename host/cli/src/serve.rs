@@ -1,5 +1,7 @@
 //! `scx-vsock serve`: the vsock device of guests whose QEMU somebody else starts.
 
+mod message_limit;
+mod messages;
 mod qemu_arguments;
 mod served_guest;
 
@@ -14,6 +16,7 @@ use clap::Args;
 use nix::sys::signal::Signal;
 
 use crate::output;
+use crate::sandbox;
 use crate::signals::Signals;
 use qemu_arguments::QemuArguments;
 use served_guest::{GuestConfig, ServedGuest};
@@ -23,11 +26,14 @@ const FIRST_CID: u32 = 3;
 
 /// Run the vsock device of a QEMU that you start
 ///
-/// QEMU, or another VMM with vhost-user, connects to --socket. It may exit and connect again.
+/// QEMU, or another VMM with vhost-user, connects to --socket. It may exit and connect again. Both sockets have mode 600:
+/// for a QEMU of another user, change the owner or mode of --socket once it is there.
 ///
 /// Programs on the host reach the guest through a second socket, --hybrid, with Firecracker's protocol: they connect to it
 /// and send "CONNECT PORT". A connection of the guest to port N of the host goes to the Unix socket at the path of --hybrid
 /// with _N appended. Press Ctrl-C to stop.
+///
+/// Once the sockets are there, the process keeps only the system calls that it needs: another one ends it, with a message.
 ///
 /// --print-qemu-args quotes an argument where a shell needs that, such as a path with spaces. In $(...) a shell does not
 /// interpret these quotes: use eval, as in the last example.
@@ -67,6 +73,10 @@ pub struct Serve {
     /// Print the arguments of the device only, for a QEMU whose memory is shared already
     #[arg(long, requires = "print_qemu_args")]
     device_only: bool,
+
+    /// Keep all system calls, for a debugger
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 impl Serve {
@@ -80,6 +90,9 @@ impl Serve {
         // The signal is never read, so that every thread sees that there is one.
         let stop = Signals::block(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
         let guests: Vec<ServedGuest<'_>> = guests.iter().map(ServedGuest::listen).collect::<Result<_>>()?;
+        if !self.no_sandbox {
+            sandbox::enter()?;
+        }
         thread::scope(|scope| {
             let threads: Vec<_> = guests.iter().map(|guest| scope.spawn(|| guest.serve(stop.as_fd()))).collect();
             threads

@@ -3,14 +3,18 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 use scx_vsock::vsock::packet::Operation;
-use scx_vsock_tests::front_end::FrontEnd;
+use scx_vsock_tests::front_end::{FrontEnd, SET_VRING_CALL, SET_VRING_KICK};
 use scx_vsock_tests::guest::{TypedQemu, builder};
 use scx_vsock_tests::guest_driver::Connection;
 use scx_vsock_tests::program;
@@ -73,8 +77,13 @@ fn it_outlives_front_ends_and_removes_sockets() {
         let hint = format!("waiting for QEMU to connect; read stats with: scx-vsock stats hybrid:{socket}.hybrid");
         assert_eq!(message, format!("scx-vsock: {socket}: {hint}"));
         for _ in 0..3 {
+            // Who connects and leaves is no QEMU.
+            drop(UnixStream::connect(&socket).unwrap());
             let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
             let (mut program, _connection) = front_end.accept(&path_with(&socket, ".hybrid"));
+            let connected = serving.messages.next().unwrap().unwrap();
+            assert_eq!(connected, format!("scx-vsock: {socket}: QEMU connected"));
+            serving.wait_for("the guest's driver is up");
             drop(front_end);
             program.expect_end();
             serving.wait_for("QEMU disconnected; waiting for the next one to connect");
@@ -101,6 +110,66 @@ fn without_qemu_the_agent_is_unreachable() {
         let reason = "has not replied to CONNECT 729 within 300 ms: the guest's vsock driver is not up yet";
         assert!(text.contains(reason), "{arguments:?}: {text}");
     }
+}
+
+#[test]
+fn only_its_user_reaches_its_sockets() {
+    let (_folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    for suffix in ["", ".hybrid"] {
+        let mode = fs::metadata(path_with(&socket, suffix)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{suffix}");
+    }
+}
+
+#[test]
+fn a_sandbox_is_the_default() {
+    for (options, expected) in [(&[][..], "2"), (&["--no-sandbox"], "0")] {
+        let (_folder, socket) = folder();
+        let mut serving = Serving::start(&[&["--socket", &socket][..], options].concat());
+        serving.wait_for("waiting for QEMU");
+        let _front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
+        serving.wait_for("the guest's driver is up");
+        for thread in fs::read_dir(format!("/proc/{}/task", serving.child.id())).unwrap() {
+            let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+            let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:")).unwrap().trim();
+            assert_eq!(mode, expected, "{status}");
+        }
+    }
+}
+
+#[test]
+fn a_front_end_that_makes_it_wait_can_be_interrupted() {
+    let (_folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
+    let (_program, connection) = front_end.accept(&path_with(&socket, ".hybrid"));
+    let full = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    for queue in [0, 1] {
+        front_end.send_descriptor(SET_VRING_CALL, queue, full.as_fd());
+    }
+    // An answer shows that the back end has the descriptors.
+    let _config = front_end.config();
+    fcntl_setfl(&full, OFlags::empty()).unwrap();
+    front_end.driver.ask_for_interrupts();
+    front_end.send(&connection.header(Operation::CreditRequest), &[]);
+    assert_eq!(serving.end_by(Signal::INT), Some(0));
+}
+
+#[test]
+fn a_front_end_without_events_is_named_and_disconnected() {
+    let (_folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
+    let null = fs::File::open("/dev/null").unwrap();
+    front_end.start_with_descriptor(1, SET_VRING_KICK, null.as_fd());
+    serving.wait_for(&format!("{socket}: the front end's kick descriptor of queue 1 is no eventfd"));
+    serving.wait_for("QEMU disconnected; waiting for the next one to connect");
+    FrontEnd::new(UnixStream::connect(&socket).unwrap()).accept(&path_with(&socket, ".hybrid"));
 }
 
 #[test]
@@ -199,14 +268,14 @@ fn a_folder_without_permission_is_named() {
     // Root may write everywhere, another user may not here.
     let program = folder.path().join("scx-vsock");
     program::copy(Path::new(env!("CARGO_BIN_EXE_scx-vsock")), &program);
-    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    let everybody = fs::Permissions::from_mode(0o755);
     fs::set_permissions(folder.path(), everybody).unwrap();
     let mut command = Command::new(program);
     command.args(["serve", "--socket", &socket]);
     if rustix::process::getuid().is_root() {
         command.uid(65_534).gid(65_534);
     } else {
-        fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
     }
     let expected = format!(
         "permission denied to create the socket {socket}: choose a folder of your own, such as $XDG_RUNTIME_DIR"

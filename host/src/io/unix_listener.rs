@@ -11,6 +11,7 @@ use rustix::fs::{Mode, chmod};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
+use super::path_lock::PathLock;
 use super::unix_stream::unix_address;
 
 /// Connections that may wait to be accepted.
@@ -91,7 +92,7 @@ pub struct OwnedUnixListener {
 type FileId = (u64, u64);
 
 impl OwnedUnixListener {
-    /// Listens at `path`, and replaces a socket that nobody listens on any more.
+    /// Listens at `path`, and replaces a socket that nobody listens on any more. Of several that do so at once, one succeeds.
     ///
     /// # Errors
     ///
@@ -112,6 +113,8 @@ impl OwnedUnixListener {
     fn bind_by(path: PathBuf, listen: impl FnOnce(&Path) -> io::Result<UnixListener>) -> Result<Self, BindError> {
         let fail = |error| BindError::new(&path, error);
         unix_address(&path).map_err(fail)?;
+        // So that nobody replaces the socket that another process has just put in the place of a stale one.
+        let _lock = PathLock::take(&path).map_err(fail)?;
         remove_stale(&path)?;
         let listener = listen(&path).map_err(fail)?;
         let file = file_id(&path).map_err(fail)?;
@@ -139,6 +142,7 @@ impl AsFd for OwnedUnixListener {
 
 impl Drop for OwnedUnixListener {
     fn drop(&mut self) {
+        // Nobody that uses this library replaces it before it is closed.
         if file_id(&self.path).is_ok_and(|file| file == self.file) {
             let _gone_already = fs::remove_file(&self.path);
         }
@@ -190,6 +194,8 @@ fn is_alive(path: &Path) -> io::Result<bool> {
 mod tests {
     use super::*;
     use std::os::unix::net::{UnixDatagram, UnixStream};
+    use std::sync::Barrier;
+    use std::thread;
 
     fn bind_error(path: &Path) -> String {
         OwnedUnixListener::bind(path).unwrap_err().to_string()
@@ -237,6 +243,34 @@ mod tests {
         let path = folder.path().join("socket");
         drop(UnixListener::bind(&path).unwrap());
         OwnedUnixListener::bind(&path).unwrap();
+    }
+
+    #[test]
+    fn one_of_many_replaces_a_stale_socket() {
+        const ROUNDS: usize = 500;
+        const THREADS: usize = 4;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        for round in 0..ROUNDS {
+            drop(UnixListener::bind(&path).unwrap());
+            let together = Barrier::new(THREADS);
+            let bind = || {
+                together.wait();
+                OwnedUnixListener::bind(&path)
+            };
+            let outcomes: Vec<_> = thread::scope(|scope| {
+                let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(bind)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let (bound, refused): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+            assert!(refused.iter().all(|error| matches!(error, Err(BindError::InUse { .. }))), "{refused:?}");
+            let [Ok(socket)] = &bound[..] else { panic!("{} at once, in round {round}", bound.len()) };
+            UnixStream::connect(&path).unwrap();
+            socket.listener().accept().unwrap();
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+            drop(bound);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
     }
 
     #[test]

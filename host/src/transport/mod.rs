@@ -7,3 +7,4 @@ pub mod kvm;
 pub mod mmio;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;
+pub mod virtio;

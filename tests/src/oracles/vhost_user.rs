@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::pipe::{PipeFlags, pipe_with};
 use scx_vsock::transport::vhost_user::Server;
 
 use super::Script;
@@ -81,7 +82,11 @@ pub fn check(input: &[u8]) {
 /// Descriptors that messages carry.
 struct Files {
     memory: File,
-    event: rustix::fd::OwnedFd,
+    event: OwnedFd,
+    /// An event whose counter is full, so that a plain write to it waits.
+    full: OwnedFd,
+    /// A pipe that is full.
+    pipe: (OwnedFd, OwnedFd),
     other: File,
 }
 
@@ -90,14 +95,21 @@ impl Files {
         let memory = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memory file");
         ftruncate(&memory, SHARED).expect("a memory file");
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).expect("an event");
-        Self { memory: memory.into(), event, other: File::open("/dev/null").expect("a file") }
+        let full = eventfd(0, EventfdFlags::CLOEXEC).expect("an event");
+        rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).expect("an empty counter");
+        let pipe = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).expect("a pipe");
+        while rustix::io::write(&pipe.1, &[0; 4096]).is_ok() {}
+        Self { memory: memory.into(), event, full, pipe, other: File::open("/dev/null").expect("a file") }
     }
 
     fn choose(&self, script: &mut Script<'_>) -> BorrowedFd<'_> {
-        match script.byte() % 4 {
+        match script.byte() % 8 {
             0 => self.memory.as_fd(),
             1 | 2 => self.event.as_fd(),
-            _ => self.other.as_fd(),
+            3 => self.other.as_fd(),
+            4 | 5 => self.full.as_fd(),
+            6 => self.pipe.0.as_fd(),
+            _ => self.pipe.1.as_fd(),
         }
     }
 }
@@ -189,13 +201,13 @@ impl FrontEnd {
     }
 
     fn send_vring(&mut self, request: u32, script: &mut Script<'_>) -> bool {
-        let index = u32::from(script.byte() % 3);
+        let index = u32::from(script.byte() % 4);
         let number = script.choose(&[0, 1, 2, 128, 1024, 1025, u32::MAX]);
         self.send(request, VERSION | flag(script), &[index.to_le_bytes(), number.to_le_bytes()].concat(), &[])
     }
 
     fn send_addresses(&mut self, script: &mut Script<'_>) -> bool {
-        let index = u32::from(script.byte() % 3);
+        let index = u32::from(script.byte() % 4);
         let mut payload = [index.to_le_bytes(), [0; 4]].concat();
         for _ in 0..3 {
             let address = if script.byte() == 0 { script.long() } else { u64::from(script.short()) & !0xf };
@@ -206,7 +218,7 @@ impl FrontEnd {
     }
 
     fn send_file(&mut self, request: u32, script: &mut Script<'_>) -> bool {
-        let index = u64::from(script.byte() % 3);
+        let index = u64::from(script.byte() % 4);
         let file = self.files.choose(script);
         self.send(request, VERSION, &index.to_le_bytes(), &[file])
     }

@@ -1,19 +1,18 @@
-//! The device and its registers, as the VMM's bus and threads see them.
+//! The device's registers, as the VMM's bus and threads see them.
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vm_memory::GuestAddressSpace;
 
-use super::error::Error;
-use super::interrupt::Interrupt;
-use super::register::{CONFIG, CONFIG_CHANGE, Register, USED_BUFFER};
-use super::registers::Registers;
-use super::snapshot::{InvalidMmioSnapshot, MmioSnapshot};
-use super::status::{Change, Step};
-use crate::vsock::{Device, DeviceError, Handle};
+use super::interrupt::{Interrupt, Line};
+use super::register::{CONFIG, Half, MAGIC, Part, Register, VENDOR, VERSION};
+use super::selected::Selected;
+use super::snapshot::MmioSnapshot;
+use crate::transport::virtio::{Error, MAX_QUEUE_SIZE, VirtioDevice};
+use crate::vsock::spec::DEVICE_ID;
+use crate::vsock::{Device, Handle};
 
 /// A virtio-vsock device behind registers, for a guest whose memory is `A` and whose interrupt is `I`.
 ///
@@ -43,21 +42,8 @@ use crate::vsock::{Device, DeviceError, Handle};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Mmio<A, I> {
-    memory: A,
-    interrupt: I,
-    /// `InterruptStatus`: why the guest was interrupted, as far as the driver has not acknowledged it.
-    interrupt_status: AtomicU32,
-    handle: Handle,
-    fd: OwnedFd,
-    inner: Mutex<Inner>,
-}
-
-/// What is accessed under a lock.
-#[derive(Debug)]
-struct Inner {
-    registers: Registers,
-    device: Device,
-    paused: bool,
+    virtio: VirtioDevice<A, Line<I>>,
+    selected: Mutex<Selected>,
 }
 
 impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
@@ -65,21 +51,10 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Host`] if the host's kernel has no descriptor left.
+    /// As [`VirtioDevice::new`].
     pub fn new(device: Device, memory: A, interrupt: I) -> Result<Self, Error> {
-        let registers = Registers::new().map_err(DeviceError::from)?;
-        Self::with(Inner { registers, device, paused: false }, memory, interrupt, 0)
-    }
-
-    fn with(inner: Inner, memory: A, interrupt: I, interrupt_status: u32) -> Result<Self, Error> {
-        Ok(Self {
-            memory,
-            interrupt,
-            interrupt_status: AtomicU32::new(interrupt_status),
-            handle: inner.device.handle(),
-            fd: inner.device.fd().try_clone_to_owned().map_err(DeviceError::from)?,
-            inner: Mutex::new(inner),
-        })
+        let virtio = VirtioDevice::new(device, memory, Line(interrupt))?;
+        Ok(Self { virtio, selected: Mutex::default() })
     }
 
     /// Returns the registers of `device` as they were when `snapshot` was taken, with the `memory` of that time. The
@@ -87,27 +62,16 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     ///
     /// # Errors
     ///
-    /// [`Error::Snapshot`] if no device can have been in this state; [`DeviceError::Host`] if the host's kernel has no
-    /// descriptor left.
-    pub fn restore(mut device: Device, memory: A, interrupt: I, snapshot: &MmioSnapshot) -> Result<Self, Error> {
-        let mut registers = snapshot.registers()?;
-        device.restore(&snapshot.device).map_err(InvalidMmioSnapshot::from)?;
-        if device.state().guest_cid != snapshot.device.guest_cid {
-            registers.on_config_change();
-        }
-        // A driver has chosen its features only once it runs.
-        if registers.status().step() == Step::DriverOk {
-            device.negotiate(registers.driver_features());
-        }
-        if registers.status().runs() {
-            device.reset_transport();
-        }
-        Self::with(Inner { registers, device, paused: true }, memory, interrupt, snapshot.interrupt_status)
+    /// As [`VirtioDevice::restore`].
+    pub fn restore(device: Device, memory: A, interrupt: I, snapshot: &MmioSnapshot) -> Result<Self, Error> {
+        let (virtio, selected) = snapshot.parts();
+        let virtio = VirtioDevice::restore(device, memory, Line(interrupt), &virtio)?;
+        Ok(Self { virtio, selected: Mutex::new(selected) })
     }
 
     /// Leaves guest memory alone from the return of this call on. Connections that the host asks for meanwhile wait.
     pub fn pause(&self) {
-        self.lock().paused = true;
+        self.virtio.pause();
     }
 
     /// Goes on, with all that was made available meanwhile. To be called once the guest's interrupts work.
@@ -116,11 +80,7 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     ///
     /// [`Error::Interrupt`].
     pub fn resume(&self) -> Result<(), Error> {
-        self.lock().paused = false;
-        self.handle.wake();
-        // An interrupt that had not reached the guest is not part of a snapshot.
-        let unacknowledged = self.interrupt_status.load(Ordering::SeqCst) != 0;
-        if unacknowledged { self.interrupt.trigger().map_err(Error::Interrupt) } else { Ok(()) }
+        self.virtio.resume()
     }
 
     /// Returns the state of the paused device, to be saved with guest memory.
@@ -129,31 +89,7 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     ///
     /// [`Error::NotPaused`].
     pub fn snapshot(&self) -> Result<MmioSnapshot, Error> {
-        let inner = self.lock();
-        if !inner.paused {
-            return Err(Error::NotPaused);
-        }
-        let interrupt_status = self.interrupt_status.load(Ordering::SeqCst);
-        Ok(MmioSnapshot::of(&inner.registers, inner.device.state(), interrupt_status))
-    }
-
-    /// Returns the device's host side.
-    #[must_use]
-    pub fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-
-    /// Returns a descriptor that is readable when [`service`](Self::service) is to be called.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
-    /// Returns the event descriptor of queue notifications. Signalling it, as the kernel does for an ioeventfd, is the
-    /// same as writing to `QueueNotify`.
-    #[must_use]
-    pub fn notify_fd(&self) -> BorrowedFd<'_> {
-        self.handle.wake_fd()
+        Ok(MmioSnapshot::new(self.virtio.snapshot()?, *self.selected()))
     }
 
     /// Reads `data.len()` bytes at `offset` from the first register, for the guest. Where there is nothing to be read,
@@ -168,17 +104,32 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.lock().device.config();
+        let config = self.virtio.config();
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         for (to, from) in data.iter_mut().zip(config.get(from..).unwrap_or_default()) {
             *to = *from;
         }
     }
 
+    /// Returns the value of a register; 0 where it can only be written.
     fn read_register(&self, register: Register) -> u32 {
         match register {
-            Register::InterruptStatus => self.interrupt_status.load(Ordering::SeqCst),
-            register => self.lock().registers.read(register),
+            Register::MagicValue => MAGIC,
+            Register::Version => VERSION,
+            Register::DeviceId => DEVICE_ID,
+            Register::VendorId => VENDOR,
+            Register::DeviceFeatures => {
+                self.selected().device_half().map_or(0, |half| half.of(self.virtio.device_features()))
+            }
+            Register::QueueNumMax => {
+                self.virtio.queue_layout(self.selected().queue()).map_or(0, |_| MAX_QUEUE_SIZE.into())
+            }
+            Register::QueueReady => self.virtio.is_queue_ready(self.selected().queue()).into(),
+            Register::InterruptStatus => self.virtio.interrupt_status(),
+            Register::Status => self.virtio.status(),
+            Register::SharedMemory => u32::MAX,
+            Register::ConfigGeneration => self.virtio.config_generation(),
+            _ => 0,
         }
     }
 
@@ -188,27 +139,49 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
         let (Some(register), Ok(data)) = (Register::parse(offset), <[u8; 4]>::try_from(data)) else { return };
         let value = u32::from_le_bytes(data);
         match register {
-            Register::QueueNotify => self.handle.wake(),
-            Register::InterruptAck => drop(self.interrupt_status.fetch_and(!value, Ordering::SeqCst)),
+            Register::QueueNotify => self.virtio.notify(),
+            Register::InterruptAck => drop(self.virtio.acknowledge_interrupts(value)),
             register => self.write_register(register, value),
         }
     }
 
     fn write_register(&self, register: Register, value: u32) {
-        let mut inner = self.lock();
-        match inner.registers.write(register, value) {
-            Change::None => {}
-            Change::Reset => {
-                inner.device.reset();
-                inner.device.negotiate(0);
-                self.interrupt_status.store(0, Ordering::SeqCst);
+        let mut selected = self.selected();
+        let queue = selected.queue();
+        match register {
+            Register::DeviceFeaturesSel => selected.device_features = value,
+            Register::DriverFeaturesSel => selected.driver_features = value,
+            Register::QueueSel => selected.queue = value,
+            Register::DriverFeatures => self.write_driver_features(selected.driver_half(), value),
+            Register::QueueNum => self.virtio.lay_out_queue(queue, |layout| layout.size = value),
+            Register::QueueAddress(part, half) => self.write_address(queue, part, half, value),
+            Register::QueueReady if value == 1 => self.virtio.start_queue(queue),
+            Register::QueueReady => self.virtio.stop_queue(queue),
+            Register::Status => {
+                self.virtio.write_status(value);
+                if value == 0 {
+                    *selected = Selected::default();
+                }
             }
-            Change::Run => {
-                let driver_features = inner.registers.driver_features();
-                inner.device.negotiate(driver_features);
-                inner.device.wake();
-            }
+            _ => {}
         }
+    }
+
+    fn write_driver_features(&self, half: Option<Half>, word: u32) {
+        if let Some(half) = half {
+            self.virtio.set_driver_features(half.replaced(self.virtio.driver_features(), word));
+        }
+    }
+
+    fn write_address(&self, queue: usize, part: Part, half: Half, value: u32) {
+        self.virtio.lay_out_queue(queue, |layout| {
+            let address = match part {
+                Part::Descriptors => &mut layout.descriptors,
+                Part::Driver => &mut layout.driver,
+                Part::Device => &mut layout.device,
+            };
+            *address = half.replaced(*address, value);
+        });
     }
 
     /// Serves the guest and the host, without waiting. To be called when [`fd`](Self::fd) is readable.
@@ -218,62 +191,129 @@ impl<A: GuestAddressSpace, I: Interrupt> Mmio<A, I> {
     /// [`Error::Device`] once when the guest's driver broke a queue: the driver finds that the device needs a reset, and
     /// the host's side may be used on, so that the device is to be served on. [`Error::Interrupt`].
     pub fn service(&self) -> Result<(), Error> {
-        let (reasons, served) = self.service_queues();
-        let triggered = if reasons == 0 { Ok(()) } else { self.interrupt.trigger() };
-        served?;
-        triggered.map_err(Error::Interrupt)
-    }
-
-    /// Returns the bits of `InterruptStatus` for which the guest is to be interrupted.
-    fn service_queues(&self) -> (u32, Result<(), DeviceError>) {
-        let mut inner = self.lock();
-        let (reasons, served) = match inner.service(&self.memory) {
-            Ok(used) => (if used { USED_BUFFER } else { 0 }, Ok(())),
-            Err(error) => (inner.stop(&error), Err(error)),
-        };
-        // Under the lock, so that a reset clears them.
-        self.interrupt_status.fetch_or(reasons, Ordering::SeqCst);
-        (reasons, served)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Whole at every point where a thread could panic.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.virtio.service()
     }
 }
 
-impl Inner {
-    /// Returns whether the guest is to be interrupted for a used buffer.
-    fn service<A: GuestAddressSpace>(&mut self, memory: &A) -> Result<bool, DeviceError> {
-        if self.paused || !self.registers.status().runs() {
-            self.device.service_host()?;
-            return Ok(false);
-        }
-        let [rx, tx, event] = self.registers.queues();
-        let interrupts = self.device.service(&*memory.memory(), rx, tx, Some(event))?;
-        Ok(interrupts.any())
+impl<A, I> Mmio<A, I> {
+    /// Returns the device's host side.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.virtio.handle()
     }
 
-    /// Stops the device. Returns the bits of `InterruptStatus` for which the guest is to be interrupted.
-    fn stop(&mut self, error: &DeviceError) -> u32 {
-        match error {
-            DeviceError::Chain(_) | DeviceError::Ring(_) => {
-                self.registers.set_needs_reset();
-                CONFIG_CHANGE
-            }
-            DeviceError::Host(_) | DeviceError::MemoryGone | DeviceError::ReservedCid(_) => 0,
-        }
+    /// Returns a descriptor that is readable when [`service`](Self::service) is to be called.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.virtio.fd()
+    }
+
+    /// Returns the event descriptor of queue notifications. Signalling it, as the kernel does for an ioeventfd, is the
+    /// same as writing to `QueueNotify`.
+    #[must_use]
+    pub fn notify_fd(&self) -> BorrowedFd<'_> {
+        self.virtio.notify_fd()
+    }
+
+    fn selected(&self) -> MutexGuard<'_, Selected> {
+        // Whole at every point where a thread could panic.
+        self.selected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<A, I> AsFd for Mmio<A, I> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.fd()
     }
 }
 
 impl<A, I> fmt::Debug for Mmio<A, I> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Mmio").field("handle", &self.handle).field("inner", &self.inner).finish_non_exhaustive()
+        formatter.debug_struct("Mmio").field("virtio", &self.virtio).field("selected", &self.selected).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    fn device() -> Mmio<std::sync::Arc<GuestMemoryMmap>, impl Fn() -> io::Result<()>> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        Mmio::new(Device::new(3).unwrap(), memory.into(), || Ok(())).unwrap()
+    }
+
+    fn read<I: Interrupt>(device: &Mmio<std::sync::Arc<GuestMemoryMmap>, I>, register: Register) -> u32 {
+        device.read_register(register)
+    }
+
+    fn write_all<I: Interrupt>(device: &Mmio<std::sync::Arc<GuestMemoryMmap>, I>, writes: &[(Register, u32)]) {
+        for &(register, value) in writes {
+            device.write_register(register, value);
+        }
+    }
+
+    #[test]
+    fn it_is_a_modern_vsock_device() {
+        let device = device();
+        assert_eq!((read(&device, Register::MagicValue), read(&device, Register::Version)), (0x7472_6976, 2));
+        assert_eq!((read(&device, Register::DeviceId), read(&device, Register::Status)), (19, 0));
+    }
+
+    #[test]
+    fn features_are_read_a_word_at_a_time() {
+        let device = device();
+        let word = |selected| {
+            device.write_register(Register::DeviceFeaturesSel, selected);
+            read(&device, Register::DeviceFeatures)
+        };
+        assert_eq!((word(0), word(1), word(2), word(u32::MAX)), (1 << 29 | 0b101, 1, 0, 0));
+    }
+
+    #[test]
+    fn an_unknown_selector_selects_nothing() {
+        let device = device();
+        write_all(&device, &[(Register::Status, 3), (Register::DriverFeaturesSel, 2)]);
+        device.write_register(Register::DriverFeatures, u32::MAX);
+        assert_eq!(device.virtio.driver_features(), 0);
+        write_all(&device, &[(Register::DriverFeaturesSel, 1), (Register::DriverFeatures, 1), (Register::Status, 11)]);
+        assert_eq!(read(&device, Register::Status), 11);
+        for queue in [3, 100, u32::MAX] {
+            write_all(&device, &[(Register::QueueSel, queue), (Register::QueueNum, 16), (Register::QueueReady, 1)]);
+            assert_eq!((read(&device, Register::QueueNumMax), read(&device, Register::QueueReady)), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_queue_starts_with_what_was_written_in_halves() {
+        let device = device();
+        write_all(&device, &[(Register::Status, 3), (Register::DriverFeaturesSel, 1), (Register::DriverFeatures, 1)]);
+        write_all(&device, &[(Register::Status, 11), (Register::QueueSel, 1), (Register::QueueNum, 16)]);
+        for (part, address) in [(Part::Descriptors, 0x1000), (Part::Driver, 0x2000), (Part::Device, 0x3000)] {
+            write_all(&device, &[(Register::QueueAddress(part, Half::High), 1)]);
+            write_all(&device, &[(Register::QueueAddress(part, Half::Low), address)]);
+        }
+        write_all(&device, &[(Register::QueueReady, 1)]);
+        assert_eq!(read(&device, Register::QueueReady), 0, "it is outside of guest memory");
+        for part in [Part::Descriptors, Part::Driver, Part::Device] {
+            write_all(&device, &[(Register::QueueAddress(part, Half::High), 0)]);
+        }
+        write_all(&device, &[(Register::QueueReady, 1)]);
+        assert_eq!(read(&device, Register::QueueReady), 1);
+        let layout = device.virtio.queue_layout(1).unwrap();
+        assert_eq!((layout.size, layout.driver), (16, 0x2000));
+    }
+
+    #[test]
+    fn a_reset_clears_what_was_selected() {
+        let device = device();
+        write_all(&device, &[(Register::QueueSel, 2), (Register::DriverFeaturesSel, 1), (Register::Status, 0)]);
+        assert_eq!(*device.selected(), Selected::default());
+    }
+
+    #[test]
+    fn there_is_no_shared_memory() {
+        assert_eq!(read(&device(), Register::SharedMemory), u32::MAX);
     }
 }

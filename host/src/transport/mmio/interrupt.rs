@@ -2,7 +2,9 @@
 
 use std::io;
 
-/// The guest's interrupt, an edge: each call stands for a new event.
+use crate::transport::virtio::{self, Causes};
+
+/// The guest's interrupt, an edge: each call stands for new events, whose causes the guest reads from `InterruptStatus`.
 ///
 /// ```
 /// use std::io;
@@ -34,5 +36,15 @@ pub trait Interrupt {
 impl<F: Fn() -> io::Result<()>> Interrupt for F {
     fn trigger(&self) -> io::Result<()> {
         self()
+    }
+}
+
+/// The one interrupt of a device behind these registers, whatever the cause.
+#[derive(Debug)]
+pub struct Line<I>(pub I);
+
+impl<I: Interrupt> virtio::Interrupt for Line<I> {
+    fn trigger(&self, _causes: Causes) -> io::Result<()> {
+        self.0.trigger()
     }
 }

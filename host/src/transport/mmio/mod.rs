@@ -2,8 +2,9 @@
 //!
 //! A VMM reserves [`BYTES`] of guest address space at an address of its choice, tells the guest of it and of an
 //! interrupt, and passes every access there to [`Mmio::read`] or [`Mmio::write`]. `register` names the registers,
-//! `status` follows the driver's initialisation, `queue` holds the layout of a queue, and `registers` all of them;
-//! `device` joins them with the [`Device`](crate::vsock::Device), which serves the queues, and `snapshot` saves them.
+//! `selected` is what the driver selected, `device` makes calls of a [`VirtioDevice`](super::virtio::VirtioDevice) of
+//! accesses, and `snapshot` saves all of it. A kernel without ACPI and without a device tree learns of the device from its
+//! command line: `virtio_mmio.device=512@0xd0000000:5`, the bytes, the address and the interrupt.
 //!
 //! # Threads
 //!
@@ -25,16 +26,13 @@
 //! Freeze a run's [`RunControl`](crate::RunControl) around all of this, so that no request times out meanwhile.
 
 mod device;
-mod error;
 mod interrupt;
-mod queue;
 mod register;
-mod registers;
+mod selected;
 mod snapshot;
-mod status;
 
+pub use super::virtio::{Error, InvalidVirtioSnapshot as InvalidMmioSnapshot};
 pub use device::Mmio;
-pub use error::Error;
 pub use interrupt::Interrupt;
 pub use register::{BYTES, QUEUE_NOTIFY};
-pub use snapshot::{InvalidMmioSnapshot, MmioSnapshot};
+pub use snapshot::MmioSnapshot;

@@ -14,11 +14,6 @@ pub const BYTES: u64 = 0x200;
 /// Where `QueueNotify` is, for a VMM that registers an ioeventfd there.
 pub const QUEUE_NOTIFY: u64 = 0x50;
 
-/// `InterruptStatus`: the device has used a buffer.
-pub const USED_BUFFER: u32 = 1;
-/// `InterruptStatus`: the configuration has changed, the device's status included (2.1.2).
-pub const CONFIG_CHANGE: u32 = 2;
-
 /// A control register, with the access that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {

@@ -2,26 +2,26 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
+use vhost_user_backend::{VhostUserBackend, VringT};
 use virtio_queue::QueueT;
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use super::error_pipe::ErrorPipe;
+use super::events::{Event, Events};
+use super::interrupt_gate::InterruptGate;
 use super::shared_memory::Watch;
+use super::shutdown::Shutdown;
+use super::vring::{Memory, Vring};
 use crate::vsock::spec::{RX_QUEUE, TX_QUEUE};
-use crate::vsock::{Device, DeviceError};
+use crate::vsock::{self, Device, DeviceError};
 
-/// The type of guest memory that the framework keeps.
-pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
-type Vring = VringRwLock<Memory>;
-
-/// The receive and the transmit queue; the front end keeps the event queue.
-const QUEUES: usize = 2;
+/// The receive, transmit and event queue. A front end may keep the event queue, as QEMU does.
+pub(super) const QUEUES: usize = 3;
 
 /// Entries of the largest queue that a driver may set up.
 const MAX_QUEUE_SIZE: usize = 1024;
@@ -31,7 +31,11 @@ pub(super) struct BackEnd {
     rings: Mutex<DeviceRings>,
     memory: Mutex<Option<Arc<WatchedMemory>>>,
     exit: Mutex<Option<(EventConsumer, EventNotifier)>>,
-    errors: Arc<ErrorPipe>,
+    interrupts: InterruptGate,
+    events: Arc<Events>,
+    shutdown: Arc<Shutdown>,
+    /// Whether the peer has sent what only a front end sends.
+    has_front_end: AtomicBool,
 }
 
 /// Guest memory, which the front end may truncate at any time.
@@ -41,22 +45,58 @@ struct WatchedMemory {
     memory: Arc<GuestMemoryMmap>,
 }
 
-/// The device, and which of its rings were stopped since both last ran. A front end stops rings to pause a guest and to
-/// reset it; only where they start again shows which it was.
+/// The device, and how its receive and transmit ring run. A front end stops rings to pause a guest and to reset it; only
+/// where they start again shows which it was. Whether there is an event ring says nothing about either.
 struct DeviceRings {
     device: Device,
-    stopped: [bool; QUEUES],
+    run: Run,
+}
+
+/// How the receive and the transmit ring run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Run {
+    /// They have not run since the front end connected.
+    New,
+    /// At least one was stopped since both last ran.
+    Stopped,
+    /// Both run.
+    Running,
+    /// Both run for a driver that another device served before: it is to be sent TRANSPORT_RESET as soon as there is an
+    /// event ring.
+    TakenOver,
 }
 
 impl DeviceRings {
-    /// Both rings run. A guest that was reset starts both at 0, and then knows of no connection.
-    fn start(&mut self, rx: u16, tx: u16) {
-        if self.stopped.contains(&true) {
-            if rx == 0 && tx == 0 {
+    /// Both rings run, from these indices if they were stopped. A guest that was reset starts both at 0, and then knows of
+    /// no connection; one that another device served before knows of connections that this one does not have. Returns
+    /// whether they have just started.
+    fn start(&mut self, rx: u16, tx: u16) -> bool {
+        let before = self.run;
+        self.run = match before {
+            Run::New | Run::Stopped if rx == 0 && tx == 0 => {
                 self.device.reset();
+                Run::Running
             }
-            self.stopped = [false; QUEUES];
+            Run::New => Run::TakenOver,
+            Run::Stopped | Run::Running => Run::Running,
+            Run::TakenOver => Run::TakenOver,
+        };
+        matches!(before, Run::New | Run::Stopped)
+    }
+
+    /// The event ring runs, too.
+    fn start_events(&mut self) {
+        if self.run == Run::TakenOver {
+            self.device.reset_transport();
+            self.run = Run::Running;
         }
+    }
+
+    fn stop(&mut self) {
+        self.run = match self.run {
+            Run::New | Run::TakenOver => Run::New,
+            Run::Stopped | Run::Running => Run::Stopped,
+        };
     }
 }
 
@@ -66,57 +106,96 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl BackEnd {
-    /// Returns a back end that reports errors to `errors`, and the raw descriptor of its exit event's consumer.
+    /// Returns a back end that reports to `events` and disconnects faulty front ends by `shutdown`, and the raw descriptor
+    /// of its exit event's consumer.
     ///
     /// # Errors
     ///
     /// The kernel's, if it has no event descriptor.
-    pub(super) fn new(device: Device, errors: Arc<ErrorPipe>) -> io::Result<(Self, RawFd)> {
+    pub(super) fn new(device: Device, events: Arc<Events>, shutdown: Arc<Shutdown>) -> io::Result<(Self, RawFd)> {
         let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
         let exit_consumer = exit.0.as_raw_fd();
         let back_end = Self {
-            rings: Mutex::new(DeviceRings { device, stopped: [true; QUEUES] }),
+            rings: Mutex::new(DeviceRings { device, run: Run::New }),
             memory: Mutex::default(),
             exit: Mutex::new(Some(exit)),
-            errors,
+            interrupts: InterruptGate::default(),
+            events,
+            shutdown,
+            has_front_end: AtomicBool::new(false),
         };
         Ok((back_end, exit_consumer))
+    }
+
+    /// Whether a front end has connected, not only a program that went or sent something else.
+    pub(super) fn has_front_end(&self) -> bool {
+        self.has_front_end.load(Ordering::Relaxed)
+    }
+
+    /// A message came that only a front end sends.
+    fn on_front_end(&self) {
+        if !self.has_front_end.swap(true, Ordering::Relaxed) {
+            self.events.report(Event::Connected);
+        }
+    }
+
+    /// Ends interrupts, so that the worker does not wait in one.
+    pub(super) fn close_interrupts(&self) {
+        self.interrupts.close();
     }
 
     /// Ends the device: the front end is gone.
     pub(super) fn close(&self) {
         lock(&self.rings).device.close();
-        self.errors.close();
+        self.events.close();
     }
 
-    fn service(&self, rx: &Vring, tx: &Vring) -> Result<(), DeviceError> {
-        let mut rings = lock(&self.rings);
-        let Some(watched) = lock(&self.memory).clone() else {
-            return rings.device.service_host();
-        };
-        let mut rx = rx.get_mut();
-        let mut tx = tx.get_mut();
-        if watched.watch.is_gone() {
-            return rings.device.service_host();
-        }
-        if !rx.is_enabled() || !tx.is_enabled() || !rx.get_queue().ready() || !tx.get_queue().ready() {
-            return rings.device.service_host();
-        }
-        rings.start(rx.get_queue().next_avail(), tx.get_queue().next_avail());
-        let served = rings.device.service(&*watched.memory, rx.get_queue_mut(), tx.get_queue_mut(), None);
-        if watched.watch.is_gone() {
-            return Err(DeviceError::MemoryGone);
-        }
-        let interrupts = served?;
-        drop(rings);
-        // A front end that closed its interrupt is gone, which its own thread finds.
-        if interrupts.rx {
-            let _signalled = rx.signal_used_queue();
-        }
-        if interrupts.tx {
-            let _signalled = tx.signal_used_queue();
+    fn service(&self, rings: [&Vring; QUEUES]) -> Result<(), DeviceError> {
+        let due = self.service_rings(rings)?;
+        let [rx, tx, event] = rings;
+        for (is_due, ring) in [(due.rx, rx), (due.tx, tx), (due.event, event)] {
+            if is_due && let Some(call) = ring.call() {
+                self.interrupts.raise(&call);
+            }
         }
         Ok(())
+    }
+
+    /// Returns the queues whose interrupt is to be raised, once no lock is held.
+    fn service_rings(&self, [rx, tx, event]: [&Vring; QUEUES]) -> Result<vsock::Interrupts, DeviceError> {
+        let mut rings = lock(&self.rings);
+        let none = vsock::Interrupts::default();
+        let Some(watched) = lock(&self.memory).clone() else {
+            return rings.device.service_host().map(|()| none);
+        };
+        let (mut rx, mut tx, mut event) = (rx.get_mut(), tx.get_mut(), event.get_mut());
+        if watched.watch.is_gone() {
+            return rings.device.service_host().map(|()| none);
+        }
+        if !rx.is_enabled() || !tx.is_enabled() || !rx.get_queue().ready() || !tx.get_queue().ready() {
+            return rings.device.service_host().map(|()| none);
+        }
+        if rings.start(rx.get_queue().next_avail(), tx.get_queue().next_avail()) {
+            self.events.report(Event::Running);
+        }
+        let has_events = event.is_enabled() && event.get_queue().ready();
+        if has_events {
+            rings.start_events();
+        }
+        let events = has_events.then(|| event.get_queue_mut());
+        let served = rings.device.service(&*watched.memory, rx.get_queue_mut(), tx.get_queue_mut(), events);
+        if watched.watch.is_gone() { Err(DeviceError::MemoryGone) } else { served }
+    }
+
+    /// Ends the session if the front end has made a fault in a ring. Returns whether it has.
+    fn end_if_faulty(&self, rings: [&Vring; QUEUES]) -> bool {
+        let fault = (0..).zip(rings).find_map(|(queue, ring)| ring.take_fault(queue));
+        let faulty = fault.is_some();
+        if let Some(error) = fault {
+            self.events.report(Event::Error(error));
+            self.shutdown.end_session();
+        }
+        faulty
     }
 }
 
@@ -133,6 +212,7 @@ impl VhostUserBackend for BackEnd {
     }
 
     fn features(&self) -> u64 {
+        self.on_front_end();
         Device::FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
@@ -173,19 +253,21 @@ impl VhostUserBackend for BackEnd {
     fn stop_vring(&self, queue: u32) -> io::Result<()> {
         // Taking the lock waits for work on the ring to end.
         let mut rings = lock(&self.rings);
-        if let Some(stopped) = usize::try_from(queue).ok().and_then(|queue| rings.stopped.get_mut(queue)) {
-            *stopped = true;
+        if usize::try_from(queue).is_ok_and(|queue| queue == RX_QUEUE || queue == TX_QUEUE) {
+            rings.stop();
         }
         Ok(())
     }
 
     fn handle_event(&self, _event: u16, _set: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
-        let (Some(rx), Some(tx)) = (vrings.get(RX_QUEUE), vrings.get(TX_QUEUE)) else {
-            return Err(ErrorKind::InvalidInput.into());
-        };
+        let [rx, tx, event] = vrings else { return Err(ErrorKind::InvalidInput.into()) };
+        let rings = [rx, tx, event];
+        if self.end_if_faulty(rings) {
+            return Ok(());
+        }
         // An error here would end the thread, and with it the service after a reset.
-        if let Err(error) = self.service(rx, tx) {
-            self.errors.report(error);
+        if let Err(error) = self.service(rings) {
+            self.events.report(Event::Error(error.into()));
         }
         Ok(())
     }

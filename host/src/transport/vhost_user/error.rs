@@ -1,5 +1,6 @@
 //! Why a guest is not served.
 
+use std::fmt;
 use std::io;
 
 use crate::vsock::DeviceError;
@@ -19,7 +20,7 @@ use crate::vsock::DeviceError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no device.
+    /// There is no device, or it stopped.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The vhost-user framework failed.
@@ -28,9 +29,55 @@ pub enum Error {
         /// The framework's message. Its error itself cannot be shared between threads.
         reason: String,
     },
-    /// The host's kernel has no descriptors, memory or threads for the back end.
+    /// The front end sent a message that it may not send. Its session is ended.
+    #[error("the front end broke the vhost-user protocol: {reason}")]
+    FrontEnd {
+        /// The framework's message, as in [`Backend`](Self::Backend).
+        reason: String,
+    },
+    /// The front end sent something other than an event descriptor (eventfd). Its session is ended.
+    #[error("the front end's {purpose} descriptor of queue {queue} is no eventfd")]
+    NotAnEvent {
+        /// What it is for.
+        purpose: EventPurpose,
+        /// The queue's number.
+        queue: usize,
+    },
+    /// The host's kernel has no descriptors, memory or threads for the back end, or no `/proc`.
     #[error("the host's kernel refuses the vhost-user back end what it needs")]
     Host(#[from] io::Error),
+}
+
+/// What a front end sends an event descriptor for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventPurpose {
+    /// The driver notifies the queue.
+    Kick,
+    /// The device interrupts the guest.
+    Call,
+}
+
+impl fmt::Display for EventPurpose {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Kick => "kick",
+            Self::Call => "call",
+        })
+    }
+}
+
+impl Error {
+    /// Why a session ended, unless the front end only left.
+    pub(super) fn of_session(error: vhost_user_backend::Error) -> Option<Self> {
+        use vhost::vhost_user::Error as Protocol;
+        match error {
+            vhost_user_backend::Error::HandleRequest(
+                Protocol::Disconnected | Protocol::PartialMessage | Protocol::SocketBroken(_),
+            ) => None,
+            vhost_user_backend::Error::HandleRequest(error) => Some(Self::FrontEnd { reason: error.to_string() }),
+            other => Some(other.into()),
+        }
+    }
 }
 
 impl From<vhost_user_backend::Error> for Error {

@@ -3,13 +3,19 @@
 //! [`Server`] serves one front end on two threads of its own: one reads the front end's messages, the other runs the
 //! device. Neither calls into the user's code, so a [`Handle`](crate::vsock::Handle) may be used from anywhere.
 //!
-//! `server` has the life cycle of a back end, `back_end` what the vhost-user framework calls, `shared_memory` survives a
-//! front end that truncates guest memory.
+//! `server` has the life cycle of a back end, `back_end` what the vhost-user framework calls. `vring`, `front_end_event`
+//! and `interrupt_gate` keep a front end from making a thread wait by the descriptors that it sends, `shared_memory` survives
+//! one that truncates guest memory.
 //!
 //! # Limits
 //!
-//! QEMU's `vhost-user-vsock` device keeps the event queue to itself, so that there is no transport reset, snapshot or
-//! migration; and it does not connect again after the back end is gone.
+//! The back end has three queues. crosvm sets all of them up; QEMU's `vhost-user-vsock` device keeps the event queue to
+//! itself, so that there is no transport reset, snapshot or migration; and it does not connect again after the back end is
+//! gone. A guest whose rings a front end starts in the middle, because another device served it before, is sent
+//! TRANSPORT_RESET where the back end has its event queue.
+//!
+//! Kicks and calls must be event descriptors (eventfd), as they are in every front end on Linux, and `/proc` be mounted so
+//! that this can be seen. Anything else ends the session, with [`Error::NotAnEvent`].
 //!
 //! A front end cannot end this process by truncating guest memory: the first server installs a handler of SIGBUS for
 //! the process, which passes on what is not about guest memory. A program that installs one of its own later must do the
@@ -17,11 +23,15 @@
 
 mod back_end;
 mod error;
-mod error_pipe;
+mod events;
 mod exit_consumer;
+mod front_end_event;
+mod interrupt_gate;
 mod server;
 mod shared_memory;
 mod shutdown;
+mod vring;
 
-pub use error::Error;
+pub use error::{Error, EventPurpose};
+pub use events::Event;
 pub use server::Server;

@@ -6,24 +6,24 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
-use super::back_end::BackEnd;
+use super::back_end::{BackEnd, QUEUES};
 use super::error::Error;
-use super::error_pipe::ErrorPipe;
+use super::events::{Event, Events};
 use super::exit_consumer::ExitConsumer;
 use super::shutdown::Shutdown;
-use crate::vsock::{Device, DeviceError, Handle};
+use crate::vsock::{Device, Handle};
 
-/// The event of the device's own descriptor. Numbers up to that of the queues belong to the framework.
-const HOST_EVENT: u64 = 3;
+/// The event of the device's own descriptor. Numbers up to that of the queues, included, belong to the framework.
+const HOST_EVENT: u64 = QUEUES as u64 + 1;
 
 /// A vhost-user back end that serves one front end. Dropping it ends the device, and with it every connection.
 ///
-/// Its descriptor is readable while there is an error to [take](Self::take_error), and hung up once the front end is
-/// gone.
+/// Its descriptor is readable while there is an event to [take](Self::take_event), and hung up once the front end is gone.
 ///
 /// ```no_run
 /// use std::os::unix::net::UnixListener;
@@ -39,14 +39,15 @@ const HOST_EVENT: u64 = 3;
 /// ```
 pub struct Server {
     handle: Handle,
-    errors: Arc<ErrorPipe>,
+    events: Arc<Events>,
     shutdown: Arc<Shutdown>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Serves the first front end that connects to `listener`, without waiting for it. Connections that the host asks
-    /// for before wait for the guest's driver.
+    /// Serves the first front end that connects to `listener`, without waiting for it. A program that connects and leaves,
+    /// or sends something other than vhost-user, is none. Connections that the host asks for before wait for the guest's
+    /// driver.
     ///
     /// # Errors
     ///
@@ -55,28 +56,25 @@ impl Server {
         let device = Device::new(guest_cid)?;
         let handle = device.handle();
         let host_events = device.fd().try_clone_to_owned()?;
-        let errors = Arc::new(ErrorPipe::new()?);
-        let (back_end, exit_consumer) = BackEnd::new(device, Arc::clone(&errors))?;
+        let events = Arc::new(Events::new()?);
+        let shutdown = Arc::new(Shutdown::new()?);
+        let (back_end, exit_consumer) = BackEnd::new(device, Arc::clone(&events), Arc::clone(&shutdown))?;
         let back_end = Arc::new(back_end);
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let mut daemon = VhostUserDaemon::new("vhost-user-vsock".into(), Arc::clone(&back_end), memory)?;
+        let daemon = VhostUserDaemon::new("vhost-user-vsock".into(), Arc::clone(&back_end), memory)?;
         let exit_consumer = ExitConsumer::of(exit_consumer);
         for handler in daemon.get_epoll_handlers() {
             handler.register_listener(host_events.as_raw_fd(), EventSet::IN, HOST_EVENT)?;
         }
-        let shutdown = Arc::new(Shutdown::new()?);
-        let requested = Arc::clone(&shutdown);
+        let mut session = Session { back_end, daemon, shutdown: Arc::clone(&shutdown), events: Arc::clone(&events) };
         let thread = thread::Builder::new().name("vhost-user-wait".into()).spawn(move || {
-            // The end is the same whatever the cause: the front end is gone, or none has connected.
-            if requested.wait_for_front_end(&listener).unwrap_or(false) && daemon.start(&mut listener.into()).is_ok() {
-                requested.on_front_end(daemon.shutdown_handle());
-                let _ended = daemon.wait();
+            if let Err(error) = session.run(listener) {
+                session.events.report(Event::Error(error));
             }
-            drop(daemon);
-            back_end.close();
+            session.end();
             drop((exit_consumer, host_events));
         })?;
-        Ok(Self { handle, errors, shutdown, thread: Some(thread) })
+        Ok(Self { handle, events, shutdown, thread: Some(thread) })
     }
 
     /// Returns the host side of the guest's device.
@@ -85,16 +83,55 @@ impl Server {
         self.handle.clone()
     }
 
-    /// Returns why the device stopped, if the guest's driver broke it since the last call.
+    /// Takes the next event. Events of a kind that were not taken are one, the latest. Those that came before the front end
+    /// went can be taken afterwards.
     #[must_use]
-    pub fn take_error(&self) -> Option<DeviceError> {
-        self.errors.take()
+    pub fn take_event(&self) -> Option<Event> {
+        self.events.take()
+    }
+}
+
+/// The front end's session, as the thread that waits for its end has it.
+struct Session {
+    back_end: Arc<BackEnd>,
+    daemon: VhostUserDaemon<Arc<BackEnd>>,
+    shutdown: Arc<Shutdown>,
+    events: Arc<Events>,
+}
+
+impl Session {
+    /// Serves the first front end, until it or the server ends.
+    ///
+    /// # Errors
+    ///
+    /// The front end's fault, or the kernel's.
+    fn run(&mut self, listener: UnixListener) -> Result<(), Error> {
+        let mut connections = Listener::from(listener.try_clone()?);
+        while self.shutdown.wait_for_front_end(&listener)? {
+            self.daemon.start(&mut connections)?;
+            self.shutdown.on_front_end(self.daemon.shutdown_handle());
+            let ended = self.daemon.wait();
+            if self.back_end.has_front_end() {
+                return ended.map_err(Error::of_session).or_else(|error| error.map_or(Ok(()), Err));
+            }
+            if !self.shutdown.wait_again() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(self) {
+        self.back_end.close_interrupts();
+        // Waits for the worker.
+        drop(self.daemon);
+        self.back_end.close();
     }
 }
 
 impl AsFd for Server {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.errors.as_fd()
+        self.events.as_fd()
     }
 }
 

@@ -1,4 +1,4 @@
-//! How a server's owner ends it, whether a front end has connected or not.
+//! How a server is ended, by its owner or by a fault of the front end, whether one has connected or not.
 
 use std::fmt;
 use std::io;
@@ -22,6 +22,8 @@ enum ShutdownState {
     Waiting,
     /// One is served.
     Serving(ShutdownHandle),
+    /// Its session is to end; as soon as there is a handle to it.
+    Ending,
     /// The owner ended the server.
     Requested,
 }
@@ -31,6 +33,7 @@ impl fmt::Debug for ShutdownState {
         formatter.write_str(match self {
             Self::Waiting => "Waiting",
             Self::Serving(_) => "Serving",
+            Self::Ending => "Ending",
             Self::Requested => "Requested",
         })
     }
@@ -65,13 +68,33 @@ impl Shutdown {
         }
     }
 
-    /// A front end has connected. If the owner ended the server meanwhile, it is disconnected.
+    /// A front end has connected. If its session is to end already, it is disconnected.
     pub(super) fn on_front_end(&self, shutdown: Option<ShutdownHandle>) {
         let Some(shutdown) = shutdown else { return };
         let mut state = self.state();
         match *state {
-            ShutdownState::Requested => shutdown.shutdown(),
+            ShutdownState::Requested | ShutdownState::Ending => shutdown.shutdown(),
             ShutdownState::Waiting | ShutdownState::Serving(_) => *state = ShutdownState::Serving(shutdown),
+        }
+    }
+
+    /// The front end has gone, and another may connect. Returns false if the owner ended the server meanwhile.
+    pub(super) fn wait_again(&self) -> bool {
+        let mut state = self.state();
+        let requested = matches!(*state, ShutdownState::Requested);
+        if !requested {
+            *state = ShutdownState::Waiting;
+        }
+        !requested
+    }
+
+    /// Disconnects the front end.
+    pub(super) fn end_session(&self) {
+        let mut state = self.state();
+        match &*state {
+            ShutdownState::Waiting => *state = ShutdownState::Ending,
+            ShutdownState::Serving(shutdown) => shutdown.shutdown(),
+            ShutdownState::Ending | ShutdownState::Requested => {}
         }
     }
 

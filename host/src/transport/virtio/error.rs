@@ -2,18 +2,18 @@
 
 use std::io;
 
-use super::snapshot::InvalidMmioSnapshot;
+use super::snapshot::InvalidVirtioSnapshot;
 use crate::vsock::DeviceError;
 
 /// Why a device does not go on.
 ///
 /// ```
-/// use scx_vsock::transport::mmio::{Error, Mmio};
+/// use scx_vsock::transport::virtio::{Error, VirtioDevice};
 /// # use scx_vsock::vsock::Device;
 /// # use vm_memory::{GuestAddress, GuestMemoryMmap};
 ///
 /// # let memory = std::sync::Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
-/// let device = Mmio::new(Device::new(3)?, memory, || Ok(()))?;
+/// let device = VirtioDevice::new(Device::new(3)?, memory, |_| Ok(()))?;
 /// assert!(matches!(device.snapshot(), Err(Error::NotPaused)));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -28,7 +28,7 @@ pub enum Error {
     NotPaused,
     /// The snapshot cannot be restored.
     #[error(transparent)]
-    Snapshot(#[from] InvalidMmioSnapshot),
+    Snapshot(#[from] InvalidVirtioSnapshot),
     /// The VMM could not raise the guest's interrupt.
     #[error("the guest's interrupt cannot be raised")]
     Interrupt(#[source] io::Error),
