@@ -39,7 +39,7 @@ fn started() -> (Agent, UnixListener, Peer) {
 
 /// The same with the scheduler's connection, which the first request opened; that request is answered.
 fn connected() -> (Agent, UnixListener, Peer, Peer) {
-    let (_agent, listener, mut host) = started();
+    let (agent, listener, mut host) = started();
     let mut scheduler = open(&mut host, &listener, REQUEST);
     answer(&mut scheduler, &mut host, ANSWER);
     (agent, listener, host, scheduler)
@@ -72,7 +72,7 @@ fn a_session_begins_with_hello_and_answers_one_envelope_a_request() {
 
 #[test]
 fn a_request_is_forwarded_only_when_its_whole_line_is_there() {
-    let (_agent, listener, mut host) = started();
+    let (agent, listener, mut host) = started();
     for byte in REQUEST.as_bytes() {
         host.send([*byte]);
     }

@@ -16,6 +16,7 @@ use clap::Args;
 use nix::sys::signal::Signal;
 
 use crate::output;
+use crate::output::eprintln;
 use crate::sandbox;
 use crate::signals::Signals;
 use qemu_arguments::QemuArguments;
