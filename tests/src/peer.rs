@@ -111,6 +111,8 @@ impl Peer {
                 Ok(count) => self.buffered.extend(chunk.iter().take(count)),
                 // A socket that is closed with unread bytes is reset after its last byte.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return std::mem::take(&mut self.buffered),
+                // Also where the process was stopped and continued (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("no line within {DEADLINE:?}: {error}"),
             }
         }
