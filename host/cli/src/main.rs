@@ -3,10 +3,8 @@
 //! Each verb is a module of its own. Results go to stdout, messages to stderr, an error as one line. The exit codes are
 //! in [`exit`].
 
-/// Prints a line on stderr, as std's macro of this name, which panics where that cannot be written.
-macro_rules! eprintln {
-    ($($text:tt)*) => { $crate::output::message(format_args!($($text)*)) };
-}
+#[macro_use]
+mod output;
 
 mod boot;
 mod completions;
@@ -20,7 +18,6 @@ mod export;
 mod image;
 mod man;
 mod meta;
-mod output;
 mod proxy;
 mod serve;
 mod signals;

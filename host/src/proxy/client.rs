@@ -10,7 +10,6 @@ use rustix::event::PollFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::OnFailure;
 use super::line_reader::{LineReader, NextLine};
 use super::reply;
 use crate::client::decode::{self, Decoded};
@@ -23,6 +22,9 @@ use crate::stats::SchedStatsError;
 
 /// The most reads for one event, so that a line without an end keeps nobody waiting.
 const MAX_READS: usize = 8;
+
+/// Called with each reason why the guest did not answer a request.
+pub(super) type OnFailure = Box<dyn FnMut(&SchedStatsError) + Send>;
 
 /// Whether a client stays connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

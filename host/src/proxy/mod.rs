@@ -39,7 +39,7 @@ use crate::endpoint::Connect;
 use crate::io::accept::{Accepted, Acceptor};
 use crate::io::poll::PollSet;
 use crate::stats::SchedStatsError;
-use client::{Connection, ProxyClient};
+use client::{Connection, OnFailure, ProxyClient};
 
 /// The most clients that are served at a time.
 pub const MAX_CLIENTS: usize = 64;
@@ -68,9 +68,6 @@ pub struct Proxy {
     acceptor: Acceptor,
     on_failure: OnFailure,
 }
-
-/// Called with each reason why the guest did not answer a request.
-type OnFailure = Box<dyn FnMut(&SchedStatsError) + Send>;
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
