@@ -62,6 +62,11 @@ package_of() { # APT|DNF|PACMAN THING
     apt/busybox) echo busybox-static ;;
     */busybox) echo busybox ;;
     */depmod) echo kmod ;;
+    apt/dracut) echo dracut-core ;;
+    apt/mkinitramfs) echo initramfs-tools ;;
+    apt/xz) echo xz-utils ;;
+    */xz) echo xz ;;
+    */unshare) echo util-linux ;;
     apt/clang) clang_packages "$(newest_clang)" ;;
     */clang) echo "clang llvm" ;;
     apt/libelf) echo libelf-dev ;;

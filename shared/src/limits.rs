@@ -29,6 +29,9 @@ pub const MAX_ENVELOPE_BYTES: usize = MAX_RESPONSE_BYTES + STATS_PREFIX.len() + 
 /// cannot be smaller.
 pub const MAX_AGENT_ENVELOPE_BYTES: usize = 1024;
 
+/// Arrays and objects that may stand inside each other in a line, in both directions.
+pub const MAX_JSON_DEPTH: usize = 96;
+
 /// Bytes of the texts `agent` and `boot_id` of a hello, and `sched_ext` of `no_scheduler`.
 pub const MAX_NAME_BYTES: usize = 64;
 

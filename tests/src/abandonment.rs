@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use scx_vsock::{Endpoint, RunControl, SchedStatsClient, SchedStatsError, StatsRequest};
+use scx_vsock::{Endpoint, RunControl, Sample, Sampler, SchedStatsClient, SchedStatsError, StatsRequest};
 use serde::Deserialize;
 
 use crate::agent::Agent;
@@ -49,6 +49,10 @@ impl Outcomes {
             Ok(answer) if answer == number.to_string() => self.right += 1,
             Ok(_) => self.wrong += 1,
             Err(SchedStatsError::TimedOut { .. } | SchedStatsError::DuringFreeze | SchedStatsError::Cancelled) => {
+                self.abandoned += 1
+            }
+            // The deadline of a new session that came before its hello.
+            Err(SchedStatsError::AgentUnreachable { reason, .. }) if reason.contains(" no hello within ") => {
                 self.abandoned += 1
             }
             Err(error) => *self.failed.entry(error.to_string()).or_default() += 1,
@@ -301,6 +305,112 @@ fn stop_when_due(stops: &Receiver<Stop>) {
         while waiting.peek().is_some_and(|Reverse(next)| next.due <= Instant::now()) {
             waiting.pop().into_iter().for_each(|Reverse(stop)| stop.perform());
         }
+    }
+}
+
+/// The samples of one client whose clones abandon requests, checked against what the scheduler says of each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Samples {
+    /// Answers that were checked, of samples and of the clones that abandon others.
+    pub answers: u64,
+    /// Requests of the clones that were abandoned.
+    pub abandoned: u64,
+    /// Answers with the number of another session than the one that they came on.
+    pub wrong_sessions: u64,
+    /// Answers with an interval though their target was not read before on their session, or without though it was.
+    pub wrong_intervals: u64,
+    /// Samples without stats, by kind.
+    pub failed: BTreeMap<String, u64>,
+    /// The scheduler's connection of each session.
+    connections: BTreeMap<u64, u64>,
+}
+
+/// What the scheduler says of an answer.
+#[derive(Deserialize)]
+struct Read {
+    /// The number of its connection.
+    connection: u64,
+    /// How often this target was read on it, this time counted.
+    reads: u64,
+}
+
+impl Samples {
+    fn check(&mut self, read: &Read, session: u64, has_interval: bool) {
+        self.answers += 1;
+        let connection = *self.connections.entry(session).or_insert(read.connection);
+        self.wrong_sessions += u64::from(connection != read.connection);
+        self.wrong_intervals += u64::from(has_interval != (read.reads > 1));
+    }
+
+    fn check_sample(&mut self, sample: Sample) {
+        match sample.stats {
+            Ok(stats) => {
+                let read = serde_json::from_value(stats).unwrap();
+                self.check(&read, sample.session, sample.interval_ms.is_some());
+            }
+            Err(reason) => *self.failed.entry(reason.to_string()).or_default() += 1,
+        }
+    }
+}
+
+/// Takes `samples` samples with two samplers of one client, while two clones read the same target and another one, and
+/// abandon about half of that.
+#[must_use]
+pub fn of_samplers(samples: u64) -> Samples {
+    let agent = Agent::start();
+    let listener = agent.scheduler();
+    let client = Run::default().client(Endpoint::Unix { path: agent.host_path(0) });
+    let all = Mutex::new(Samples::default());
+    let left = AtomicU64::new(samples);
+    let take_one = || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+    thread::spawn(move || count_reads(&listener));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut sampler = Sampler::new(Some(client.clone()));
+                while take_one() {
+                    let sample = sampler.sample("");
+                    all.lock().unwrap().check_sample(sample);
+                }
+            });
+        }
+        for target in ["top", "cpus"] {
+            let (client, all, left) = (client.clone(), &all, &left);
+            scope.spawn(move || {
+                let mut patience = Patience::new();
+                while left.load(Ordering::Relaxed) > 0 {
+                    let reading = client.with_deadline(patience.draw()).read(&[("target", target)]);
+                    patience.adjust(reading.is_err());
+                    let mut all = all.lock().unwrap();
+                    match reading {
+                        Ok(reading) => all.check(&reading.value, reading.session, reading.interval.is_some()),
+                        Err(_) => all.abandoned += 1,
+                    }
+                }
+            });
+        }
+    });
+    all.into_inner().unwrap()
+}
+
+/// A scheduler that answers with the number of its connection and how often the target was read on it, for as long as
+/// the process lives.
+fn count_reads(listener: &UnixListener) {
+    for (connection, stream) in (0u64..).zip(listener.incoming()) {
+        let Ok(stream) = stream else { return };
+        thread::spawn(move || {
+            let mut reads = BTreeMap::<String, u64>::new();
+            for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+                let request: StatsRequest = serde_json::from_str(&line).unwrap();
+                let target = request.args.get("target").cloned().unwrap_or_else(|| "top".to_owned());
+                let reads = reads.entry(target).or_default();
+                *reads += 1;
+                let answer = serde_json::json!({ "args": { "resp": { "connection": connection, "reads": *reads } } });
+                if (&stream).write_all(format!("{answer}\n").as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
     }
 }
 

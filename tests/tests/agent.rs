@@ -95,7 +95,7 @@ fn answers_in_pieces_of_one_byte_become_one_envelope() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    let (agent, listener, mut host) = started();
+    let (_agent, listener, mut host) = started();
     let requests: Vec<String> = (0..2000).map(|number| format!("request {number}")).collect();
     host.send(format!("{}\n", requests.join("\n")));
     let mut scheduler = Peer::accept(&listener);

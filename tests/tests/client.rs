@@ -22,7 +22,7 @@ use scx_vsock::endpoint::hybrid::listener_path;
 use scx_vsock::io::Deadline;
 use scx_vsock::stats::RequestLine;
 use scx_vsock::{
-    Connect, Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MissingStatsReason, READY_PORT, RunControl,
+    Connect, Endpoint, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MissingStatsReason, READY_PORT, RunControl, Sampler,
     SchedStatsClient, SchedStatsError, StatsRequest, StatsResponse,
 };
 use scx_vsock_tests::agent::HELLO;
@@ -35,6 +35,9 @@ use serde_json::{Value, json};
 
 /// What a call is allowed that is to end by it.
 const SHORT: Duration = Duration::from_millis(60);
+
+/// What a call is allowed that is to come further before it ends by its deadline.
+const LONGER: Duration = Duration::from_millis(500);
 
 const OK: &str = r#"{"errno":0,"args":{"resp":{"nr":7}}}"#;
 
@@ -408,29 +411,114 @@ fn every_wait_ends_at_the_deadline() {
         Script::new(),
         Script::agent().line(),
         Script::agent().line().send("{\"stats\":"),
-        Script::new().stall(),
+        Script::agent().stall(),
     ]);
-    let client = client(&agent).with_deadline(SHORT);
-    let timed_out = SchedStatsError::TimedOut { after_ms: 60 };
-    for session in 1..=3 {
+    let client = client(&agent);
+    for (session, kind) in (1..).zip(["agent_unreachable", "timed_out", "timed_out"]) {
         let before = Instant::now();
-        assert_eq!(client.stats(&[]), Err(timed_out.clone()));
-        assert!(before.elapsed() >= SHORT);
+        assert_eq!(client.with_deadline(LONGER).stats(&[]).unwrap_err().kind(), kind);
+        assert!(before.elapsed() >= LONGER);
         assert_eq!(client.session(), session);
     }
+    client.agent_version().unwrap();
     // The fourth does not even read, so this is a write that waits.
-    assert_eq!(client.request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]), Err(timed_out));
+    let unwritten = client.with_deadline(SHORT).request_raw(vec![b'x'; MAX_REQUEST_BYTES - 1]);
+    assert_eq!(unwritten, Err(SchedStatsError::TimedOut { after_ms: 60 }));
     agent.release();
+}
+
+// How far a call came by its deadline.
+
+/// Returns the error of a call that its deadline ends at an agent, or a VMM, that plays this script.
+fn ended_by_deadline(
+    scheme: &str,
+    script: Script,
+    call: impl FnOnce(SchedStatsClient) -> Result<(), SchedStatsError>,
+) -> MissingStatsReason {
+    let agent = FakeAgent::start([script.stall()]);
+    let endpoint: Endpoint = format!("{scheme}:{}", agent.path().display()).parse().unwrap();
+    let reason = call(SchedStatsClient::builder(endpoint).deadline(LONGER).build()).unwrap_err().into();
+    agent.release();
+    reason
+}
+
+#[test]
+fn the_reason_says_how_far_the_call_came() {
+    let stats = |client: SchedStatsClient| client.stats(&[]).map(drop);
+    let no_reply = "the VMM has not replied to CONNECT 729 within 500 ms: the guest's vsock driver is not up yet";
+    let no_hello = "connected, but no hello within 500 ms";
+    let timed_out = "no answer within 500 ms, though the agent is there";
+    let none_seen = "the agent has seen none within 500 ms";
+    for (scheme, script, kind, text) in [
+        ("hybrid", Script::new().line(), "agent_unreachable", no_reply),
+        ("hybrid", Script::new().line().send("OK 1\n"), "agent_unreachable", no_hello),
+        ("unix", Script::new(), "agent_unreachable", no_hello),
+        ("unix", Script::new().send("{\"hello\":{"), "agent_unreachable", no_hello),
+        ("unix", Script::agent().line(), "timed_out", timed_out),
+        ("hybrid", Script::new().line().send("OK 1\n").and(Script::agent()).line(), "timed_out", timed_out),
+        ("scx", Script::new().line(), "timed_out", timed_out),
+    ] {
+        let reason = ended_by_deadline(scheme, script, stats);
+        assert!(reason.kind() == kind && reason.to_string().contains(text), "{scheme}: {reason}");
+    }
+    let reason = ended_by_deadline("unix", Script::agent().line(), |client| client.wait_for_scheduler(LONGER));
+    assert!(reason.kind() == "no_scheduler" && reason.to_string().contains(none_seen), "{reason}");
+    for scheme in ["hybrid", "unix"] {
+        for waits in [SchedStatsClient::wait_for_agent, SchedStatsClient::wait_for_scheduler] {
+            let reason = ended_by_deadline(scheme, Script::new(), |client| waits(&client, SHORT));
+            assert_eq!(reason.kind(), "agent_unreachable", "{reason}");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_waits_for_its_turn_says_how_far_the_others_came() {
+    let silent = Script::new().line().stall().close();
+    let agent = FakeAgent::start([silent, Script::agent().line().stats(OK).line().stall().close()]);
+    let client = client(&agent);
+    let second = |call: &dyn Fn() -> Result<(), SchedStatsError>| {
+        thread::scope(|scope| {
+            let first = scope.spawn(|| client.with_deadline(DEADLINE).stats(&[]));
+            agent.wait_for(&Event::Stalled(usize::try_from(client.session()).unwrap().saturating_sub(1)));
+            let outcome = call().unwrap_err();
+            agent.release();
+            first.join().unwrap().unwrap_err();
+            outcome
+        })
+    };
+    let no_hello = second(&|| client.with_deadline(SHORT).stats(&[]).map(drop));
+    assert!(unreachable(no_hello).ends_with("no hello within 60 ms, before this call had its turn"));
+    client.stats(&[]).unwrap();
+    assert_eq!(client.wait_for_scheduler(Duration::ZERO).unwrap_err().kind(), "no_scheduler");
+    let in_turn = second(&|| client.with_deadline(SHORT).stats(&[]).map(drop));
+    assert_eq!(in_turn, SchedStatsError::TimedOut { after_ms: 60 });
+}
+
+#[test]
+fn a_run_that_stops_comes_before_a_scheduler_that_was_not_seen() {
+    let agent = FakeAgent::start([Script::agent().line().stall()]);
+    let run = RunControl::new();
+    let client = SchedStatsClient::builder(Endpoint::Unix { path: agent.path() }).control(&run).build();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| client.wait_for_scheduler(DEADLINE));
+        agent.wait_for(&Event::Stalled(0));
+        run.cancel();
+        assert_eq!(waits.join().unwrap(), Err(SchedStatsError::Cancelled));
+        agent.release();
+    });
 }
 
 #[test]
 fn a_call_without_time_ends_at_once() {
     let agent = FakeAgent::start([counting()]);
     let client = client(&agent);
-    let hurried = client.with_deadline(Duration::ZERO).stats(&[]);
-    assert_eq!(hurried, Err(SchedStatsError::TimedOut { after_ms: 0 }));
+    let hurried = || client.with_deadline(Duration::ZERO).stats(&[]);
+    assert_eq!(hurried().unwrap_err().kind(), "agent_unreachable");
+    let plain = SchedStatsClient::builder(Endpoint::Scx { path: agent.path() }).deadline(Duration::ZERO).build();
+    assert_eq!(plain.stats(&[]), Err(SchedStatsError::TimedOut { after_ms: 0 }), "there is no agent to reach");
     assert_eq!(client.session(), 0);
     assert_eq!(client.with_deadline(Duration::MAX).stats(&[]), Ok(json!(1)));
+    assert_eq!(hurried(), Err(SchedStatsError::TimedOut { after_ms: 0 }));
 }
 
 #[test]
@@ -438,26 +526,11 @@ fn an_abandoned_session_is_closed() {
     let late = Script::agent().line().stall().stats_number();
     let agent = FakeAgent::start([late, Script::agent().line().stats_number()]);
     let client = client(&agent);
-    assert_eq!(client.with_deadline(SHORT).stats(&[]).unwrap_err().kind(), "timed_out");
+    assert_eq!(client.with_deadline(LONGER).stats(&[]).unwrap_err().kind(), "timed_out");
     assert_eq!(client.stats(&[]), Ok(json!(2)));
     assert_eq!(client.session(), 2);
     drop(client);
     agent.wait_for(&Event::Ended(1, 0));
-}
-
-#[test]
-fn waiting_for_the_session_ends_at_the_deadline() {
-    let agent = FakeAgent::start([Script::agent().line().stall().stats_number()]);
-    let client = client(&agent);
-    thread::scope(|scope| {
-        let first = scope.spawn(|| client.stats(&[]));
-        agent.wait_for(&Event::Stalled(0));
-        let second = client.with_deadline(SHORT).stats(&[]);
-        assert_eq!(second, Err(SchedStatsError::TimedOut { after_ms: 60 }));
-        agent.release();
-        assert_eq!(first.join().unwrap(), Ok(json!(1)));
-    });
-    assert_eq!(client.session(), 1);
 }
 
 #[test]
@@ -569,6 +642,44 @@ fn a_written_request_is_never_repeated() {
     assert_eq!(client.session(), 3);
 }
 
+// Samples.
+
+#[test]
+fn a_samples_interval_counts_from_any_clones_last_read() {
+    const PAUSE: Duration = Duration::from_millis(150);
+    let agent = FakeAgent::start([counting()]);
+    let client = client(&agent);
+    let mut sampler = Sampler::new(Some(client.clone()));
+    sampler.prime().unwrap();
+    thread::sleep(PAUSE);
+    let began = Instant::now();
+    client.stats(&[]).unwrap();
+    let interval = sampler.sample("after a clone's read").interval_ms.unwrap();
+    assert!(u128::from(interval) <= began.elapsed().as_millis(), "{interval} ms");
+
+    thread::sleep(PAUSE);
+    client.stats(&[("target", "cpus")]).unwrap();
+    let sample = sampler.sample("after a read of another target");
+    assert!(u128::from(sample.interval_ms.unwrap()) >= PAUSE.as_millis(), "{sample:?}");
+    assert_eq!(sample.session, 1);
+    let reading = client.read::<u64>(&[("target", "cpus")]).unwrap();
+    assert_eq!((reading.value, reading.session, reading.interval.is_some()), (6, 1, true));
+}
+
+#[test]
+fn a_sample_names_the_session_that_it_was_asked_on() {
+    let refused = r#"{"errno":22,"args":{"resp":"no"}}"#;
+    let agent = FakeAgent::start([Script::agent().line().stats(refused), Script::agent().line().stats(OK)]);
+    let client = client(&agent);
+    let mut sampler = Sampler::new(Some(client.clone()));
+    let first = sampler.sample("");
+    assert_eq!((first.session, first.stats.unwrap_err().kind()), (1, "scheduler_error"));
+    let second = sampler.sample("");
+    assert_eq!((second.session, second.interval_ms, second.stats.is_ok()), (2, None, true));
+    let hurried = Sampler::new(Some(client.with_deadline(Duration::ZERO))).sample("");
+    assert_eq!((hurried.session, hurried.stats.is_err()), (0, true), "it was asked on none");
+}
+
 // Waiting for a scheduler.
 
 #[test]
@@ -590,7 +701,7 @@ fn waiting_for_the_scheduler_is_one_request() {
 fn waiting_for_the_scheduler_has_a_deadline() {
     let agent = FakeAgent::start([Script::agent().line(), Script::agent().line().stats(OK)]);
     let client = client(&agent);
-    assert_eq!(client.wait_for_scheduler(SHORT), Err(SchedStatsError::TimedOut { after_ms: 60 }));
+    assert_eq!(client.wait_for_scheduler(LONGER).unwrap_err().kind(), "no_scheduler");
     assert_eq!(client.wait_for_scheduler(DEADLINE).unwrap_err().kind(), "malformed_response");
 }
 
@@ -695,7 +806,7 @@ fn a_client_counts_its_clones_calls() {
     let statistics = client.statistics();
     assert_eq!((statistics.requests, statistics.answers), (5, 2));
     let reasons: Vec<_> = statistics.reasons.iter().map(|(kind, count)| (*kind, *count)).collect();
-    assert_eq!(reasons, [("invalid_request", 1), ("scheduler_error", 1), ("timed_out", 1)]);
+    assert_eq!(reasons, [("agent_unreachable", 1), ("invalid_request", 1), ("scheduler_error", 1)]);
     assert_eq!((statistics.sessions, statistics.renewals()), (2, 1));
     let stats = StatsRequest::stats(&[]).line().unwrap().as_bytes().len();
     assert_eq!(statistics.bytes_sent, (3 * stats + RequestLine::wait_scheduler(DEADLINE).as_bytes().len()) as u64);
@@ -759,10 +870,6 @@ fn a_vmms_wrong_reply_is_quoted() {
         let reason = unreachable(hybrid(&vmm).stats(&[]).unwrap_err());
         assert!(reason.starts_with("hybrid:") && reason.contains(expected), "{reason}");
     }
-    let vmm = FakeAgent::start([Script::new().line().stall()]);
-    let error = hybrid(&vmm).with_deadline(SHORT).stats(&[]).unwrap_err();
-    assert_eq!(error, SchedStatsError::TimedOut { after_ms: 60 });
-    vmm.release();
 }
 
 #[test]

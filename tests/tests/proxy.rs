@@ -167,6 +167,14 @@ fn every_failure_is_answered() {
     assert!(errno == 113 && text.starts_with("scx-vsock: no agent to talk to: unix:/nowhere/agent"), "{text}");
     client.expect_end();
 
+    let silent = FakeAgent::start([Script::new()]);
+    let proxy = RunningProxy::of(silent.path(), SHORT);
+    let mut client = proxy.client();
+    client.send(REQUEST);
+    let (errno, text) = error(&mut client);
+    assert!(errno == 113 && text.contains("no hello within 200 ms"), "{errno} {text}");
+    client.expect_end();
+
     let agent = Agent::start();
     let proxy = RunningProxy::of(agent.host_path(0), SHORT);
     let mut client = proxy.client();

@@ -48,7 +48,8 @@ impl Outcomes {
                 assert_eq!(String::from_utf8_lossy(&answer), right);
                 self.answered += 1;
             }
-            Err(SchedStatsError::TimedOut { .. }) => self.timed_out += 1,
+            // A paused guest's agent sends no hello on a new session.
+            Err(SchedStatsError::TimedOut { .. } | SchedStatsError::AgentUnreachable { .. }) => self.timed_out += 1,
             Err(SchedStatsError::DuringFreeze) => self.frozen += 1,
             Err(error) => panic!("{question}: {error}"),
         }

@@ -15,6 +15,7 @@ use scx_vsock::vsock::unix_bridge::UnixBridge;
 use scx_vsock::{Sampler, SchedStatsClient};
 
 use crate::duration;
+use crate::output::eprintln;
 use sampling::Sampling;
 
 /// Boot a throw-away QEMU guest and sample its scheduler

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::output::eprintln;
 use anyhow::{Context, Result};
 use clap::Command;
 use clap::error::ErrorKind;

@@ -17,6 +17,7 @@ use scx_vsock::endpoint::ParseEndpointError;
 use scx_vsock::export::Exporter;
 
 use crate::duration;
+use crate::output::eprintln;
 use crate::sandbox;
 use crate::signals::Signals;
 use crate::target::uris_help;

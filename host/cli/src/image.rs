@@ -13,6 +13,7 @@ use scx_vsock::guest::initramfs::inject::{self, InitramfsWithAgent, add_agent};
 use scx_vsock::guest::{Error, qemu::find_agent};
 
 use crate::error_report::one_line;
+use crate::output::eprintln;
 
 /// The most bytes of an initramfs and of an agent's file, which are read into memory.
 const MAX_BYTES: u64 = 1 << 30;

@@ -3,11 +3,6 @@
 //! Each verb is a module of its own. Results go to stdout, messages to stderr, an error as one line. The exit codes are
 //! in [`exit`].
 
-/// Prints a line on stderr, as std's macro of this name, which panics where that cannot be written.
-macro_rules! eprintln {
-    ($($text:tt)*) => { $crate::output::message(format_args!($($text)*)) };
-}
-
 mod boot;
 mod completions;
 mod display;
@@ -32,6 +27,7 @@ mod watch;
 use std::io;
 use std::process::ExitCode;
 
+use crate::output::eprintln;
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Read the stats of a guest's sched_ext scheduler from the host

@@ -11,6 +11,7 @@ use scx_vsock::{Meta as Description, SchedStatsError};
 
 use crate::display::{BOLD, DIM, clean};
 use crate::output;
+use crate::output::eprintln;
 use crate::target::Target;
 
 /// The most fields that are listed: a guest can describe more than there is time to print.

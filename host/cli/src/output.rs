@@ -5,6 +5,13 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 
+/// Prints a line on stderr, as std's macro of this name, which panics where that cannot be written.
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::output::message(format_args!($($text)*)) };
+}
+
+pub(crate) use eprintln;
+
 /// Prints text, with its styles where stdout is a terminal that shows them.
 ///
 /// # Errors

@@ -17,6 +17,7 @@ use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsError};
 
 use crate::duration;
+use crate::output::eprintln;
 use crate::signals::Signals;
 use crate::target::uri_help;
 use running_command::RunningCommand;

@@ -228,6 +228,7 @@ fn decimal(mut number: u32, digits: &mut [u8; 10]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::eprintln;
     use std::fs::{self, File};
     use std::io;
     use std::net::UdpSocket;

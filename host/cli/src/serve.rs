@@ -19,6 +19,7 @@ use rustix::io::retry_on_intr;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::output;
+use crate::output::eprintln;
 use crate::sandbox;
 use crate::signals::Signals;
 use qemu_arguments::QemuArguments;

@@ -103,18 +103,19 @@ fn a_reason_is_one_line_and_an_exit_code() {
         (14, "the scheduler answered with errno 22: no", line().stats(r#"{"errno":22,"args":{"resp":"no"}}"#)),
         (15, "the scheduler answered without args.resp", line().stats("{}")),
         (17, "the answer passed 262144 bytes", line().relay_error(too_large)),
-        (19, "no answer within 100 ms", line()),
+        (19, "no answer within 500 ms", line()),
         (
             20,
             "the scheduler closed its connection",
             line().relay_error(RelayError::SchedulerGone { errno: 0, cause: "" }),
         ),
         (21, "no agent to talk to: unix:", Script::new().close()),
+        (21, "no agent to talk to: unix:", Script::new()),
         (22, "all 8 sessions", Script::new().relay_error(RelayError::Busy { sessions: 8 })),
         (23, "the answer is not what the protocol allows", line().stats("no json")),
     ];
     for (code, expected, script) in cases {
-        let output = run("stats", &["--deadline", "100ms"], [script]);
+        let output = run("stats", &["--deadline", "500ms"], [script]);
         let line = message(&output);
         assert!(line.starts_with(&format!("scx-vsock: {expected}")), "{line}");
         assert_eq!((output.status.code(), line.lines().count()), (Some(code), 1), "{line}");

@@ -180,8 +180,8 @@ fn a_missing_agent_is_reported() {
     fs::remove_file(&path).unwrap();
     let _silent = UnixListener::bind(&path).unwrap();
     let (code, results) = guest_checks(&uri("unix"));
-    results.have("agent", "error", "no answer within 300 ms", "check that the guest is up and not paused");
-    assert_eq!(code, 19);
+    results.have("agent", "error", "no hello within 300 ms", fix);
+    assert_eq!(code, 21);
 }
 
 #[test]

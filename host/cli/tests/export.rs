@@ -191,6 +191,15 @@ fn a_slow_guest_delays_nobody_beyond_the_deadline() {
 }
 
 #[test]
+fn a_guest_whose_agent_sends_no_hello_is_unreachable() {
+    let silent = FakeAgent::start(std::iter::repeat_with(|| Script::new().stall()));
+    let exporter = exporter(&[("silent", &silent.path())], 1);
+    let page = exporter.scrape();
+    assert!(page.missing("silent", "agent_unreachable") >= 1 && page.missing("silent", "timed_out") == 0, "{page:?}");
+    silent.release();
+}
+
+#[test]
 fn a_scraper_is_answered_within_its_own_timeout() {
     // The round before the first scrape is over at once, and only then the guest stalls.
     let slow = FakeAgent::start([Script::agent().line().relay_error(GONE), Script::agent().line().stall()]);

@@ -94,6 +94,25 @@ fn it_outlives_front_ends_and_removes_sockets() {
 }
 
 #[test]
+fn without_qemu_the_agent_is_unreachable() {
+    let (_folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    let uri = format!("hybrid:{socket}.hybrid");
+    for arguments in [
+        &["stats", &uri, "--deadline", "300ms"][..],
+        &["stats", &uri, "--wait", "300ms"],
+        &["doctor", &uri, "--deadline", "300ms"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_scx-vsock")).args(arguments).output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(21), "{arguments:?}: {text}");
+        let reason = "has not replied to CONNECT 729 within 300 ms: the guest's vsock driver is not up yet";
+        assert!(text.contains(reason), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
 fn only_its_user_reaches_its_sockets() {
     let (_folder, socket) = folder();
     let mut serving = Serving::start(&["--socket", &socket]);

@@ -1,7 +1,7 @@
 //! The blocking client.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -11,9 +11,10 @@ use serde_json::Value;
 
 use super::blocking_call::BlockingCall;
 use super::decode::{self, Decoded};
-use super::fair_mutex::{Block, FairMutex};
+use super::fair_mutex::{Block, FairMutex, FairMutexGuard};
 use super::poll_client::{Interest, PollClient};
-use super::session::Answer;
+use super::reading::Reading;
+use super::session::{Answer, Request};
 use super::statistics::Statistics;
 use crate::control::RunControl;
 use crate::endpoint::{AgentListener, Connect};
@@ -29,7 +30,8 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 /// call, and renewed by the next call after it ended.
 ///
 /// Every call ends by its deadline, which covers waiting for the session, connecting, the agent's hello, writing and
-/// reading. A call whose request was written is never repeated: reading stats moves a baseline.
+/// reading. The error says how far it came by then: [`SchedStatsError::AgentUnreachable`] without the agent's hello,
+/// [`SchedStatsError::TimedOut`] without an answer. A call whose request was written is never repeated: reading stats moves a baseline.
 ///
 /// A process that was forked does not use the sessions that it inherited: its first call opens a new one. (A fork while
 /// another thread is in a call leaves the client locked in the new process, where calls then end by their deadlines.)
@@ -57,10 +59,44 @@ struct SharedClient {
     poll_client: FairMutex<PollClient>,
     /// The number of the newest session, to be read without a lock.
     session: AtomicU64,
+    /// Whether its agent has sent hello, or sends none: how far a call came that could not lock the session.
+    is_greeted: AtomicBool,
     statistics: Mutex<Statistics>,
 }
 
 impl SharedClient {
+    /// Locks the session for a request.
+    ///
+    /// # Errors
+    ///
+    /// What ended the call before it was its turn.
+    fn lock(&self, call: &BlockingCall, request: &Request) -> Result<FairMutexGuard<'_, PollClient>, SchedStatsError> {
+        let locked = self.poll_client.lock(call).and_then(|guard| call.check().map(|()| guard));
+        locked.map_err(|error| match error {
+            SchedStatsError::TimedOut { after_ms } => self.before_its_turn(request, after_ms),
+            other => other,
+        })
+    }
+
+    /// Returns the error of a call whose time was over before its request was begun: how far others on its session came.
+    fn before_its_turn(&self, request: &Request, after_ms: u64) -> SchedStatsError {
+        if !self.is_greeted.load(Ordering::Relaxed) {
+            let reason = format!("{}: no hello within {after_ms} ms, before this call had its turn", self.endpoint);
+            SchedStatsError::unreachable(reason)
+        } else if request.verb().is_some() {
+            let reason = format!("the agent was not asked within {after_ms} ms: this call did not have its turn");
+            SchedStatsError::NoScheduler { reason }
+        } else {
+            SchedStatsError::TimedOut { after_ms }
+        }
+    }
+
+    /// Publishes how far the locked session is.
+    fn publish(&self, poll_client: &PollClient) {
+        self.session.store(poll_client.session(), Ordering::Relaxed);
+        self.is_greeted.store(poll_client.is_greeted(), Ordering::Relaxed);
+    }
+
     fn statistics(&self) -> MutexGuard<'_, Statistics> {
         // Whole at every point where a thread could panic.
         self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
@@ -113,8 +149,9 @@ impl SchedStatsClientBuilder {
         let shared = SharedClient {
             endpoint: Arc::clone(self.poll_client.endpoint()),
             control: self.control,
-            poll_client: FairMutex::new(self.poll_client),
             session: AtomicU64::new(0),
+            is_greeted: AtomicBool::new(self.poll_client.is_greeted()),
+            poll_client: FairMutex::new(self.poll_client),
             statistics: Mutex::default(),
         };
         SchedStatsClient { shared: Arc::new(shared), deadline: self.deadline }
@@ -233,13 +270,25 @@ impl SchedStatsClient {
     ///
     /// As for [`stats`](Self::stats); [`SchedStatsError::MalformedResponse`] where `resp` is not a `T`.
     pub fn stats_as<T: DeserializeOwned>(&self, args: &[(&str, &str)]) -> Result<T, SchedStatsError> {
-        self.call(StatsRequest::stats(args).line(), decode::resp)
+        self.read(args).map(|reading| reading.value)
+    }
+
+    /// Returns the scheduler's stats as [`stats_as`](Self::stats_as) does, with the session that answered and the time that
+    /// their deltas span.
+    ///
+    /// # Errors
+    ///
+    /// As for [`stats_as`](Self::stats_as).
+    pub fn read<T: DeserializeOwned>(&self, args: &[(&str, &str)]) -> Result<Reading<T>, SchedStatsError> {
+        self.request_in(None, StatsRequest::stats(args).line(), decode::resp).1
     }
 
     /// Waits until the guest's agent answers, but no longer than `deadline` instead of the client's own.
     ///
     /// Where an agent can be heard that comes up ([`Connect::listen_for_agent`]), as behind a hybrid socket, this waits for
-    /// it; the VMM need not be started yet. Otherwise an agent that cannot be connected is an error at once.
+    /// it; the VMM need not be started yet. Otherwise an agent that cannot be connected is an error at once. Where there is
+    /// none ([`Handshake::Plain`](crate::endpoint::Handshake)), the scheduler takes its place: this succeeds once it accepts
+    /// a connection.
     ///
     /// # Errors
     ///
@@ -271,13 +320,14 @@ impl SchedStatsClient {
     ///
     /// # Errors
     ///
-    /// [`SchedStatsError::TimedOut`], or why there is no agent that could wait.
+    /// [`SchedStatsError::NoScheduler`] with what the agent saw last, or why there is no agent that could wait.
     pub fn wait_for_scheduler(&self, deadline: Duration) -> Result<(), SchedStatsError> {
         self.with_deadline(deadline).call(Ok(RequestLine::wait_scheduler(deadline)), decode::ready)
     }
 
-    /// Returns the scheduler's stats, unless `run` is frozen or cancelled before they are there.
-    pub(crate) fn stats_until(&self, run: &RunControl) -> Result<Value, SchedStatsError> {
+    /// Returns the scheduler's stats, unless `run` is frozen or cancelled before they are there; and the number of the
+    /// session that the request was begun on, 0 if it was begun on none.
+    pub(crate) fn read_until(&self, run: &RunControl) -> (u64, Result<Reading<Value>, SchedStatsError>) {
         self.request_in(Some(run), StatsRequest::stats(&[]).line(), decode::resp)
     }
 
@@ -292,32 +342,39 @@ impl SchedStatsClient {
         line: Result<RequestLine, SchedStatsError>,
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Result<T, SchedStatsError> {
-        self.request_in(None, line, decode)
+        self.request_in(None, line, decode).1.map(|reading| reading.value)
     }
 
-    /// Sends a request and waits for its outcome, which it counts.
+    /// Sends a request and waits for its outcome, which it counts. Also returns the number of the session that it was begun
+    /// on, 0 for none.
     fn request_in<T>(
         &self,
         run: Option<&RunControl>,
         line: Result<RequestLine, SchedStatsError>,
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
-    ) -> Result<T, SchedStatsError> {
+    ) -> (u64, Result<Reading<T>, SchedStatsError>) {
         let started = Instant::now();
         let is_for_agent = line.as_ref().is_ok_and(RequestLine::is_for_the_agent);
+        let mut session = 0;
         let outcome = line.and_then(|line| {
             let call = BlockingCall::begin(&self.shared.control, self.deadline)?.also_in(run)?;
-            let mut poll_client = self.shared.poll_client.lock(&call)?;
-            self.exchange(&mut poll_client, &call, |client| client.start(line, call.deadline()), decode)
+            let request = Request::Line(line);
+            let mut poll_client = self.shared.lock(&call, &request)?;
+            self.begin(&mut poll_client, &call, request)?;
+            session = poll_client.session();
+            let value = self.finish(&mut poll_client, &call, decode)?;
+            Ok(Reading { value, session, interval: poll_client.interval() })
         });
         let latency = (!is_for_agent).then(|| started.elapsed());
         self.shared.statistics().record(&outcome, latency);
-        outcome
+        (session, outcome)
     }
 
     /// Opens a session unless one is open, and returns its agent's version.
     fn open_session(&self, call: &BlockingCall) -> Result<Option<String>, SchedStatsError> {
-        let mut poll_client = self.shared.poll_client.lock(call)?;
-        self.exchange(&mut poll_client, call, |client| client.open(call.deadline()), decode::opened)?;
+        let mut poll_client = self.shared.lock(call, &Request::Open)?;
+        self.begin(&mut poll_client, call, Request::Open)?;
+        self.finish(&mut poll_client, call, decode::opened)?;
         Ok(poll_client.agent_version().map(str::to_owned))
     }
 
@@ -341,22 +398,65 @@ impl SchedStatsClient {
         }
     }
 
-    /// Starts a request on the locked session and waits for its outcome.
-    fn exchange<T>(
+    /// Begins a request on the locked session.
+    fn begin(
         &self,
         poll_client: &mut PollClient,
         call: &BlockingCall,
-        start: impl FnOnce(&mut PollClient) -> Result<(), SchedStatsError>,
+        request: Request,
+    ) -> Result<(), SchedStatsError> {
+        let begun = poll_client.begin(request, call.deadline());
+        self.shared.publish(poll_client);
+        begun.map_err(|error| call.check_stops().err().unwrap_or(error))
+    }
+
+    /// Waits for the outcome of a request that was begun.
+    fn finish<T>(
+        &self,
+        poll_client: &mut PollClient,
+        call: &BlockingCall,
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Result<T, SchedStatsError> {
-        call.check()?;
-        let started = start(poll_client);
-        self.shared.session.store(poll_client.session(), Ordering::Relaxed);
-        let outcome = started
-            .map_err(|error| call.check_stops().err().unwrap_or(error))
-            .and_then(|()| wait_for_outcome(poll_client, call, decode));
+        let outcome = self.wait_for_outcome(poll_client, call, decode);
+        self.shared.publish(poll_client);
         self.shared.statistics().record_traffic(poll_client.traffic());
         outcome
+    }
+
+    /// Drives a request that was begun until it ends.
+    fn wait_for_outcome<T>(
+        &self,
+        poll_client: &mut PollClient,
+        call: &BlockingCall,
+        decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
+    ) -> Result<T, SchedStatsError> {
+        let mut end = call.check();
+        // Nothing is written for a call that has ended already.
+        let mut may_be_ready = end.is_ok();
+        loop {
+            if may_be_ready {
+                match poll_client.on_ready(Instant::now(), &decode) {
+                    Poll::Ready(Err(error)) if poll_client.yields_to_stops(&error) => {
+                        return call.check_stops().and(Err(error));
+                    }
+                    Poll::Ready(outcome) => return outcome,
+                    Poll::Pending => self.shared.publish(poll_client),
+                }
+            }
+            let stream = poll_client.fd().map(|fd| (fd, poll_client.interest().flags()));
+            match end.and_then(|()| call.wait_for(stream)) {
+                Ok(ready) => may_be_ready = ready,
+                Err(error) => {
+                    let error = poll_client.end_error(error);
+                    poll_client.abandon();
+                    return Err(error);
+                }
+            }
+            // Checked before the stream is read, which finds a complete answer that came first. A request that is still
+            // to be written has no answer, and is not written any more.
+            end = call.check();
+            may_be_ready &= call.check_stops().is_ok() || poll_client.interest() == Interest::Read;
+        }
     }
 }
 
@@ -372,39 +472,5 @@ fn has_come_up(listener: &dyn AgentListener, call: &BlockingCall) -> Result<bool
             return Ok(true);
         }
         call.wait_for(Some((listener.as_fd(), Interest::Read.flags())))?;
-    }
-}
-
-/// Waits for the outcome of a request that was started.
-fn wait_for_outcome<T>(
-    poll_client: &mut PollClient,
-    call: &BlockingCall,
-    decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
-) -> Result<T, SchedStatsError> {
-    let mut end = call.check();
-    // Nothing is written for a call that has ended already.
-    let mut may_be_ready = end.is_ok();
-    loop {
-        if may_be_ready {
-            match poll_client.on_ready(Instant::now(), &decode) {
-                Poll::Ready(Err(error)) if poll_client.yields_to_stops(&error) => {
-                    return call.check_stops().and(Err(error));
-                }
-                Poll::Ready(outcome) => return outcome,
-                Poll::Pending => {}
-            }
-        }
-        let stream = poll_client.fd().map(|fd| (fd, poll_client.interest().flags()));
-        match end.and_then(|()| call.wait_for(stream)) {
-            Ok(ready) => may_be_ready = ready,
-            Err(error) => {
-                poll_client.abandon();
-                return Err(error);
-            }
-        }
-        // Checked before the stream is read, which finds a complete answer that came first. A request that is still to be
-        // written has no answer, and is not written any more.
-        end = call.check();
-        may_be_ready &= call.check_stops().is_ok() || poll_client.interest() == Interest::Read;
     }
 }

@@ -16,16 +16,12 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use scx_vsock_wire::AgentAnswer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::session::Answer;
-use crate::stats::SchedStatsError;
-use crate::stats::StatsResponse;
-
-/// Levels of arrays and objects in a line that is passed on: serde_json's own limit for values that it builds. serde_json
-/// does not apply it to what it skips, but a later reader of the line may.
-const MAX_DEPTH: usize = 127;
+use crate::stats::{MAX_JSON_DEPTH, SchedStatsError, StatsResponse, nests_deeper_than};
 
 /// A decoded answer and its errno.
 ///
@@ -45,11 +41,6 @@ pub struct Decoded<T> {
 pub fn raw(answer: Answer<'_>) -> Result<Decoded<Vec<u8>>, SchedStatsError> {
     let line = scheduler(answer)?;
     let Outline { errno } = parse(line)?;
-    if is_deeper_than(line.as_bytes(), MAX_DEPTH) {
-        return Err(SchedStatsError::malformed(format!(
-            "the scheduler's line nests more than {MAX_DEPTH} levels deep"
-        )));
-    }
     Ok(Decoded { value: line.as_bytes().to_vec(), errno })
 }
 
@@ -87,7 +78,7 @@ pub fn resp<T: DeserializeOwned>(answer: Answer<'_>) -> Result<Decoded<T>, Sched
 /// [`SchedStatsError::MalformedResponse`].
 pub fn ready(answer: Answer<'_>) -> Result<Decoded<()>, SchedStatsError> {
     match answer {
-        Answer::SchedulerReady => Ok(Decoded { value: (), errno: 0 }),
+        Answer::Agent(AgentAnswer::SchedulerReady {}) => Ok(Decoded { value: (), errno: 0 }),
         other => Err(unexpected(other, "scheduler_ready")),
     }
 }
@@ -106,6 +97,10 @@ pub fn opened(answer: Answer<'_>) -> Result<Decoded<()>, SchedStatsError> {
 
 fn scheduler(answer: Answer<'_>) -> Result<&str, SchedStatsError> {
     match answer {
+        // Also of what is skipped or passed on, which a later reader may build.
+        Answer::Scheduler(line) if nests_deeper_than(line, MAX_JSON_DEPTH) => Err(SchedStatsError::malformed(format!(
+            "the scheduler's line nests more than {MAX_JSON_DEPTH} levels deep"
+        ))),
         Answer::Scheduler(line) => std::str::from_utf8(line)
             .map_err(|error| SchedStatsError::malformed(format!("the scheduler's line is not UTF-8: {error}"))),
         other => Err(unexpected(other, "stats")),
@@ -116,7 +111,7 @@ fn scheduler(answer: Answer<'_>) -> Result<&str, SchedStatsError> {
 fn unexpected(answer: Answer<'_>, expected: &str) -> SchedStatsError {
     let sent = match answer {
         Answer::Scheduler(_) => "stats",
-        Answer::SchedulerReady => "scheduler_ready",
+        Answer::Agent(AgentAnswer::SchedulerReady {}) => "scheduler_ready",
         Answer::Opened => "nothing",
     };
     SchedStatsError::malformed(format!("the agent sent {sent} instead of {expected}"))
@@ -129,34 +124,6 @@ fn parse<'de, T: Deserialize<'de>>(line: &'de str) -> Result<T, SchedStatsError>
     }
     serde_json::from_str(line)
         .map_err(|error| SchedStatsError::malformed(format!("cannot parse the scheduler's line: {error}")))
-}
-
-/// Whether `json` nests deeper than `max` levels. It need not be valid JSON.
-fn is_deeper_than(json: &[u8], max: usize) -> bool {
-    let mut depth = 0usize;
-    let mut bytes = json.iter();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'"' => skip_string(&mut bytes),
-            b'[' | b'{' if depth == max => return true,
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    false
-}
-
-fn skip_string(bytes: &mut std::slice::Iter<'_, u8>) {
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'"' => return,
-            b'\\' => {
-                bytes.next();
-            }
-            _ => {}
-        }
-    }
 }
 
 /// Returns why an answer has no `resp` to decode, or `otherwise` where it has one.
@@ -322,14 +289,25 @@ mod tests {
     }
 
     #[test]
-    fn skipped_values_cost_no_stack() {
+    fn an_answer_nests_at_most_96_levels_deep() {
         #[derive(Debug, PartialEq, Deserialize)]
         struct One {
             a: u8,
         }
-        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(decoded(&format!(r#"{{"args":{{"resp":{{"b":{deep},"a":1}}}}}}"#)), Ok(One { a: 1 }));
-        assert_eq!(decoded(&format!(r#"{{"args":{{"b":{deep},"resp":{{"a":1}}}}}}"#)), Ok(One { a: 1 }));
+        for (depth, expected) in [(96, "none"), (97, "malformed_response"), (100_000, "malformed_response")] {
+            let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+            let built = format!(r#"{{"errno":0,"args":{{"resp":{}}}}}"#, nested(depth - 2));
+            let skipped = format!(r#"{{"args":{{"resp":{{"b":{},"a":1}}}}}}"#, nested(depth - 3));
+            let before_it = format!(r#"{{"args":{{"b":{},"resp":{{"a":1}}}}}}"#, nested(depth - 2));
+            assert_eq!(kind(decoded::<Value>(&built)), expected, "{depth}");
+            assert_eq!(kind(raw(Answer::Scheduler(built.as_bytes()))), expected, "{depth}");
+            assert_eq!(kind(response(Answer::Scheduler(built.as_bytes()))), expected, "{depth}");
+            assert_eq!(kind(decoded::<One>(&skipped)), expected, "{depth}");
+            assert_eq!(kind(decoded::<One>(&before_it)), expected, "{depth}");
+            let refused = format!(r#"{{"errno":22,"args":{}}}"#, nested(depth - 1));
+            let refusal = if expected == "none" { "scheduler_error" } else { expected };
+            assert_eq!(kind(decoded::<Value>(&refused)), refusal, "{depth}");
+        }
     }
 
     #[test]
@@ -342,18 +320,12 @@ mod tests {
 
     #[test]
     fn an_answer_to_another_request_is_malformed() {
-        assert_eq!(kind(raw(Answer::SchedulerReady)), "malformed_response");
-        assert_eq!(kind(response(Answer::SchedulerReady)), "malformed_response");
+        let is_ready = Answer::Agent(&AgentAnswer::SchedulerReady {});
+        assert_eq!(kind(raw(is_ready)), "malformed_response");
+        assert_eq!(kind(response(is_ready)), "malformed_response");
         assert_eq!(kind(ready(Answer::Scheduler(b"{}"))), "malformed_response");
-        assert_eq!(ready(Answer::SchedulerReady), Ok(Decoded { value: (), errno: 0 }));
-        assert_eq!(kind(opened(Answer::SchedulerReady)), "malformed_response");
-    }
-
-    #[test]
-    fn brackets_in_texts_are_no_depth() {
-        assert!(!is_deeper_than(br#"{"a":"[[[[","b\"[[[":["\\"]}"#, 2));
-        assert!(is_deeper_than(br#"{"a":[[1]]}"#, 2));
-        assert!(!is_deeper_than(br#"{"a":[1],"b":[{}]}"#, 3));
+        assert_eq!(ready(is_ready), Ok(Decoded { value: (), errno: 0 }));
+        assert_eq!(kind(opened(is_ready)), "malformed_response");
     }
 
     fn json_value() -> impl Strategy<Value = Value> {
@@ -382,14 +354,6 @@ mod tests {
             let answer = Answer::Scheduler(line.as_bytes());
             prop_assert_eq!(response(answer).map(|decoded| decoded.value.args), Ok(reread["args"].clone()));
             prop_assert_eq!(raw(answer).map(|decoded| decoded.value), Ok(line.clone().into_bytes()));
-        }
-
-        #[test]
-        fn the_depth_of_a_value_is_counted(depth in 1usize..300) {
-            let line = format!(r#"{{"a":{}"]"{}}}"#, "[".repeat(depth - 1), "]".repeat(depth - 1));
-            prop_assert_eq!(is_deeper_than(line.as_bytes(), MAX_DEPTH), depth > MAX_DEPTH);
-            let built = serde_json::from_str::<Value>(&line).is_ok();
-            prop_assert_eq!(built, depth <= MAX_DEPTH);
         }
     }
 }

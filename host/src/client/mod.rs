@@ -10,16 +10,20 @@
 //! [`MAX_RESPONSE_BYTES`](crate::MAX_RESPONSE_BYTES) a session.
 
 mod agent_message;
+mod baselines;
 mod blocking_call;
 #[allow(clippy::module_inception, reason = "the file is named after the noun that it defines")]
 mod client;
 pub mod decode;
 pub(crate) mod fair_mutex;
 mod poll_client;
+mod reading;
 mod session;
 mod statistics;
 
 pub use client::{DEFAULT_DEADLINE, SchedStatsClient, SchedStatsClientBuilder};
 pub use poll_client::{Interest, PollClient, Traffic};
+pub use reading::Reading;
+pub use scx_vsock_wire::AgentAnswer;
 pub use session::Answer;
 pub use statistics::Statistics;

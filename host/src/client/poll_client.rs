@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+use rustix::net::{RecvFlags, SendFlags, getpeername, recv, send, sockopt};
 use rustix::process::{Pid, getpid};
 
 use super::agent_message;
@@ -74,6 +74,8 @@ pub struct PollClient {
     traffic: Traffic,
     /// The version of the newest session's agent.
     agent_version: Option<String>,
+    /// Of the newest answer.
+    interval: Option<Duration>,
     active: Option<ActiveSession>,
 }
 
@@ -94,6 +96,8 @@ struct ActiveSession {
     stream: OwnedFd,
     session: Session,
     deadline: Deadline,
+    /// The target whose stats the request reads, if it reads any.
+    target: Option<String>,
     /// The process that opened it.
     process: Pid,
 }
@@ -111,7 +115,13 @@ impl PollClient {
     /// Creates a client without a session. Does no I/O.
     #[must_use]
     pub fn new(endpoint: impl Connect + 'static) -> Self {
-        Self { endpoint: Arc::new(endpoint), traffic: Traffic::default(), agent_version: None, active: None }
+        Self {
+            endpoint: Arc::new(endpoint),
+            traffic: Traffic::default(),
+            agent_version: None,
+            interval: None,
+            active: None,
+        }
     }
 
     /// Returns the number of the newest session, counted from 1; 0 before the first. A scheduler's deltas are those since
@@ -119,6 +129,13 @@ impl PollClient {
     #[must_use]
     pub fn session(&self) -> u64 {
         self.traffic.sessions
+    }
+
+    /// Returns the time since the session's previous read of the same target, of the newest request that has ended: what
+    /// its deltas span. `None` where they have a new baseline, and after a request that is no answered read of stats.
+    #[must_use]
+    pub fn interval(&self) -> Option<Duration> {
+        self.interval
     }
 
     /// Returns the counters so far.
@@ -155,13 +172,14 @@ impl PollClient {
         self.begin(Request::Open, deadline)
     }
 
-    fn begin(&mut self, request: Request, deadline: Deadline) -> Result<(), SchedStatsError> {
+    pub(super) fn begin(&mut self, request: Request, deadline: Deadline) -> Result<(), SchedStatsError> {
+        let target = request.target().map(str::to_owned);
         self.active = match self.active.take().filter(ActiveSession::is_reusable) {
             Some(mut active) => {
                 let checked = active.session.check_request(&request);
                 if checked.is_ok() {
                     active.session.request(request);
-                    active.deadline = deadline;
+                    (active.deadline, active.target) = (deadline, target);
                 }
                 self.active = Some(active);
                 return checked;
@@ -171,7 +189,8 @@ impl PollClient {
                 let stream = self.endpoint.connect().map_err(|error| self.connect_error(handshake, error))?;
                 self.traffic.sessions += 1;
                 self.agent_version = None;
-                Some(ActiveSession { stream, session: Session::open(handshake, request), deadline, process: getpid() })
+                let session = Session::open(handshake, request);
+                Some(ActiveSession { stream, session, deadline, target, process: getpid() })
             }
         };
         Ok(())
@@ -190,6 +209,12 @@ impl PollClient {
             Some(active) if !active.session.unsent().is_empty() => Interest::ReadWrite,
             _ => Interest::Read,
         }
+    }
+
+    /// Whether the agent of the open session has sent its hello, or there is no agent to send one.
+    pub(super) fn is_greeted(&self) -> bool {
+        self.endpoint.handshake() == Handshake::Plain
+            || self.active.as_ref().is_some_and(|active| active.session.is_greeted())
     }
 
     /// Returns when the request ends at the latest, or `None` while no request is pending.
@@ -214,7 +239,9 @@ impl PollClient {
     ///
     /// # Errors
     ///
-    /// Why the request has no answer.
+    /// Why the request has no answer. After the deadline that is how far the request came:
+    /// [`SchedStatsError::AgentUnreachable`] without the agent's hello, [`SchedStatsError::NoScheduler`] if the agent was
+    /// to wait for a scheduler, [`SchedStatsError::TimedOut`] otherwise.
     pub fn on_ready<T>(
         &mut self,
         now: Instant,
@@ -223,9 +250,13 @@ impl PollClient {
         let Some(active) = self.active.as_mut().filter(|active| active.session.is_pending()) else {
             return Poll::Pending;
         };
+        self.interval = None;
         let outcome = match active.transfer(&mut self.traffic) {
-            Some(outcome) => outcome.and_then(|()| decode(active.session.answer())),
-            None if active.deadline.has_passed(now) => Err(SchedStatsError::timed_out(active.deadline.allowed())),
+            Some(outcome) => outcome.and_then(|()| {
+                self.interval = active.target.take().and_then(|target| active.session.record_read(&target, now));
+                decode(active.session.answer())
+            }),
+            None if active.deadline.has_passed(now) => Err(active.deadline_error()),
             None => return Poll::Pending,
         };
         active.session.finish();
@@ -255,9 +286,19 @@ impl PollClient {
     pub(super) fn yields_to_stops(&self, error: &SchedStatsError) -> bool {
         match error {
             SchedStatsError::AgentUnreachable { .. } | SchedStatsError::TimedOut { .. } => true,
+            // From an agent this is an answer, which keeps the session; the deadline closes it.
+            SchedStatsError::NoScheduler { .. } => self.active.is_none(),
             // From an agent this is an answer; without one it is the stream's end.
             SchedStatsError::SchedulerGone { .. } => self.endpoint.handshake() == Handshake::Plain,
             _ => false,
+        }
+    }
+
+    /// Returns what a call returns whose wait for the pending request ended with this: at the deadline, how far it came.
+    pub(super) fn end_error(&self, error: SchedStatsError) -> SchedStatsError {
+        match (error, self.pending()) {
+            (SchedStatsError::TimedOut { .. }, Some(active)) => self.with_endpoint(active.deadline_error()),
+            (error, _) => error,
         }
     }
 
@@ -334,18 +375,17 @@ impl ActiveSession {
 
     fn read(&mut self, traffic: &mut Traffic) -> Option<Outcome> {
         loop {
-            let event = match retry_on_intr(|| {
-                recv(&self.stream, spare_capacity(self.session.read_buf()), RecvFlags::DONTWAIT)
-            }) {
-                Ok((0, _)) => StreamEvent::Ended(None),
-                Ok((count, _)) => {
-                    traffic.received += count as u64;
-                    StreamEvent::Received
-                }
-                Err(Errno::AGAIN) => return None,
-                Err(Errno::NOTCONN) if self.is_connecting() => return None,
-                Err(errno) => StreamEvent::Ended(Some(self.take_error().unwrap_or(errno))),
-            };
+            let event =
+                match retry_on_intr(|| recv(&self.stream, spare_capacity(self.session.room()), RecvFlags::DONTWAIT)) {
+                    Ok((0, _)) => StreamEvent::Ended(None),
+                    Ok((count, _)) => {
+                        traffic.received += count as u64;
+                        StreamEvent::Received
+                    }
+                    Err(Errno::AGAIN) => return None,
+                    Err(Errno::NOTCONN) if self.is_connecting() => return None,
+                    Err(errno) => StreamEvent::Ended(Some(self.take_error().unwrap_or(errno))),
+                };
             if let Some(outcome) = self.session.on_event(event) {
                 return Some(outcome);
             }
@@ -362,6 +402,12 @@ impl ActiveSession {
         let polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         let [fd] = fds;
         polled.is_ok() && !fd.revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
+    /// Returns what the request ends with at its deadline.
+    fn deadline_error(&self) -> SchedStatsError {
+        let is_connected = getpeername(&self.stream).is_ok();
+        self.session.deadline_error(self.deadline.allowed(), is_connected)
     }
 
     /// Returns the stream's error, which the kernel reports once.

@@ -8,25 +8,27 @@
 //! How a session begins is its [`Handshake`]: only a VMM's hybrid socket is asked to connect, and a scheduler without an
 //! agent sends no hello and no envelopes.
 //!
-//! The driver writes [`unsent`](Session::unsent), reads into [`read_buf`](Session::read_buf) and reports each with
+//! The driver writes [`unsent`](Session::unsent), reads into [`room`](Session::room) and reports each with
 //! [`on_event`](Session::on_event). A session that has not come back to `Idle` carries no other request: the driver
 //! drops it, and with it whatever answer may still come.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use scx_vsock_wire::limits::{MAX_AGENT_ENVELOPE_BYTES, MIN_PROTOCOL, PROTOCOL};
 use scx_vsock_wire::{
-    AgentAnswer, Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX,
+    AgentAnswer, Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX, Verb,
 };
 
 use super::agent_message;
+use super::baselines::Baselines;
 use crate::endpoint::{Handshake, hybrid};
+use crate::io::line_reader::LineReader;
 use crate::stats::{PeerText, RequestLine, SchedStatsError};
 
 /// Bytes within which the first line must end. The rest beyond today's hello is for later versions of the protocol.
 const MAX_HELLO_BYTES: usize = 4096;
-
-/// Bytes that a read has room for at least.
-const MIN_READ: usize = 4096;
 
 /// Bytes of buffer that an idle session keeps.
 const KEPT_BYTES: usize = 16 * 1024;
@@ -44,9 +46,18 @@ const KEPT_BYTES: usize = 16 * 1024;
 pub enum Answer<'a> {
     /// The scheduler's line without its LF, as it came.
     Scheduler(&'a [u8]),
-    /// The scheduler accepts connections.
-    SchedulerReady,
+    /// What the agent answers itself.
+    Agent(&'a AgentAnswer),
     /// The session is open; no request was sent.
+    Opened,
+}
+
+/// An answer that was received.
+#[derive(Debug, PartialEq, Eq)]
+enum Received {
+    /// The scheduler's line is this part of what was read.
+    Scheduler(Range<usize>),
+    Agent(AgentAnswer),
     Opened,
 }
 
@@ -66,6 +77,22 @@ impl Request {
             Self::Line(line) => line.as_bytes(),
         }
     }
+
+    /// Returns the target whose stats it reads; `None` if it reads none.
+    pub(super) fn target(&self) -> Option<&str> {
+        match self {
+            Self::Open => None,
+            Self::Line(line) => line.target(),
+        }
+    }
+
+    /// Returns what it asks of the agent; `None` where it is for the scheduler.
+    pub(super) fn verb(&self) -> Option<Verb> {
+        match self {
+            Self::Open => None,
+            Self::Line(line) => line.verb(),
+        }
+    }
 }
 
 /// An event on the stream.
@@ -75,7 +102,7 @@ pub(super) enum StreamEvent {
     Wrote(usize),
     /// A write failed.
     WriteFailed(Errno),
-    /// More bytes are in [`Session::read_buf`].
+    /// More bytes are in [`Session::room`].
     Received,
     /// The stream ended, by a shutdown of the peer or by an error.
     Ended(Option<Errno>),
@@ -92,8 +119,8 @@ enum SessionState {
     Connecting { request: Request, connect: ConnectLine, written: Written },
     /// A request was begun.
     Pending { request: Request, written: Written, expects: Expected },
-    /// The answer is the first line of what was received, of this length with its LF; 0 where it has no line.
-    Answered { kind: AnswerKind, length: usize },
+    /// The request was answered.
+    Answered(Received),
     /// The session carries no further request.
     Closed,
 }
@@ -110,13 +137,6 @@ enum Written {
 enum Expected {
     Hello,
     Answer,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AnswerKind {
-    Scheduler,
-    SchedulerReady,
-    Opened,
 }
 
 /// The `CONNECT` line to a VMM.
@@ -150,9 +170,8 @@ pub(super) struct Session {
     /// The agent's hello, once it was read: its version, the guest's boot id and its caps.
     hello: Option<Hello<String>>,
     state: SessionState,
-    received: Vec<u8>,
-    /// Bytes at the start of `received` that are known to have no LF.
-    searched: usize,
+    lines: LineReader,
+    baselines: Baselines,
 }
 
 impl Session {
@@ -168,7 +187,12 @@ impl Session {
             }
             Handshake::Plain => (Framing::Plain, SessionState::Pending { request, written, expects: Expected::Answer }),
         };
-        Self { framing, hello: None, state, received: Vec::new(), searched: 0 }
+        Self { framing, hello: None, state, lines: LineReader::default(), baselines: Baselines::default() }
+    }
+
+    /// Whether the agent has sent its hello.
+    pub(super) fn is_greeted(&self) -> bool {
+        self.hello.is_some()
     }
 
     /// Returns the agent's version, as its hello has it.
@@ -227,17 +251,47 @@ impl Session {
         )
     }
 
-    /// Returns the outcome of a request that needs no answer: an open session need not be opened, and without an agent
-    /// that could wait for the scheduler, a connected stream says that the scheduler is ready.
+    /// Returns the outcome of a request that needs no answer: an open session need not be opened, and a scheduler without
+    /// an agent gets no line that is for one. A connected stream says that it is ready.
     pub(super) fn immediate_outcome(&mut self) -> Option<Outcome> {
         let SessionState::Pending { request, expects: Expected::Answer, .. } = &self.state else { return None };
-        let kind = match (request, self.framing) {
-            (Request::Open, _) => AnswerKind::Opened,
-            (Request::Line(line), Framing::Plain) if line.is_for_the_agent() => AnswerKind::SchedulerReady,
-            (Request::Line(_), _) => return None,
+        let received = match request {
+            Request::Open => Received::Opened,
+            Request::Line(line) if self.framing == Framing::Plain && line.is_for_the_agent() => match line.verb() {
+                Some(Verb::WaitScheduler { .. }) => Received::Agent(AgentAnswer::SchedulerReady {}),
+                None => {
+                    let error = without_an_agent(line);
+                    return self.close(error);
+                }
+            },
+            Request::Line(_) => return None,
         };
-        self.state = SessionState::Answered { kind, length: 0 };
+        self.state = SessionState::Answered(received);
         Some(Ok(()))
+    }
+
+    /// Returns what a pending request ends with that was `allowed` so long: how far it came by then.
+    pub(super) fn deadline_error(&self, allowed: Duration, is_connected: bool) -> SchedStatsError {
+        let ms = allowed.as_millis();
+        match &self.state {
+            SessionState::Connecting { connect, .. } => SchedStatsError::unreachable(format!(
+                "the VMM has not replied to CONNECT {} within {ms} ms: the guest's vsock driver is not up yet, or the \
+                 guest is paused",
+                connect.port
+            )),
+            SessionState::Pending { expects: Expected::Hello, .. } if !is_connected => SchedStatsError::unreachable(
+                format!("no connection within {ms} ms: the guest's vsock driver is not up yet, or the guest is paused"),
+            ),
+            SessionState::Pending { expects: Expected::Hello, .. } => SchedStatsError::unreachable(format!(
+                "connected, but no hello within {ms} ms: the guest is paused or overloaded, or another program is there"
+            )),
+            SessionState::Pending { request, .. } if request.verb().is_some() => SchedStatsError::NoScheduler {
+                reason: format!("the agent has seen none within {ms} ms, and then no longer answered"),
+            },
+            SessionState::Pending { .. } | SessionState::Idle | SessionState::Answered(_) | SessionState::Closed => {
+                SchedStatsError::timed_out(allowed)
+            }
+        }
     }
 
     /// Returns the bytes that are left to write.
@@ -245,7 +299,7 @@ impl Session {
         let (bytes, written) = match &self.state {
             SessionState::Connecting { connect, written, .. } => (connect.line.as_bytes(), *written),
             SessionState::Pending { request, written, .. } => (request.as_bytes(), *written),
-            SessionState::Idle | SessionState::Answered { .. } | SessionState::Closed => return &[],
+            SessionState::Idle | SessionState::Answered(_) | SessionState::Closed => return &[],
         };
         match written {
             Written::Partly(count) => bytes.get(count..).unwrap_or(&[]),
@@ -253,14 +307,10 @@ impl Session {
         }
     }
 
-    /// Returns the buffer to append to what is read. Its room grows by need, up to the longest line.
-    pub(super) fn read_buf(&mut self) -> &mut Vec<u8> {
-        let length = self.received.len();
-        if length == self.received.capacity() {
-            let most = self.max_line_bytes().saturating_sub(length);
-            self.received.reserve_exact(length.max(MIN_READ).min(most));
-        }
-        &mut self.received
+    /// Returns the buffer to append what is read to.
+    pub(super) fn room(&mut self) -> &mut Vec<u8> {
+        let max = self.max_line_bytes();
+        self.lines.room(max)
     }
 
     /// Takes an event in, and returns the request's outcome once that is known.
@@ -268,7 +318,7 @@ impl Session {
         let (length, written) = match &mut self.state {
             SessionState::Connecting { connect, written, .. } => (connect.line.len(), written),
             SessionState::Pending { request, written, .. } => (request.as_bytes().len(), written),
-            SessionState::Idle | SessionState::Answered { .. } | SessionState::Closed => return None,
+            SessionState::Idle | SessionState::Answered(_) | SessionState::Closed => return None,
         };
         match (*written, event) {
             (Written::Partly(before), StreamEvent::Wrote(count)) => {
@@ -291,16 +341,10 @@ impl Session {
 
     /// Returns the answer whose outcome was a success, until [`finish`](Self::finish).
     pub(super) fn answer(&self) -> Answer<'_> {
-        match self.state {
-            SessionState::Answered { kind: AnswerKind::Scheduler, length } => {
-                let line = self.received.get(..length.saturating_sub(1)).unwrap_or(&[]);
-                Answer::Scheduler(match self.framing {
-                    Framing::Envelope => strip_envelope(line).unwrap_or(&[]),
-                    Framing::Plain => line,
-                })
-            }
-            SessionState::Answered { kind: AnswerKind::SchedulerReady, .. } => Answer::SchedulerReady,
-            SessionState::Answered { kind: AnswerKind::Opened, .. } => Answer::Opened,
+        match &self.state {
+            SessionState::Answered(Received::Scheduler(line)) => Answer::Scheduler(self.lines.get(line.clone())),
+            SessionState::Answered(Received::Agent(answer)) => Answer::Agent(answer),
+            SessionState::Answered(Received::Opened) => Answer::Opened,
             SessionState::Idle
             | SessionState::Connecting { .. }
             | SessionState::Pending { .. }
@@ -308,47 +352,63 @@ impl Session {
         }
     }
 
+    /// Records when a request for stats of `target` was answered, and returns the time since the session's previous read of
+    /// the same target.
+    pub(super) fn record_read(&mut self, target: &str, now: Instant) -> Option<Duration> {
+        match self.answer() {
+            Answer::Scheduler(_) => self.baselines.read(target, now),
+            Answer::Agent(_) | Answer::Opened => None,
+        }
+    }
+
     /// Drops the answer. The session is idle then, unless bytes came after the answer, which are unsolicited.
     pub(super) fn finish(&mut self) {
-        if let SessionState::Answered { length, .. } = self.state {
-            let is_all = self.received.len() <= length;
-            self.state = if is_all { SessionState::Idle } else { SessionState::Closed };
+        if let SessionState::Answered(_) = self.state {
+            self.become_idle();
         }
-        self.received.clear();
-        self.received.shrink_to(KEPT_BYTES);
-        self.searched = 0;
+        self.lines.clear(KEPT_BYTES);
+    }
+
+    fn become_idle(&mut self) {
+        self.state = if self.lines.rest().is_empty() { SessionState::Idle } else { SessionState::Closed };
     }
 
     /// Reads the complete lines that were received: at most a VMM's reply, hello, and the answer.
     fn read(&mut self) -> Option<Outcome> {
-        loop {
-            let Some(end) = self.line_end() else { return self.check_size() };
-            let line = self.received.get(..end).unwrap_or(&[]);
-            match &mut self.state {
-                SessionState::Connecting { connect, written, .. } => match check_ok(line, connect.port, *written) {
-                    Ok(()) => self.on_connected(),
-                    Err(error) => return self.close(error),
-                },
-                SessionState::Pending { expects: expects @ Expected::Hello, request, .. } => match read_hello(line) {
-                    Ok(hello) => {
-                        *expects = Expected::Answer;
-                        let is_answer = matches!(request, Request::Open);
-                        self.hello = Some(hello);
-                        if is_answer {
-                            return self.answered(end + 1, Ok(AnswerKind::Opened));
-                        }
-                    }
-                    Err(error) => return self.close(error),
-                },
-                SessionState::Pending { expects: Expected::Answer, written, .. } => {
-                    let read = read_answer(line, self.framing, *written);
-                    return self.answered(end + 1, read);
-                }
-                SessionState::Idle | SessionState::Answered { .. } | SessionState::Closed => return None,
+        while let Some(line) = self.lines.next_line(self.max_line_bytes()) {
+            if let Some(outcome) = self.on_line(line.start..line.end.saturating_sub(1)) {
+                return Some(outcome);
             }
-            self.received.drain(..=end);
-            self.searched = 0;
         }
+        self.check_size()
+    }
+
+    /// Takes in a line without its LF.
+    fn on_line(&mut self, at: Range<usize>) -> Option<Outcome> {
+        let line = self.lines.get(at.clone());
+        match &mut self.state {
+            SessionState::Connecting { connect, written, .. } => match check_ok(line, connect.port, *written) {
+                Ok(()) => self.on_connected(),
+                Err(error) => return self.close(error),
+            },
+            SessionState::Pending { expects: expects @ Expected::Hello, request, .. } => match read_hello(line) {
+                Ok(hello) => {
+                    *expects = Expected::Answer;
+                    let is_answer = matches!(request, Request::Open);
+                    self.hello = Some(hello);
+                    if is_answer {
+                        return self.answered(Ok(Received::Opened));
+                    }
+                }
+                Err(error) => return self.close(error),
+            },
+            SessionState::Pending { expects: Expected::Answer, written, .. } => {
+                let read = read_answer(line, at.start, self.framing, *written);
+                return self.answered(read);
+            }
+            SessionState::Idle | SessionState::Answered(_) | SessionState::Closed => {}
+        }
+        None
     }
 
     /// From here on the VMM forwards the stream to the agent.
@@ -358,23 +418,19 @@ impl Session {
         }
     }
 
-    /// Returns where the first LF is, among the bytes that a line can have.
-    fn line_end(&mut self) -> Option<usize> {
-        let received = self.received.get(..self.received.len().min(self.max_line_bytes()))?;
-        let end = received.get(self.searched..)?.iter().position(|&byte| byte == b'\n').map(|at| self.searched + at);
-        self.searched = received.len();
-        end
-    }
-
-    fn answered(&mut self, length: usize, read: Result<AnswerKind, SchedStatsError>) -> Option<Outcome> {
+    fn answered(&mut self, read: Result<Received, SchedStatsError>) -> Option<Outcome> {
         match read {
-            Ok(kind) => {
-                self.state = SessionState::Answered { kind, length };
+            Ok(received) => {
+                self.state = SessionState::Answered(received);
                 Some(Ok(()))
             }
             Err(error) if error.keeps_session() => {
-                self.state = SessionState::Answered { kind: AnswerKind::SchedulerReady, length };
-                self.finish();
+                if let SchedStatsError::NoScheduler { .. } = error {
+                    // The next answer comes over another connection of the agent's.
+                    self.baselines.clear();
+                }
+                self.become_idle();
+                self.lines.clear(KEPT_BYTES);
                 Some(Err(error))
             }
             Err(error) => self.close(error),
@@ -383,11 +439,12 @@ impl Session {
 
     /// Checks that a line without an end is not too long yet.
     fn check_size(&mut self) -> Option<Outcome> {
-        let size = self.received.len();
+        let rest = self.lines.rest();
+        let size = rest.len();
         let error = match self.state {
-            SessionState::Connecting { .. } if size >= hybrid::MAX_REPLY_BYTES => not_ok(&self.received),
+            SessionState::Connecting { .. } if size >= hybrid::MAX_REPLY_BYTES => not_ok(rest),
             SessionState::Pending { expects: Expected::Hello, .. } if size >= MAX_HELLO_BYTES => {
-                let quoted = quoted(&self.received);
+                let quoted = quoted(rest);
                 SchedStatsError::unreachable(format!("the first {size} bytes are not an agent's hello: {quoted}"))
             }
             SessionState::Pending { expects: Expected::Answer, .. } if size >= self.max_line_bytes() => {
@@ -397,7 +454,7 @@ impl Session {
             SessionState::Connecting { .. }
             | SessionState::Pending { .. }
             | SessionState::Idle
-            | SessionState::Answered { .. }
+            | SessionState::Answered(_)
             | SessionState::Closed => {
                 return None;
             }
@@ -439,7 +496,7 @@ impl Session {
             Some(errno) => format!("the stream failed {when}: {errno}"),
             None => format!("the stream ended {when}"),
         };
-        let torn = match self.received.len() {
+        let torn = match self.lines.rest().len() {
             0 => String::new(),
             torn => format!(", {torn} bytes into a line"),
         };
@@ -493,22 +550,40 @@ fn check_protocol(hello: &Hello<String>) -> Result<(), SchedStatsError> {
     )))
 }
 
-/// Reads the line that must be the answer.
-fn read_answer(line: &[u8], framing: Framing, written: Written) -> Result<AnswerKind, SchedStatsError> {
-    let kind = if framing == Framing::Plain || strip_envelope(line).is_some() {
-        AnswerKind::Scheduler
-    } else {
-        match agent_message::parse(line)? {
-            Envelope::Agent(AgentAnswer::SchedulerReady {}) => AnswerKind::SchedulerReady,
-            Envelope::RelayError(error) => return Err(agent_message::error(&error)),
-            Envelope::Hello(_) => return Err(SchedStatsError::malformed("the agent sent hello twice")),
-        }
+/// Reads the line that must be the answer, and begins at `start` of what was read.
+fn read_answer(line: &[u8], start: usize, framing: Framing, written: Written) -> Result<Received, SchedStatsError> {
+    let received = match framing {
+        Framing::Plain => Received::Scheduler(start..start + line.len()),
+        Framing::Envelope => match strip_envelope(line) {
+            Some(inner) => {
+                let start = start + STATS_PREFIX.len();
+                Received::Scheduler(start..start + inner.len())
+            }
+            None => read_agents_answer(line)?,
+        },
     };
     match written {
-        Written::Fully => Ok(kind),
+        Written::Fully => Ok(received),
         Written::Partly(_) | Written::Failed(_) => {
             Err(SchedStatsError::malformed("the answer came before the request was written"))
         }
+    }
+}
+
+/// Reads an answer of the agent's own.
+fn read_agents_answer(line: &[u8]) -> Result<Received, SchedStatsError> {
+    match agent_message::parse(line)? {
+        Envelope::Agent(answer) => Ok(Received::Agent(answer)),
+        Envelope::RelayError(error) => Err(agent_message::error(&error)),
+        Envelope::Hello(_) => Err(SchedStatsError::malformed("the agent sent hello twice")),
+    }
+}
+
+/// Returns the error of a request to a scheduler without an agent that only an agent can answer.
+fn without_an_agent(line: &RequestLine) -> SchedStatsError {
+    let line = quoted(line.as_bytes());
+    SchedStatsError::InvalidRequest {
+        reason: format!("there is no agent at a scheduler's own socket to answer {line}"),
     }
 }
 

@@ -29,8 +29,6 @@ pub(super) struct Target {
     /// The session whose description was read last, and what it is.
     described: Option<u64>,
     description: Description,
-    /// The session whose stats were last read, and when.
-    last_read: Option<(u64, Instant)>,
     /// Scrapes without stats by the reason's kind.
     pub(super) missing: BTreeMap<&'static str, u64>,
     pub(super) last: Option<Outcome>,
@@ -99,7 +97,6 @@ impl Target {
             state: State::Idle,
             described: None,
             description: Description::default(),
-            last_read: None,
             missing: BTreeMap::new(),
             last: None,
             began: None,
@@ -201,9 +198,7 @@ impl Target {
     }
 
     fn succeed(&mut self, stats: &Value, since: Instant, now: Instant) {
-        let session = self.client.session();
-        let before = self.last_read.replace((session, now)).filter(|(before, _)| *before == session);
-        let interval = before.map(|(_, then)| now.saturating_duration_since(then));
+        let interval = self.client.interval();
         let metrics = Arc::clone(&self.description.metrics);
         let values = Values::read(&metrics, stats);
         self.finish(since, now, Some(Arc::new(TargetStats { metrics, values, interval })));

@@ -10,9 +10,8 @@ use rustix::event::PollFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::OnFailure;
-use super::line_reader::{LineReader, NextLine};
 use super::reply;
+use super::request_reader::{NextRequest, RequestReader};
 use crate::client::decode::{self, Decoded};
 use crate::client::{Answer, PollClient};
 use crate::endpoint::Connect;
@@ -23,6 +22,9 @@ use crate::stats::SchedStatsError;
 
 /// The most reads for one event, so that a line without an end keeps nobody waiting.
 const MAX_READS: usize = 8;
+
+/// Called with each reason why the guest did not answer a request.
+pub(super) type OnFailure = Box<dyn FnMut(&SchedStatsError) + Send>;
 
 /// Whether a client stays connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +38,7 @@ pub(super) enum Connection {
 /// A client of the proxy.
 pub(super) struct ProxyClient {
     stream: UnixStream,
-    lines: LineReader,
+    requests: RequestReader,
     guest: PollClient,
     state: ClientState,
 }
@@ -61,13 +63,13 @@ struct Reply {
 impl ProxyClient {
     pub(super) fn new(stream: UnixStream, connect: Arc<dyn Connect>) -> Self {
         let guest = PollClient::new(connect);
-        Self { stream, lines: LineReader::default(), guest, state: ClientState::Reading }
+        Self { stream, requests: RequestReader::default(), guest, state: ClientState::Reading }
     }
 
     /// Adds what it waits for: events on its own stream, then on the guest's where it has one.
     pub(super) fn wait_in<'a>(&'a self, set: &mut PollSet<'a>) {
         let (events, until) = match &self.state {
-            ClientState::Reading => (PollFlags::IN, self.lines.has_unsearched().then(Instant::now)),
+            ClientState::Reading => (PollFlags::IN, self.requests.has_unsearched().then(Instant::now)),
             // The end of the stream is always reported.
             ClientState::AwaitingGuest => (PollFlags::empty(), None),
             ClientState::Replying(reply) => (PollFlags::OUT, Some(reply.deadline.at())),
@@ -108,16 +110,16 @@ impl ProxyClient {
     /// Reads until a request is complete, and starts it.
     fn read_request(&mut self, now: Instant, allowed: Duration, on_failure: &mut OnFailure) -> Connection {
         for _ in 0..MAX_READS {
-            match self.lines.next_line() {
-                NextLine::Request(request) => {
+            match self.requests.next_request() {
+                NextRequest::Complete(request) => {
                     self.start(request, now, allowed, on_failure);
                     return Connection::Open;
                 }
-                NextLine::End => return Connection::Closed,
-                NextLine::Incomplete => {}
+                NextRequest::End => return Connection::Closed,
+                NextRequest::Incomplete => {}
             }
-            match retry_on_intr(|| recv(&self.stream, spare_capacity(self.lines.buffer()), RecvFlags::DONTWAIT)) {
-                Ok((0, _)) => self.lines.end(),
+            match retry_on_intr(|| recv(&self.stream, spare_capacity(self.requests.room()), RecvFlags::DONTWAIT)) {
+                Ok((0, _)) => self.requests.end(),
                 Ok(_) => {}
                 Err(Errno::AGAIN) => return Connection::Open,
                 Err(_) => return Connection::Closed,

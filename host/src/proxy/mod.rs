@@ -1,7 +1,7 @@
 //! A guest's scheduler as a plain scx_stats server on this host.
 //!
 //! [`Proxy`] serves any number of scx_stats clients on one thread, each with a session of its own, and so with a delta
-//! baseline of its own. A line reader splits what a client sends into requests, a
+//! baseline of its own. A request reader splits what a client sends into requests, a
 //! [`PollClient`](crate::client::PollClient) sends them to the guest, and the scheduler's answer is passed on byte for
 //! byte. Where there is none, [`reply`] has an error with an errno.
 //!
@@ -20,8 +20,8 @@
 //! answer that would span another interval than the client believes. A new connection has a new baseline.
 
 mod client;
-mod line_reader;
 pub mod reply;
+mod request_reader;
 
 use std::fmt;
 use std::io;
@@ -39,7 +39,7 @@ use crate::endpoint::Connect;
 use crate::io::accept::{Accepted, Acceptor};
 use crate::io::poll::PollSet;
 use crate::stats::SchedStatsError;
-use client::{Connection, ProxyClient};
+use client::{Connection, OnFailure, ProxyClient};
 
 /// The most clients that are served at a time.
 pub const MAX_CLIENTS: usize = 64;
@@ -68,9 +68,6 @@ pub struct Proxy {
     acceptor: Acceptor,
     on_failure: OnFailure,
 }
-
-/// Called with each reason why the guest did not answer a request.
-type OnFailure = Box<dyn FnMut(&SchedStatsError) + Send>;
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

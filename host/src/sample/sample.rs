@@ -27,9 +27,11 @@ pub struct Sample {
     pub tag: String,
     /// Milliseconds from the sampler's start to when the answer was in.
     pub elapsed_ms: u64,
-    /// The number of the session that answered; with another one the scheduler's deltas have another baseline.
+    /// The number of the session that the request was begun on, 0 if it was begun on none. With another one the
+    /// scheduler's deltas have another baseline.
     pub session: u64,
-    /// Milliseconds that the deltas span; `None` when their baseline is new, and they span almost no time.
+    /// Milliseconds that the deltas span: those since the session's previous read of these stats, by whichever clone of the
+    /// client. `None` when their baseline is new, and they span almost no time.
     pub interval_ms: Option<u64>,
     /// The stats, or why there are none.
     pub stats: Result<Value, MissingStatsReason>,

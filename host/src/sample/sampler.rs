@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::sample::Sample;
-use crate::client::SchedStatsClient;
+use crate::client::{Reading, SchedStatsClient};
 use crate::control::RunControl;
-use crate::stats::{MAX_JSON_DEPTH, MissingStatsReason, nest_too_deep};
+use crate::stats::MissingStatsReason;
 
 /// Takes samples of one scheduler.
 ///
@@ -26,23 +26,15 @@ use crate::stats::{MAX_JSON_DEPTH, MissingStatsReason, nest_too_deep};
 pub struct Sampler {
     client: Option<SchedStatsClient>,
     pub(super) started: Instant,
-    baseline: Option<Baseline>,
     /// What ends a sample beside the client's own run.
     pub(super) stop: RunControl,
-}
-
-/// Since when the scheduler's deltas count.
-#[derive(Clone, Copy, Debug)]
-struct Baseline {
-    session: u64,
-    at: Instant,
 }
 
 impl Sampler {
     /// Returns a sampler of this client's scheduler, or of none if the run is configured without one. Does no I/O.
     #[must_use]
     pub fn new(client: Option<SchedStatsClient>) -> Self {
-        Self { client, started: Instant::now(), baseline: None, stop: RunControl::new() }
+        Self { client, started: Instant::now(), stop: RunControl::new() }
     }
 
     /// Reads the stats once and drops them, so that the next sample's deltas span the time from here.
@@ -56,37 +48,18 @@ impl Sampler {
 
     /// Takes a sample now. It takes as long as the client's deadline allows.
     pub fn sample(&mut self, tag: impl Into<String>) -> Sample {
-        let before = self.baseline;
-        let (at, stats) = self.read();
-        let session = self.client.as_ref().map_or(0, SchedStatsClient::session);
-        let interval = before.filter(|baseline| stats.is_ok() && baseline.session == session);
-        Sample {
-            tag: tag.into(),
-            elapsed_ms: milliseconds(at.duration_since(self.started)),
-            session,
-            interval_ms: interval.map(|baseline| milliseconds(at.duration_since(baseline.at))),
-            stats,
-        }
+        let (session, reading) = self.read();
+        let elapsed_ms = milliseconds(self.started.elapsed());
+        let interval_ms = reading.as_ref().ok().and_then(|reading| reading.interval).map(milliseconds);
+        Sample { tag: tag.into(), elapsed_ms, session, interval_ms, stats: reading.map(|reading| reading.value) }
     }
 
-    /// Asks, and keeps when the deltas now begin to count.
-    fn read(&mut self) -> (Instant, Result<Value, MissingStatsReason>) {
-        let Some(client) = &self.client else { return (Instant::now(), Err(MissingStatsReason::NoSchedulerBinary)) };
-        let stats = client.stats_until(&self.stop).map_err(MissingStatsReason::from);
-        let stats = bounded(stats);
-        let at = Instant::now();
-        self.baseline = stats.is_ok().then(|| Baseline { session: client.session(), at });
-        (at, stats)
+    /// Reads the stats; also returns the session, 0 without one.
+    fn read(&self) -> (u64, Result<Reading<Value>, MissingStatsReason>) {
+        let Some(client) = &self.client else { return (0, Err(MissingStatsReason::NoSchedulerBinary)) };
+        let (session, reading) = client.read_until(&self.stop);
+        (session, reading.map_err(MissingStatsReason::from))
     }
-}
-
-/// Returns what a recording can hold: stats, or an error's `args`, that nest too deep are malformed.
-fn bounded(stats: Result<Value, MissingStatsReason>) -> Result<Value, MissingStatsReason> {
-    if nest_too_deep(&stats) {
-        let reason = format!("the answer nests more than {MAX_JSON_DEPTH} levels deep");
-        return Err(MissingStatsReason::MalformedResponse { reason });
-    }
-    stats
 }
 
 fn milliseconds(duration: Duration) -> u64 {
@@ -95,18 +68,7 @@ fn milliseconds(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn stats_that_nest_too_deep_are_malformed() {
-        let nested = |depth: usize| (0..depth).fold(json!(1), |inner, _| json!([inner]));
-        let malformed = |stats| matches!(bounded(stats), Err(MissingStatsReason::MalformedResponse { .. }));
-        assert!(!malformed(Ok(nested(96))) && malformed(Ok(nested(97))));
-        let error = |depth| Err(MissingStatsReason::SchedulerError { errno: 22, args: nested(depth) });
-        assert!(!malformed(error(96)) && malformed(error(97)));
-    }
 
     #[test]
     fn a_run_without_a_scheduler_says_so_in_every_sample() {

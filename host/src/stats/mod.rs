@@ -18,7 +18,7 @@ mod response;
 pub(crate) mod tests;
 
 pub use depth::MAX_JSON_DEPTH;
-pub(crate) use depth::nest_too_deep;
+pub(crate) use depth::{nest_too_deep, nests_deeper_than};
 pub use error::{SchedStatsError, SystemError};
 pub use meta::Meta;
 pub use path::{ParsePathError, PathError, StatPath};

@@ -115,17 +115,18 @@ macro_rules! reason_list {
                     exit_code: 18, "a thread of this program panicked",
                     errno: Errno::OWNERDEAD, session: Renewed,
                 },
-                /// The deadline passed.
+                /// The deadline passed, and the agent was there. (Without the agent's hello that is `AgentUnreachable`;
+                /// without a scheduler to wait for, `NoScheduler`.)
                 TimedOut {
                     /// Milliseconds that the call was allowed.
                     after_ms: u64,
                 } => {
                     text: (
-                        "no answer within {after_ms} ms: the guest is stopped or overloaded, or its scheduler does not \
-                         answer"
+                        "no answer within {after_ms} ms, though the agent is there: the scheduler does not answer, or the \
+                         guest is paused or overloaded"
                     ),
                     kind: "timed_out",
-                    exit_code: 19, "there was no answer within the deadline",
+                    exit_code: 19, "the agent is there, but no answer came within the deadline",
                     errno: Errno::TIMEDOUT, session: Renewed,
                 },
                 /// The scheduler closed its connection, or the connection failed, during the answer.

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use scx_vsock::endpoint::Handshake;
-use scx_vsock::{Connect, Endpoint, MissingStatsReason, SchedStatsClient, SchedStatsError};
+use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsClient, SchedStatsError};
 use serde_json::Value;
 
 use super::check_result::CheckResult;
@@ -38,7 +37,7 @@ fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
     let client = SchedStatsClient::builder(uri.clone()).deadline(deadline).build();
     let version = match client.agent_version() {
         Ok(version) => version,
-        Err(error) => return vec![failure(&error, uri.handshake() == Handshake::Plain)],
+        Err(error) => return vec![failure(&error)],
     };
     let mut results: Vec<CheckResult> =
         version.map(|version| CheckResult::ok(AGENT, format!("version {version} at {uri}"))).into_iter().collect();
@@ -46,7 +45,7 @@ fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
     let left = deadline.saturating_sub(started.elapsed());
     let (socket_ok, last) = match client.with_deadline(left).stats_meta().map_err(|error| over_all(error, deadline)) {
         Ok(meta) => (true, CheckResult::ok(SCHEDULER, summary(&meta))),
-        Err(error) => (diagnosis(&error, true).0 == SCHEDULER, failure(&error, true)),
+        Err(error) => (diagnosis(&error).0 == SCHEDULER, failure(&error)),
     };
     results.extend(socket_ok.then(|| CheckResult::ok(SOCKET, "accepts connections")));
     results.push(last);
@@ -59,8 +58,8 @@ fn over_all(error: SchedStatsError, deadline: Duration) -> SchedStatsError {
     if matches!(error, SchedStatsError::TimedOut { .. }) { SchedStatsError::TimedOut { after_ms } } else { error }
 }
 
-fn failure(error: &SchedStatsError, said_hello: bool) -> CheckResult {
-    let (check, fix) = diagnosis(error, said_hello);
+fn failure(error: &SchedStatsError) -> CheckResult {
+    let (check, fix) = diagnosis(error);
     let message = MissingStatsReason::from(error).to_string();
     CheckResult::error(check, message, fix).with_exit_code(error.exit_code())
 }
@@ -72,8 +71,8 @@ fn summary(meta: &Value) -> String {
     }
 }
 
-/// The hop that an error is about, and the fix. `said_hello` is true where the agent has, or there is none.
-fn diagnosis(error: &SchedStatsError, said_hello: bool) -> (&'static str, &'static str) {
+/// The hop that an error is about, and the fix.
+fn diagnosis(error: &SchedStatsError) -> (&'static str, &'static str) {
     match error {
         SchedStatsError::NoScheduler { reason } if reason.contains("CONFIG_SCHED_CLASS_EXT") => (
             SOCKET,
@@ -86,12 +85,11 @@ fn diagnosis(error: &SchedStatsError, said_hello: bool) -> (&'static str, &'stat
              the agent with --socket PATH",
         ),
         SchedStatsError::AgentBusy { .. } => (AGENT, "close a client of this guest, or share one session"),
-        SchedStatsError::AgentUnreachable { .. } => {
-            (AGENT, "start the guest, and scx-vsock-agent in it on the port of the URI; the agent's log says more")
-        }
-        SchedStatsError::TimedOut { .. } if !said_hello => {
-            (AGENT, "check that the guest is up and not paused; if it is slow, use a longer --deadline")
-        }
+        SchedStatsError::AgentUnreachable { .. } => (
+            AGENT,
+            "start the guest, and scx-vsock-agent in it on the port of the URI; if the guest is up, check that it is not \
+             paused, or use a longer --deadline",
+        ),
         SchedStatsError::TimedOut { .. } => {
             (SCHEDULER, "check the scheduler's log in the guest and restart it; if it is slow, use a longer --deadline")
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::message_limit::{MessageLimit, Verdict};
+use crate::output::eprintln;
 
 /// Prints messages that begin with the path of the guest's socket.
 pub struct Messages<'a> {

@@ -107,6 +107,36 @@ fn the_deadline_ends_the_session() {
 }
 
 #[test]
+fn the_deadline_says_how_far_the_request_came() {
+    let (mut client, [silent, waits, also_waits]) = client_of();
+    let now = Instant::now();
+    let deadline = Deadline::after(now, Duration::from_secs(5));
+    let late = now + Duration::from_secs(5);
+    start(&mut client, now);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    assert_eq!(kind(on_ready(&mut client, late)), "agent_unreachable");
+    drop(silent);
+
+    let wait = || RequestLine::wait_scheduler(Duration::from_secs(5));
+    client.start(wait(), deadline).unwrap();
+    assert!(client.on_ready(now, decode::ready).is_pending());
+    send_lines(&waits, &[&hello()]);
+    let Poll::Ready(Err(error)) = client.on_ready(late, decode::ready) else { panic!("its time is over") };
+    assert!(error.kind() == "no_scheduler" && client.yields_to_stops(&error), "{error}");
+
+    // An answer of the agent's comes before stops, as any complete one.
+    client.start(wait(), deadline).unwrap();
+    send_lines(
+        &also_waits,
+        &[&hello(), r#"{"relay_error":{"no_scheduler":{"errno":2,"sched_ext":"disabled","ops":""}}}"#],
+    );
+    assert!(client.on_ready(now, decode::ready).is_pending());
+    let Poll::Ready(Err(error)) = client.on_ready(late, decode::ready) else { panic!("its answer is there") };
+    assert!(error.kind() == "no_scheduler" && !client.yields_to_stops(&error), "{error}");
+    assert!(error.to_string().contains("no scheduler is loaded"), "{error}");
+}
+
+#[test]
 fn a_complete_answer_comes_first() {
     let (mut client, [agent]) = client_of();
     let now = Instant::now();
@@ -176,6 +206,56 @@ fn an_idle_session_that_ended_is_renewed() {
         assert_eq!(on_ready(&mut client, now), Poll::Pending);
         assert_eq!(on_ready(&mut client, now), Poll::Ready(Ok(1)));
     }
+}
+
+/// Reads a target at this time; returns the interval of the answer.
+fn read(client: &mut PollClient, agent: &UnixStream, target: &str, now: Instant) -> Option<Duration> {
+    let line = StatsRequest::stats(&[("target", target)]).line().unwrap();
+    client.start(line, Deadline::after(now, Duration::from_secs(5))).unwrap();
+    assert_eq!(on_ready(client, now), Poll::Pending);
+    send_lines(agent, &[ONE]);
+    assert_eq!(on_ready(client, now), Poll::Ready(Ok(1)));
+    client.interval()
+}
+
+#[test]
+fn an_answer_carries_the_time_since_its_targets_last_read() {
+    const MS: Duration = Duration::from_millis(1);
+    let (mut client, [agent, second]) = client_of();
+    let now = Instant::now();
+    send_lines(&agent, &[&hello()]);
+    assert_eq!(read(&mut client, &agent, "top", now), None);
+    assert_eq!(read(&mut client, &agent, "cpus", now + 100 * MS), None);
+    assert_eq!(read(&mut client, &agent, "top", now + 506 * MS), Some(506 * MS));
+    assert_eq!(read(&mut client, &agent, "cpus", now + 610 * MS), Some(510 * MS));
+
+    // A raw line reads the same target, and a description reads none.
+    let later = now + 700 * MS;
+    client.start(RequestLine::new(br#"{"req":"stats"}"#).unwrap(), Deadline::after(later, 9 * MS)).unwrap();
+    assert_eq!(on_ready(&mut client, later), Poll::Pending);
+    send_lines(&agent, &[ONE]);
+    assert_eq!(on_ready(&mut client, later), Poll::Ready(Ok(1)));
+    client.start(StatsRequest::stats_meta().line().unwrap(), Deadline::after(later, 9 * MS)).unwrap();
+    assert_eq!(on_ready(&mut client, later), Poll::Pending);
+    assert_eq!(client.interval(), None);
+    send_lines(&agent, &[ONE]);
+    assert_eq!(on_ready(&mut client, later + 2 * MS), Poll::Ready(Ok(1)));
+    assert_eq!(client.interval(), None);
+    assert_eq!(read(&mut client, &agent, "top", now + 704 * MS), Some(4 * MS));
+
+    // What is asked after a connection to another scheduler has a new baseline.
+    start(&mut client, later);
+    assert_eq!(on_ready(&mut client, later), Poll::Pending);
+    send_lines(&agent, &[r#"{"relay_error":{"no_scheduler":{"errno":2,"sched_ext":"","ops":""}}}"#]);
+    assert_eq!(kind(on_ready(&mut client, later)), "no_scheduler");
+    assert_eq!((client.interval(), read(&mut client, &agent, "top", later)), (None, None));
+
+    // So has another session.
+    drop(agent);
+    send_lines(&second, &[&hello()]);
+    start(&mut client, later);
+    assert_eq!(client.session(), 2);
+    client.abandon();
 }
 
 #[test]

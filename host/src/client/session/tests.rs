@@ -31,7 +31,7 @@ fn pending() -> Session {
 }
 
 fn receive(session: &mut Session, bytes: &[u8]) -> Option<Outcome> {
-    session.read_buf().extend_from_slice(bytes);
+    session.room().extend_from_slice(bytes);
     session.on_event(StreamEvent::Received)
 }
 
@@ -205,8 +205,8 @@ fn the_buffer_is_bounded_by_an_envelope() {
     let mut session = pending();
     receive(&mut session, &hello());
     for sent in (0..MAX_ENVELOPE_BYTES).step_by(1000) {
-        assert!(session.read_buf().capacity() <= (2 * sent.max(MIN_READ)).min(MAX_ENVELOPE_BYTES), "{sent}");
-        let room = session.read_buf().capacity() - session.read_buf().len();
+        assert!(session.room().capacity() <= (2 * sent.max(4096)).min(MAX_ENVELOPE_BYTES), "{sent}");
+        let room = session.room().capacity() - session.room().len();
         assert!(room > 0);
         let piece = vec![b' '; 1000.min(MAX_ENVELOPE_BYTES - sent)];
         if receive(&mut session, &piece).is_some() {
@@ -214,7 +214,7 @@ fn the_buffer_is_bounded_by_an_envelope() {
         }
     }
     session.finish();
-    assert!(session.received.capacity() <= KEPT_BYTES);
+    assert!(session.lines.capacity() <= KEPT_BYTES);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn fed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Outcome, Vec<u8>) {
     let outcome = outcome.or_else(|| session.on_event(StreamEvent::Ended(None))).unwrap();
     let answer = match session.answer() {
         Answer::Scheduler(line) => line.to_vec(),
-        Answer::SchedulerReady => b"ready".to_vec(),
+        Answer::Agent(AgentAnswer::SchedulerReady {}) => b"ready".to_vec(),
         Answer::Opened => b"opened".to_vec(),
     };
     (outcome, answer)
@@ -454,12 +454,21 @@ fn a_plain_answer_before_the_request_is_refused() {
 }
 
 #[test]
+fn without_an_agent_no_line_for_one_is_answered() {
+    let line = RequestLine::for_an_agent(br#"{"agent":{"sing":{}}}"#);
+    let mut session = Session::open(Handshake::Plain, Request::Line(line));
+    let Some(Err(error)) = session.immediate_outcome() else { panic!("no agent could answer it") };
+    assert!(error.kind() == "invalid_request" && error.to_string().contains("there is no agent at"), "{error}");
+    assert!(session.unsent().is_empty() && !session.is_idle());
+}
+
+#[test]
 fn a_plain_scheduler_that_accepts_is_ready() {
     let mut session =
         Session::open(Handshake::Plain, Request::Line(RequestLine::wait_scheduler(std::time::Duration::from_secs(5))));
     assert_eq!(session.immediate_outcome(), Some(Ok(())));
     assert_eq!(session.unsent(), b"");
-    assert_eq!(session.answer(), Answer::SchedulerReady);
+    assert_eq!(session.answer(), Answer::Agent(&AgentAnswer::SchedulerReady {}));
     session.finish();
     assert!(session.is_idle());
     let mut with_agent =

@@ -85,7 +85,7 @@ impl Header {
 }
 
 fn hexadecimal(digits: &[u8]) -> Option<u32> {
-    digits.iter().try_fold(0, |number, digit| Some(number << 4 | char::from(*digit).to_digit(16)?))
+    digits.iter().try_fold(0, |number, digit| Some((number << 4) | char::from(*digit).to_digit(16)?))
 }
 
 fn skip_padding(size: usize, archive: &mut impl Read) -> io::Result<()> {

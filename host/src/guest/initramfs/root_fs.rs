@@ -165,7 +165,7 @@ impl RootFs {
     fn make_room(&mut self, place: &[u8], kind: Option<FileType>) {
         let Some(node) = self.nodes.get(place) else { return };
         let may_stay = kind == Some(node.kind());
-        if !may_stay && !(matches!(node, Node::Folder) && self.is_occupied(place)) {
+        if !(may_stay || matches!(node, Node::Folder) && self.is_occupied(place)) {
             self.nodes.remove(place);
         }
     }

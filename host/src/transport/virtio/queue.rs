@@ -183,7 +183,7 @@ mod tests {
             assert_eq!(setup.is_ready(), starts, "{bytes} bytes of memory");
         }
         let memory = memory(0x10_0000);
-        for far in [0x10_0000, u64::MAX & !0xfff] {
+        for far in [0x10_0000, !0xfff_u64] {
             assert!(!QueueLayout { descriptors: far, ..LAYOUT }.is_in(&memory));
             assert!(!QueueLayout { driver: far, ..LAYOUT }.is_in(&memory));
             assert!(!QueueLayout { device: far, ..LAYOUT }.is_in(&memory));

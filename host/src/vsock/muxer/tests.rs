@@ -1272,10 +1272,10 @@ fn a_port_has_256_connections_of_a_guest() {
 }
 
 #[test]
-fn spilled_connections_of_the_host_are_evicted_for_another() {
+fn draining_connections_of_the_host_are_evicted_for_another() {
     allow_all_descriptors();
     let mut bench = Bench::new();
-    let (spilled, key) = bench.fill_tx_buf();
+    let (unread, key) = bench.fill_tx_buf();
     let _others: Vec<_> = (1..MAX_CONNECTIONS).map(|_| bench.connect(PORT)).collect();
     bench.send_control(key, Operation::Rst);
     assert_eq!(bench.muxer.counters().connections.draining, 1);
@@ -1284,7 +1284,7 @@ fn spilled_connections_of_the_host_are_evicted_for_another() {
     let counters = bench.muxer.counters();
     assert_eq!((counters.evictions, counters.connections.draining), (1, 0));
     // What did not fit into its socket is lost, and that is counted.
-    let (got, ended) = read(&spilled);
+    let (got, ended) = read(&unread);
     assert!(ended && counters.lost_bytes > 0);
     assert_eq!(got.len() + usize::try_from(counters.lost_bytes).unwrap(), pattern().len());
 }

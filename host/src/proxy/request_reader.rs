@@ -1,21 +1,17 @@
 //! Splits what a client sends into requests, one a line. No line grows past the cap.
 
+use std::ops::Range;
+
 use scx_vsock_wire::MAX_REQUEST_BYTES;
 
+use crate::io::line_reader::LineReader;
 use crate::stats::RequestLine;
 use crate::stats::SchedStatsError;
 
-/// The least room for a read, unless less is left below the cap.
-const MIN_READ: usize = 4096;
-
-/// A buffer of at most [`MAX_REQUEST_BYTES`] that is read into, and its lines.
+/// A buffer of at most [`MAX_REQUEST_BYTES`] that is read into, and its requests.
 #[derive(Debug, Default)]
-pub(super) struct LineReader {
-    received: Vec<u8>,
-    /// Where the next line begins in `received`.
-    start: usize,
-    /// Up to here `received` has no LF after `start`.
-    searched: usize,
+pub(super) struct RequestReader {
+    lines: LineReader,
     line: LineState,
     input: Input,
 }
@@ -36,25 +32,21 @@ enum Input {
     Ended,
 }
 
-/// What [`LineReader::next_line`] found.
+/// What [`RequestReader::next_request`] found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NextLine {
+pub(super) enum NextRequest {
     /// A complete line, or why it is not a request.
-    Request(Result<RequestLine, SchedStatsError>),
+    Complete(Result<RequestLine, SchedStatsError>),
     /// No complete line: read more.
     Incomplete,
     /// All lines were returned, and no more will come.
     End,
 }
 
-impl LineReader {
-    /// Returns the buffer to append to, with spare capacity. Only after [`NextLine::Incomplete`].
-    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
-        let length = self.received.len();
-        if length == self.received.capacity() {
-            self.received.reserve_exact(length.max(MIN_READ).min(MAX_REQUEST_BYTES.saturating_sub(length)));
-        }
-        &mut self.received
+impl RequestReader {
+    /// Returns the buffer to append to, with spare capacity. Only after [`NextRequest::Incomplete`].
+    pub(super) fn room(&mut self) -> &mut Vec<u8> {
+        self.lines.room(MAX_REQUEST_BYTES)
     }
 
     /// Ends the input.
@@ -62,64 +54,46 @@ impl LineReader {
         self.input = Input::Ended;
     }
 
-    /// Whether [`next_line`](Self::next_line) may return a line without further input.
+    /// Whether [`next_request`](Self::next_request) may return one without further input.
     pub(super) fn has_unsearched(&self) -> bool {
-        self.searched < self.received.len() || matches!(self.input, Input::Ended)
+        self.lines.has_unsearched() || matches!(self.input, Input::Ended)
     }
 
-    /// Returns the next line, if it is complete.
-    pub(super) fn next_line(&mut self) -> NextLine {
-        let unsearched = self.received.get(self.searched..).unwrap_or(&[]);
-        if let Some(at) = unsearched.iter().position(|&byte| byte == b'\n') {
-            return self.complete(self.searched + at + 1);
+    /// Returns the next request, if its line is complete.
+    pub(super) fn next_request(&mut self) -> NextRequest {
+        if let Some(line) = self.lines.next_line(usize::MAX) {
+            return self.complete(line);
         }
-        self.searched = self.received.len();
         if matches!(self.input, Input::Ended) {
-            return if self.is_empty() { NextLine::End } else { self.complete(self.received.len()) };
+            let is_over = self.lines.rest().is_empty() && matches!(self.line, LineState::Buffered);
+            let rest = self.lines.take_rest();
+            return if is_over { NextRequest::End } else { self.complete(rest) };
         }
-        self.make_room();
-        NextLine::Incomplete
+        self.drop_excess();
+        NextRequest::Incomplete
     }
 
-    /// Completes the line that ends at `end`, after its LF where it has one.
-    fn complete(&mut self, end: usize) -> NextLine {
-        let line = self.received.get(self.start..end).unwrap_or(&[]);
-        let request = match std::mem::take(&mut self.line) {
+    /// Completes the line that ends in this part of the buffer, after its LF where it has one.
+    fn complete(&mut self, line: Range<usize>) -> NextRequest {
+        let line = self.lines.get(line);
+        NextRequest::Complete(match std::mem::take(&mut self.line) {
             LineState::Buffered => RequestLine::new(line),
             LineState::Dropped { size } => {
                 let size = size.saturating_add(line.len());
                 Err(SchedStatsError::RequestTooLarge { size, max: MAX_REQUEST_BYTES })
             }
-        };
-        self.start = end;
-        self.searched = end;
-        NextLine::Request(request)
+        })
     }
 
-    fn is_empty(&self) -> bool {
-        self.received.len() == self.start && matches!(self.line, LineState::Buffered)
-    }
-
-    /// Drops the lines that were returned, and a line that fills the whole buffer.
-    fn make_room(&mut self) {
-        if self.start > 0 {
-            self.received.drain(..self.start);
-            self.received.shrink_to(MIN_READ);
-        }
-        let length = self.received.len();
+    /// Drops what there is of a line that fills the whole buffer, and all that follows of it.
+    fn drop_excess(&mut self) {
+        let length = self.lines.rest().len();
         match &mut self.line {
-            LineState::Buffered if length < MAX_REQUEST_BYTES => {}
-            LineState::Buffered => {
-                self.line = LineState::Dropped { size: length };
-                self.received.clear();
-            }
-            LineState::Dropped { size } => {
-                *size = size.saturating_add(length);
-                self.received.clear();
-            }
+            LineState::Buffered if length < MAX_REQUEST_BYTES => return,
+            LineState::Buffered => self.line = LineState::Dropped { size: length },
+            LineState::Dropped { size } => *size = size.saturating_add(length),
         }
-        self.start = 0;
-        self.searched = self.received.len();
+        self.lines.take_rest();
     }
 }
 
@@ -131,22 +105,22 @@ mod tests {
 
     /// Returns all lines of `bytes`, which are read in pieces of at most `piece`.
     fn all_lines(bytes: &[u8], piece: usize) -> Vec<Result<Vec<u8>, SchedStatsError>> {
-        let mut reader = LineReader::default();
+        let mut reader = RequestReader::default();
         let mut left = bytes;
         let mut out = Vec::new();
         loop {
-            match reader.next_line() {
-                NextLine::Request(request) => out.push(request.map(|line| line.as_bytes().to_vec())),
-                NextLine::Incomplete if left.is_empty() => reader.end(),
-                NextLine::Incomplete => {
-                    let buffer = reader.buffer();
+            match reader.next_request() {
+                NextRequest::Complete(request) => out.push(request.map(|line| line.as_bytes().to_vec())),
+                NextRequest::Incomplete if left.is_empty() => reader.end(),
+                NextRequest::Incomplete => {
+                    let buffer = reader.room();
                     let room = buffer.capacity() - buffer.len();
-                    assert!(room > 0 && buffer.capacity() <= MAX_REQUEST_BYTES.max(2 * MIN_READ), "{room}");
+                    assert!(room > 0 && buffer.capacity() <= MAX_REQUEST_BYTES, "{room}");
                     let (now, later) = left.split_at(piece.min(room).min(left.len()));
                     buffer.extend_from_slice(now);
                     left = later;
                 }
-                NextLine::End => return out,
+                NextRequest::End => return out,
             }
         }
     }
