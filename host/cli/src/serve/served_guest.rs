@@ -14,6 +14,7 @@ use scx_vsock::vsock::unix_bridge::UnixBridge;
 use scx_vsock::vsock::{DeviceError, Handle, ReadyListener};
 
 use super::messages::Messages;
+use crate::output::eprintln;
 
 /// The sockets and the CID of one guest.
 pub struct GuestConfig<'a> {
