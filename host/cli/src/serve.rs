@@ -6,7 +6,7 @@ mod qemu_arguments;
 mod served_guest;
 
 use std::ffi::OsString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -14,6 +14,9 @@ use std::thread;
 use anyhow::{Result, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::output;
 use crate::output::eprintln;
@@ -32,7 +35,7 @@ const FIRST_CID: u32 = 3;
 ///
 /// Programs on the host reach the guest through a second socket, --hybrid, with Firecracker's protocol: they connect to it
 /// and send "CONNECT PORT". A connection of the guest to port N of the host goes to the Unix socket at the path of --hybrid
-/// with _N appended. Press Ctrl-C to stop.
+/// with _N appended. Press Ctrl-C to stop. SIGUSR1 prints what each device has done so far.
 ///
 /// Once the sockets are there, the process keeps only the system calls that it needs: another one ends it, with a message.
 ///
@@ -90,16 +93,12 @@ impl Serve {
         }
         // The signal is never read, so that every thread sees that there is one.
         let stop = Signals::block(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
+        let requests = Signals::block(&[Signal::SIGUSR1])?;
         let guests: Vec<ServedGuest<'_>> = guests.iter().map(ServedGuest::listen).collect::<Result<_>>()?;
         if !self.no_sandbox {
             sandbox::enter()?;
         }
-        thread::scope(|scope| {
-            let threads: Vec<_> = guests.iter().map(|guest| scope.spawn(|| guest.serve(stop.as_fd()))).collect();
-            threads
-                .into_iter()
-                .try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a guest's thread panicked")))
-        })?;
+        serve_all(&guests, &stop, &requests)?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -132,6 +131,36 @@ impl Serve {
             output::print_bytes(&line)?;
         }
         Ok(())
+    }
+}
+
+/// Serves all guests until `stop`, and prints their counters for each of the `requests` meanwhile.
+fn serve_all(guests: &[ServedGuest<'_>], stop: &Signals, requests: &Signals) -> Result<()> {
+    // It hangs up once no guest is served.
+    let (served, serving) = pipe_with(PipeFlags::CLOEXEC)?;
+    thread::scope(|scope| {
+        let threads: Vec<_> = guests.iter().map(|guest| scope.spawn(|| guest.serve(stop.as_fd()))).collect();
+        let printing = scope.spawn(|| print_counters(guests, requests, served.as_fd()));
+        let ended = threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a guest's thread panicked")));
+        drop(serving);
+        let printed = printing.join().unwrap_or_else(|_| bail!("the thread of the counters panicked"));
+        ended.and(printed)
+    })
+}
+
+/// Prints the counters of all guests for each request, until `end` hangs up.
+fn print_counters(guests: &[ServedGuest<'_>], requests: &Signals, end: BorrowedFd<'_>) -> Result<()> {
+    loop {
+        let mut fds = [PollFd::new(requests, PollFlags::IN), PollFd::from_borrowed_fd(end, PollFlags::IN)];
+        retry_on_intr(|| poll(&mut fds, None))?;
+        if fds.iter().nth(1).is_some_and(|end| !end.revents().is_empty()) {
+            return Ok(());
+        }
+        while requests.next()?.is_some() {
+            guests.iter().try_for_each(ServedGuest::print_counters)?;
+        }
     }
 }
 

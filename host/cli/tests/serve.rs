@@ -124,6 +124,21 @@ fn only_its_user_reaches_its_sockets() {
 }
 
 #[test]
+fn a_signal_prints_the_counters_of_each_device() {
+    let (_folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
+    let (_program, _connection) = front_end.accept(&path_with(&socket, ".hybrid"));
+    for _ in 0..2 {
+        kill_process(Pid::from_child(&serving.child), Signal::USR1).unwrap();
+        let line = serving.wait_for("{\"from_guest\":{\"packets\":");
+        assert!(line.contains("\"connections\":") && !line.contains("\"to_guest\":{\"packets\":0,"), "{line}");
+    }
+    assert_eq!(serving.end_by(Signal::TERM), Some(0));
+}
+
+#[test]
 fn a_sandbox_is_the_default() {
     for (options, expected) in [(&[][..], "2"), (&["--no-sandbox"], "0")] {
         let (_folder, socket) = folder();

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -10,9 +11,10 @@ use rustix::io::retry_on_intr;
 use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::transport::vhost_user::{Error, Event, Server};
 use scx_vsock::vsock::unix_bridge::UnixBridge;
-use scx_vsock::vsock::{DeviceError, ReadyListener};
+use scx_vsock::vsock::{DeviceError, Handle, ReadyListener};
 
 use super::messages::Messages;
+use crate::output::eprintln;
 
 /// The sockets and the CID of one guest.
 pub struct GuestConfig<'a> {
@@ -29,6 +31,8 @@ pub struct ServedGuest<'a> {
     config: &'a GuestConfig<'a>,
     socket: OwnedUnixListener,
     bridge: UnixBridge,
+    /// The device of the present QEMU, or of the next one.
+    device: Mutex<Option<Handle>>,
 }
 
 /// What a guest's thread is woken for.
@@ -48,7 +52,25 @@ impl<'a> ServedGuest<'a> {
     pub fn listen(config: &'a GuestConfig<'a>) -> Result<Self> {
         let socket = OwnedUnixListener::bind_privately(config.socket)?;
         let bridge = UnixBridge::start(OwnedUnixListener::bind_privately(&config.hybrid)?)?;
-        Ok(Self { config, socket, bridge })
+        Ok(Self { config, socket, bridge, device: Mutex::default() })
+    }
+
+    fn device(&self) -> MutexGuard<'_, Option<Handle>> {
+        // Whole at every point where a thread could panic.
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prints what the device has done for the present QEMU, as JSON.
+    ///
+    /// # Errors
+    ///
+    /// None: counters are plain data.
+    pub fn print_counters(&self) -> Result<()> {
+        if let Some(device) = &*self.device() {
+            let counters = serde_json::to_string(&device.counters())?;
+            eprintln!("scx-vsock: {}: {counters}", self.config.socket.display());
+        }
+        Ok(())
     }
 
     /// Serves one QEMU after the other, until `stop` can be read.
@@ -75,6 +97,7 @@ impl<'a> ServedGuest<'a> {
         let handle = server.handle();
         let mut ready = Some(ReadyListener::listen(&handle)?);
         handle.set_uds_path(&self.config.hybrid);
+        *self.device() = Some(handle.clone());
         self.bridge.set_guest(handle);
         loop {
             match wait(server, ready.as_ref(), stop)? {
