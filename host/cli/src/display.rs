@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anstyle::Style;
 use scx_vsock::Sample;
+use scx_vsock::stats::is_hidden;
 use serde_json::Value;
 
 /// The style of names and values. anstream removes it where stdout is not a terminal.
@@ -76,9 +77,9 @@ fn collect(path: &str, value: &Value, rows: &mut Vec<(String, String)>) {
     }
 }
 
-/// A guest's text without control characters, which could act on the terminal, and truncated.
+/// A guest's text without characters that act on a terminal, or reorder or hide text, and truncated.
 pub fn clean(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(MAX_CHARACTERS).collect()
+    text.chars().filter(|&character| !is_hidden(character)).take(MAX_CHARACTERS).collect()
 }
 
 #[cfg(test)]
@@ -97,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_a_heading_and_its_fields() {
-        let text = plain(&sample_of(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2Jb"}))));
+        let text = plain(&sample_of(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2J\u{202e}b\u{2066}"}))));
         assert_eq!(
             text,
             "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  name                    a[2Jb\n  cpus.0.busy                 3\n"

@@ -14,7 +14,7 @@ use scx_vsock::series::StatPath;
 use scx_vsock::{Endpoint, Sample, Sampler, SchedStatsClient};
 
 use crate::duration;
-use crate::target::uris_help;
+use crate::target::{uri_parser, uris_help};
 use table::Table;
 
 /// The most samples that wait to be printed; with more, the samplers wait.
@@ -31,7 +31,7 @@ Examples:
   scx-vsock watch hybrid:/run/guest1/v.sock --field delta.ctxt --field load.one --interval 250ms
   scx-vsock watch vsock://3 --jsonl --samples 60 >samples.jsonl")]
 pub struct Watch {
-    #[arg(value_name = "URI", required = true, help = uris_help())]
+    #[arg(value_name = "URI", required = true, help = uris_help(), value_parser = uri_parser())]
     uris: Vec<Endpoint>,
 
     /// The time between two samples, in seconds or with a unit (250ms); also how long to wait for each answer

@@ -1,6 +1,8 @@
 //! `scx-vsock stats`, `meta` and `watch` as processes, against scripted agents and schedulers.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 
@@ -227,4 +229,21 @@ fn watch_draws_a_table_on_a_terminal() {
     assert_eq!((drawn.matches("\u{1b}[J").count(), drawn.matches("\u{1b}[2A").count()), (4, 3), "{drawn:?}");
     let last = drawn.rsplit("\u{1b}[J").next().unwrap();
     assert!(last.contains("session 1, deltas over ") && last.contains("▁▃▆█"), "{last:?}");
+}
+
+#[test]
+fn the_path_of_a_uri_need_not_be_text() {
+    let uri = |start: &str| OsString::from_vec([start.as_bytes(), b"/caf\xe9"].concat());
+    for (arguments, start) in [
+        (&["stats"][..], "unix:"),
+        (&["meta"], "scx:"),
+        (&["watch", "--samples", "1"], "unix:"),
+        (&["doctor"], "hybrid:"),
+        // No host has this address, so that export does not serve.
+        (&["export", "--listen", "192.0.2.1:1"], "unix:"),
+        (&["export", "--listen", "192.0.2.1:1"], "name=hybrid:"),
+    ] {
+        let output = scx_vsock(arguments).arg(uri(start)).output().unwrap();
+        assert_ne!(output.status.code(), Some(2), "{arguments:?} {start}: {}", message(&output));
+    }
 }

@@ -23,6 +23,7 @@ pub use error::{SchedStatsError, SystemError};
 pub use meta::Meta;
 pub use path::{ParsePathError, PathError, StatPath};
 pub(crate) use peer_text::PeerText;
+pub use peer_text::is_hidden;
 pub use reason::{MissingStatsReason, ReasonKind};
 pub use request::{RequestLine, StatsRequest};
 pub use response::StatsResponse;

@@ -112,8 +112,10 @@ impl Writer<'_, '_> {
     }
 }
 
-/// Whether a character would act on a terminal, or hide or reorder what stands around it.
-fn is_hidden(char: char) -> bool {
+/// Whether a character would act on a terminal, or hide or reorder what stands around it: control characters, line and
+/// paragraph separators, invisible characters and those of bidirectional formatting.
+#[must_use]
+pub fn is_hidden(char: char) -> bool {
     char.is_control()
         || matches!(char,
             '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
