@@ -15,7 +15,15 @@ use scx_vsock_tests::peer::DEADLINE;
 #[ignore = "boots QEMU guests; run ci/test qemu"]
 fn a_guest_leaves_nothing_behind() {
     let before = left_behind();
-    for end in [panics, panics_later, never_gets_ready, is_dropped, has_a_missing_kernel, has_a_missing_program] {
+    for end in [
+        panics,
+        panics_later,
+        never_gets_ready,
+        has_an_agent_that_ends,
+        is_dropped,
+        has_a_missing_kernel,
+        has_a_missing_program,
+    ] {
         end();
         assert_eq!(left_behind(), before);
     }
@@ -38,13 +46,20 @@ fn panics_later() {
 }
 
 fn never_gets_ready() {
-    let error = builder().agent_argument("--help").deadline(Duration::from_secs(15)).boot().unwrap_err();
+    let error = builder().kernel_argument("rdinit=/bin/sh").deadline(Duration::from_secs(5)).boot().unwrap_err();
     assert!(matches!(error, Error::NotReady { .. }), "{error}");
+}
+
+fn has_an_agent_that_ends() {
+    let error = builder().agent_argument("--port").agent_argument("x").deadline(Duration::MAX).boot().unwrap_err();
+    let Error::AgentEnded { status: 2, console } = &error else { panic!("{error}") };
+    assert!(console.contains("--port"), "{console}");
 }
 
 fn is_dropped() {
     let guest = builder().boot().unwrap();
-    assert_eq!(left_behind().children, 1);
+    // QEMU, and the guard of its process group.
+    assert_eq!(left_behind().children, 2);
     let client = guest.client();
     drop(guest);
     let error = client.stats(&[]).unwrap_err();

@@ -1,21 +1,23 @@
 //! `scx-vsock boot`: a throw-away guest, sampled while a command runs in it.
 
+mod command_text;
+mod hybrid_socket;
 mod sampling;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use scx_vsock::guest::qemu::Guest;
-use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::sample::Schedule;
-use scx_vsock::vsock::unix_bridge::UnixBridge;
 use scx_vsock::{Sampler, SchedStatsClient};
 
-use crate::duration;
 use crate::output::eprintln;
+use crate::{display, duration};
+use hybrid_socket::HybridSocket;
 use sampling::Sampling;
 
 /// Boot a throw-away QEMU guest and sample its scheduler
@@ -23,13 +25,19 @@ use sampling::Sampling;
 /// The guest has the kernel, the agent, the scheduler with its libraries, and busybox; no disk and no network. Neither
 /// root nor /dev/kvm is needed.
 ///
-/// With CMD, boot runs it in the guest and samples the scheduler's stats until it exits. Then boot prints the output of CMD
-/// to stderr and exits with its exit code. Without CMD, boot takes --samples samples and exits.
+/// With CMD, boot runs it in the guest, samples the scheduler's stats until it exits, and exits with its exit code. The
+/// outputs of CMD go to stderr as they come: unchanged into a file or a pipe, without escape sequences and control
+/// characters on a terminal. Without CMD, boot takes --samples samples and exits.
+///
+/// A scheduler that exits before it serves stats ends boot with exit code 3. One that exits later is a warning, or with
+/// --require-stats an error with that code.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
+  scx-vsock boot --kernel /boot/vmlinuz-$(uname -r) --modules /lib/modules/$(uname -r)
   scx-vsock boot --kernel vmlinuz --modules /lib/modules/7.2.0 --scheduler ./scx_bpfland
-  scx-vsock boot --kernel vmlinuz --scheduler ./scx_bpfland --jsonl -- sh -c 'ls -R /sys >/dev/null'")]
+  scx-vsock boot --kernel vmlinuz --modules /lib/modules/7.2.0 --scheduler ./scx_bpfland --jsonl \\
+    --require-stats -- sh -c 'ls -R /sys >/dev/null'")]
 pub struct Boot {
     /// The kernel's bzImage, such as /boot/vmlinuz-$(uname -r)
     #[arg(long, value_name = "FILE")]
@@ -39,7 +47,8 @@ pub struct Boot {
     #[arg(long, value_name = "FOLDER")]
     modules: Option<PathBuf>,
 
-    /// The kernel's configuration, which scx_* schedulers read, such as /boot/config-$(uname -r)
+    /// The kernel's configuration, which scx_* schedulers read; by default config-RELEASE or config beside the kernel, else
+    /// /boot/config-RELEASE
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -67,6 +76,14 @@ pub struct Boot {
     #[arg(long)]
     jsonl: bool,
 
+    /// Fail when the scheduler exits during the run, and when the last sample has no stats
+    #[arg(long, requires = "scheduler")]
+    require_stats: bool,
+
+    /// Write the guest's console to this file as it comes
+    #[arg(long, value_name = "FILE")]
+    console: Option<PathBuf>,
+
     /// The guest's memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..))]
     memory: u32,
@@ -81,7 +98,7 @@ pub struct Boot {
 
     /// The QEMU program; by default $QEMU, else qemu-system-x86_64
     #[arg(long, value_name = "PROGRAM")]
-    qemu: Option<String>,
+    qemu: Option<OsString>,
 
     /// Create a hybrid socket at this path, through which other programs can reach the guest
     #[arg(long, value_name = "PATH")]
@@ -97,18 +114,19 @@ impl Boot {
     pub fn run(&self) -> Result<ExitCode> {
         let schedule = Schedule::Every(self.interval).validate()?;
         let started = Instant::now();
-        // Connections to the socket wait in its backlog until the guest is there.
-        let socket = self.hybrid.as_ref().map(OwnedUnixListener::bind).transpose()?;
+        let hybrid = self.hybrid.as_deref().map(HybridSocket::bind).transpose()?;
         eprintln!("scx-vsock: booting {}", self.kernel.display());
         let guest = self.boot()?;
-        let _bridge = socket.map(|socket| bridge_to(&guest, socket)).transpose()?;
+        if let Some(socket) = &hybrid {
+            socket.connect_to(&guest)?;
+        }
         eprintln!("scx-vsock: the agent is ready after {:.1} s", started.elapsed().as_secs_f32());
         let mut sampler = Sampler::new(self.client(&guest)?);
         // Without a scheduler, each sample says why.
         let _reason = sampler.prime();
-        let sampling = Sampling { schedule, jsonl: self.jsonl };
+        let sampling = Sampling { schedule, jsonl: self.jsonl, requires_stats: self.require_stats };
         if self.command.is_empty() {
-            sampling.take(self.samples, &mut sampler, self.scheduler.is_some())
+            sampling.take(guest, self.samples, &mut sampler, self.scheduler.is_some())
         } else {
             sampling.take_while_running(guest, &self.command, &mut sampler)
         }
@@ -127,6 +145,9 @@ impl Boot {
         if let Some(file) = &self.agent {
             builder = builder.agent(file);
         }
+        if let Some(file) = &self.console {
+            builder = builder.console_file(file);
+        }
         if let Some(program) = &self.qemu {
             builder = builder.qemu(program);
         }
@@ -141,30 +162,16 @@ impl Boot {
         let Some(scheduler) = &self.scheduler else { return Ok(None) };
         let scheduler = scheduler.file_name().unwrap_or(scheduler.as_os_str()).display();
         let started = Instant::now();
-        let client = guest.client();
-        client.wait_for_scheduler(self.timeout).with_context(|| {
-            format!("{scheduler} does not serve stats; the last lines of the console: {}", guest.console().last_lines())
-        })?;
+        guest.wait_for_scheduler(self.timeout)?;
         let name = ops(guest).map_or_else(|| "no sched_ext scheduler".into(), |ops| format!("sched_ext ops {ops}"));
         let seconds = started.elapsed().as_secs_f32();
         eprintln!("scx-vsock: {scheduler} serves stats after {seconds:.1} s ({name})");
-        Ok(Some(client))
+        Ok(Some(guest.client()))
     }
-}
-
-/// Connects clients of the hybrid socket with the guest.
-fn bridge_to(guest: &Guest, socket: OwnedUnixListener) -> Result<UnixBridge> {
-    let path = socket.path().to_owned();
-    let bridge = UnixBridge::start(socket)?;
-    guest.handle().set_uds_path(&path);
-    bridge.set_guest(guest.handle());
-    eprintln!("scx-vsock: other programs can reach the guest: scx-vsock stats hybrid:{}", path.display());
-    Ok(bridge)
 }
 
 /// The name of the sched_ext scheduler that the guest's kernel runs.
 fn ops(guest: &Guest) -> Option<String> {
     let output = guest.run(&["cat", "/sys/kernel/sched_ext/root/ops"]).ok().filter(|output| output.status == 0)?;
-    let name = String::from_utf8_lossy(&output.stdout);
-    Some(name.trim().chars().filter(|character| !character.is_control()).collect())
+    Some(display::clean(String::from_utf8_lossy(&output.stdout).trim()))
 }

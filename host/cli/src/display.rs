@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_a_heading_and_its_fields() {
-        let text = plain(&sample_of(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2Jb"}))));
+        let text = plain(&sample_of(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2J\u{202e}b\u{2066}"}))));
         assert_eq!(
             text,
             "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  name              a\\u{1b}[2Jb\n  cpus.0.busy                 3\n"

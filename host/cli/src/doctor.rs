@@ -4,6 +4,7 @@ mod check_result;
 mod guest_checks;
 mod host_checks;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use clap::Args;
 use scx_vsock::Endpoint;
 use serde_json::Value;
 
-use crate::target::uri_help;
+use crate::target::{uri_help, uri_parser};
 use crate::{duration, output};
 use check_result::CheckResult;
 use host_checks::HostFiles;
@@ -33,7 +34,7 @@ Examples:
   scx-vsock doctor vsock://3
   scx-vsock doctor hybrid:/run/guest1/v.sock --json | jq '.[] | select(.state == \"error\")'")]
 pub struct Doctor {
-    #[arg(value_name = "URI", help = uri_help())]
+    #[arg(value_name = "URI", help = uri_help(), value_parser = uri_parser())]
     uri: Option<Endpoint>,
 
     /// How long to wait for all answers of the guest together, in seconds or with a unit (250ms)
@@ -50,7 +51,7 @@ pub struct Doctor {
 
     /// The QEMU program; by default $QEMU, else qemu-system-x86_64
     #[arg(long, value_name = "PROGRAM", conflicts_with = "uri")]
-    qemu: Option<String>,
+    qemu: Option<OsString>,
 
     /// Print JSON: a list of objects with check, state (ok, warning or error), message and fix
     #[arg(long)]

@@ -9,6 +9,7 @@ use crate::output::eprintln;
 use anyhow::{Context, Result};
 use clap::Command;
 use clap::error::ErrorKind;
+use scx_vsock::stats::is_hidden;
 
 /// Prints the help that was asked for, or one line about wrong arguments.
 ///
@@ -46,7 +47,7 @@ fn usage_problem(rendered: &str) -> String {
     one_line(problem.strip_prefix("error: ").unwrap_or(problem))
 }
 
-/// Joins the lines of a text to one, without control characters.
+/// Joins the lines of a text to one, without characters that act on a terminal, or reorder or hide text.
 pub fn one_line(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let mut joined = String::new();
@@ -56,7 +57,7 @@ pub fn one_line(text: &str) -> String {
             Some(':' | ';' | ',') => " ",
             Some(_) => "; ",
         };
-        joined.extend(line.chars().filter(|character| !character.is_control()));
+        joined.extend(line.chars().filter(|&character| !is_hidden(character)));
     }
     joined
 }
@@ -90,7 +91,7 @@ mod tests {
 
     #[test]
     fn many_lines_become_one() {
-        assert_eq!(one_line("a\n  b:\n\nc\u{1b}[2J\n"), "a; b: c[2J");
+        assert_eq!(one_line("a\n  b:\n\nc\u{1b}[2J\u{202e}\n"), "a; b: c[2J");
         assert_eq!(one_line(""), "");
     }
 }

@@ -3,28 +3,38 @@
 use std::process::ExitCode;
 
 use scx_vsock::MissingStatsReason;
+use scx_vsock::guest;
 
 /// The code of an error that has none of its own.
 pub const FAILURE: u8 = 1;
 
+/// The code of a scheduler that `boot` started and that exited.
+const SCHEDULER_ENDED: u8 = 3;
+
 /// Codes that are not those of a reason. `boot` and `proxy` exit with the code of the command that they ran instead.
-const OWN: [(u8, &str, &str); 4] = [
+const OWN: [(u8, &str, &str); 5] = [
     (0, "success", "the command completed"),
     (FAILURE, "failure", "any error that is not listed here; see the message"),
     (2, "usage", "the arguments are invalid"),
+    (SCHEDULER_ENDED, "scheduler_ended", "the scheduler that boot started in the guest exited"),
     (130, "interrupted", "the command was interrupted by Ctrl-C"),
 ];
 
 /// Returns every code in order: its number, its name, and what it means.
 fn codes() -> impl Iterator<Item = (u8, &'static str, &'static str)> {
     let reasons = MissingStatsReason::KINDS.iter().map(|reason| (reason.exit_code, reason.kind, reason.summary));
-    let (before, after) = OWN.split_at(3);
+    let (before, after) = OWN.split_at(4);
     before.iter().copied().chain(reasons).chain(after.iter().copied())
 }
 
 /// Returns the exit code of an error.
 pub fn code(error: &anyhow::Error) -> ExitCode {
-    ExitCode::from(MissingStatsReason::find(error).map_or(FAILURE, |reason| reason.exit_code()))
+    let of_reason = || MissingStatsReason::find(error).map_or(FAILURE, |reason| reason.exit_code());
+    ExitCode::from(if has_ended_scheduler(error) { SCHEDULER_ENDED } else { of_reason() })
+}
+
+fn has_ended_scheduler(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(guest::Error::SchedulerEnded { .. })))
 }
 
 /// Returns the table for the end of the help.
@@ -59,6 +69,13 @@ mod tests {
         let reason = Err::<(), _>(MissingStatsReason::Cancelled).context("last sample");
         assert_eq!(code(&reason.unwrap_err()), ExitCode::from(13));
         assert_eq!(code(&anyhow::anyhow!("other")), ExitCode::from(FAILURE));
+    }
+
+    #[test]
+    fn a_scheduler_that_ended_has_a_code_of_its_own() {
+        let (scheduler, console) = ("scx_a".into(), String::new());
+        let ended = guest::Error::SchedulerEnded { scheduler, status: 1, lacks_config: false, console };
+        assert_eq!(code(&anyhow::Error::new(ended).context("while it ran")), ExitCode::from(3));
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! `scx-vsock export`: the stats of many guests for Prometheus.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use nix::sys::signal::Signal;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scx_vsock::Endpoint;
@@ -44,7 +46,7 @@ Configuration of Prometheus:
     - job_name: scx-vsock
       static_configs: [{targets: ['127.0.0.1:9729']}]")]
 pub struct Export {
-    #[arg(required = true, value_name = "[NAME=]URI", help = uris_help())]
+    #[arg(required = true, value_name = "[NAME=]URI", help = uris_help(), value_parser = named_parser())]
     guests: Vec<Named>,
 
     /// The address to listen on: HOST:PORT, or :PORT for every address of this host; port 0 takes a free port, which is printed
@@ -69,17 +71,24 @@ struct Named {
     endpoint: Endpoint,
 }
 
-impl FromStr for Named {
-    type Err = ParseEndpointError;
-
-    fn from_str(text: &str) -> Result<Self, ParseEndpointError> {
+impl Named {
+    /// Reads `[NAME=]URI`, whose path need not be UTF-8.
+    fn parse(text: &OsStr) -> Result<Self, ParseEndpointError> {
+        let bytes = text.as_bytes();
+        let is_name = |name: &&str| !name.is_empty() && !name.contains(':');
+        let (name, uri) = bytes.split_at(bytes.iter().position(|&byte| byte == b'=').unwrap_or(0));
         // A name has no colon, and the scheme of a URI has no equals sign.
-        let (name, uri) = match text.split_once('=') {
-            Some((name, uri)) if !name.is_empty() && !name.contains(':') => (name, uri),
-            _ => (text, text),
-        };
-        Ok(Self { name: name.to_owned(), endpoint: uri.parse()? })
+        match (str::from_utf8(name).ok().filter(is_name), uri.strip_prefix(b"=")) {
+            (Some(name), Some(uri)) => {
+                Ok(Self { name: name.to_owned(), endpoint: Endpoint::try_from(OsStr::from_bytes(uri))? })
+            }
+            _ => Ok(Self { name: text.to_string_lossy().into_owned(), endpoint: Endpoint::try_from(text)? }),
+        }
     }
+}
+
+fn named_parser() -> impl TypedValueParser<Value = Named> {
+    OsStringValueParser::new().try_map(|text| Named::parse(&text))
 }
 
 impl Export {

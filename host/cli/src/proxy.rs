@@ -19,7 +19,7 @@ use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsError};
 use crate::duration;
 use crate::output::eprintln;
 use crate::signals::Signals;
-use crate::target::uri_help;
+use crate::target::{uri_help, uri_parser};
 use running_command::RunningCommand;
 
 /// The signals that end a proxy without a command.
@@ -58,7 +58,7 @@ Examples:
   scx-vsock proxy hybrid:/run/guest1/v.sock --socket /tmp/guest1.stats
   echo '{\"req\":\"stats\"}' | socat -t5 - UNIX-CONNECT:/tmp/guest1.stats")]
 pub struct Proxy {
-    #[arg(value_name = "URI", help = uri_help())]
+    #[arg(value_name = "URI", help = uri_help(), value_parser = uri_parser())]
     uri: Endpoint,
 
     /// The socket to create, which only this user may connect to

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use scx_vsock::endpoint::FORMS;
 use scx_vsock::{Endpoint, SchedStatsClient, SchedStatsError};
 
@@ -18,10 +19,15 @@ pub fn uris_help() -> String {
     format!("The agents' addresses: {FORMS}; see 'scx-vsock --help'")
 }
 
+/// Returns the parser of a URI, whose path need not be UTF-8.
+pub fn uri_parser() -> impl TypedValueParser<Value = Endpoint> {
+    OsStringValueParser::new().try_map(|uri| Endpoint::try_from(uri.as_os_str()))
+}
+
 /// The arguments of verbs that ask one guest.
 #[derive(Args)]
 pub struct Target {
-    #[arg(value_name = "URI", help = uri_help())]
+    #[arg(value_name = "URI", help = uri_help(), value_parser = uri_parser())]
     uri: Endpoint,
 
     /// How long to wait for an answer, in seconds or with a unit (250ms)

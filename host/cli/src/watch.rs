@@ -19,7 +19,7 @@ use scx_vsock::stats::StatPath;
 use scx_vsock::{Endpoint, Sample, Sampler, SchedStatsClient};
 
 use crate::signals::Signals;
-use crate::target::uris_help;
+use crate::target::{uri_parser, uris_help};
 use crate::{duration, output, signals};
 use input::Input;
 use table::Table;
@@ -44,7 +44,7 @@ Examples:
   scx-vsock watch hybrid:/run/guest1/v.sock --field nr_running --field nr_direct_dispatches --interval 250ms
   scx-vsock watch vsock://3 --jsonl --samples 60 >samples.jsonl")]
 pub struct Watch {
-    #[arg(value_name = "URI", required = true, help = uris_help())]
+    #[arg(value_name = "URI", required = true, help = uris_help(), value_parser = uri_parser())]
     uris: Vec<Endpoint>,
 
     /// The time between two samples, in seconds or with a unit (250ms); also how long to wait for each answer

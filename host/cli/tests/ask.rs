@@ -1,7 +1,9 @@
 //! `scx-vsock stats`, `meta` and `watch` as processes, against scripted agents and schedulers.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
+use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 use std::{io, iter};
@@ -287,4 +289,21 @@ fn a_reader_that_is_gone_ends_it_quietly() {
     with_stdout(closed, |line, output| {
         assert_eq!((message(output), output.status.code()), ("", Some(0)), "{line}");
     });
+}
+
+#[test]
+fn the_path_of_a_uri_need_not_be_text() {
+    let uri = |start: &str| OsString::from_vec([start.as_bytes(), b"/caf\xe9"].concat());
+    for (arguments, start) in [
+        (&["stats"][..], "unix:"),
+        (&["meta"], "scx:"),
+        (&["watch", "--samples", "1"], "unix:"),
+        (&["doctor"], "hybrid:"),
+        // No host has this address, so that export does not serve.
+        (&["export", "--listen", "192.0.2.1:1"], "unix:"),
+        (&["export", "--listen", "192.0.2.1:1"], "name=hybrid:"),
+    ] {
+        let output = scx_vsock(arguments).arg(uri(start)).output().unwrap();
+        assert_ne!(output.status.code(), Some(2), "{arguments:?} {start}: {}", message(&output));
+    }
 }

@@ -1,13 +1,15 @@
 //! `scx-vsock boot` as a process: its errors when something is missing, and that nothing outlives it.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::Kernel;
 use scx_vsock_tests::program;
@@ -72,6 +74,107 @@ fn a_qemu_that_exits_at_once_is_quoted() {
     assert_eq!(code, 1);
 }
 
+/// A boot whose QEMU is this script.
+fn boot_with_qemu(folder: &TempDir, script: &str) -> Command {
+    program::write_script(&folder.path().join("qemu"), script);
+    let mut command = program::with_all_signals(env!("CARGO_BIN_EXE_scx-vsock"));
+    command.arg("boot");
+    for name in ["kernel", "agent", "qemu"] {
+        command.arg(format!("--{name}")).arg(folder.path().join(name));
+    }
+    command.env("SCX_VSOCK_ACCELERATOR", "tcg").stderr(Stdio::piped());
+    command
+}
+
+/// Starts a boot; returns it once its QEMU, which prints a line, runs, with the line.
+fn started(command: &mut Command, console: &Path) -> (Child, String) {
+    let status = Command::new("mkfifo").arg(console).status().unwrap();
+    assert!(status.success());
+    let child = command.arg("--console").arg(console).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(File::open(console).unwrap()).read_line(&mut line).unwrap();
+    (child, line)
+}
+
+fn has_ended(process: &OwnedFd) -> bool {
+    let within = Timespec { tv_sec: 60, tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&within)).unwrap() == 1
+}
+
+#[test]
+fn a_missing_temporary_folder_is_named() {
+    let folder = stand_ins();
+    let output = boot_with_qemu(&folder, "echo it ends").env("TMPDIR", "/no/such/folder").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let expected =
+        "cannot create a temporary folder in /no/such/folder (set TMPDIR to a folder that can be written): No such";
+    assert!(output.status.code() == Some(1) && stderr.contains(expected), "{stderr}");
+}
+
+#[test]
+fn a_long_temporary_folder_works() {
+    let folder = stand_ins();
+    let long = folder.path().join("x".repeat(150));
+    fs::create_dir(&long).unwrap();
+    let output = boot_with_qemu(&folder, "echo it ends").env("TMPDIR", &long).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.ends_with("its last lines: it ends\n"), "{stderr}");
+}
+
+#[test]
+fn the_console_is_written_to_a_file() {
+    let folder = stand_ins();
+    let file = folder.path().join("console");
+    let output = boot_with_qemu(&folder, "printf 'it \\033[Kends\\n'").arg("--console").arg(&file).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.ends_with("its last lines: it ends\n"), "{stderr}");
+    assert_eq!(fs::read(&file).unwrap(), b"it \x1b[Kends\n");
+    let output = boot_with_qemu(&folder, "echo it ends").args(["--console", "/nowhere/file"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("cannot create /nowhere/file for the guest's console"), "{stderr}");
+}
+
+#[test]
+fn a_signal_leaves_no_hybrid_socket() {
+    for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
+        let folder = stand_ins();
+        let socket = folder.path().join("guest");
+        let mut command = boot_with_qemu(&folder, "echo $$; exec /bin/sleep 1000");
+        let (mut child, line) = started(command.arg("--hybrid").arg(&socket), &folder.path().join("console"));
+        let qemu = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+        let qemu = pidfd_open(qemu, PidfdFlags::empty()).unwrap();
+        assert!(socket.exists());
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()));
+        assert!(!socket.exists() && has_ended(&qemu));
+    }
+}
+
+#[test]
+fn a_killed_boots_hybrid_socket_is_replaced() {
+    let folder = stand_ins();
+    let socket = folder.path().join("guest");
+    let mut command = boot_with_qemu(&folder, "echo up; exec /bin/sleep 1000");
+    let (mut child, _) = started(command.arg("--hybrid").arg(&socket), &folder.path().join("console"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let output = boot_with_qemu(&folder, "echo it ends").arg("--hybrid").arg(&socket).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.ends_with("its last lines: it ends\n") && !socket.exists(), "{stderr}");
+}
+
+#[test]
+fn what_a_wrapper_of_qemu_started_ends_with_boot() {
+    let folder = stand_ins();
+    let mut command = boot_with_qemu(&folder, "/bin/sleep 1000 & echo $!; wait");
+    let (mut child, line) = started(&mut command, &folder.path().join("console"));
+    let qemu = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+    let qemu = pidfd_open(qemu, PidfdFlags::empty()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(has_ended(&qemu));
+}
+
 #[test]
 fn a_missing_agent_is_named_with_its_fix() {
     let folder = stand_ins();
@@ -97,6 +200,7 @@ fn wrong_arguments_are_named() {
         (&["--kernel", "k", "--interval", "0"], "--interval"),
         (&["--kernel", "k", "--cpus", "x"], "--cpus"),
         (&["--kernel", "k", "--scheduler-arg", "-v"], "--scheduler"),
+        (&["--kernel", "k", "--require-stats"], "--scheduler"),
         (&["--kernel", "k", "--samples", "3", "--", "true"], "--samples"),
         (&["--kernel", "k", "true"], "'true'"),
         (&["--colonel", "k"], "--colonel"),
@@ -120,7 +224,7 @@ fn booted(arguments: &[&str]) -> Command {
 fn the_commands_output_and_exit_code_are_boots() {
     let output = booted(&["--jsonl", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(7) && stderr.ends_with("out\nerr\n"), "{stderr}");
+    assert!(output.status.code() == Some(7) && stderr.contains("\nout\n") && stderr.contains("\nerr\n"), "{stderr}");
     // Without a scheduler the samples say so.
     assert!(String::from_utf8(output.stdout).unwrap().contains(r#""stats":{"Err":"NoSchedulerBinary"}"#));
 }
@@ -128,11 +232,53 @@ fn the_commands_output_and_exit_code_are_boots() {
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
 fn a_scheduler_that_exits_at_once_is_named() {
-    let output = booted(&["--timeout", "15", "--scheduler", "/bin/false"]).output().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let scheduler = folder.path().join("scx_broken");
+    program::write_script(&scheduler, "printf '\\033[31mError:\\033[0m no BTF\\n' >&2; exit 5");
+    // No test waits for this time.
+    let output = booted(&["--timeout", "9999", "--scheduler", scheduler.to_str().unwrap()]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let expected = "scx-vsock: the scheduler scx_broken exited with status 5; its last lines: Error: no BTF";
+    assert_eq!((stderr.lines().last().unwrap(), output.status.code()), (expected, Some(3)));
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn missing_vsock_modules_are_named_at_once() {
+    let kernel = Kernel::of_this_run();
+    let mut command = boot();
+    command.args(["--timeout", "9999", "--kernel"]).arg(&kernel.image).arg("--agent").arg(agent::file());
+    let output = command.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     let error = stderr.lines().last().unwrap();
-    // The agent is there, and says what it found instead of a scheduler.
-    assert!(output.status.code() == Some(11) && error.contains("false does not serve stats"), "{error}");
+    let expected = "scx-vsock: the guest's kernel has no virtio-vsock device (name the folder with its modules";
+    assert!(output.status.code() == Some(1) && error.starts_with(expected), "{error}");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_required_scheduler_that_disappears_ends_the_run() {
+    let procsched = program::built("procsched").to_str().unwrap().to_owned();
+    // The command prints before it ends, which it never does.
+    let script = "echo early; kill $(pidof procsched); sleep 100000";
+    let arguments = ["--require-stats", "--scheduler", &procsched, "--", "sh", "-c", script];
+    let output = booted(&arguments).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let error = stderr.lines().last().unwrap();
+    let expected = "scx-vsock: the scheduler procsched was ended by signal 15; its last lines:";
+    assert!(output.status.code() == Some(3) && error.starts_with(expected), "{error}");
+    assert!(stderr.contains("\nearly\n"), "{stderr}");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_scheduler_that_disappears_is_a_warning() {
+    let procsched = program::built("procsched").to_str().unwrap().to_owned();
+    let script = "kill $(pidof procsched); while pidof procsched; do :; done; exit 7";
+    let output = booted(&["--scheduler", &procsched, "--", "sh", "-c", script]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let expected = "\nscx-vsock: warning: the scheduler procsched was ended by signal 15; its last lines:";
+    assert!(output.status.code() == Some(7) && stderr.contains(expected), "{stderr}");
 }
 
 #[test]
@@ -141,12 +287,11 @@ fn a_guest_does_not_outlive_a_command_that_is_killed() {
     let mut child = booted(&["--", "sleep", "1000"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("the agent is ready")));
-    let guest = children(child.id()).pop().unwrap();
-    let guest = pidfd_open(guest, PidfdFlags::empty()).unwrap();
+    let started = children(child.id()).into_iter().map(|process| pidfd_open(process, PidfdFlags::empty()).unwrap());
+    let started: Vec<OwnedFd> = started.collect();
     child.kill().unwrap();
     child.wait().unwrap();
-    let within = Timespec { tv_sec: 20, tv_nsec: 0 };
-    assert_eq!(poll(&mut [PollFd::new(&guest, PollFlags::IN)], Some(&within)).unwrap(), 1, "QEMU still runs");
+    assert!(started.len() == 2 && started.iter().all(has_ended), "QEMU and its guard have ended");
 }
 
 #[test]

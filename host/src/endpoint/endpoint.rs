@@ -1,8 +1,10 @@
 //! The address of an agent, as a URI.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -77,19 +79,46 @@ impl FromStr for Endpoint {
     type Err = ParseEndpointError;
 
     fn from_str(uri: &str) -> Result<Self, ParseEndpointError> {
-        parse(uri).map_err(|problem| ParseEndpointError { uri: uri.to_owned(), problem })
+        Self::try_from(OsStr::new(uri))
     }
 }
 
-fn parse(uri: &str) -> Result<Endpoint, &'static str> {
-    let (scheme, rest) = uri.split_once(':').ok_or("it has no scheme")?;
+/// Reads a URI whose path need not be UTF-8.
+///
+/// ```
+/// use std::ffi::OsStr;
+/// use std::os::unix::ffi::OsStrExt;
+/// use scx_vsock::Endpoint;
+///
+/// let path = OsStr::from_bytes(b"/run/caf\xe9");
+/// let uri = OsStr::from_bytes(b"unix:/run/caf\xe9");
+/// assert_eq!(Endpoint::try_from(uri)?, Endpoint::Unix { path: path.into() });
+/// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
+/// ```
+impl TryFrom<&OsStr> for Endpoint {
+    type Error = ParseEndpointError;
+
+    fn try_from(uri: &OsStr) -> Result<Self, ParseEndpointError> {
+        let error = |problem| ParseEndpointError { uri: uri.to_string_lossy().into_owned(), problem };
+        parse(uri.as_bytes()).map_err(error)
+    }
+}
+
+fn parse(uri: &[u8]) -> Result<Endpoint, &'static str> {
+    let (scheme, rest) = split_at(uri, uri.iter().position(|&byte| byte == b':')).ok_or("it has no scheme")?;
     match scheme {
-        "vsock" => parse_vsock(rest),
-        "hybrid" => parse_hybrid(rest),
-        "unix" => Ok(Endpoint::Unix { path: parse_path(rest)? }),
-        "scx" => Ok(Endpoint::Scx { path: parse_path(rest)? }),
+        b"vsock" => parse_vsock(&String::from_utf8_lossy(rest)),
+        b"hybrid" => parse_hybrid(rest),
+        b"unix" => Ok(Endpoint::Unix { path: parse_path(rest)? }),
+        b"scx" => Ok(Endpoint::Scx { path: parse_path(rest)? }),
         _ => Err("its scheme is unknown"),
     }
+}
+
+/// Returns what is before and after the byte at a position.
+fn split_at(bytes: &[u8], position: Option<usize>) -> Option<(&[u8], &[u8])> {
+    let (before, from) = bytes.split_at_checked(position?)?;
+    Some((before, from.get(1..)?))
 }
 
 fn parse_vsock(rest: &str) -> Result<Endpoint, &'static str> {
@@ -103,16 +132,19 @@ fn parse_vsock(rest: &str) -> Result<Endpoint, &'static str> {
 }
 
 /// The port is after the last question mark, so that the path can contain question marks if the port is written.
-fn parse_hybrid(rest: &str) -> Result<Endpoint, &'static str> {
-    let (path, port) = match rest.rsplit_once('?') {
-        Some((path, option)) => (path, parse_port(option.strip_prefix("port=").ok_or("only port=N can follow ?")?)?),
+fn parse_hybrid(rest: &[u8]) -> Result<Endpoint, &'static str> {
+    let (path, port) = match split_at(rest, rest.iter().rposition(|&byte| byte == b'?')) {
+        Some((path, option)) => {
+            let port = option.strip_prefix(b"port=").ok_or("only port=N can follow ?")?;
+            (path, parse_port(&String::from_utf8_lossy(port))?)
+        }
         None => (rest, AGENT_PORT),
     };
     Ok(Endpoint::Hybrid { path: parse_path(path)?, port })
 }
 
-fn parse_path(path: &str) -> Result<PathBuf, &'static str> {
-    if path.is_empty() { Err("it has no path") } else { Ok(path.into()) }
+fn parse_path(path: &[u8]) -> Result<PathBuf, &'static str> {
+    if path.is_empty() { Err("it has no path") } else { Ok(OsStr::from_bytes(path).into()) }
 }
 
 fn parse_port(port: &str) -> Result<u32, &'static str> {
@@ -202,6 +234,19 @@ mod tests {
         }
         assert_eq!("hybrid:/v.sock?port=729".parse::<Endpoint>().unwrap().to_string(), "hybrid:/v.sock");
         assert_eq!("vsock://3:729".parse::<Endpoint>().unwrap().to_string(), "vsock://3");
+    }
+
+    #[test]
+    fn a_path_need_not_be_text() {
+        let path = PathBuf::from(OsStr::from_bytes(b"/\xff?\xfe"));
+        for (uri, endpoint) in [
+            (&b"unix:/\xff?\xfe"[..], Endpoint::Unix { path: path.clone() }),
+            (b"scx:/\xff?\xfe", Endpoint::Scx { path: path.clone() }),
+            (b"hybrid:/\xff?\xfe?port=5", Endpoint::Hybrid { path, port: 5 }),
+        ] {
+            assert_eq!(Endpoint::try_from(OsStr::from_bytes(uri)), Ok(endpoint));
+        }
+        Endpoint::try_from(OsStr::from_bytes(b"vsock://\xff")).unwrap_err();
     }
 
     #[test]

@@ -1,24 +1,33 @@
 //! Shell commands in a guest, over its second serial port.
 //!
-//! A request is one line of shell. The answer is a line with the exit status and the sizes of both outputs in bytes, then
-//! the outputs. The guest's first process is the other end (`qemu/init.sh`).
+//! A request is a line: an id of the host's choice, a space, a shell command. What comes back is in
+//! [`guest_message`](super::guest_message). The guest's first process is the other end (`qemu/init.sh`).
+//!
+//! A thread of the channel reads the messages. It passes on those of the command that runs, a few at a time, and drops
+//! those of others.
 
-use std::io::{self, ErrorKind};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, BufReader, ErrorKind};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use shlex::{QuoteError, try_quote};
 
+use super::command_output::{RunningCommand, Sink};
 use super::error::Error;
+use super::guest_events::GuestEvents;
+use super::guest_message::{CommandMessage, GuestMessage, OutputStream};
 use super::timed_stream::TimedStream;
 use crate::io::Deadline;
-use crate::stats::PeerText;
 
-/// The most bytes of one output of a command.
+/// The most bytes of one output of a command that are kept.
 const MAX_OUTPUT: usize = 16 << 20;
 
-/// The most bytes of the line with the status and the sizes.
-const MAX_HEADER: usize = 64;
+/// The most messages that wait for the thread that runs a command.
+const MAX_MESSAGES: usize = 4;
 
 /// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +43,7 @@ pub struct CommandOutput {
 /// Runs commands in a guest, one at a time.
 ///
 /// ```
-/// use std::io::Write;
+/// use std::io::{BufRead, BufReader, Write};
 /// use std::os::unix::net::UnixStream;
 /// use std::time::Duration;
 /// use scx_vsock::guest::CommandChannel;
@@ -42,8 +51,13 @@ pub struct CommandOutput {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// // For a guest: -chardev socket,id=commands,path=/run/guest1.commands,server=on -serial chardev:commands
 /// let (host, mut guest) = UnixStream::pair()?;
-/// guest.write_all(b"0 3 0\nup\n")?; // the exit status and two sizes, then both outputs
-/// let output = CommandChannel::new(host).run(&["uptime"], Duration::from_secs(10))?;
+/// # let guest = std::thread::spawn(move || {
+/// #     let mut request = String::new();
+/// #     BufReader::new(guest.try_clone()?).read_line(&mut request)?;
+/// #     let id = request.split(' ').next().unwrap_or_default();
+/// #     write!(guest, "stdout {id} 3\nup\nstdout {id} 0\nstderr {id} 0\nexited {id} 0\n")
+/// # });
+/// let output = CommandChannel::new(host)?.run(&["uptime"], Duration::from_secs(10))?;
 /// assert_eq!((output.status, output.stdout), (0, b"up\n".to_vec()));
 /// # Ok(())
 /// # }
@@ -51,6 +65,8 @@ pub struct CommandOutput {
 #[derive(Debug)]
 pub struct CommandChannel {
     stream: TimedStream,
+    current: Arc<Current>,
+    reader: Option<JoinHandle<()>>,
     /// Why no further command can be run, once an answer did not come or could not be understood.
     broken: Option<String>,
 }
@@ -58,9 +74,23 @@ pub struct CommandChannel {
 impl CommandChannel {
     /// Returns a channel to the guest whose second serial port `stream` is. The guest's initramfs must be that of
     /// [`GuestBuilder::initramfs`](super::qemu::GuestBuilder::initramfs).
-    #[must_use]
-    pub fn new(stream: UnixStream) -> Self {
-        Self { stream: TimedStream::new(stream), broken: None }
+    ///
+    /// # Errors
+    ///
+    /// The host has no descriptor or thread for it.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        Self::with_events(stream, GuestEvents::new()?)
+    }
+
+    /// As [`new`](Self::new), with a place for what the guest reports by itself.
+    pub(super) fn with_events(stream: UnixStream, events: GuestEvents) -> io::Result<Self> {
+        let messages = stream.try_clone()?;
+        let current = Arc::<Current>::default();
+        let of_reader = Arc::clone(&current);
+        let reader = thread::Builder::new()
+            .name("guest-messages".into())
+            .spawn(move || of_reader.end(read_messages(messages, &of_reader, &events)))?;
+        Ok(Self { stream: TimedStream::new(stream), current, reader: Some(reader), broken: None })
     }
 
     /// Runs a command to its end. Each of its outputs may have 16 MiB.
@@ -70,12 +100,38 @@ impl CommandChannel {
     /// [`Error::NulInArgument`]; [`Error::CommandTimedOut`] and [`Error::CommandChannel`], after which no other command
     /// can be run.
     pub fn run(&mut self, arguments: &[&str], within: Duration) -> Result<CommandOutput, Error> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let status = self.run_streaming(arguments, within, |stream, bytes| {
+            let kept = if stream == OutputStream::Stdout { &mut stdout } else { &mut stderr };
+            if kept.len() + bytes.len() > MAX_OUTPUT {
+                return Err(invalid(format!("an output has more than {MAX_OUTPUT} bytes, of which no more are read")));
+            }
+            kept.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        Ok(CommandOutput { status, stdout, stderr })
+    }
+
+    /// Runs a command to its end, and calls `sink` with each piece of its outputs as it comes. Returns the exit status as
+    /// a shell has it. What a process writes that the command left behind in the background is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run). An error of `sink` becomes [`Error::CommandChannel`].
+    pub fn run_streaming(
+        &mut self,
+        arguments: &[&str],
+        within: Duration,
+        mut sink: impl FnMut(OutputStream, &[u8]) -> io::Result<()>,
+    ) -> Result<i32, Error> {
         if let Some(reason) = &self.broken {
             return Err(Error::CommandChannel { reason: reason.clone() });
         }
         let command = command_line(arguments)?;
         let deadline = Deadline::after(Instant::now(), within).at();
-        self.exchange(&command, deadline).map_err(|error| {
+        let outcome = self.exchange(&command, deadline, &mut sink);
+        self.current.set(None);
+        outcome.map_err(|error| {
             let timed_out = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
             self.broken = Some(if timed_out { format!("{command} still runs") } else { error.to_string() });
             if timed_out {
@@ -86,44 +142,113 @@ impl CommandChannel {
         })
     }
 
-    fn exchange(&self, command: &str, deadline: Instant) -> io::Result<CommandOutput> {
-        self.stream.write_all(format!("{command}\n").as_bytes(), deadline)?;
-        let header = self.read_header(deadline)?;
-        let mut numbers = header.split(' ').map(str::parse::<usize>);
-        let (Some(Ok(status)), Some(Ok(stdout)), Some(Ok(stderr)), None) =
-            (numbers.next(), numbers.next(), numbers.next(), numbers.next())
-        else {
-            return Err(invalid(format!("{:?} is not an exit status and two sizes", PeerText::line(&header))));
-        };
-        let status = i32::try_from(status).map_err(io::Error::other)?;
-        let stdout = self.read_output(stdout, deadline)?;
-        let stderr = self.read_output(stderr, deadline)?;
-        Ok(CommandOutput { status, stdout, stderr })
-    }
-
-    fn read_header(&self, deadline: Instant) -> io::Result<String> {
-        let mut header = Vec::new();
-        while header.len() < MAX_HEADER {
-            match self.read_output(1, deadline)?.first() {
-                Some(b'\n') => return Ok(String::from_utf8_lossy(&header).into_owned()),
-                Some(byte) => header.push(*byte),
-                None => {}
+    fn exchange(&self, command: &str, deadline: Instant, sink: &mut Sink<'_>) -> io::Result<i32> {
+        let id = new_id();
+        let (sender, messages) = mpsc::sync_channel(MAX_MESSAGES);
+        self.current.set(Some((id.clone(), sender)));
+        self.stream.write_all(format!("{id} {command}\n").as_bytes(), deadline).map_err(|error| {
+            match error.kind() {
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => self.current.end_reason(),
+                _ => error,
+            }
+        })?;
+        let mut running = RunningCommand::new(&id);
+        loop {
+            running.take(self.next(&messages, deadline)?, sink)?;
+            if let Some(status) = running.complete_status() {
+                return Ok(status);
             }
         }
-        Err(invalid("the answer to a command does not begin with a short line".into()))
     }
 
-    fn read_output(&self, size: usize, deadline: Instant) -> io::Result<Vec<u8>> {
-        if size > MAX_OUTPUT {
-            return Err(invalid(format!("an output has {size} bytes, more than the {MAX_OUTPUT} that are read")));
-        }
-        let mut bytes = vec![0; size];
-        self.stream.read_exact(&mut bytes, deadline).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => io::Error::new(ErrorKind::UnexpectedEof, "the guest ended"),
-            _ => error,
-        })?;
-        Ok(bytes)
+    fn next(&self, messages: &Receiver<CommandMessage>, deadline: Instant) -> io::Result<CommandMessage> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        messages.recv_timeout(left).map_err(|error| match error {
+            RecvTimeoutError::Timeout => ErrorKind::TimedOut.into(),
+            RecvTimeoutError::Disconnected => self.current.end_reason(),
+        })
     }
+}
+
+impl Drop for CommandChannel {
+    fn drop(&mut self) {
+        self.stream.shut_down();
+        if let Some(reader) = self.reader.take() {
+            let _ended = reader.join();
+        }
+    }
+}
+
+/// The command that runs, for the thread that reads the messages.
+#[derive(Debug, Default)]
+struct Current(Mutex<State>);
+
+/// A command's id, and where its messages go.
+type Recipient = (String, SyncSender<CommandMessage>);
+
+#[derive(Debug)]
+enum State {
+    Open(Option<Recipient>),
+    /// The guest ended, or what it sent is no message.
+    Ended(String),
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Open(None)
+    }
+}
+
+impl Current {
+    fn set(&self, recipient: Option<Recipient>) {
+        let mut state = self.state();
+        if let State::Open(current) = &mut *state {
+            *current = recipient;
+        }
+    }
+
+    /// Passes on a message of the command that runs; waits for room.
+    fn deliver(&self, id: &str, message: CommandMessage) {
+        let sender = match &*self.state() {
+            State::Open(Some((current, sender))) if current == id => sender.clone(),
+            _ => return,
+        };
+        let _waits_no_longer = sender.send(message);
+    }
+
+    fn end(&self, reason: String) {
+        *self.state() = State::Ended(reason);
+    }
+
+    fn end_reason(&self) -> io::Error {
+        match &*self.state() {
+            State::Ended(reason) => io::Error::new(ErrorKind::UnexpectedEof, reason.clone()),
+            State::Open(_) => io::Error::new(ErrorKind::UnexpectedEof, "the guest ended"),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Whole at every point where a thread could panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads messages to their end; returns why there are no more.
+fn read_messages(stream: UnixStream, current: &Current, events: &GuestEvents) -> String {
+    let mut source = BufReader::new(stream);
+    loop {
+        match GuestMessage::read(&mut source) {
+            Ok(Some(GuestMessage::Event(event))) => events.report(event),
+            Ok(Some(GuestMessage::Command { id, message })) => current.deliver(&id, message),
+            Ok(None) => return "the guest ended".into(),
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+/// Returns an id that the command, which does not see it, cannot write by chance.
+fn new_id() -> String {
+    format!("{:016x}", RandomState::new().build_hasher().finish())
 }
 
 fn invalid(reason: String) -> io::Error {
@@ -146,8 +271,9 @@ fn quote_on_one_line(argument: &str) -> Result<String, QuoteError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guest_events::Fault;
     use super::*;
-    use std::io::Write;
+    use std::io::{BufRead, Write};
     use std::process::Command;
 
     #[test]
@@ -160,37 +286,85 @@ mod tests {
         }
     }
 
-    fn run_with_answer(answer: &'static [u8]) -> Result<CommandOutput, Error> {
-        let (host, mut guest) = UnixStream::pair().unwrap();
-        guest.write_all(answer).unwrap();
-        guest.shutdown(std::net::Shutdown::Write).unwrap();
-        CommandChannel::new(host).run(&["true"], Duration::from_secs(10))
+    /// A channel to a guest that answers its one request with these lines, in which `ID` is the request's id.
+    fn channel_with_answer(answer: &'static str) -> (CommandChannel, JoinHandle<UnixStream>) {
+        let (host, guest) = UnixStream::pair().unwrap();
+        let guest = thread::spawn(move || {
+            let mut request = String::new();
+            BufReader::new(&guest).read_line(&mut request).unwrap();
+            let id = request.split(' ').next().unwrap();
+            (&guest).write_all(answer.replace("ID", id).as_bytes()).unwrap();
+            guest
+        });
+        (CommandChannel::new(host).unwrap(), guest)
+    }
+
+    fn run_with_answer(answer: &'static str) -> Result<CommandOutput, Error> {
+        let (mut channel, guest) = channel_with_answer(answer);
+        // The guest ends with its answer.
+        let ends = thread::spawn(move || drop(guest.join().unwrap()));
+        let output = channel.run(&["true"], Duration::from_secs(60));
+        ends.join().unwrap();
+        output
     }
 
     #[test]
     fn an_answer_has_status_and_outputs() {
-        let output = run_with_answer(b"3 2 1\nabc").unwrap();
+        let output = run_with_answer("exited ID 3\nstdout ID 2\nabstdout ID 0\nstderr ID 1\ncstderr ID 0\n").unwrap();
         assert_eq!(output, CommandOutput { status: 3, stdout: b"ab".to_vec(), stderr: b"c".to_vec() });
     }
 
     #[test]
+    fn an_answer_to_another_command_is_dropped() {
+        let answer = "exited other 9\nstdout other 1\nxstdout ID 0\nstderr ID 0\nexited ID 0\n";
+        assert_eq!(run_with_answer(answer).unwrap(), CommandOutput { status: 0, stdout: vec![], stderr: vec![] });
+    }
+
+    #[test]
     fn malformed_answers_are_errors() {
-        for answer in [&b"x\n"[..], b"1 2\n", b"1 2 3 4\n", b"0 99999999999 0\n", b"0 5 0\nab", &[b'1'; 100], b""] {
+        for answer in ["x\n", "exited ID\n", "exited ID 256\n", "stdout ID 999999999\n", "stdout ID 5\nab", ""] {
             assert!(matches!(run_with_answer(answer), Err(Error::CommandChannel { .. })), "{answer:?}");
         }
     }
 
     #[test]
-    fn the_longest_time_limit_works() {
+    fn output_is_passed_on_while_the_command_runs() {
+        let (mut channel, guest) = channel_with_answer("stdout ID 5\nearly");
+        let mut guest = Some(guest);
+        let mut pieces = Vec::new();
+        let outcome = channel.run_streaming(&["yes"], Duration::from_secs(60), |stream, bytes| {
+            pieces.push((stream, bytes.to_vec()));
+            // The guest ends only now.
+            drop(guest.take().unwrap().join().unwrap());
+            Ok(())
+        });
+        assert!(matches!(outcome, Err(Error::CommandChannel { .. })));
+        assert_eq!(pieces, [(OutputStream::Stdout, b"early".to_vec())]);
+    }
+
+    #[test]
+    fn events_are_reported_without_a_command() {
         let (host, mut guest) = UnixStream::pair().unwrap();
-        guest.write_all(b"0 0 0\n").unwrap();
-        assert_eq!(CommandChannel::new(host).run(&["true"], Duration::MAX).unwrap().status, 0);
+        let events = GuestEvents::new().unwrap();
+        let (sender, called) = mpsc::channel();
+        let _watch = events.watch(move || sender.send(()).unwrap());
+        let _channel = CommandChannel::with_events(host, events.clone()).unwrap();
+        guest.write_all(b"stdout none 3\nabcscheduler-ended 1\n").unwrap();
+        called.recv().unwrap();
+        assert_eq!(events.fault(), Some(Fault::SchedulerEnded(1)));
+    }
+
+    #[test]
+    fn the_longest_time_limit_works() {
+        let (mut channel, guest) = channel_with_answer("stdout ID 0\nstderr ID 0\nexited ID 0\n");
+        assert_eq!(channel.run(&["true"], Duration::MAX).unwrap().status, 0);
+        drop(guest.join().unwrap());
     }
 
     #[test]
     fn no_command_runs_after_a_time_out() {
         let (host, _guest) = UnixStream::pair().unwrap();
-        let mut channel = CommandChannel::new(host);
+        let mut channel = CommandChannel::new(host).unwrap();
         let soon = Duration::from_millis(1);
         assert!(matches!(channel.run(&["sleep", "9"], soon), Err(Error::CommandTimedOut { .. })));
         assert!(matches!(channel.run(&["true"], soon), Err(Error::CommandChannel { .. })));
@@ -199,7 +373,7 @@ mod tests {
     #[test]
     fn a_nul_in_an_argument_is_refused() {
         let (host, _guest) = UnixStream::pair().unwrap();
-        let mut channel = CommandChannel::new(host);
+        let mut channel = CommandChannel::new(host).unwrap();
         let error = channel.run(&["echo", "a\0b"], Duration::from_secs(10)).unwrap_err();
         assert!(matches!(&error, Error::NulInArgument { argument } if argument == "a\0b"), "{error}");
     }

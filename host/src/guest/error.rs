@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::stats::SchedStatsError;
+
 /// Why a guest cannot be booted or used. Each text names the cause and the fix.
 ///
 /// ```
@@ -106,6 +108,55 @@ pub enum Error {
         /// The last lines of the guest's console.
         console: String,
     },
+    /// The guest's kernel has no virtio-vsock device, so that the agent cannot be reached.
+    #[error(
+        "the guest's kernel has no virtio-vsock device (name the folder with its modules, or a kernel with \
+         CONFIG_VIRTIO_VSOCKETS=y); the guest's last lines: {console}"
+    )]
+    NoVsock {
+        /// The last lines of the guest's console.
+        console: String,
+    },
+    /// The agent exited.
+    #[error("the guest's agent {}; the guest's last lines: {console}", exit_text(*status))]
+    AgentEnded {
+        /// The exit status as a shell has it.
+        status: i32,
+        /// The last lines of the guest's console.
+        console: String,
+    },
+    /// The scheduler exited.
+    #[error("the scheduler {scheduler} {}{}; its last lines: {console}", exit_text(*status), config_advice(*lacks_config))]
+    SchedulerEnded {
+        /// The scheduler's name.
+        scheduler: String,
+        /// The exit status as a shell has it.
+        status: i32,
+        /// Whether it is one that reads the kernel's configuration, and the guest has none.
+        lacks_config: bool,
+        /// What the guest printed last while the scheduler ran.
+        console: String,
+    },
+    /// The scheduler runs, but could not be reached in time.
+    #[error("the scheduler {scheduler} does not serve stats{}; its last lines: {console}", config_advice(*lacks_config))]
+    NoStats {
+        /// The scheduler's name.
+        scheduler: String,
+        /// Whether it is one that reads the kernel's configuration, and the guest has none.
+        lacks_config: bool,
+        /// What the guest printed last while the scheduler ran.
+        console: String,
+        /// Why it cannot be reached.
+        source: SchedStatsError,
+    },
+    /// A file for the guest's console cannot be created.
+    #[error("cannot create {} for the guest's console (name a file that can be written)", path.display())]
+    ConsoleFile {
+        /// Its path.
+        path: PathBuf,
+        /// What creating it failed with.
+        source: io::Error,
+    },
     /// A command in the guest did not end in time.
     #[error("{command:?} did not end within {} s in the guest", within.as_secs_f32())]
     CommandTimedOut {
@@ -143,7 +194,50 @@ impl Error {
     }
 }
 
+/// What an exit status of a shell means.
+fn exit_text(status: i32) -> String {
+    match status {
+        126 => "cannot be executed".into(),
+        129.. => format!("was ended by signal {}", status.saturating_sub(128)),
+        _ => format!("exited with status {status}"),
+    }
+}
+
+fn config_advice(lacks_config: bool) -> &'static str {
+    if lacks_config {
+        " (scx_* schedulers need the kernel's configuration: name its file, such as /boot/config-RELEASE)"
+    } else {
+        ""
+    }
+}
+
 const _: () = {
     const fn shared_between_threads<T: std::error::Error + Send + Sync + 'static>() {}
     shared_between_threads::<Error>();
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(status: i32, lacks_config: bool) -> String {
+        let (scheduler, console) = ("scx_a".into(), "its line".into());
+        Error::SchedulerEnded { scheduler, status, lacks_config, console }.to_string()
+    }
+
+    #[test]
+    fn the_end_of_a_scheduler_says_how() {
+        assert_eq!(ended(1, false), "the scheduler scx_a exited with status 1; its last lines: its line");
+        assert!(ended(139, false).contains("was ended by signal 11;"));
+        assert!(ended(126, false).contains("cannot be executed;"));
+    }
+
+    #[test]
+    fn a_scheduler_without_configuration_gets_advice() {
+        let advice = "(scx_* schedulers need the kernel's configuration: name its file, such as /boot/config-RELEASE)";
+        assert!(ended(1, true).contains(advice) && !ended(1, false).contains(advice));
+        let source = SchedStatsError::TimedOut { after_ms: 1 };
+        let unserved = Error::NoStats { scheduler: "scx_a".into(), lacks_config: true, console: String::new(), source };
+        assert!(unserved.to_string().contains(advice));
+    }
+}

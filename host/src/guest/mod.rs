@@ -4,8 +4,11 @@
 //! What a guest prints is kept by a [`Console`]; programs in it are run over a [`CommandChannel`].
 
 mod command_channel;
+mod command_output;
 mod console;
 mod error;
+mod guest_events;
+mod guest_message;
 pub mod initramfs;
 pub mod qemu;
 mod timed_stream;
@@ -13,3 +16,5 @@ mod timed_stream;
 pub use command_channel::{CommandChannel, CommandOutput};
 pub use console::Console;
 pub use error::Error;
+pub use guest_events::FaultWatch;
+pub use guest_message::OutputStream;

@@ -22,7 +22,7 @@ pub(crate) use depth::{nest_too_deep, nests_deeper_than};
 pub use error::{SchedStatsError, SystemError};
 pub use meta::Meta;
 pub use path::{ParsePathError, PathError, StatPath};
-pub use peer_text::PeerText;
+pub use peer_text::{PeerText, is_hidden};
 pub use reason::{MissingStatsReason, ReasonKind};
 pub use request::{RequestLine, StatsRequest};
 pub use response::StatsResponse;

@@ -120,7 +120,8 @@ impl Writer<'_, '_> {
 
 /// Whether a character would act on a terminal, or hide or reorder what stands around it: those that Unicode calls control
 /// characters, bidirectional controls, or ignorable by default (but variation selectors, which only style a character).
-fn is_hidden(char: char) -> bool {
+#[must_use]
+pub fn is_hidden(char: char) -> bool {
     char.is_control()
         || matches!(char,
             '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'

@@ -104,7 +104,7 @@ impl Guest {
         };
         type_in(typed, Arc::clone(&bus.commands));
         let device_thread = Machine::serve(&bus.vsock);
-        let shell = Shell(Arc::new(Mutex::new(CommandChannel::new(commands))));
+        let shell = Shell(Arc::new(Mutex::new(CommandChannel::new(commands)?)));
         let parts = Parts { machine, device_thread, shell };
         let guest = PausedGuest { processor, bus, parts }.start()?;
         guest.wait_until_ready(&mut ready, within)?;

@@ -2,16 +2,20 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use scx_vsock::guest::{CommandOutput, Error, qemu::Guest};
+use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::{Error, FaultWatch};
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Sample, Sampler};
 
-use crate::display;
+use super::command_text::CommandPrinter;
+use crate::output::eprintln;
+use crate::{display, error_report};
 
 /// How long a command may run in the guest.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -22,19 +26,35 @@ pub struct Sampling {
     pub schedule: Schedule,
     /// Whether they are printed as JSON Lines.
     pub jsonl: bool,
+    /// Whether a fault of the guest, or a last sample without stats, ends the run with an error.
+    pub requires_stats: bool,
 }
 
-/// A command that ended in the guest. The guest ends when this is dropped.
-type Ended = (Result<CommandOutput, Error>, Guest);
+/// What happens while samples are taken.
+enum RunEvent {
+    /// The command exited with this status.
+    CommandEnded(Result<i32, Error>),
+    /// The scheduler or the agent exited.
+    Fault,
+}
+
+/// A guest and what happens in it.
+struct Run {
+    guest: Arc<Guest>,
+    events: Receiver<RunEvent>,
+    sender: Sender<RunEvent>,
+    _watch: FaultWatch,
+}
 
 impl Sampling {
     /// Takes this many samples. Where stats are expected, the last sample must have some.
-    pub fn take(&self, count: u32, sampler: &mut Sampler, expects_stats: bool) -> Result<ExitCode> {
+    pub fn take(&self, guest: Guest, count: u32, sampler: &mut Sampler, expects_stats: bool) -> Result<ExitCode> {
+        let run = Run::new(guest);
         let started = Instant::now();
         let mut last = Ok(());
         let mut n = 1;
         for _ in 0..count {
-            thread::sleep(self.time_until(started, n));
+            self.wait(&run, started, n)?;
             let sample = sampler.sample(format!("sample {n}"));
             self.print(&sample)?;
             last = sample.stats.map(drop);
@@ -48,25 +68,50 @@ impl Sampling {
 
     /// Runs a command in the guest, and takes samples until it ends.
     pub fn take_while_running(&self, guest: Guest, command: &[String], sampler: &mut Sampler) -> Result<ExitCode> {
-        let end = start(guest, command.to_vec());
-        let (output, _guest) = self.take_until(&end, sampler)?;
-        self.print(&sampler.sample("end"))?;
-        let output = output?;
-        io::stderr().write_all(&output.stdout)?;
-        io::stderr().write_all(&output.stderr)?;
-        Ok(ExitCode::from(u8::try_from(output.status).unwrap_or(1)))
+        let run = Run::new(guest);
+        run.start(command.to_vec());
+        let status = self.take_until_ended(&run, sampler)?;
+        let last = sampler.sample("end");
+        self.print(&last)?;
+        if self.requires_stats {
+            last.stats.context("the last sample has no stats")?;
+        }
+        Ok(ExitCode::from(u8::try_from(status?).unwrap_or(1)))
     }
 
-    fn take_until(&self, end: &Receiver<Ended>, sampler: &mut Sampler) -> Result<Ended> {
+    fn take_until_ended(&self, run: &Run, sampler: &mut Sampler) -> Result<Result<i32, Error>> {
         let started = Instant::now();
         let mut n = 1;
         loop {
-            match end.recv_timeout(self.time_until(started, n)) {
-                Ok(ended) => return Ok(ended),
-                Err(RecvTimeoutError::Timeout) => self.print(&sampler.sample(format!("sample {n}")))?,
+            if let Some(ended) = self.wait(run, started, n)? {
+                return Ok(ended);
+            }
+            self.print(&sampler.sample(format!("sample {n}")))?;
+            n = self.schedule.next_after(n, started.elapsed());
+        }
+    }
+
+    /// Waits until sample `n` is due, or the command ends. Reports a fault of the guest.
+    fn wait(&self, run: &Run, started: Instant, n: u64) -> Result<Option<Result<i32, Error>>> {
+        loop {
+            match run.events.recv_timeout(self.time_until(started, n)) {
+                Ok(RunEvent::CommandEnded(ended)) => return Ok(Some(ended)),
+                Ok(RunEvent::Fault) => self.report_fault(run)?,
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
                 Err(RecvTimeoutError::Disconnected) => bail!("the thread that runs the command ended"),
             }
-            n = self.schedule.next_after(n, started.elapsed());
+        }
+    }
+
+    /// Prints a fault of the guest as a warning, or fails with it where stats are required.
+    fn report_fault(&self, run: &Run) -> Result<()> {
+        match run.guest.fault() {
+            Some(fault) if self.requires_stats => Err(fault.into()),
+            Some(fault) => {
+                eprintln!("scx-vsock: warning: {}", error_report::one_line(&fault.to_string()));
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
@@ -87,14 +132,28 @@ impl Sampling {
     }
 }
 
-/// Runs a command on a thread of its own. The thread is not joined: if samples can no longer be printed, the guest ends
-/// with this process.
-fn start(guest: Guest, command: Vec<String>) -> Receiver<Ended> {
-    let (sender, end) = mpsc::sync_channel(1);
-    thread::spawn(move || {
-        let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        let output = guest.run_within(&command, COMMAND_DEADLINE);
-        let _received = sender.send((output, guest));
-    });
-    end
+impl Run {
+    fn new(guest: Guest) -> Self {
+        let (sender, events) = mpsc::channel();
+        let of_watch = sender.clone();
+        let watch = guest.watch_faults(move || {
+            let _ended = of_watch.send(RunEvent::Fault);
+        });
+        Self { guest: Arc::new(guest), events, sender, _watch: watch }
+    }
+
+    /// Runs a command on a thread of its own, and prints its outputs. The thread is not joined: if samples can no longer be
+    /// printed, the guest ends with this process.
+    fn start(&self, command: Vec<String>) {
+        let (guest, sender) = (Arc::clone(&self.guest), self.sender.clone());
+        thread::spawn(move || {
+            let command: Vec<&str> = command.iter().map(String::as_str).collect();
+            let mut printer = CommandPrinter::new();
+            let status = guest.run_streaming(&command, COMMAND_DEADLINE, |stream, piece| {
+                printer.print(stream, piece);
+                Ok(())
+            });
+            let _received = sender.send(RunEvent::CommandEnded(status));
+        });
+    }
 }

@@ -1,6 +1,7 @@
 //! Checks of this host: QEMU, KVM, busybox, the kernel's vsock, the agent's file, namespaces.
 #![allow(unsafe_code, reason = "a child enters its namespaces between fork and exec")]
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -32,7 +33,7 @@ pub struct HostFiles<'a> {
     /// The agent's file.
     pub agent: Option<&'a Path>,
     /// The QEMU program.
-    pub qemu: Option<&'a str>,
+    pub qemu: Option<&'a OsStr>,
 }
 
 /// Runs every check that needs no guest.
@@ -49,22 +50,23 @@ pub fn check(files: &HostFiles<'_>) -> Vec<CheckResult> {
     ]
 }
 
-fn check_qemu(qemu: &str) -> CheckResult {
+fn check_qemu(qemu: &OsStr) -> CheckResult {
     const FIX: &str =
         "install QEMU (on Debian: sudo apt install qemu-system-x86), or name the program with --qemu or QEMU";
+    let name = qemu.display();
     let output = Command::new(qemu).arg("--version").stdin(Stdio::null()).output();
     match output {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            CheckResult::ok(QEMU, format!("{qemu}: {}", one_line(text.lines().next().unwrap_or_default())))
+            CheckResult::ok(QEMU, format!("{name}: {}", one_line(text.lines().next().unwrap_or_default())))
         }
-        Ok(output) => CheckResult::error(QEMU, format!("{qemu} --version failed: {}", output.status), FIX),
-        Err(error) => CheckResult::error(QEMU, format!("cannot run {qemu}: {error}"), FIX),
+        Ok(output) => CheckResult::error(QEMU, format!("{name} --version failed: {}", output.status), FIX),
+        Err(error) => CheckResult::error(QEMU, format!("cannot run {name}: {error}"), FIX),
     }
 }
 
 /// Guests boot without KVM, only slower.
-fn check_kvm(qemu: &str, kernel: Option<&Path>) -> CheckResult {
+fn check_kvm(qemu: &OsStr, kernel: Option<&Path>) -> CheckResult {
     if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         return kvm_unavailable(&error);
     }
@@ -81,7 +83,7 @@ fn check_kvm(qemu: &str, kernel: Option<&Path>) -> CheckResult {
     } else {
         CheckResult::warning(
             KVM,
-            format!("does not run {} with {qemu}; guests are emulated, which is slower", kernel.display()),
+            format!("does not run {} with {}; guests are emulated, which is slower", kernel.display(), qemu.display()),
             "enable nested virtualization if this is a virtual machine; SCX_VSOCK_ACCELERATOR=tcg skips this test at \
              each boot",
         )

@@ -80,9 +80,18 @@ mod tests {
 
     #[test]
     fn every_path_survives_a_shell() {
-        for path in
-            [&b"/tmp/g1"[..], b"/a b/c", b"/it's", b"/\"q\"", b"/$(x)`y`", b"/*?[a]", b"/\\n", b"/\xff\xfe", b"/!^#~"]
-        {
+        for path in [
+            &b"/tmp/g1"[..],
+            b"/a b/c",
+            b"/it's",
+            b"/\"q\"",
+            b"/$(x)`y`",
+            b"/*?[a]",
+            b"/\\n",
+            b"/\xff\xfe",
+            b"/!^#~",
+            b"/a\nb",
+        ] {
             let (line, _) = line(path);
             let words = shlex::bytes::split(&line).unwrap();
             let expected = [b"socket,id=scx-vsock,path=".to_vec(), path.to_vec()].concat();

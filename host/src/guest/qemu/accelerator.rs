@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
@@ -38,7 +39,8 @@ impl Accelerator {
     /// Returns KVM where it runs this kernel under this QEMU, else TCG. It is tried once for each pair in a process. The
     /// environment's `SCX_VSOCK_ACCELERATOR`, `kvm` or `tcg`, decides without a trial.
     #[must_use]
-    pub fn find(qemu: &str, kernel: &Path) -> Self {
+    pub fn find(qemu: impl AsRef<OsStr>, kernel: &Path) -> Self {
+        let qemu = qemu.as_ref();
         static FOUND: LazyLock<Cache> = LazyLock::new(Cache::default);
         match env::var("SCX_VSOCK_ACCELERATOR").as_deref() {
             Ok("kvm") => Self::Kvm,
@@ -58,7 +60,7 @@ impl Accelerator {
 }
 
 /// A QEMU program and a kernel.
-type Pair = (String, PathBuf);
+type Pair = (OsString, PathBuf);
 
 /// What was found for each pair.
 #[derive(Debug, Default)]
@@ -66,7 +68,7 @@ struct Cache(Mutex<HashMap<Pair, Arc<OnceLock<Accelerator>>>>);
 
 impl Cache {
     /// Returns what was found for this pair. The first caller probes; others wait for its result.
-    fn get_or_probe(&self, qemu: &str, kernel: &Path, probe: impl FnOnce() -> Accelerator) -> Accelerator {
+    fn get_or_probe(&self, qemu: &OsStr, kernel: &Path, probe: impl FnOnce() -> Accelerator) -> Accelerator {
         let found = {
             let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(pairs.entry((qemu.to_owned(), kernel.to_owned())).or_default())
@@ -78,7 +80,7 @@ impl Cache {
 /// Whether the kernel prints its first line under KVM. Opening `/dev/kvm` proves nothing: nested and paravirtual KVM can
 /// fail or hang later.
 #[must_use]
-pub fn kvm_runs(qemu: &str, kernel: &Path) -> bool {
+pub fn kvm_runs(qemu: impl AsRef<OsStr>, kernel: &Path) -> bool {
     if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }
@@ -104,11 +106,11 @@ mod tests {
     #[test]
     fn each_pair_of_qemu_and_kernel_is_probed_once() {
         let cache = Cache::default();
-        let get = |qemu, kernel: &str, probed| cache.get_or_probe(qemu, kernel.as_ref(), || probed);
+        let get = |qemu: &str, kernel: &str, probed| cache.get_or_probe(qemu.as_ref(), kernel.as_ref(), || probed);
         assert_eq!(get("qemu", "vmlinuz", Accelerator::Kvm), Accelerator::Kvm);
         assert_eq!(get("qemu", "other-vmlinuz", Accelerator::Tcg), Accelerator::Tcg);
         assert_eq!(get("other-qemu", "vmlinuz", Accelerator::Tcg), Accelerator::Tcg);
-        assert_eq!(cache.get_or_probe("qemu", "vmlinuz".as_ref(), || unreachable!()), Accelerator::Kvm);
+        assert_eq!(cache.get_or_probe("qemu".as_ref(), "vmlinuz".as_ref(), || unreachable!()), Accelerator::Kvm);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The options of a guest, and its boot.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -13,13 +15,14 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::child_process::ChildProcess;
 use super::command_line::{Inherited, Machine};
 use super::device::start_device;
-use super::guest::Guest;
+use super::guest::{Guest, StartedScheduler};
 use super::guest_image::GuestImage;
 use super::programs::{check_qemu, qemu_program};
 use super::qmp::Qmp;
 use crate::guest::command_channel::CommandChannel;
 use crate::guest::console::Console;
 use crate::guest::error::Error;
+use crate::guest::guest_events::GuestEvents;
 use crate::vsock::ReadyListener;
 
 /// How long a guest may take by default until its agent is ready. Emulation on a busy machine is slow.
@@ -46,10 +49,11 @@ const DEADLINE: Duration = Duration::from_secs(120);
 #[must_use = "a builder does nothing until it boots"]
 pub struct GuestBuilder {
     kernel: Option<PathBuf>,
-    qemu: Option<String>,
+    qemu: Option<OsString>,
     deadline: Duration,
     machine: Machine,
     image: GuestImage,
+    console_file: Option<PathBuf>,
 }
 
 impl Guest {
@@ -67,6 +71,7 @@ impl Default for GuestBuilder {
             deadline: DEADLINE,
             machine: Machine { memory_mib: 1024, cpus: 2, kernel_arguments: Vec::new() },
             image: GuestImage::default(),
+            console_file: None,
         }
     }
 }
@@ -84,8 +89,8 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the kernel's configuration, which libbpf reads from the guest's `/boot`. It needs
-    /// [`modules`](Self::modules), whose folder has the kernel's release as its name.
+    /// Sets the kernel's configuration, which libbpf reads from the guest's `/boot`. By default it is looked for beside the
+    /// kernel, as `config-RELEASE` or `config`, and as `/boot/config-RELEASE`.
     pub fn config(mut self, path: impl Into<PathBuf>) -> Self {
         self.image.config = Some(path.into());
         self
@@ -153,8 +158,14 @@ impl GuestBuilder {
         self
     }
 
+    /// Has the guest's console written to this file as well, from its first byte on.
+    pub fn console_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.console_file = Some(path.into());
+        self
+    }
+
     /// Sets the QEMU program. By default it is the one that `QEMU` names in the environment, else `qemu-system-x86_64`.
-    pub fn qemu(mut self, program: impl Into<String>) -> Self {
+    pub fn qemu(mut self, program: impl Into<OsString>) -> Self {
         self.qemu = Some(program.into());
         self
     }
@@ -166,7 +177,7 @@ impl GuestBuilder {
     ///
     /// See [`Error`].
     pub fn initramfs(&self) -> Result<Vec<u8>, Error> {
-        self.image.build()
+        self.image.build(self.kernel.as_deref())
     }
 
     /// Boots the guest and waits until its agent is ready.
@@ -187,12 +198,33 @@ impl GuestBuilder {
         let inherited =
             Inherited { vsock: vsock.into(), commands: guest_commands.into(), initramfs, qmp: qemu_qmp.into() };
         let command = self.machine.command(&qemu, kernel, inherited)?;
-        let console = Console::default();
-        let process =
-            ChildProcess::start(command, console.clone()).map_err(|source| Error::NoQemu { program: qemu, source })?;
-        let mut guest = Guest::new(process, console, server, CommandChannel::new(commands), Qmp::new(qmp));
+        let console = Console::with_copy(self.create_console_file()?);
+        let events = GuestEvents::new()?;
+        let process = ChildProcess::start(command, console.clone())
+            .map_err(|source| Error::NoQemu { program: qemu.to_string_lossy().into_owned(), source })?;
+        let mut guest = Guest {
+            process,
+            console,
+            server,
+            commands: Mutex::new(CommandChannel::with_events(commands, events.clone())?),
+            qmp: Mutex::new(Qmp::new(qmp)),
+            events,
+            scheduler: self.scheduler_of(kernel),
+        };
         guest.wait_until_ready(&mut ready, self.deadline)?;
         Ok(guest)
+    }
+
+    fn create_console_file(&self) -> Result<Option<File>, Error> {
+        let create =
+            |path: &PathBuf| File::create(path).map_err(|source| Error::ConsoleFile { path: path.clone(), source });
+        self.console_file.as_ref().map(create).transpose()
+    }
+
+    fn scheduler_of(&self, kernel: &Path) -> Option<StartedScheduler> {
+        let name = self.image.scheduler_name()?;
+        let lacks_config = name.starts_with("scx_") && self.image.config_of(Some(kernel)).is_none();
+        Some(StartedScheduler { name, lacks_config })
     }
 }
 
@@ -216,5 +248,15 @@ mod tests {
     fn a_missing_kernel_is_named() {
         let error = Guest::builder().kernel("/no/such/vmlinuz").boot().unwrap_err();
         assert!(error.to_string().starts_with("cannot read the kernel /no/such/vmlinuz"), "{error}");
+    }
+    #[test]
+    fn a_scheduler_that_needs_a_configuration_is_known() {
+        let kernel = Path::new("/no/such/vmlinuz");
+        let lacks_config = |builder: &GuestBuilder| builder.scheduler_of(kernel).unwrap().lacks_config;
+        let builder = Guest::builder().modules("/lib/modules/0.0.0-none").scheduler("/opt/scx_a", &[]);
+        assert!(lacks_config(&builder));
+        assert!(!lacks_config(&builder.clone().config("/etc/config")));
+        assert!(!lacks_config(&builder.scheduler("other", &[])));
+        assert!(Guest::builder().scheduler_of(kernel).is_none());
     }
 }

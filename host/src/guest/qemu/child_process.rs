@@ -2,9 +2,11 @@
 #![allow(unsafe_code, reason = "the child asks the kernel between fork and exec to be killed with its parent")]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::ptr;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,12 +17,15 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
 };
 
+use super::process_group::ProcessGroup;
 use crate::guest::console::Console;
 use crate::io::Deadline;
 
-/// A running child whose output goes to a console. It is killed and waited for on drop.
+/// A running child whose output goes to a console. It is killed and waited for on drop, and what it started in its process
+/// group is killed with it.
 #[derive(Debug)]
 pub(super) struct ChildProcess {
+    group: ProcessGroup,
     pidfd: OwnedFd,
     reaper: Option<JoinHandle<()>>,
 }
@@ -37,6 +42,8 @@ impl ChildProcess {
     pub(super) fn start(mut command: Command, console: Console) -> io::Result<Self> {
         let (output, writer) = io::pipe()?;
         command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        let group = ProcessGroup::new()?;
+        group.add(&mut command);
         die_with(getpid(), &mut command);
         let (started, result) = mpsc::sync_channel(1);
         let reaper = thread::Builder::new().name("qemu".into()).spawn(move || {
@@ -55,7 +62,7 @@ impl ChildProcess {
             }
         })?;
         let pidfd = result.recv().map_err(|_| io::Error::other("the thread that starts QEMU ended"))??;
-        Ok(Self { pidfd, reaper: Some(reaper) })
+        Ok(Self { group, pidfd, reaper: Some(reaper) })
     }
 
     /// Waits for the child to exit by itself; returns whether it did within this time.
@@ -68,8 +75,10 @@ impl ChildProcess {
         exited.is_ok_and(|ready| ready > 0)
     }
 
-    /// Kills the child unless it has exited, and waits until all its output is in the console.
+    /// Kills the child and its group, and waits until all its output is in the console.
     pub(super) fn kill(&mut self) {
+        // What the child started has the console's pipe open.
+        self.group.kill();
         let _already_exited = pidfd_send_signal(&self.pidfd, Signal::KILL);
         if let Some(reaper) = self.reaper.take() {
             let _ended = reaper.join();
@@ -77,15 +86,24 @@ impl ChildProcess {
     }
 }
 
-/// Has the kernel kill the command's child when `parent` ends.
+/// Has the kernel kill the command's child when `parent` ends. Signals that this process blocks are not blocked in the child.
 fn die_with(parent: Pid, command: &mut Command) {
     let die_with_parent = move || {
+        unblock_signals();
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // A parent that ended before this call sends no signal.
         if getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
     };
-    // SAFETY: the closure makes two system calls, allocates nothing and touches no memory of the parent.
+    // SAFETY: the closure makes three system calls, allocates nothing and touches no memory of the parent.
     unsafe { command.pre_exec(die_with_parent) };
+}
+
+fn unblock_signals() {
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `none` has room for a set, which it is after the call.
+    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    // SAFETY: `none` is a set, and a null pointer asks for no copy of the old one.
+    let _cannot_fail = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
 }
 
 fn open_pidfd(child: &Child) -> io::Result<OwnedFd> {
@@ -118,6 +136,20 @@ mod tests {
         assert!(child.exits_within(Duration::from_secs(60)));
         child.kill();
         assert_eq!(console.text(), "out\nerr\n");
+    }
+
+    #[test]
+    fn what_a_child_started_ends_with_it() {
+        let console = Console::default();
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & echo $!; wait"]);
+        let mut child = ChildProcess::start(command, console.clone()).unwrap();
+        console.wait_for("\n", Duration::from_secs(60));
+        let started = console.text().trim().parse().unwrap();
+        let started = pidfd_open(Pid::from_raw(started).unwrap(), PidfdFlags::empty()).unwrap();
+        child.kill();
+        let within = Timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(&started, PollFlags::IN)], Some(&within)).unwrap(), 1);
     }
 
     #[test]

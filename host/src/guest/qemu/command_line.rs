@@ -1,5 +1,6 @@
 //! QEMU's command line.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -39,7 +40,7 @@ pub(super) struct Inherited {
 
 impl Machine {
     /// Returns the command that runs `qemu` with this machine.
-    pub(super) fn command(&self, qemu: &str, kernel: &Path, inherited: Inherited) -> io::Result<Command> {
+    pub(super) fn command(&self, qemu: &OsStr, kernel: &Path, inherited: Inherited) -> io::Result<Command> {
         let mut command = Command::new(qemu);
         let memory = self.memory_mib;
         command

@@ -1,15 +1,21 @@
 //! A running guest.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use super::child_process::ChildProcess;
 use super::qmp::{Qmp, QmpCommand};
 use crate::SchedStatsClient;
+use crate::control::RunControl;
 use crate::guest::command_channel::{CommandChannel, CommandOutput};
-use crate::guest::console::Console;
+use crate::guest::console::{AGENT_EXITED, Console, NO_VSOCK};
 use crate::guest::error::Error;
+use crate::guest::guest_events::{Fault, FaultWatch, GuestEvents};
+use crate::guest::guest_message::OutputStream;
 use crate::io::Deadline;
 use crate::transport::vhost_user::Server;
 use crate::vsock::{Handle, ReadyListener, ReadyWait};
@@ -20,6 +26,9 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 /// How long QEMU may take to exit once its device is gone.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the console may take to have what a program printed that has exited.
+const CONSOLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A running guest. It ends when this is dropped, and with this process, however that ends.
 ///
 /// ```no_run
@@ -29,7 +38,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// # fn main() -> anyhow::Result<()> {
 /// let mut guest = Guest::builder().kernel("/boot/vmlinuz").scheduler("scx_bpfland", &[]).boot()?;
-/// guest.client().wait_for_scheduler(Duration::from_secs(60))?;
+/// guest.wait_for_scheduler(Duration::from_secs(60))?;
 /// guest.run(&["sh", "-c", "ls -R /sys >/dev/null"])?;
 /// println!("{:#}", guest.client().stats(&[])?);
 ///
@@ -49,24 +58,24 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Guest {
     // QEMU is killed before the back end that it is connected to goes.
-    process: ChildProcess,
-    console: Console,
-    server: Server,
-    commands: Mutex<CommandChannel>,
-    qmp: Mutex<Qmp>,
+    pub(super) process: ChildProcess,
+    pub(super) console: Console,
+    pub(super) server: Server,
+    pub(super) commands: Mutex<CommandChannel>,
+    pub(super) qmp: Mutex<Qmp>,
+    pub(super) events: GuestEvents,
+    pub(super) scheduler: Option<StartedScheduler>,
+}
+
+/// The scheduler that the guest's first process starts.
+#[derive(Debug)]
+pub(super) struct StartedScheduler {
+    pub(super) name: String,
+    /// Whether it is one that reads the kernel's configuration, and the guest has none.
+    pub(super) lacks_config: bool,
 }
 
 impl Guest {
-    pub(super) fn new(
-        process: ChildProcess,
-        console: Console,
-        server: Server,
-        commands: CommandChannel,
-        qmp: Qmp,
-    ) -> Self {
-        Self { process, console, server, commands: Mutex::new(commands), qmp: Mutex::new(qmp) }
-    }
-
     /// Returns a handle of the guest's vsock device: any port, both ways.
     #[must_use]
     pub fn handle(&self) -> Handle {
@@ -77,6 +86,58 @@ impl Guest {
     #[must_use]
     pub fn client(&self) -> SchedStatsClient {
         SchedStatsClient::builder(self.handle().agent()).build()
+    }
+
+    /// Waits until the guest's scheduler serves stats. A scheduler or an agent that has exited ends the wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SchedulerEnded`], [`Error::AgentEnded`]; [`Error::NoStats`] if it does not serve stats within this time.
+    pub fn wait_for_scheduler(&self, within: Duration) -> Result<(), Error> {
+        let run = RunControl::new();
+        let cancelled = run.clone();
+        let _watch = self.watch_faults(move || cancelled.cancel());
+        let client = SchedStatsClient::builder(self.handle().agent()).control(&run).build();
+        client.wait_for_scheduler(within).map_err(|source| {
+            self.fault().unwrap_or_else(|| Error::NoStats {
+                scheduler: self.scheduler_name(),
+                lacks_config: self.scheduler.as_ref().is_some_and(|scheduler| scheduler.lacks_config),
+                console: self.console.last_lines_of_scheduler(Duration::ZERO),
+                source,
+            })
+        })
+    }
+
+    /// Returns why there can be no stats any more: the scheduler that the guest was booted with has exited, or the agent.
+    /// `None` while both run.
+    #[must_use]
+    pub fn fault(&self) -> Option<Error> {
+        self.events.fault().map(|fault| self.explain(fault))
+    }
+
+    /// Calls `call` once when there is a [`fault`](Self::fault), at once if there is one already, until the watch is dropped.
+    /// It is called on a thread of the guest and must not block.
+    pub fn watch_faults(&self, call: impl FnOnce() + Send + 'static) -> FaultWatch {
+        self.events.watch(call)
+    }
+
+    fn explain(&self, fault: Fault) -> Error {
+        match fault {
+            Fault::NoVsock => Error::NoVsock { console: self.console.last_lines_with(NO_VSOCK, CONSOLE_TIMEOUT) },
+            Fault::AgentEnded(status) => {
+                Error::AgentEnded { status, console: self.console.last_lines_with(AGENT_EXITED, CONSOLE_TIMEOUT) }
+            }
+            Fault::SchedulerEnded(status) => Error::SchedulerEnded {
+                scheduler: self.scheduler_name(),
+                status,
+                lacks_config: self.scheduler.as_ref().is_some_and(|scheduler| scheduler.lacks_config),
+                console: self.console.last_lines_of_scheduler(CONSOLE_TIMEOUT),
+            },
+        }
+    }
+
+    fn scheduler_name(&self) -> String {
+        self.scheduler.as_ref().map_or_else(|| "that was to be started".into(), |scheduler| scheduler.name.clone())
     }
 
     /// Returns what the guest prints. A clone of it outlives the guest.
@@ -101,6 +162,21 @@ impl Guest {
     /// [`Error::NulInArgument`], [`Error::CommandTimedOut`], [`Error::CommandChannel`].
     pub fn run_within(&self, arguments: &[&str], within: Duration) -> Result<CommandOutput, Error> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).run(arguments, within)
+    }
+
+    /// Runs a command in the guest to its end, and calls `sink` with each piece of its outputs as it comes. Returns the exit
+    /// status as a shell has it.
+    ///
+    /// # Errors
+    ///
+    /// As [`run_within`](Self::run_within). An error of `sink` becomes [`Error::CommandChannel`].
+    pub fn run_streaming(
+        &self,
+        arguments: &[&str],
+        within: Duration,
+        sink: impl FnMut(OutputStream, &[u8]) -> io::Result<()>,
+    ) -> Result<i32, Error> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).run_streaming(arguments, within, sink)
     }
 
     /// Stops the guest's processors, if they run. A call in flight still waits until its deadline;
@@ -128,9 +204,10 @@ impl Guest {
     /// # Errors
     ///
     /// [`Error::Qmp`]; [`Error::Host`] if another listener has the agent's Ready port, or the guest has ended;
-    /// [`Error::NotReady`]; [`Error::Ended`].
+    /// [`Error::NotReady`]; [`Error::Ended`]; [`Error::AgentEnded`].
     pub fn reboot(&mut self, within: Duration) -> Result<(), Error> {
         let mut ready = ReadyListener::listen(&self.handle())?;
+        self.events.clear();
         self.execute(QmpCommand::RebootResets)?;
         self.execute(QmpCommand::SystemReset)?;
         // The firmware sees that it has run before, and resets the guest once more.
@@ -142,13 +219,17 @@ impl Guest {
         self.qmp.lock().unwrap_or_else(PoisonError::into_inner).execute(command)
     }
 
-    /// Waits for the agent's Ready, the guest's end or the deadline, whatever comes first.
+    /// Waits for the agent's Ready, a fault that precludes it, the guest's end or the deadline, whatever comes first.
     pub(super) fn wait_until_ready(&mut self, ready: &mut ReadyListener, within: Duration) -> Result<(), Error> {
         let deadline = Deadline::after(Instant::now(), within);
-        match ready.wait(deadline.at(), &self.process) {
+        let interrupt = readable_with(&[self.process.as_fd(), self.events.as_fd()])?;
+        match ready.wait(deadline.at(), &interrupt) {
             Ok(ReadyWait::Ready) => Ok(()),
             Ok(ReadyWait::TimedOut) => Err(Error::NotReady { within, console: self.console.last_lines() }),
-            Ok(ReadyWait::Interrupted) => Err(self.exited()),
+            Ok(ReadyWait::Interrupted) => match self.events.fault_of_boot() {
+                Some(fault) => Err(self.explain(fault)),
+                None => Err(self.exited()),
+            },
             Err(error) if error.kind() == ErrorKind::NotConnected => Err(self.exited()),
             Err(error) => Err(Error::Host(error)),
         }
@@ -161,4 +242,13 @@ impl Guest {
         self.process.kill();
         Error::Ended { console: self.console.last_lines() }
     }
+}
+
+/// Returns a descriptor that is readable while one of these is.
+fn readable_with(descriptors: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+    let set = epoll::create(CreateFlags::CLOEXEC)?;
+    for descriptor in descriptors {
+        epoll::add(&set, descriptor, EventData::new_u64(0), EventFlags::IN)?;
+    }
+    Ok(set)
 }

@@ -1,9 +1,10 @@
 //! The contents of a guest's initramfs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use shlex::try_join;
 
+use super::kernel_config;
 use super::programs::{find_agent, find_busybox, find_program};
 use crate::guest::error::Error;
 use crate::guest::initramfs::build::InitramfsBuilder;
@@ -41,11 +42,27 @@ pub(super) struct GuestImage {
 }
 
 impl GuestImage {
+    /// Returns the scheduler's name.
+    pub(super) fn scheduler_name(&self) -> Option<String> {
+        let (program, _) = self.scheduler.as_ref()?;
+        Some(program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned())
+    }
+
+    /// Returns the configuration of this kernel, and its path in the guest. Where it is not given it is looked for.
+    pub(super) fn config_of(&self, kernel: Option<&Path>) -> Option<(PathBuf, String)> {
+        let release = kernel_config::release(kernel, self.modules.as_deref())?;
+        let found = || kernel_config::find_config(kernel?, &release);
+        Some((self.config.clone().or_else(found)?, format!("boot/config-{release}")))
+    }
+
     /// Reads all that it contains from the host.
-    pub(super) fn build(&self) -> Result<Vec<u8>, Error> {
+    pub(super) fn build(&self, kernel: Option<&Path>) -> Result<Vec<u8>, Error> {
         let mut initramfs = InitramfsBuilder::new()?;
         add_system(&mut initramfs)?;
         self.add_modules(&mut initramfs)?;
+        if let Some((config, guest_path)) = self.config_of(kernel) {
+            initramfs.copy_program("the kernel's configuration", &config, &guest_path)?;
+        }
         self.add_agent(&mut initramfs)?;
         self.add_scheduler(&mut initramfs)?;
         for (program, guest_path) in &self.programs {
@@ -68,10 +85,6 @@ impl GuestImage {
                 initramfs.file(&format!("lib/modules/{name}.ko"), &modules.load(path)?)?;
                 list += &format!("/lib/modules/{name}.ko\n");
             }
-        }
-        if let (Some(config), Some(folder)) = (&self.config, &self.modules) {
-            let release = folder.file_name().unwrap_or_default().to_string_lossy();
-            initramfs.copy_program("the kernel's configuration", config, &format!("boot/config-{release}"))?;
         }
         Ok(initramfs.file(MODULE_LIST, list.as_bytes())?)
     }

@@ -1,5 +1,7 @@
 #!/bin/busybox sh
 # The first process of a throw-away guest: mounts, modules, scheduler, agent; then it runs the host's commands.
+# Its second serial port is read and written as guest_message.rs and command_channel.rs of the host's library have it.
+
 # The names of busybox's other programs are not there yet.
 busybox mkdir -p /dev /proc /sys /run /tmp /root /etc /sbin /usr/bin /usr/sbin
 busybox mount -t proc proc /proc
@@ -17,23 +19,74 @@ exec </dev/null >/dev/console 2>&1
 ip link set lo up
 hostname guest
 
-while read -r module; do
-    insmod "$module" || echo "init: $module cannot be loaded"
-done </etc/scx-vsock/modules
-
 # The host may send commands as soon as the agent is ready.
 exec 3<>/dev/ttyS1
 stty -F /dev/ttyS1 raw -echo
 
-[ ! -f /etc/scx-vsock/scheduler ] || sh /etc/scx-vsock/scheduler 3>&- &
-sh /etc/scx-vsock/agent 3>&- &
+# A FIFO with one line in it: whoever has read the line may send, and writes it again.
+mkfifo /run/send.lock
+exec 8<>/run/send.lock
+echo >&8
 
-# A request is one line of shell on the second serial port. The answer is the status and the sizes of both outputs on
-# a line, then the outputs.
-while IFS= read -r request <&3; do
-    sh -c "$request" </dev/null >/tmp/.output 2>/tmp/.errors 3>&-
+# Sends a message to the host: a line, and after it the bytes of a file.
+send() { # LINE [FILE]
+    read -r _ <&8
+    echo "$1" >&3
+    [ -z "$2" ] || cat "$2" >&3
+    echo >&8
+}
+
+# Sends an output of a command in pieces, as they come. An empty piece is its end.
+relay() { # stdout|stderr COMMAND_ID
+    local piece="/run/$1.$2"
+    while dd of="$piece" bs=65536 count=1 2>/dev/null && [ -s "$piece" ]; do
+        send "$1 $2 $(stat -c %s "$piece")" "$piece"
+    done
+    rm -f "$piece"
+    send "$1 $2 0"
+}
+
+run() { # COMMAND_ID COMMAND
+    local outputs="/run/outputs.$1" status
+    mkdir "$outputs"
+    mkfifo "$outputs/stdout" "$outputs/stderr"
+    relay stdout "$1" <"$outputs/stdout" &
+    relay stderr "$1" <"$outputs/stderr" &
+    exec 4>"$outputs/stdout" 5>"$outputs/stderr"
+    rm -r "$outputs"
+    sh -c "$2" </dev/null >&4 2>&5 3>&- 4>&- 5>&- 8>&-
     status=$?
-    echo "$status $(stat -c %s /tmp/.output) $(stat -c %s /tmp/.errors)" >&3
-    cat /tmp/.output /tmp/.errors >&3
+    # An output does not end while a process that the command left behind has it open. The id marks how much of it is the
+    # command's.
+    echo -n "$1" >&4
+    echo -n "$1" >&5
+    exec 4>&- 5>&-
+    send "exited $1 $status"
+}
+
+while read -r module; do
+    insmod "$module" || echo "init: $module cannot be loaded"
+done </etc/scx-vsock/modules
+ls -d /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio* >/dev/null 2>&1 || {
+    echo 'init: there is no virtio-vsock device'
+    send no-vsock
+}
+
+[ ! -f /etc/scx-vsock/scheduler ] || {
+    echo 'init: the scheduler starts'
+    sh /etc/scx-vsock/scheduler 3>&- 8>&-
+    status=$?
+    echo "init: the scheduler exited with status $status"
+    send "scheduler-ended $status"
+} &
+{
+    sh /etc/scx-vsock/agent 3>&- 8>&-
+    status=$?
+    echo "init: the agent exited with status $status"
+    send "agent-ended $status"
+} &
+
+while IFS= read -r request <&3; do
+    run "${request%% *}" "${request#* }"
 done
 poweroff -f

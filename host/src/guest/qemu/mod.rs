@@ -11,7 +11,7 @@
 //! # fn main() -> anyhow::Result<()> {
 //! let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
 //! let guest = builder.scheduler("scx_bpfland", &[]).boot()?;
-//! guest.client().wait_for_scheduler(std::time::Duration::from_secs(60))?;
+//! guest.wait_for_scheduler(std::time::Duration::from_secs(60))?;
 //! println!("{:#}", guest.client().stats(&[])?);
 //! # Ok(())
 //! # }
@@ -24,6 +24,8 @@ mod command_line;
 mod device;
 mod guest;
 mod guest_image;
+mod kernel_config;
+mod process_group;
 mod programs;
 mod qmp;
 

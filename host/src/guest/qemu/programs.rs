@@ -1,16 +1,18 @@
 //! Programs and files of the host that a guest is made of.
 
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::guest::error::Error;
 
 /// Returns the QEMU program: `named`, else the environment's `QEMU`, else `qemu-system-x86_64`.
 #[must_use]
-pub fn qemu_program(named: Option<&str>) -> String {
-    let named = named.map(str::to_owned).or_else(|| env::var("QEMU").ok().filter(|name| !name.is_empty()));
+pub fn qemu_program(named: Option<&OsStr>) -> OsString {
+    let named = named.map(OsStr::to_owned).or_else(|| env::var_os("QEMU").filter(|name| !name.is_empty()));
     named.unwrap_or_else(|| "qemu-system-x86_64".into())
 }
 
@@ -27,9 +29,9 @@ pub fn find_agent(named: Option<&Path>) -> Option<PathBuf> {
 }
 
 /// Finds QEMU by its path, or by its name in `PATH`.
-pub(super) fn check_qemu(program: &str) -> Result<(), Error> {
-    let missing = |source| Error::NoQemu { program: program.to_owned(), source };
-    if program.contains('/') {
+pub(super) fn check_qemu(program: &OsStr) -> Result<(), Error> {
+    let missing = |source| Error::NoQemu { program: program.to_string_lossy().into_owned(), source };
+    if has_slash(program) {
         File::open(program).map_err(missing)?;
     } else if find_in_path(program).is_none() {
         return Err(missing(io::Error::new(io::ErrorKind::NotFound, "it is not in PATH")));
@@ -49,15 +51,19 @@ pub fn find_busybox() -> Result<PathBuf, Error> {
 
 /// Finds a program by its path, or by its name in `PATH`. `what` names it in the error, `fix` says what to do.
 pub(super) fn find_program(what: &'static str, program: &Path, fix: &'static str) -> Result<PathBuf, Error> {
-    let name = program.to_string_lossy();
-    if name.contains('/') {
+    if has_slash(program.as_os_str()) {
         File::open(program).map_err(|source| Error::File { what, path: program.into(), fix, source })?;
         return Ok(program.into());
     }
-    find_in_path(&name).ok_or_else(|| Error::NotInPath { program: name.into_owned(), fix })
+    find_in_path(program.as_os_str())
+        .ok_or_else(|| Error::NotInPath { program: program.to_string_lossy().into_owned(), fix })
 }
 
-fn find_in_path(name: &str) -> Option<PathBuf> {
+fn has_slash(program: &OsStr) -> bool {
+    program.as_bytes().contains(&b'/')
+}
+
+fn find_in_path(name: &OsStr) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
@@ -72,7 +78,7 @@ mod tests {
     fn programs_are_found_by_path_and_in_path() {
         assert_eq!(find_program("the shell", "/bin/sh".as_ref(), FIX).unwrap(), Path::new("/bin/sh"));
         assert!(find_program("the shell", "sh".as_ref(), FIX).unwrap().ends_with("sh"));
-        check_qemu("sh").unwrap();
+        check_qemu("sh".as_ref()).unwrap();
     }
 
     #[test]
@@ -82,13 +88,13 @@ mod tests {
         let error = find_program("the tool", "/no/such/tool".as_ref(), FIX).unwrap_err();
         assert_eq!(error.to_string(), "cannot read the tool /no/such/tool (install it)");
         for program in ["no-such-qemu", "/no/such/qemu"] {
-            assert!(matches!(check_qemu(program).unwrap_err(), Error::NoQemu { .. }));
+            assert!(matches!(check_qemu(program.as_ref()).unwrap_err(), Error::NoQemu { .. }));
         }
     }
 
     #[test]
     fn a_named_qemu_or_agent_is_preferred() {
-        assert_eq!(qemu_program(Some("/opt/qemu")), "/opt/qemu");
+        assert_eq!(qemu_program(Some(OsStr::new("/opt/qemu"))), "/opt/qemu");
         assert_eq!(find_agent(Some(Path::new("agent"))).as_deref(), Some(Path::new("agent")));
     }
 }
