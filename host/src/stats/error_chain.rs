@@ -124,7 +124,6 @@ mod tests {
         let twice = || io::Error::other(io::Error::new(io::ErrorKind::NotFound, SchedStatsError::Cancelled));
         assert_eq!(found(twice()), expected);
         assert_eq!(found(anyhow::Error::from(twice()).context("sampling").context("the run")), expected);
-        assert_eq!(found(io::Error::other(anyhow::Error::from(twice()))), expected);
         assert_eq!(found(io::Error::other(anyhow::Error::from(twice()).context("sampling"))), expected);
         assert_eq!(found(io::Error::other(Outer(Arc::new(twice())))), expected);
         assert_eq!(found(Outer(Box::new(twice()))), expected);

@@ -100,8 +100,11 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_replaced() {
-        assert_eq!(clean(b"a\xffb\n", 1), "a\u{fffd}b\n");
-        assert_eq!(clean(b"a\xff\xfeb\n", 100), "a\u{fffd}\u{fffd}b\n");
+    fn bytes_that_are_no_text_are_dropped_or_replaced() {
+        for bytes in [&b"a\xffb\n"[..], b"a\xff\xfeb\n", b"a\xe4\xb8b\n", b"\x80ab\n"] {
+            for size in 1..bytes.len() {
+                assert_eq!(clean(bytes, size).replace('\u{fffd}', ""), "ab\n", "{bytes:?} in pieces of {size}");
+            }
+        }
     }
 }
