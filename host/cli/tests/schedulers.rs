@@ -134,7 +134,7 @@ fn lavd_has_two_tops_and_arguments() {
     assert!(output(&lavd.guest, &["cat", "/sys/kernel/sched_ext/root/ops"]).starts_with(b"lavd"));
     // The fields of both structs that it marks as top.
     let fields = lavd.described();
-    assert!(describes(&fields, "nr_sched", "u64") && describes(&fields, "slice_used", "u64"), "{fields:?}");
+    assert!(describes(&fields, "nr_sched", "u64") && describes(&fields, "waker_comm", "string"), "{fields:?}");
     let tree = lavd.print("meta", &["--deadline", DEADLINE]);
     let tops = tree.lines().filter(|line| !line.starts_with(' ')).count();
     assert_eq!(tops, 2, "{tree}");
