@@ -6,7 +6,7 @@ use std::net::Shutdown;
 
 use scx_vsock::vsock::BUFFER_BYTES;
 use scx_vsock::vsock::MAX_BACKLOG;
-use scx_vsock::vsock::MAX_CONNECTIONS;
+use scx_vsock::vsock::MAX_CONNECTIONS, MAX_PORT_CONNECTIONS;
 use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use scx_vsock::vsock::{Device, DeviceError};
