@@ -6,10 +6,10 @@ use std::net::Shutdown;
 
 use scx_vsock::vsock::BUFFER_BYTES;
 use scx_vsock::vsock::MAX_BACKLOG;
-use scx_vsock::vsock::MAX_CONNECTIONS, MAX_PORT_CONNECTIONS;
 use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use scx_vsock::vsock::{Device, DeviceError};
+use scx_vsock::vsock::{MAX_CONNECTIONS, MAX_PORT_CONNECTIONS};
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest, QUEUE_SIZE, interesting_sizes, pattern};
 
 const PORT: u32 = 729;
