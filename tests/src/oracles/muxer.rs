@@ -548,6 +548,8 @@ impl World {
             Operation::Shutdown if packet.header.flags == SHUTDOWN_BOTH => connection.state = State::Closing,
             Operation::Shutdown | Operation::CreditUpdate | Operation::CreditRequest => {}
             Operation::Response => assert_eq!(connection.state, State::Established, "{key:?}"),
+            // Evicted: its host is gone, and the guest has opened all that it can.
+            Operation::Rst if self.has_crowded && connection.stream.is_none() => self.over(key),
             Operation::Rst | Operation::Request => panic!("{key:?} got an unexpected {:?}", packet.operation()),
         }
     }
