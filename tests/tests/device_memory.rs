@@ -75,7 +75,7 @@ enum HostEnd {
     /// Listeners in this process.
     Listeners(Vec<Listener>),
     /// Programs that have a Unix socket, and accept nothing.
-    Programs(#[allow(dead_code, reason = "held open")] (TempDir, Vec<UnixListener>)),
+    Programs { _folder: TempDir, _programs: Vec<UnixListener> },
 }
 
 /// Ports of the host.
@@ -91,14 +91,14 @@ impl HostEnd {
         guest.device.handle().set_uds_path(folder.path().join("host"));
         let bind = |port| UnixListener::bind(folder.path().join(format!("host_{port}"))).unwrap();
         let programs = (0..PORTS).map(bind).collect();
-        Self::Programs((folder, programs))
+        Self::Programs { _folder: folder, _programs: programs }
     }
 
     /// The host's stream of the connection that was made last, where somebody accepts it.
     fn accept(&self, port: u32) -> Option<UnixStream> {
         match self {
             Self::Listeners(listeners) => listeners[port as usize].accept().ok(),
-            Self::Programs(_) => None,
+            Self::Programs { .. } => None,
         }
     }
 }

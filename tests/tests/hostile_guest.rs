@@ -416,10 +416,12 @@ fn without_receive_buffers_each_is_reset_once() {
         while guest.queue_bytes(&packets[sent % packets.len()].emit(), &[]) {
             sent += 1;
         }
-        guest.service();
+        // A turn may end by its time.
+        while usize::from(guest.device.used()[1]) < sent {
+            guest.service();
+        }
     }
-    let taken = usize::from(guest.device.used()[1]);
-    assert_eq!([taken, sent], [100 * usize::from(QUEUE_SIZE); 2]);
+    assert_eq!(sent, 100 * usize::from(QUEUE_SIZE));
     assert_eq!(guest.device.held_bytes(), packets.len() * size_of::<Rst>());
     guest.post_all(4096);
     assert_eq!(headers(&mut guest), packets.map(|packet| reset_of(&packet)));

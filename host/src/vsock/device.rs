@@ -28,7 +28,7 @@ const MAX_SERVICE_BYTES: usize = 4 << 20;
 
 /// How long one call goes on after it began, but for a batch: a packet may be spread over as many descriptors as its
 /// queue has.
-const MAX_SERVICE_TIME: Duration = Duration::from_millis(2);
+const MAX_SERVICE_TIME: Duration = Duration::from_millis(10);
 
 /// Packets in one direction before it is the other's turn.
 const BATCH_PACKETS: usize = 16;
@@ -212,7 +212,7 @@ impl Device {
         self.host_side.wake();
     }
 
-    /// Serves the guest and the host, without waiting, for at most 1,024 packets, 4 MiB of payload or 2 ms, each of which
+    /// Serves the guest and the host, without waiting, for at most 1,024 packets, 4 MiB of payload or 10 ms, each of which
     /// the last packets may exceed: if there is more to do, [`fd`](Self::fd) is readable. Both directions have their turn
     /// every 16 packets. To be called when the guest notified a queue and when that descriptor is readable. A transport without
     /// the event queue passes none, and one whose driver did not set it up may pass it: such a guest is not sent
