@@ -125,7 +125,7 @@ mod tests {
         let text = plain(&sample_of(Ok(json!({"cpus": [{"busy": 3}], "name": "a\u{1b}[2J\u{202e}b\u{2066}"}))));
         assert_eq!(
             text,
-            "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  name              a\\u{1b}[2Jb\n  cpus.0.busy                 3\n"
+            "sample 2 at 2.017 s (session 1, deltas over 1.001 s)\n  name         a\\u{1b}[2J\\u{202e}b\\u{2066}\n  cpus.0.busy                 3\n"
         );
     }
 
