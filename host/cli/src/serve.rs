@@ -155,7 +155,7 @@ fn print_counters(guests: &[ServedGuest<'_>], requests: &Signals, end: BorrowedF
     loop {
         let mut fds = [PollFd::new(requests, PollFlags::IN), PollFd::from_borrowed_fd(end, PollFlags::IN)];
         retry_on_intr(|| poll(&mut fds, None))?;
-        if fds.iter().nth(1).is_some_and(|end| !end.revents().is_empty()) {
+        if fds.get(1).is_some_and(|end| !end.revents().is_empty()) {
             return Ok(());
         }
         while requests.next()?.is_some() {
