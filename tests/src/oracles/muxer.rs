@@ -303,7 +303,6 @@ impl World {
             return;
         }
         self.receive();
-        let before = self.connections.keys().filter(|(_, port)| *port == HOST_PORTS[0]).count();
         let wanted = MAX_CONNECTIONS + script.below(100);
         let mut streams = Vec::new();
         let mut ports = Vec::new();
@@ -319,6 +318,8 @@ impl World {
             assert_eq!(answers.len(), 1, "{answers:?}");
             others.iter().for_each(|packet| self.on_packet(packet));
         }
+        // Those of before that were not evicted count, too.
+        let before = self.connections.keys().filter(|(_, port)| *port == HOST_PORTS[0]).count();
         assert!(before + ports.len() <= MAX_PORT_CONNECTIONS, "{before} and {} connections to a port", ports.len());
         self.host_connects(1);
         self.receive();
