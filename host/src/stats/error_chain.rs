@@ -44,9 +44,17 @@ impl From<&anyhow::Error> for MissingStatsReason {
 fn find_in(error: &(dyn Error + 'static)) -> Option<MissingStatsReason> {
     std::iter::successors(Some(error), |&error| error.source()).find_map(|cause| {
         // The source of an `io::Error` skips what it was made of.
-        let inside = || find_in(cause.downcast_ref::<io::Error>()?.get_ref()?);
+        let inside = || find_in(io_error(cause)?.get_ref()?);
         reason_of(cause).or_else(inside)
     })
+}
+
+/// The `io::Error` that an error is, boxed or not.
+fn io_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e io::Error> {
+    error
+        .downcast_ref::<io::Error>()
+        .or_else(|| error.downcast_ref::<Box<io::Error>>().map(|boxed| &**boxed))
+        .or_else(|| error.downcast_ref::<Arc<io::Error>>().map(|shared| &**shared))
 }
 
 /// The reason that an error is, boxed or not.

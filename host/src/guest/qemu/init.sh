@@ -50,10 +50,14 @@ run() { # COMMAND_ID COMMAND
     local outputs="/run/outputs.$1" status
     mkdir "$outputs"
     mkfifo "$outputs/stdout" "$outputs/stderr"
-    relay stdout "$1" <"$outputs/stdout" &
-    relay stderr "$1" <"$outputs/stderr" &
-    exec 4>"$outputs/stdout" 5>"$outputs/stderr"
+    # For reading and writing, a FIFO is opened without waiting for its other end; and with that, for reading. A wait could
+    # be interrupted, which ends a shell.
+    exec 4<>"$outputs/stdout" 5<>"$outputs/stderr"
+    exec 6<"$outputs/stdout" 7<"$outputs/stderr"
     rm -r "$outputs"
+    relay stdout "$1" <&6 4>&- 5>&- 6<&- 7<&- &
+    relay stderr "$1" <&7 4>&- 5>&- 6<&- 7<&- &
+    exec 6<&- 7<&-
     sh -c "$2" </dev/null >&4 2>&5 3>&- 4>&- 5>&- 8>&-
     status=$?
     # An output does not end while a process that the command left behind has it open. The id marks how much of it is the
@@ -86,7 +90,13 @@ ls -d /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio* >/dev/null 2>&1
     send "agent-ended $status"
 } &
 
-while IFS= read -r request <&3; do
-    run "${request%% *}" "${request#* }"
+# A signal that interrupts `read` makes it forget the part of a line that it has. So the shell that reads requests has no
+# child that could end meanwhile: what a command leaves behind becomes a child of the first process.
+while :; do
+    (
+        while IFS= read -r request <&3; do
+            (run "${request%% *}" "${request#* }")
+        done
+        poweroff -f
+    )
 done
-poweroff -f
