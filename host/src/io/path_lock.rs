@@ -55,7 +55,8 @@ impl PathLock {
 /// Locks the file, unless another process has it locked, or has removed it meanwhile: then whoever comes next locks
 /// another file.
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    // A FIFO of this name, which another user may have created, must not be waited for.
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
     let file =
         OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -80,6 +81,20 @@ impl Drop for PathLock {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn a_fifo_in_its_place_is_an_error_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            folder.path().join("socket.lock"),
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
+        assert!(PathLock::take(&folder.path().join("socket")).is_err());
+    }
 
     #[test]
     fn one_at_a_time_holds_the_lock() {

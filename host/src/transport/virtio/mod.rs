@@ -26,7 +26,7 @@
 //!
 //! # Versions
 //!
-//! Guest memory is that of `vm-memory` 0.18, which the crate re-exports as [`vm_memory`](crate::vm_memory).
+//! Guest memory is that of `vm-memory` 0.18, which the crate re-exports as [`vm_memory`].
 
 mod device;
 mod error;
