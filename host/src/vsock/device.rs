@@ -428,3 +428,65 @@ pub(super) fn allow_all_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::vsock::ConnectError;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    const CID: u64 = 3;
+
+    #[test]
+    fn any_interrupt_of_a_queue_is_one() {
+        assert!(!Interrupts::default().any());
+        for interrupts in [
+            Interrupts { rx: true, ..Interrupts::default() },
+            Interrupts { tx: true, ..Interrupts::default() },
+            Interrupts { event: true, ..Interrupts::default() },
+        ] {
+            assert!(interrupts.any());
+        }
+    }
+
+    #[test]
+    fn a_state_with_a_reserved_cid_or_port_is_refused() {
+        let mut device = Device::new(CID).unwrap();
+        let state = device.state();
+        device.restore(&DeviceState { guest_cid: 7, ..state }).unwrap();
+        assert_eq!(device.config(), CID.to_le_bytes(), "a clone of the guest has this device's CID");
+        let reserved = DeviceState { guest_cid: 2, ..state };
+        assert_eq!(device.restore(&reserved), Err(InvalidSnapshot::GuestCid(2)));
+        let port = DeviceState { next_port: 1, ..state };
+        assert_eq!(device.restore(&port), Err(InvalidSnapshot::NextPort(1)));
+        device.reset_transport();
+        assert_eq!(device.connections(), 0);
+    }
+
+    #[test]
+    fn a_wake_is_cleared_by_service_of_the_host() {
+        let mut device = Device::new(CID).unwrap();
+        let is_readable = |device: &Device| {
+            poll(&mut [PollFd::new(&device.fd(), PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1
+        };
+        assert!(!is_readable(&device));
+        device.wake();
+        assert!(is_readable(&device));
+        device.service_host().unwrap();
+        assert!(!is_readable(&device));
+    }
+
+    #[test]
+    fn without_a_driver_a_connect_says_so() {
+        let mut device = Device::new(CID).unwrap();
+        let handle = device.handle();
+        assert!(matches!(handle.connect_within(729, Duration::ZERO), Err(ConnectError::NoDriver)));
+        device.service_host().unwrap();
+        device.close();
+        assert_eq!(handle.connect(729).unwrap_err().kind(), ErrorKind::NotConnected);
+        assert_eq!(device.counters().connections.total(), 0);
+    }
+}

@@ -40,3 +40,16 @@ pub const fn memory_bound(connections: usize) -> usize {
     let of_each = BUFFER_BYTES as usize + 2 * in_one_direction + CONNECTION_BYTES;
     connections.saturating_mul(of_each).saturating_add(DEVICE_BYTES)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_bound_grows_with_each_connection() {
+        let of_one = memory_bound(1) - memory_bound(0);
+        assert!(of_one > SEND_BUFFER_BYTES * 2 + BUFFER_BYTES as usize);
+        assert_eq!(memory_bound(MAX_CONNECTIONS) - memory_bound(0), MAX_CONNECTIONS * of_one);
+        assert_eq!(memory_bound(usize::MAX), usize::MAX);
+    }
+}

@@ -226,6 +226,11 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_is_shown_by_its_port() {
+        assert_eq!(format!("{:?}", listen().1), "Listener { port: 729, .. }");
+    }
+
+    #[test]
     fn a_connection_that_comes_in_time_is_accepted() {
         let (listeners, listener) = listen();
         thread::scope(|scope| {

@@ -84,6 +84,8 @@ struct World {
     guest: Guest,
     listener: Listener,
     connections: BTreeMap<Key, Connection>,
+    /// Connections that there were.
+    over: BTreeSet<Key>,
     /// Host ends of connections that the device has yet to ask the guest for.
     asked_for: Vec<(u32, UnixStream)>,
     /// The host's port of the last connection that the guest was asked for.
@@ -128,6 +130,7 @@ impl World {
             guest,
             listener,
             connections: BTreeMap::new(),
+            over: BTreeSet::new(),
             asked_for: Vec::new(),
             last_port: 0,
             flooded_from: FLOOD_PORTS,
@@ -542,6 +545,11 @@ impl World {
             assert!(self.connections.insert(key, connection).is_none(), "{key:?} is asked for twice");
             return;
         }
+        // Packets that were on their way are answered after the connection's own RST, once for each batch of them.
+        let is_late = packet.operation() == Operation::Rst && self.over.contains(&key);
+        if is_late && !self.connections.contains_key(&key) {
+            return;
+        }
         let connection = self.connections.get_mut(&key).unwrap_or_else(|| panic!("{packet:?} is of no connection"));
         connection.on_packet(&packet.header);
         match packet.operation() {
@@ -588,6 +596,7 @@ impl World {
 
     /// The connection is over for both sides.
     fn over(&mut self, key: Key) {
+        self.over.insert(key);
         self.connections.remove(&key);
     }
 
