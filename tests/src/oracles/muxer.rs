@@ -557,8 +557,13 @@ impl World {
             Operation::Shutdown if packet.header.flags == SHUTDOWN_BOTH => connection.state = State::Closing,
             Operation::Shutdown | Operation::CreditUpdate | Operation::CreditRequest => {}
             Operation::Response => assert_eq!(connection.state, State::Established, "{key:?}"),
-            // Evicted: its host is gone, and the guest has opened all that it can.
-            Operation::Rst if self.has_crowded && connection.stream.is_none() => self.over(key),
+            // Evicted, when the guest has opened all that it can: its host is gone, or only the guest's confirmation of the
+            // close is missing.
+            Operation::Rst
+                if self.has_crowded && (connection.stream.is_none() || connection.state == State::Closing) =>
+            {
+                self.over(key);
+            }
             Operation::Rst | Operation::Request => panic!("{key:?} got an unexpected {:?}", packet.operation()),
         }
     }
