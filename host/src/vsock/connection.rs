@@ -209,11 +209,12 @@ impl Connection {
             self.on_host_end();
         }
         match self.protocol.state() {
-            ConnectionState::ConnectPending { .. } if self.stream.is_write_closed() => Outcome::Closed,
-            ConnectionState::ConnectSent { pending_reply } if self.stream.is_write_closed() => {
+            ConnectionState::ConnectPending { pending_reply } | ConnectionState::ConnectSent { pending_reply }
+                if self.stream.is_write_closed() =>
+            {
                 // A program that does not wait for its reply may have sent something before it closed.
                 if pending_reply.is_none() || self.stream.is_read_closed() {
-                    return Outcome::SendReset;
+                    return if self.is_connect_pending() { Outcome::Closed } else { Outcome::SendReset };
                 }
                 self.deadline = self.deadline.or_else(close_deadline);
                 Outcome::Continue
