@@ -14,7 +14,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::exposition::Form;
 use super::http::{self, ScrapeRequest};
-use super::page::{Page, Pages};
+use super::page::{Freshness, Page, Pages};
 use super::scraper::Scraper;
 use super::target::Target;
 use crate::client::DEFAULT_DEADLINE;
@@ -176,17 +176,19 @@ impl Exporter {
         // Which scrapers every target was read for; with no target, all.
         let read = self.targets.iter().map(Target::ended).min().unwrap_or(Some(now));
         let is_complete = |scraper: &Scraper| scraper.waiting().is_some_and(|(since, _)| read >= Some(since));
-        if let Some(since) = self.first_wait(form, is_complete) {
+        self.answer_those(form, Freshness::Complete, now, is_complete);
+        self.answer_those(form, Freshness::Recent(now), now, |scraper| scraper.is_overdue(now));
+    }
+
+    /// Sends a page to these scrapers, if there are any. Before one is built, readers may be evicted.
+    fn answer_those(&mut self, form: Form, freshness: Freshness, now: Instant, to: impl Fn(&Scraper) -> bool) {
+        let Some(since) = self.first_wait(form, &to) else { return };
+        let newest = self.pages.newest(form, freshness, &self.targets, since);
+        let page = newest.or_else(|| {
             self.evict_slow_readers();
-            let page = self.pages.complete(form, &self.targets, since).ok();
-            self.send(form, page.as_ref(), now, is_complete);
-        }
-        let is_overdue = |scraper: &Scraper| scraper.is_overdue(now);
-        if let Some(since) = self.first_wait(form, is_overdue) {
-            self.evict_slow_readers();
-            let page = self.pages.recent(form, &self.targets, since, now).ok();
-            self.send(form, page.as_ref(), now, is_overdue);
-        }
+            self.pages.build(form, &self.targets, since).ok()
+        });
+        self.send(form, page.as_ref(), now, to);
     }
 
     /// Returns since when the first of these scrapers waits.

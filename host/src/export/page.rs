@@ -49,65 +49,65 @@ fn reads(targets: &[Target]) -> u64 {
     targets.iter().fold(0, |sum, target| sum.wrapping_add(target.reads))
 }
 
+/// How new a page must be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Freshness {
+    /// It has every outcome that there is.
+    Complete,
+    /// It may be a little older: the scrapers' own time is over, and it is now.
+    Recent(Instant),
+}
+
+impl Page {
+    /// Whether it answers scrapers of which the first has waited since `since`.
+    fn answers(&self, freshness: Freshness, targets: &[Target], since: Instant) -> bool {
+        match freshness {
+            Freshness::Complete => self.reads == reads(targets) && self.since <= since,
+            Freshness::Recent(now) => now < self.next_at(),
+        }
+    }
+}
+
 /// The pages that are held.
 #[derive(Debug, Default)]
 pub(super) struct Pages {
-    newest: [Option<Arc<Page>>; 2],
+    /// The newest of each form.
+    newest: Vec<Arc<Page>>,
     /// All, in the order in which they were built.
     held: Vec<Weak<Page>>,
 }
 
 impl Pages {
-    /// Returns a page with every outcome that there is, for scrapers of which the first has waited since `since`.
-    ///
-    /// # Errors
-    ///
-    /// If the metrics cannot be encoded.
-    pub(super) fn complete(&mut self, form: Form, targets: &[Target], since: Instant) -> Result<Arc<Page>, fmt::Error> {
-        match self.newest(form) {
-            Some(page) if page.reads == reads(targets) && page.since <= since => Ok(page),
-            _ => self.build(form, targets, since),
-        }
-    }
-
-    /// Returns a page for scrapers whose own time is over, which may be a little older.
-    ///
-    /// # Errors
-    ///
-    /// If the metrics cannot be encoded.
-    pub(super) fn recent(
-        &mut self,
+    /// Returns the newest page of a form, if it is so new for scrapers of which the first has waited since `since`.
+    pub(super) fn newest(
+        &self,
         form: Form,
+        freshness: Freshness,
         targets: &[Target],
         since: Instant,
-        now: Instant,
-    ) -> Result<Arc<Page>, fmt::Error> {
-        match self.newest(form) {
-            Some(page) if now < page.next_at() => Ok(page),
-            _ => self.build(form, targets, since),
-        }
+    ) -> Option<Arc<Page>> {
+        let newest = self.newest.iter().find(|page| page.form == form);
+        newest.filter(|page| page.answers(freshness, targets, since)).cloned()
     }
 
     /// Returns the oldest page if no other can be built while it is held.
     pub(super) fn excess(&mut self) -> Option<Arc<Page>> {
         self.held.retain(|page| page.strong_count() > 0);
-        let is_newest = |page: &Arc<Page>| self.newest.iter().flatten().any(|newest| Arc::ptr_eq(newest, page));
+        let is_newest = |page: &Arc<Page>| self.newest.iter().any(|newest| Arc::ptr_eq(newest, page));
         let mut held = self.held.iter().filter_map(Weak::upgrade);
         (self.held.len() >= MAX_PAGES).then(|| held.find(|page| !is_newest(page))).flatten()
     }
 
-    fn newest(&self, form: Form) -> Option<Arc<Page>> {
-        self.newest.iter().flatten().find(|page| page.form == form).cloned()
-    }
-
-    fn build(&mut self, form: Form, targets: &[Target], since: Instant) -> Result<Arc<Page>, fmt::Error> {
+    /// Builds a page, the newest of its form from now on.
+    ///
+    /// # Errors
+    ///
+    /// If the metrics cannot be encoded.
+    pub(super) fn build(&mut self, form: Form, targets: &[Target], since: Instant) -> Result<Arc<Page>, fmt::Error> {
         let page = Arc::new(Page::build(form, targets, since)?);
         self.held.push(Arc::downgrade(&page));
-        let slot = match form {
-            Form::OpenMetrics => &mut self.newest[0],
-            Form::Plain => &mut self.newest[1],
-        };
-        *slot = Some(Arc::clone(&page));
+        self.newest.retain(|newest| newest.form != form);
+        self.newest.push(Arc::clone(&page));
         Ok(page)
     }
 }
@@ -124,22 +124,23 @@ mod tests {
     #[test]
     fn a_page_is_shared_until_a_target_was_read_again() {
         let (mut pages, mut targets, now) = (Pages::default(), targets(), Instant::now());
-        let first = pages.complete(Form::Plain, &targets, now).unwrap();
-        assert!(Arc::ptr_eq(&first, &pages.complete(Form::Plain, &targets, now).unwrap()));
-        assert!(!Arc::ptr_eq(&first, &pages.complete(Form::OpenMetrics, &targets, now).unwrap()));
+        let complete = |pages: &Pages, form, targets: &[Target]| pages.newest(form, Freshness::Complete, targets, now);
+        let first = pages.build(Form::Plain, &targets, now).unwrap();
+        assert!(Arc::ptr_eq(&first, &complete(&pages, Form::Plain, &targets).unwrap()));
+        assert!(complete(&pages, Form::OpenMetrics, &targets).is_none());
         targets[0].reads += 1;
-        assert!(!Arc::ptr_eq(&first, &pages.complete(Form::Plain, &targets, now).unwrap()));
+        assert!(complete(&pages, Form::Plain, &targets).is_none());
     }
 
     #[test]
     fn overdue_scrapers_share_a_recent_page() {
         let (mut pages, mut targets) = (Pages::default(), targets());
         let now = Instant::now();
-        let first = pages.recent(Form::Plain, &targets, now, now).unwrap();
+        let first = pages.build(Form::Plain, &targets, now).unwrap();
         targets[0].reads += 1;
-        assert!(Arc::ptr_eq(&first, &pages.recent(Form::Plain, &targets, now, now).unwrap()));
-        let later = first.next_at();
-        assert!(!Arc::ptr_eq(&first, &pages.recent(Form::Plain, &targets, later, later).unwrap()));
+        let recent = |at| pages.newest(Form::Plain, Freshness::Recent(at), &targets, at);
+        assert!(Arc::ptr_eq(&first, &recent(now).unwrap()));
+        assert!(recent(first.next_at()).is_none());
     }
 
     #[test]
@@ -148,7 +149,7 @@ mod tests {
         let mut read = Vec::new();
         for _ in 0..MAX_PAGES {
             assert!(pages.excess().is_none());
-            read.push(pages.complete(Form::Plain, &targets, now).unwrap());
+            read.push(pages.build(Form::Plain, &targets, now).unwrap());
             targets[0].reads += 1;
         }
         assert!(Arc::ptr_eq(&pages.excess().unwrap(), &read[0]));

@@ -297,7 +297,7 @@ mod tests {
         let name = "n".repeat(1 << 20);
         let mut target = Target::new(name, Endpoint::Unix { path: "/nowhere".into() });
         target.missing = (0..16).map(|at| (["a", "b", "c", "d"][at % 4], 1)).collect();
-        Pages::default().complete(Form::Plain, &[target], now).unwrap()
+        Pages::default().build(Form::Plain, &[target], now).unwrap()
     }
 
     #[test]
