@@ -20,6 +20,7 @@ use super::key::Key;
 use super::limits::{BUFFER_BYTES, MAX_CONNECTIONS};
 use super::listener::ANY_PORT;
 use super::packet::{Header, Operation};
+use super::policy::GuestPolicy;
 use super::poller::{HostEvent, Poller, StreamEvent, Token};
 use super::protocol::Protocol;
 use super::rst_queue::{MAX_RSTS, Rst};
@@ -221,7 +222,7 @@ impl Muxer {
         if !self.streams {
             return;
         }
-        if let Err(refusal) = self.make_room(Origin::Host) {
+        if let Err(refusal) = self.make_room(Origin::Host, &self.host_side.policy()) {
             self.counters.refused.count(refusal);
             if let Some(report) = report {
                 report.table_full();
@@ -261,9 +262,8 @@ impl Muxer {
     /// Makes room for a connection of this origin. Where there is none, a connection is evicted that only waits for the
     /// guest to confirm its close; else one whose host is gone, with nothing left to send or no credit for it; else, for
     /// the host, one of its own whose guest has closed. The guest is sent RST.
-    fn make_room(&mut self, origin: Origin) -> Result<(), Refusal> {
-        let policy = self.host_side.policy();
-        while let Some(shortage) = self.admission.shortage(origin, &policy) {
+    fn make_room(&mut self, origin: Origin, policy: &GuestPolicy) -> Result<(), Refusal> {
+        while let Some(shortage) = self.admission.shortage(origin, policy) {
             let Some(key) = self.evictable(origin, shortage) else { return Err(shortage) };
             self.counters.evictions += 1;
             self.abort(key);
@@ -371,8 +371,9 @@ impl Muxer {
         if port == ANY_PORT {
             return Err(Refusal::NoListener);
         }
-        self.admission.permits(port, &self.host_side.policy(), Instant::now())?;
-        self.make_room(Origin::Guest { port })?;
+        let policy = self.host_side.policy();
+        self.admission.permits(port, &policy, Instant::now())?;
+        self.make_room(Origin::Guest { port }, &policy)?;
         let accepted = self.accept_for_program(request) || self.accept_for_listener(request);
         if accepted { Ok(()) } else { Err(Refusal::NoListener) }
     }

@@ -63,21 +63,22 @@ fn in_process_round_trip(_: &Programs) -> Row {
     const TIMES: usize = 500;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        ours.extend(device_round_trips(TIMES));
+        ours.extend(device_round_trips(TIMES, echo));
         bare.extend(bare_round_trips(TIMES));
     }
     Row::median("in-process device, 4 KiB round trip / bare socket pairs, us", &mut ours, &mut bare, Goal::Ratio(1.5))
 }
 
-/// Round trips from the host by the device's thread to the guest's thread and back.
-fn device_round_trips(times: usize) -> Vec<f64> {
+/// Round trips from the host by the device's thread to the guest's thread and back, where the guest does this with its
+/// connection until the host closes.
+fn device_round_trips(times: usize, serve: impl Fn(&mut Guest<Registers>, &mut Connection) + Sync) -> Vec<f64> {
     let mut guests = [Guest::behind_registers()];
     let _served = DeviceThread::serving(&mut guests);
     let [mut guest] = guests;
     let mut connection = connect(&mut guest);
     let mut host = connection.stream.try_clone().unwrap();
     thread::scope(|scope| {
-        scope.spawn(|| echo(&mut guest, &mut connection));
+        scope.spawn(|| serve(&mut guest, &mut connection));
         let times = round_trips(&mut host, times);
         host.shutdown(Shutdown::Both).unwrap();
         times
@@ -91,7 +92,7 @@ fn beside_a_connect_loop(_: &Programs) -> Row {
     /// More than there are receive buffers: each RST is answered by another REQUEST.
     const OUTSTANDING: usize = 150;
     let p99 = |outstanding| {
-        let mut times = round_trips_beside(outstanding, TIMES);
+        let mut times = device_round_trips(TIMES, |guest, connection| echo_and_connect(guest, connection, outstanding));
         times.sort_by(f64::total_cmp);
         quantile(&times, 0.99)
     };
@@ -101,21 +102,6 @@ fn beside_a_connect_loop(_: &Programs) -> Row {
         alone.push(p99(0));
     }
     Row::median("request beside a guest's connect loop / alone, p99 us", &mut beside, &mut alone, Goal::Ratio(2.0))
-}
-
-/// Round trips from the host, while so many connects of the guest are always outstanding.
-fn round_trips_beside(outstanding: usize, times: usize) -> Vec<f64> {
-    let mut guests = [Guest::behind_registers()];
-    let _served = DeviceThread::serving(&mut guests);
-    let [mut guest] = guests;
-    let mut connection = connect(&mut guest);
-    let mut host = connection.stream.try_clone().unwrap();
-    thread::scope(|scope| {
-        scope.spawn(|| echo_and_connect(&mut guest, &mut connection, outstanding));
-        let times = round_trips(&mut host, times);
-        host.shutdown(Shutdown::Both).unwrap();
-        times
-    })
 }
 
 /// Echoes in the guest until the host closes, while a process connects anew for each connect that is refused.
