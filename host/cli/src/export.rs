@@ -51,7 +51,7 @@ pub struct Export {
 
     /// The address to listen on: HOST:PORT, or :PORT for every address of this host; port 0 takes a free port, which is printed
     ///
-    /// Whoever can connect to it can read the stats: there is neither TLS nor authentication.
+    /// Anyone who can connect to it can read the stats: there is neither TLS nor authentication.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9729", value_parser = parse_listen)]
     listen: String,
 

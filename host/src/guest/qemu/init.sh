@@ -23,7 +23,7 @@ hostname guest
 exec 3<>/dev/ttyS1
 stty -F /dev/ttyS1 raw -echo
 
-# A FIFO with one line in it: whoever has read the line may send, and writes it again.
+# A FIFO with one line in it: the process that has read the line may send, and writes it again.
 mkfifo /run/send.lock
 exec 8<>/run/send.lock
 echo >&8
