@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufReader, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use super::guest_events::GuestEvents;
 use super::guest_message::{CommandMessage, GuestMessage, OutputStream};
 use super::timed_stream::TimedStream;
 use crate::io::Deadline;
+use crate::io::lock::lock;
 
 /// The most bytes of one output of a command that are kept.
 const MAX_OUTPUT: usize = 16 << 20;
@@ -228,8 +229,7 @@ impl Current {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Whole at every point where a thread could panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anstream::adapter::strip_str;
 
+use crate::io::lock::lock;
 use crate::stats::PeerText;
 
 /// The most bytes that are kept: the latest ones.
@@ -115,8 +116,7 @@ impl Console {
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        // Whole at every point where a thread could panic.
-        self.output.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.output.kept)
     }
 
     fn keep(&self, bytes: &[u8]) {
@@ -128,7 +128,7 @@ impl Console {
     }
 
     fn copy(&self, bytes: &[u8]) {
-        let mut copy = self.output.copy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut copy = lock(&self.output.copy);
         let Some(file) = &mut *copy else { return };
         if let Err(error) = file.write_all(bytes) {
             *copy = None;

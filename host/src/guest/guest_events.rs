@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::guest_message::GuestEvent;
 use crate::io::eventfd::{EventFd, Notify};
+use crate::io::lock::lock;
 
 /// What a guest has reported since it booted. Clones share it.
 #[derive(Clone, Debug)]
@@ -93,8 +94,7 @@ impl GuestEvents {
     }
 
     fn reported(&self) -> MutexGuard<'_, Reported> {
-        // Whole at every point where a thread could panic.
-        self.0.reported.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.reported)
     }
 }
 

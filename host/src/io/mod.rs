@@ -4,6 +4,7 @@ pub(crate) mod accept;
 mod deadline;
 pub(crate) mod eventfd;
 pub(crate) mod line_reader;
+pub(crate) mod lock;
 mod path_lock;
 pub(crate) mod poll;
 pub(crate) mod sync;

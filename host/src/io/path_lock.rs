@@ -52,8 +52,8 @@ impl PathLock {
     }
 }
 
-/// Locks the file, unless another process has it locked, or has removed it meanwhile: then whoever comes next locks
-/// another file.
+/// Locks the file, unless another process has it locked, or has removed it meanwhile: then the next process locks another
+/// file.
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
     // A FIFO of this name, which another user may have created, must not be waited for.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);

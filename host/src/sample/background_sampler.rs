@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use super::sampler::Sampler;
 use super::schedule::{Schedule, ScheduleError};
 use crate::control::{InFlightCall, RunControl};
 use crate::histogram::Histogram;
+use crate::io::lock::lock;
 use crate::series::SampleSeries;
 
 /// How a background sampler has kept its schedule so far.
@@ -45,8 +46,7 @@ struct State {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Whole at every point where a thread could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Keeps a sample, and drops the oldest ones above `capacity`.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::counters::Stage;
 use super::limits::MAX_CONNECTIONS;
+use crate::io::lock::lock;
 
 /// Why a guest's port is not connected.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +52,7 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Progress> {
-        // Whole at every point where a thread could panic.
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 
     fn set(&self, progress: Progress) {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::connecting::ConnectReport;
 use super::counters::Counters;
@@ -14,6 +14,7 @@ use super::policy::GuestPolicy;
 use super::protocol::Preamble;
 use super::stream::bound_send_buffer;
 use crate::io::eventfd::{EventFd, Notify};
+use crate::io::lock::lock;
 
 /// Programs at ports of the host that nobody in this process listens on.
 pub trait HostPorts: fmt::Debug + Send + Sync {
@@ -49,11 +50,6 @@ pub struct HostSide {
     policy: Mutex<Arc<GuestPolicy>>,
     counters: Mutex<Counters>,
     wake: EventFd,
-}
-
-/// A lock whose data is whole at every point where a thread could panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn gone() -> io::Error {

@@ -5,9 +5,10 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::io::lock::lock;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// The backlog of a listener: connections that the host has not accepted. A further one is refused.
@@ -40,11 +41,6 @@ pub struct Backlog {
 struct Pending {
     streams: VecDeque<UnixStream>,
     closed: bool,
-}
-
-/// A lock whose data is whole at every point where a thread could panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Listeners {

@@ -11,7 +11,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use super::host_side::HostPorts;
 use crate::endpoint::hybrid::{MAX_CONNECT_BYTES, listener_path, ok_line, parse_connect};
 use crate::io::OwnedUnixListener;
 use crate::io::eventfd::{EventFd, Notify};
+use crate::io::lock::lock;
 use crate::io::unix_stream;
 
 /// How long a program may take to send its `CONNECT` line.
@@ -69,8 +70,7 @@ struct BridgeShared {
 
 impl BridgeShared {
     fn guest(&self) -> MutexGuard<'_, Option<Handle>> {
-        // Whole at every point where a thread could panic.
-        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.guest)
     }
 }
 

@@ -5,11 +5,12 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::child_process::ChildProcess;
 use crate::guest::console::Console;
+use crate::io::lock::lock;
 
 /// How long a kernel may take to print its first line under KVM. One that runs at all needs a small part of it.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -70,7 +71,7 @@ impl Cache {
     /// Returns what was found for this pair. The first caller probes; others wait for its result.
     fn get_or_probe(&self, qemu: &OsStr, kernel: &Path, probe: impl FnOnce() -> Accelerator) -> Accelerator {
         let found = {
-            let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pairs = lock(&self.0);
             Arc::clone(pairs.entry((qemu.to_owned(), kernel.to_owned())).or_default())
         };
         *found.get_or_init(probe)

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -17,6 +17,7 @@ use crate::guest::error::Error;
 use crate::guest::guest_events::{Fault, FaultWatch, GuestEvents};
 use crate::guest::guest_message::OutputStream;
 use crate::io::Deadline;
+use crate::io::lock::lock;
 use crate::transport::vhost_user::Server;
 use crate::vsock::{Handle, ReadyListener, ReadyWait};
 
@@ -101,7 +102,7 @@ impl Guest {
         client.wait_for_scheduler(within).map_err(|source| {
             self.fault().unwrap_or_else(|| Error::NoStats {
                 scheduler: self.scheduler_name(),
-                lacks_config: self.scheduler.as_ref().is_some_and(|scheduler| scheduler.lacks_config),
+                lacks_config: self.scheduler_lacks_config(),
                 console: self.console.last_lines_of_scheduler(Duration::ZERO),
                 source,
             })
@@ -130,10 +131,14 @@ impl Guest {
             Fault::SchedulerEnded(status) => Error::SchedulerEnded {
                 scheduler: self.scheduler_name(),
                 status,
-                lacks_config: self.scheduler.as_ref().is_some_and(|scheduler| scheduler.lacks_config),
+                lacks_config: self.scheduler_lacks_config(),
                 console: self.console.last_lines_of_scheduler(CONSOLE_TIMEOUT),
             },
         }
+    }
+
+    fn scheduler_lacks_config(&self) -> bool {
+        self.scheduler.as_ref().is_some_and(|scheduler| scheduler.lacks_config)
     }
 
     fn scheduler_name(&self) -> String {
@@ -161,7 +166,7 @@ impl Guest {
     ///
     /// [`Error::NulInArgument`], [`Error::CommandTimedOut`], [`Error::CommandChannel`].
     pub fn run_within(&self, arguments: &[&str], within: Duration) -> Result<CommandOutput, Error> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).run(arguments, within)
+        lock(&self.commands).run(arguments, within)
     }
 
     /// Runs a command in the guest to its end, and calls `sink` with each piece of its outputs as it comes. Returns the exit
@@ -176,7 +181,7 @@ impl Guest {
         within: Duration,
         sink: impl FnMut(OutputStream, &[u8]) -> io::Result<()>,
     ) -> Result<i32, Error> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).run_streaming(arguments, within, sink)
+        lock(&self.commands).run_streaming(arguments, within, sink)
     }
 
     /// Stops the guest's processors, if they run. A call in flight still waits until its deadline;
@@ -216,7 +221,7 @@ impl Guest {
     }
 
     fn execute(&self, command: QmpCommand) -> Result<(), Error> {
-        self.qmp.lock().unwrap_or_else(PoisonError::into_inner).execute(command)
+        lock(&self.qmp).execute(command)
     }
 
     /// Waits for the agent's Ready, a fault that precludes it, the guest's end or the deadline, whatever comes first.

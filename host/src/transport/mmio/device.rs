@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use vm_memory::GuestAddressSpace;
 
@@ -10,6 +10,7 @@ use super::interrupt::{Interrupt, Line};
 use super::register::{CONFIG, Half, MAGIC, Part, Register, VENDOR, VERSION};
 use super::selected::Selected;
 use super::snapshot::MmioSnapshot;
+use crate::io::lock::lock;
 use crate::transport::virtio::{Error, MAX_QUEUE_SIZE, VirtioDevice};
 use crate::vsock::spec::DEVICE_ID;
 use crate::vsock::{Device, Handle};
@@ -216,8 +217,7 @@ impl<A, I> Mmio<A, I> {
     }
 
     fn selected(&self) -> MutexGuard<'_, Selected> {
-        // Whole at every point where a thread could panic.
-        self.selected.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.selected)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringT};
@@ -17,6 +17,7 @@ use super::interrupt_gate::InterruptGate;
 use super::shared_memory::Watch;
 use super::shutdown::Shutdown;
 use super::vring::{Memory, Vring};
+use crate::io::lock::lock;
 use crate::vsock::spec::{RX_QUEUE, TX_QUEUE};
 use crate::vsock::{self, Device, DeviceError};
 
@@ -98,11 +99,6 @@ impl DeviceRings {
             Run::Stopped | Run::Running => Run::Stopped,
         };
     }
-}
-
-/// A lock whose data is whole at every point where a thread could panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BackEnd {

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::error::Error;
+use crate::io::lock::lock;
 
 /// What happened to a guest.
 #[derive(Debug)]
@@ -52,8 +53,7 @@ impl Events {
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
-        // Whole at every point where a thread could panic.
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pending)
     }
 
     /// Adds an event, in the place of an earlier one of its kind.

@@ -4,6 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::front_end_event::FrontEndEvent;
+use crate::io::lock::lock;
 
 /// How long a front end has that fills its counter again, until it is cleared again.
 const REFILLED: Duration = Duration::from_millis(1);
@@ -30,8 +31,7 @@ enum GateState {
 
 impl InterruptGate {
     fn state(&self) -> MutexGuard<'_, GateState> {
-        // Whole at every point where a thread could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Raises an interrupt, unless interrupts are closed. To be called by one thread, which holds no lock that others need.

@@ -11,8 +11,9 @@ use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
+use crate::io::lock::lock;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Regions of all front ends of the process.
@@ -66,7 +67,7 @@ impl Watch {
     /// The kernel's, if the signal cannot be handled; `OutOfMemory` if the list is full.
     pub(super) fn new(memory: &GuestMemoryMmap) -> io::Result<Self> {
         handle_signal()?;
-        let _changing = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = lock(&CHANGES);
         let mut unused = REGIONS.iter().filter(|region| region.bounds().is_none());
         let mut watch = Self(Vec::with_capacity(memory.num_regions()));
         for mapped in memory.iter() {

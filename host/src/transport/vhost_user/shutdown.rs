@@ -3,12 +3,13 @@
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost_user_backend::ShutdownHandle;
 
 use crate::io::eventfd::{EventFd, Notify};
+use crate::io::lock::lock;
 
 /// The end of a server.
 #[derive(Debug)]
@@ -48,8 +49,7 @@ impl Shutdown {
     }
 
     fn state(&self) -> MutexGuard<'_, ShutdownState> {
-        // Whole at every point where a thread could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Waits for a front end. Returns false if the owner ended the server first.

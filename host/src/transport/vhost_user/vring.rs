@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_user_backend::{VringRwLock, VringState, VringStateGuard, VringStateMutGuard, VringT};
@@ -12,6 +12,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::error::{Error, EventPurpose};
 use super::front_end_event::FrontEndEvent;
+use crate::io::lock::lock;
 
 /// The type of guest memory that the framework keeps.
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -40,8 +41,7 @@ struct Fault {
 
 impl Vring {
     fn events(&self) -> MutexGuard<'_, RingEvents> {
-        // Whole at every point where a thread could panic.
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.events)
     }
 
     /// Returns the event by which the front end interrupts the guest, if it wants to know of used buffers.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use vm_memory::GuestAddressSpace;
 
@@ -13,6 +13,7 @@ use super::queue::QueueLayout;
 use super::setup::Setup;
 use super::snapshot::{InvalidVirtioSnapshot, VirtioSnapshot};
 use super::status::{Change, Step};
+use crate::io::lock::lock;
 use crate::vsock::{Device, DeviceError, Handle, Interrupts};
 
 /// A virtio-vsock device for a guest whose memory is `A` and whose interrupts are `I`: everything but registers.
@@ -287,8 +288,7 @@ impl<A, I> VirtioDevice<A, I> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Whole at every point where a thread could panic.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 
