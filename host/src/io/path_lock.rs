@@ -1,15 +1,15 @@
 //! A lock on the name of a file, among the processes that use this library.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, Stat, flock, fstat};
 use rustix::io::Errno;
+
+use super::folder::Folder;
 
 /// How long another process may hold the lock, which it does for a few system calls.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -20,31 +20,30 @@ const RETRY: Duration = Duration::from_millis(1);
 /// Holds the lock until it is dropped. It is a file beside the other one, with `.lock` appended to its name, which exists
 /// only meanwhile.
 #[derive(Debug)]
-pub(super) struct PathLock {
-    path: PathBuf,
+pub(super) struct PathLock<'a> {
+    folder: &'a Folder,
+    name: OsString,
     #[allow(dead_code, reason = "holds the lock")]
-    file: File,
+    file: OwnedFd,
 }
 
-impl PathLock {
-    /// Takes the lock of the file at `path`, which need not exist.
+impl<'a> PathLock<'a> {
+    /// Takes the lock of a file of this folder, which need not exist.
     ///
     /// # Errors
     ///
     /// The kernel's; `TimedOut` if another process holds the lock for 5 s.
-    pub(super) fn take(path: &Path) -> io::Result<Self> {
-        let mut name = OsString::from(path);
-        name.push(".lock");
-        let path = PathBuf::from(name);
+    pub(super) fn take(folder: &'a Folder, name: &OsStr) -> io::Result<Self> {
+        let name = [name, OsStr::new(".lock")].into_iter().collect::<OsString>();
         let until = Instant::now() + DEADLINE;
         loop {
-            if let Some(file) = try_lock(&path)? {
-                return Ok(Self { path, file });
+            if let Some(file) = try_lock(folder, &name)? {
+                return Ok(Self { folder, name, file });
             }
             if Instant::now() >= until {
                 return Err(io::Error::new(
                     ErrorKind::TimedOut,
-                    format!("another process holds {}; end it, or remove that file", path.display()),
+                    format!("another process holds the file {} beside it; end it, or remove that file", name.display()),
                 ));
             }
             thread::sleep(RETRY);
@@ -54,33 +53,36 @@ impl PathLock {
 
 /// Locks the file, unless another process has it locked, or has removed it meanwhile: then the next process locks another
 /// file.
-fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    // A FIFO of this name, which another user may have created, must not be waited for.
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)?;
+fn try_lock(folder: &Folder, name: &OsStr) -> io::Result<Option<OwnedFd>> {
+    let file = folder.create(name)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     }
-    let id = |file: fs::Metadata| (file.dev(), file.ino());
-    let locked = id(file.metadata()?);
-    let is_there = fs::symlink_metadata(path).is_ok_and(|named| id(named) == locked);
+    let id = |file: &Stat| (file.st_dev, file.st_ino);
+    let locked = id(&fstat(&file)?);
+    let is_there = folder.stat(name).is_ok_and(|named| id(&named) == locked);
     Ok(is_there.then_some(file))
 }
 
-impl Drop for PathLock {
+impl Drop for PathLock<'_> {
     fn drop(&mut self) {
         // Before it is unlocked, so that nobody locks a file that is about to go.
-        let _gone_already = fs::remove_file(&self.path);
+        let _gone_already = self.folder.remove(&self.name);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn take(path: &Path) -> io::Result<()> {
+        PathLock::take(&Folder::of(path)?, path.file_name().unwrap()).map(drop)
+    }
 
     #[test]
     fn a_fifo_in_its_place_is_an_error_at_once() {
@@ -93,19 +95,19 @@ mod tests {
             0,
         )
         .unwrap();
-        assert!(PathLock::take(&folder.path().join("socket")).is_err());
+        assert!(take(&folder.path().join("socket")).is_err());
     }
 
     #[test]
     fn one_at_a_time_holds_the_lock() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
+        let opened = Folder::of(&folder.path().join("socket")).unwrap();
         let holders = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        let _lock = PathLock::take(&path).unwrap();
+                        let _lock = PathLock::take(&opened, OsStr::new("socket")).unwrap();
                         assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
                         holders.fetch_sub(1, Ordering::SeqCst);
                     }
@@ -120,7 +122,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         std::os::unix::fs::symlink(folder.path().join("elsewhere"), folder.path().join("socket.lock")).unwrap();
-        PathLock::take(&path).unwrap_err();
+        take(&path).unwrap_err();
         assert!(!folder.path().join("elsewhere").exists());
     }
 }
