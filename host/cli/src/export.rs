@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use nix::sys::signal::Signal;
@@ -19,6 +19,7 @@ use scx_vsock::endpoint::ParseEndpointError;
 use scx_vsock::export::Exporter;
 
 use crate::duration;
+use crate::error_report::wrong_arguments;
 use crate::output::eprintln;
 use crate::sandbox;
 use crate::signals::Signals;
@@ -102,7 +103,11 @@ impl Export {
         let mut exporter = Exporter::new(listener)?.deadline(self.deadline);
         let mut names = BTreeSet::new();
         for Named { name, endpoint } in &self.guests {
-            ensure!(names.insert(name), "two guests are named {name:?}; give each a name of its own, as in NAME=URI");
+            if !names.insert(name) {
+                let message =
+                    format_args!("two guests are named {name:?}; give each a name of its own, as in NAME=URI");
+                return Err(wrong_arguments(message));
+            }
             exporter.add(name, endpoint.clone());
         }
         eprintln!("scx-vsock: serving the stats of {} at http://{address}/metrics", guests(self.guests.len()));

@@ -1,5 +1,6 @@
 //! `scx-vsock stats`: one sample.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use crate::error_report::wrong_arguments;
 use crate::target::Target;
 use crate::{display, duration, output};
 
@@ -52,11 +54,11 @@ pub struct Stats {
 impl Stats {
     /// Reads the stats and prints them.
     pub fn run(&self) -> Result<ExitCode> {
+        let arguments = self.request_arguments()?;
         let client = self.guest.client();
         if let Some(timeout) = self.wait {
             Target::wait(&client, timeout)?;
         }
-        let arguments = self.request_arguments();
         if let Some(time) = self.over {
             client.stats(&arguments)?;
             thread::sleep(time);
@@ -66,10 +68,16 @@ impl Stats {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn request_arguments(&self) -> Vec<(&str, &str)> {
+    fn request_arguments(&self) -> Result<Vec<(&str, &str)>> {
         let target = self.target.iter().map(|name| ("target", name.as_str()));
         let others = self.arguments.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        target.chain(others).collect()
+        let mut keys = BTreeSet::new();
+        let once = |(key, value)| {
+            let is_first = keys.insert(key);
+            let twice = || wrong_arguments(format_args!("the argument {key} is given twice; a request has it once"));
+            if is_first { Ok((key, value)) } else { Err(twice()) }
+        };
+        target.chain(others).map(once).collect()
     }
 }
 
