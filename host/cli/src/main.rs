@@ -5,6 +5,7 @@
 
 mod boot;
 mod completions;
+mod descriptor_limit;
 mod display;
 mod doctor;
 mod duration;

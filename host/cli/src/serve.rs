@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::descriptor_limit;
 use crate::error_report::wrong_arguments;
 use crate::output;
 use crate::output::eprintln;
@@ -93,6 +94,7 @@ impl Serve {
             self.print_arguments()?;
             return Ok(ExitCode::SUCCESS);
         }
+        descriptor_limit::raise();
         // The signal is never read, so that every thread sees that there is one.
         let stop = Signals::block(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
         let requests = Signals::block(&[Signal::SIGUSR1])?;
@@ -151,7 +153,7 @@ fn serve_all(guests: &[ServedGuest<'_>], stop: &Signals, requests: &Signals) -> 
         let threads: Vec<_> = guests.iter().map(|guest| scope.spawn(|| guest.serve(stop.as_fd()))).collect();
         let printing = scope.spawn(|| print_counters(guests, requests, served.as_fd()));
         let ended =
-            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a guest's thread panicked")));
+            threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a guest's thread panicked")));
         drop(serving);
         let printed = printing.join().unwrap_or_else(|_| bail!("the thread of the counters panicked"));
         ended.and(printed)
