@@ -66,6 +66,7 @@ fn read_cause<'o>(scratch: &mut [u8], since_us: u64, cause: &'o mut [u8; MAX_CAU
     kernel_log::cause(log, since_us, cause)
 }
 
+#[inline(never)]
 fn sched_ext(buffer: &mut [u8]) -> usize {
     let room = buffer.len() / 2;
     let (out, scratch) = buffer.split_at_mut(room.min(MAX_SCHED_EXT_BYTES));

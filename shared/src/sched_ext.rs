@@ -127,18 +127,18 @@ impl<'o> SchedExtLine<'o> {
     pub fn begin(out: &'o mut [u8]) -> Self {
         let room = out.len().min(MAX_SCHED_EXT_BYTES);
         let mut line = Self { out: out.split_at_mut(room).0, length: 0, list: 0, left: 0, truncated: false };
-        line.add(b"{\"agent\":{\"sched_ext\":{", &[], &[]);
+        line.add(b"{\"agent\":{\"sched_ext\":{", 0, Text::EMPTY);
         line
     }
 
     /// Adds the text of one of the kernel's files.
     pub fn field(&mut self, field: &Field, text: Text<'_>) {
-        self.add(field.template, &[], &[text.truncated(field.max)]);
+        self.add(field.template, 0, text.truncated(field.max));
     }
 
     /// Adds the guest's clock.
     pub fn uptime(&mut self, uptime_us: u64) {
-        self.add(b"\"uptime_us\":#", &[uptime_us], &[]);
+        self.add(b"\"uptime_us\":#", uptime_us, Text::EMPTY);
     }
 
     /// Begins the events.
@@ -148,7 +148,10 @@ impl<'o> SchedExtLine<'o> {
 
     /// Adds an event.
     pub fn event(&mut self, name: Text<'_>, number: Text<'_>) {
-        self.item(b"\"$\":\"$\",", &[], &[name.truncated(MAX_NAME_BYTES), number.truncated(MAX_DECIMAL_BYTES)]);
+        if self.take_item() {
+            self.add(b"\"$\":", 0, name.truncated(MAX_NAME_BYTES));
+            self.add(b"\"$\",", 0, number.truncated(MAX_DECIMAL_BYTES));
+        }
     }
 
     /// Ends the events.
@@ -163,11 +166,11 @@ impl<'o> SchedExtLine<'o> {
 
     /// Adds a message of the log.
     pub fn message(&mut self, message: KernelMessage<Text<'_>>) {
-        let (template, time_us): (&[u8], _) = match message.time_us {
-            Some(time_us) => (b"{\"time_us\":#,\"text\":\"$\"},", time_us),
-            None => (b"{\"text\":\"$\"},", 0),
-        };
-        self.item(template, &[time_us], &[message.text.truncated(MAX_KERNEL_MESSAGE_BYTES)]);
+        if self.take_item() {
+            let template: &[u8] =
+                if message.time_us.is_some() { b"{\"time_us\":#,\"text\":\"$\"}," } else { b"{\"text\":\"$\"}," };
+            self.add(template, message.time_us.unwrap_or(0), message.text.truncated(MAX_KERNEL_MESSAGE_BYTES));
+        }
     }
 
     /// Ends the log.
@@ -179,24 +182,24 @@ impl<'o> SchedExtLine<'o> {
     #[must_use]
     pub fn end(mut self, log_errno: Option<i32>) -> usize {
         if let Some(errno) = log_errno {
-            self.add(b",\"log_errno\":#", &[errno.unsigned_abs().into()], &[]);
+            self.add(b",\"log_errno\":#", errno.unsigned_abs().into(), Text::EMPTY);
         }
         let end: &[u8] = if self.truncated { b",\"truncated\":true}}}\n" } else { b"}}}\n" };
-        self.add(end, &[], &[]);
+        self.add(end, 0, Text::EMPTY);
         self.length
     }
 
     fn begin_list(&mut self, open: &[u8], most: usize) {
         self.list = self.length;
         self.left = most;
-        self.add(open, &[], &[]);
+        self.add(open, 0, Text::EMPTY);
     }
 
-    fn item(&mut self, template: &[u8], numbers: &[u64], texts: &[Text<'_>]) {
-        if self.left > 0 {
-            self.left -= 1;
-            self.add(template, numbers, texts);
-        }
+    /// Whether the list takes another item.
+    fn take_item(&mut self) -> bool {
+        let takes = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        takes
     }
 
     /// Writes `close` in place of the last comma, or drops the list if there is no room for it.
@@ -204,7 +207,7 @@ impl<'o> SchedExtLine<'o> {
         if self.out.get(self.length.wrapping_sub(1)) == Some(&b',') {
             self.length -= 1;
         }
-        self.add(close, &[], &[]);
+        self.add(close, 0, Text::EMPTY);
         self.truncated |= self.length.saturating_add(END_BYTES) > self.out.len();
         if self.truncated {
             self.length = self.list;
@@ -213,9 +216,9 @@ impl<'o> SchedExtLine<'o> {
 
     // One copy for all keys.
     #[inline(never)]
-    fn add(&mut self, template: &[u8], numbers: &[u64], texts: &[Text<'_>]) {
+    fn add(&mut self, template: &[u8], number: u64, text: Text<'_>) {
         let length = self.length.min(self.out.len());
-        self.length = length + fill(self.out.split_at_mut(length).1, template, numbers, texts);
+        self.length = length + fill(self.out.split_at_mut(length).1, template, &[number], &[text]);
     }
 }
 
