@@ -17,21 +17,22 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use scx_vsock_wire::limits::{MAX_AGENT_ENVELOPE_BYTES, MIN_PROTOCOL, PROTOCOL};
-use scx_vsock_wire::{
-    AgentAnswer, Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX, Verb,
-};
+use scx_vsock_wire::{Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX, Verb};
 
 use super::agent_message;
 use super::baselines::Baselines;
 use crate::endpoint::{Handshake, hybrid};
 use crate::io::line_reader::LineReader;
-use crate::stats::{PeerText, RequestLine, SchedStatsError};
+use crate::stats::{PeerText, RequestLine, SchedExt, SchedStatsError};
 
 /// Bytes within which the first line must end. The rest beyond today's hello is for later versions of the protocol.
 const MAX_HELLO_BYTES: usize = 4096;
 
 /// Bytes of buffer that an idle session keeps.
 const KEPT_BYTES: usize = 16 * 1024;
+
+/// What an agent answers itself.
+pub type AgentAnswer = scx_vsock_wire::AgentAnswer<SchedExt>;
 
 /// What a request was answered with.
 ///
@@ -86,11 +87,11 @@ impl Request {
         }
     }
 
-    /// Returns what it asks of the agent; `None` where it is for the scheduler.
-    pub(super) fn verb(&self) -> Option<Verb> {
+    /// Whether it waits for a scheduler.
+    pub(super) fn awaits_scheduler(&self) -> bool {
         match self {
-            Self::Open => None,
-            Self::Line(line) => line.verb(),
+            Self::Open => false,
+            Self::Line(line) => matches!(line.verb(), Some(Verb::WaitScheduler { .. })),
         }
     }
 }
@@ -259,7 +260,7 @@ impl Session {
             Request::Open => Received::Opened,
             Request::Line(line) if self.framing == Framing::Plain && line.is_for_the_agent() => match line.verb() {
                 Some(Verb::WaitScheduler { .. }) => Received::Agent(AgentAnswer::SchedulerReady {}),
-                None => {
+                Some(Verb::SchedExt {}) | None => {
                     let error = without_an_agent(line);
                     return self.close(error);
                 }
@@ -285,7 +286,7 @@ impl Session {
             SessionState::Pending { expects: Expected::Hello, .. } => SchedStatsError::unreachable(format!(
                 "connected, but no hello within {ms} ms: the guest is paused or overloaded, or another program is there"
             )),
-            SessionState::Pending { request, .. } if request.verb().is_some() => SchedStatsError::NoScheduler {
+            SessionState::Pending { request, .. } if request.awaits_scheduler() => SchedStatsError::NoScheduler {
                 reason: format!("the agent has seen none within {ms} ms, and then no longer answered"),
             },
             SessionState::Pending { .. } | SessionState::Idle | SessionState::Answered(_) | SessionState::Closed => {
