@@ -21,7 +21,7 @@ use scx_vsock_wire::{Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, ST
 
 use super::agent_message;
 use super::baselines::Baselines;
-use crate::endpoint::{Handshake, hybrid};
+use crate::endpoint::{ConnectProgress, Handshake, hybrid};
 use crate::io::line_reader::LineReader;
 use crate::stats::{PeerText, RequestLine, SchedExt, SchedStatsError};
 
@@ -272,7 +272,7 @@ impl Session {
     }
 
     /// Returns what a pending request ends with that was `allowed` so long: how far it came by then.
-    pub(super) fn deadline_error(&self, allowed: Duration, is_connected: bool) -> SchedStatsError {
+    pub(super) fn deadline_error(&self, allowed: Duration, progress: ConnectProgress) -> SchedStatsError {
         let ms = allowed.as_millis();
         match &self.state {
             SessionState::Connecting { connect, .. } => SchedStatsError::unreachable(format!(
@@ -280,12 +280,9 @@ impl Session {
                  guest is paused",
                 connect.port
             )),
-            SessionState::Pending { expects: Expected::Hello, .. } if !is_connected => SchedStatsError::unreachable(
-                format!("no connection within {ms} ms: the guest's vsock driver is not up yet, or the guest is paused"),
-            ),
-            SessionState::Pending { expects: Expected::Hello, .. } => SchedStatsError::unreachable(format!(
-                "connected, but no hello within {ms} ms: the guest is paused or overloaded, or another program is there"
-            )),
+            SessionState::Pending { expects: Expected::Hello, .. } => {
+                SchedStatsError::unreachable(no_hello(ms, progress))
+            }
             SessionState::Pending { request, .. } if request.awaits_scheduler() => SchedStatsError::NoScheduler {
                 reason: format!("the agent has seen none within {ms} ms, and then no longer answered"),
             },
@@ -502,6 +499,22 @@ impl Session {
             torn => format!(", {torn} bytes into a line"),
         };
         SchedStatsError::unreachable(format!("{cause}{torn}; {hint}"))
+    }
+}
+
+/// Returns why there is no hello of an agent's after `ms` milliseconds.
+fn no_hello(ms: u128, progress: ConnectProgress) -> String {
+    match progress {
+        ConnectProgress::NoDriver => format!(
+            "no driver yet: no vsock driver of the guest has taken the request within {ms} ms; is the guest up, and has \
+             it the module vmw_vsock_virtio_transport?"
+        ),
+        ConnectProgress::Connecting => {
+            format!("no connection within {ms} ms: the guest's vsock driver is not up yet, or the guest is paused")
+        }
+        ConnectProgress::Connected => format!(
+            "connected, but no hello within {ms} ms: the guest is paused or overloaded, or another program is there"
+        ),
     }
 }
 

@@ -5,17 +5,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// How long another process may hold the lock, which it does for a few system calls.
 const DEADLINE: Duration = Duration::from_secs(5);
-
-/// How long to wait before the next attempt.
-const RETRY: Duration = Duration::from_millis(1);
 
 /// Holds the lock until it is dropped. It is a file beside the other one, with `.lock` appended to its name, which exists
 /// only meanwhile.
@@ -33,41 +31,52 @@ impl PathLock {
     ///
     /// The kernel's; `TimedOut` if another process holds the lock for 5 s.
     pub(super) fn take(path: &Path) -> io::Result<Self> {
+        Self::take_within(path, DEADLINE)
+    }
+
+    fn take_within(path: &Path, within: Duration) -> io::Result<Self> {
         let mut name = OsString::from(path);
         name.push(".lock");
         let path = PathBuf::from(name);
-        let until = Instant::now() + DEADLINE;
+        if let Some(lock) = Self::attempt(&path, FlockOperation::NonBlockingLockExclusive)? {
+            return Ok(lock);
+        }
+        // flock(2) has no deadline, so that a thread waits in it. A lock that comes too late is dropped.
+        let (sender, taken) = channel();
+        let waits_at = path.clone();
+        thread::Builder::new().name("path-lock".into()).spawn(move || drop(sender.send(Self::wait(&waits_at))))?;
+        taken.recv_timeout(within).unwrap_or_else(|_| {
+            let reason = format!("another process holds {}; end it, or remove that file", path.display());
+            Err(io::Error::new(ErrorKind::TimedOut, reason))
+        })
+    }
+
+    /// Waits for the lock, however long another process holds it.
+    fn wait(path: &Path) -> io::Result<Self> {
         loop {
-            if let Some(file) = try_lock(&path)? {
-                return Ok(Self { path, file });
+            if let Some(lock) = Self::attempt(path, FlockOperation::LockExclusive)? {
+                return Ok(lock);
             }
-            if Instant::now() >= until {
-                return Err(io::Error::new(
-                    ErrorKind::TimedOut,
-                    format!("another process holds {}; end it, or remove that file", path.display()),
-                ));
-            }
-            thread::sleep(RETRY);
         }
     }
-}
 
-/// Locks the file, unless another process has it locked, or has removed it meanwhile: then the next process locks another
-/// file.
-fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    // A FIFO of this name, which another user may have created, must not be waited for.
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
+    /// Locks the file, unless another process has it locked, or has removed it meanwhile: then the next process locks
+    /// another file.
+    fn attempt(path: &Path, operation: FlockOperation) -> io::Result<Option<Self>> {
+        // A FIFO of this name, which another user may have created, must not be waited for.
+        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)?;
+        match retry_on_intr(|| flock(&file, operation)) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+        let id = |file: fs::Metadata| (file.dev(), file.ino());
+        let locked = id(file.metadata()?);
+        let is_there = fs::symlink_metadata(path).is_ok_and(|named| id(named) == locked);
+        Ok(is_there.then(|| Self { path: path.into(), file }))
     }
-    let id = |file: fs::Metadata| (file.dev(), file.ino());
-    let locked = id(file.metadata()?);
-    let is_there = fs::symlink_metadata(path).is_ok_and(|named| id(named) == locked);
-    Ok(is_there.then_some(file))
 }
 
 impl Drop for PathLock {
@@ -94,6 +103,18 @@ mod tests {
         )
         .unwrap();
         assert!(PathLock::take(&folder.path().join("socket")).is_err());
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_deadline_and_keeps_no_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let held = PathLock::take(&path).unwrap();
+        let late = PathLock::take_within(&path, Duration::ZERO).unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::TimedOut);
+        assert!(late.to_string().contains("another process holds"), "{late}");
+        drop(held);
+        PathLock::take(&path).unwrap();
     }
 
     #[test]
