@@ -41,7 +41,7 @@ pub const MAX_OPS_BYTES: usize = 128;
 /// Bytes of the text `cause` of `no_scheduler` and `scheduler_gone`.
 pub const MAX_CAUSE_BYTES: usize = 512;
 
-/// Bytes of the longest answer to `sched_ext`, its LF counted. In a smaller buffer the log is left out, then the events.
+/// Bytes of the longest answer to `sched_ext`, its LF counted. In a smaller buffer the log is dropped, then the events.
 pub const MAX_SCHED_EXT_BYTES: usize = 12 * 1024;
 
 /// Events of sched_ext in an answer; the rest is dropped.

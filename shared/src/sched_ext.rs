@@ -99,7 +99,7 @@ const END_BYTES: usize = 64;
 
 /// The line of an answer, written key by key in the order of [`SchedExt`].
 ///
-/// In a buffer that is too small for the log, or for the events, that key is left out with what follows it.
+/// In a buffer that is too small for the log, or for the events, that key is dropped with what follows it.
 ///
 /// ```
 /// use scx_vsock_wire::{SchedExtLine, Text, sched_ext};
@@ -234,7 +234,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-#[cfg(all(test, feature = "serde"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::limits::MAX_AGENT_ENVELOPE_BYTES;

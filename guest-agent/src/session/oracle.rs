@@ -114,13 +114,7 @@ impl Driver {
                 session.no_scheduler(2);
                 return Step::Refused;
             }
-            Action::CheckScheduler => {
-                let step = self.check_scheduler(session);
-                if step != Step::Blocked {
-                    return step;
-                }
-                session.scheduler_silent();
-            }
+            Action::CheckScheduler => return self.check_before_request(session),
             Action::WriteScheduler(line) => {
                 let count = append(&mut self.to_scheduler, line, most);
                 session.scheduler_wrote(count);
@@ -135,6 +129,15 @@ impl Driver {
             }
             Action::Close => return Step::Blocked,
         }
+        Step::Done
+    }
+
+    fn check_before_request(&self, session: &mut Session<MAX>) -> Step {
+        let step = self.check_scheduler(session);
+        if step != Step::Blocked {
+            return step;
+        }
+        session.scheduler_silent();
         Step::Done
     }
 

@@ -6,6 +6,14 @@ use std::vec::Vec;
 use super::oracle::{Driver, MAX, check, hello, open, wait_scheduler, write_report};
 use super::*;
 
+/// Writes the report that the session asks for, if it does.
+fn report_what_the_kernel_says(session: &mut Session<MAX>) {
+    if let Action::Report(report, buffer) = session.action() {
+        let length = write_report(report, buffer);
+        session.transferred(length);
+    }
+}
+
 fn greeted() -> Session<MAX> {
     let mut session = Session::new();
     open(&mut session);
@@ -224,12 +232,7 @@ proptest! {
                 6 if session.expects_no_answer() => session.scheduler_gone(0),
                 7 if session.expects_no_answer() => session.unsolicited_data(),
                 8 => session.scheduler_silent(),
-                9 => {
-                    if let Action::Report(report, buffer) = session.action() {
-                        let length = write_report(report, buffer);
-                        session.transferred(length);
-                    }
-                }
+                9 => report_what_the_kernel_says(&mut session),
                 _ => {}
             }
         }

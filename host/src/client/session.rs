@@ -58,7 +58,7 @@ pub enum Answer<'a> {
 enum Received {
     /// The scheduler's line is this part of what was read.
     Scheduler(Range<usize>),
-    Agent(AgentAnswer),
+    Agent(Box<AgentAnswer>),
     Opened,
 }
 
@@ -259,7 +259,7 @@ impl Session {
         let received = match request {
             Request::Open => Received::Opened,
             Request::Line(line) if self.framing == Framing::Plain && line.is_for_the_agent() => match line.verb() {
-                Some(Verb::WaitScheduler { .. }) => Received::Agent(AgentAnswer::SchedulerReady {}),
+                Some(Verb::WaitScheduler { .. }) => Received::Agent(Box::new(AgentAnswer::SchedulerReady {})),
                 Some(Verb::SchedExt {}) | None => {
                     let error = without_an_agent(line);
                     return self.close(error);
@@ -587,7 +587,7 @@ fn read_answer(line: &[u8], start: usize, framing: Framing, written: Written) ->
 /// Reads an answer of the agent's own.
 fn read_agents_answer(line: &[u8]) -> Result<Received, SchedStatsError> {
     match agent_message::parse(line)? {
-        Envelope::Agent(answer) => Ok(Received::Agent(answer)),
+        Envelope::Agent(answer) => Ok(Received::Agent(Box::new(answer))),
         Envelope::RelayError(error) => Err(agent_message::error(&error)),
         Envelope::Hello(_) => Err(SchedStatsError::malformed("the agent sent hello twice")),
     }

@@ -112,13 +112,14 @@ struct UdsPath(PathBuf);
 
 impl HostPorts for UdsPath {
     fn connect(&self, port: u32) -> Option<UnixStream> {
-        unix_stream::connect(&listener_path(&self.0, port)).ok().map(UnixStream::from)
+        unix_stream::connect_trusted(&listener_path(&self.0, port)).ok().map(UnixStream::from)
     }
 }
 
 impl Handle {
     /// Connects a guest that connects to port `N` of the host to the Unix socket at `path_N` from now on, where there is
-    /// one; else to who [listens](Self::listen) on that port.
+    /// one; else to who [listens](Self::listen) on that port. In a folder where others can create files, only a socket of
+    /// this user or of root counts.
     ///
     /// ```
     /// use std::os::unix::net::UnixListener;

@@ -3,12 +3,16 @@
 use std::collections::HashMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::Duration;
 
+use command_fds::CommandFdExt;
+
 use super::child_process::ChildProcess;
+use super::qmp_ends::QmpEnds;
 use crate::guest::console::Console;
 use crate::io::lock::lock;
 
@@ -90,14 +94,23 @@ pub fn kvm_runs(qemu: impl AsRef<OsStr>, kernel: &Path) -> bool {
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "256"])
         .args(Accelerator::Kvm.arguments())
         .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
+        .args(QmpEnds::arguments())
         .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
         .arg(kernel);
+    boots(command).is_ok_and(|boots| boots)
+}
+
+/// Whether a QEMU without a file system for its kernel prints the kernel's first line.
+fn boots(mut command: Command) -> io::Result<bool> {
+    let (_qmp, qemu_qmp) = QmpEnds::pair()?;
+    let leaver = qemu_qmp.leaver()?;
+    command.fd_mappings(qemu_qmp.mappings().into()).map_err(io::Error::other)?;
     let console = Console::default();
-    let Ok(process) = ChildProcess::start(command, console.clone()) else { return false };
-    // Without a root file system the kernel panics soon after its first line, which ends QEMU.
+    let process = ChildProcess::start(command, console.clone(), leaver)?;
+    // The kernel panics soon after its first line, which ends QEMU.
     let _exited = process.exits_within(PROBE_TIMEOUT);
     drop(process);
-    console.text().contains("Linux version")
+    Ok(console.text().contains("Linux version"))
 }
 
 #[cfg(test)]

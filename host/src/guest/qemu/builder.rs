@@ -19,6 +19,7 @@ use super::guest::{Guest, StartedScheduler};
 use super::guest_image::GuestImage;
 use super::programs::{check_qemu, qemu_program};
 use super::qmp::Qmp;
+use super::qmp_ends::QmpEnds;
 use crate::guest::command_channel::CommandChannel;
 use crate::guest::console::Console;
 use crate::guest::error::Error;
@@ -194,13 +195,13 @@ impl GuestBuilder {
         let (server, vsock) = start_device(&env::temp_dir())?;
         let mut ready = ReadyListener::listen(&server.handle())?;
         let (commands, guest_commands) = UnixStream::pair()?;
-        let (qmp, qemu_qmp) = UnixStream::pair()?;
-        let inherited =
-            Inherited { vsock: vsock.into(), commands: guest_commands.into(), initramfs, qmp: qemu_qmp.into() };
+        let (qmp, qemu_qmp) = QmpEnds::pair()?;
+        let leaver = qemu_qmp.leaver()?;
+        let inherited = Inherited { vsock: vsock.into(), commands: guest_commands.into(), initramfs, qmp: qemu_qmp };
         let command = self.machine.command(&qemu, kernel, inherited)?;
         let console = Console::with_copy(self.create_console_file()?);
         let events = GuestEvents::new()?;
-        let process = ChildProcess::start(command, console.clone())
+        let process = ChildProcess::start(command, console.clone(), leaver)
             .map_err(|source| Error::NoQemu { program: qemu.to_string_lossy().into_owned(), source })?;
         let mut guest = Guest {
             process,

@@ -9,12 +9,12 @@ use std::process::Command;
 use command_fds::{CommandFdExt, FdMapping};
 
 use super::accelerator::Accelerator;
+use super::qmp_ends::QmpEnds;
 
 /// The numbers under which QEMU inherits descriptors.
 const VSOCK_FD: i32 = 20;
 const COMMANDS_FD: i32 = 21;
 const INITRAMFS_FD: i32 = 22;
-const QMP_FD: i32 = 23;
 
 /// The guest's machine.
 #[derive(Clone, Debug)]
@@ -34,8 +34,8 @@ pub(super) struct Inherited {
     pub(super) commands: OwnedFd,
     /// A file with the initramfs.
     pub(super) initramfs: OwnedFd,
-    /// The server's end of the QMP connection.
-    pub(super) qmp: OwnedFd,
+    /// The QMP connection.
+    pub(super) qmp: QmpEnds,
 }
 
 impl Machine {
@@ -53,7 +53,7 @@ impl Machine {
             .args(["-device", "vhost-user-vsock-pci,chardev=vsock"])
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
             .args(["-chardev", &format!("socket,id=commands,fd={COMMANDS_FD}"), "-serial", "chardev:commands"])
-            .args(["-chardev", &format!("socket,id=qmp,fd={QMP_FD}"), "-mon", "chardev=qmp,mode=control"])
+            .args(QmpEnds::arguments())
             .args(["-initrd", &format!("/proc/self/fd/{INITRAMFS_FD}"), "-append", &self.kernel_command_line()])
             .arg("-kernel")
             .arg(kernel);
@@ -72,9 +72,8 @@ impl Machine {
 impl Inherited {
     fn mappings(self) -> Vec<FdMapping> {
         let Self { vsock, commands, initramfs, qmp } = self;
-        [(vsock, VSOCK_FD), (commands, COMMANDS_FD), (initramfs, INITRAMFS_FD), (qmp, QMP_FD)]
-            .into_iter()
-            .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd })
-            .collect()
+        let others = [(vsock, VSOCK_FD), (commands, COMMANDS_FD), (initramfs, INITRAMFS_FD)];
+        let others = others.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+        others.chain(qmp.mappings()).collect()
     }
 }

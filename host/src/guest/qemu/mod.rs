@@ -28,6 +28,7 @@ mod kernel_config;
 mod process_group;
 mod programs;
 mod qmp;
+mod qmp_ends;
 
 pub use accelerator::{Accelerator, kvm_runs};
 pub use builder::GuestBuilder;

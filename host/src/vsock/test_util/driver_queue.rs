@@ -6,7 +6,6 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::QUEUE_SIZE;
-use super::simulated_driver::QueueAddresses;
 
 /// Another descriptor follows (2.7.5).
 const NEXT: u16 = 1;
@@ -19,6 +18,17 @@ const DESCRIPTOR_BYTES: u64 = 16;
 /// Where the available and the used ring are, from the table of descriptors on.
 const AVAILABLE: u64 = 0x1_0000;
 const USED: u64 = 0x2_0000;
+
+/// Where a queue's three parts are in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueAddresses {
+    /// The descriptor table.
+    pub descriptors: u64,
+    /// The available ring.
+    pub available: u64,
+    /// The used ring.
+    pub used: u64,
+}
 
 /// A driver's side of one queue.
 #[derive(Debug)]

@@ -50,7 +50,8 @@
 mod driver_queue;
 mod simulated_driver;
 
-pub use simulated_driver::{Packet, QueueAddresses, SimulatedDriver, guest_memory};
+pub use driver_queue::QueueAddresses;
+pub use simulated_driver::{Packet, SimulatedDriver, guest_memory};
 
 /// Bytes of guest memory, from address 0: 128 MiB.
 pub const MEMORY_BYTES: usize = 128 << 20;

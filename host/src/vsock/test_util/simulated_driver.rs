@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::driver_queue::{DriverQueue, WRITE};
+use super::driver_queue::{DriverQueue, QueueAddresses, WRITE};
 use super::{GUEST_BUFFER_BYTES, MAX_PACKET_BYTES, MEMORY_BYTES, QUEUE_SIZE, RX_BUFFER_BYTES, RX_BUFFERS, TX_BUFFERS};
 use crate::vsock::packet::{Header, Operation};
 use crate::vsock::spec::{EVENT_BYTES, TYPE_STREAM};
@@ -59,17 +59,6 @@ impl Packet {
             ..Header::default()
         }
     }
-}
-
-/// Where a queue's three parts are in guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueAddresses {
-    /// The descriptor table.
-    pub descriptors: u64,
-    /// The available ring.
-    pub available: u64,
-    /// The used ring.
-    pub used: u64,
 }
 
 /// A driver's queues in guest memory. The [module](super) has an example.
