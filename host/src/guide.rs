@@ -7,6 +7,7 @@ pub mod images {}
 /// The client and the device in a VMM.
 #[doc = include_str!("../guide/vmms.md")]
 #[cfg_attr(feature = "device", doc = include_str!("../guide/transport.md"))]
+#[cfg_attr(feature = "test-util", doc = include_str!("../guide/testing.md"))]
 pub mod vmms {}
 
 /// Schedulers under test, in QEMU guests.

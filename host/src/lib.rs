@@ -17,6 +17,7 @@
 //! | `event-manager` | many such devices on one thread (`transport::event_manager`) |
 //! | `kvm` | ioeventfd and irqfd (`transport::kvm`) |
 //! | `vhost-user` | a back end for a VMM in another process (`transport::vhost_user`) |
+//! | `test-util` | a simulated driver for a VMM's unit tests (`vsock::test_util`) |
 //! | `qemu` | throw-away guests (`guest`) |
 //! | `export` | the stats of many guests for Prometheus (`export`) |
 //!

@@ -27,6 +27,8 @@ pub mod meta_scheduler;
 #[cfg(feature = "guests")]
 pub mod microvm;
 pub mod mmio_driver;
+#[cfg(feature = "guests")]
+pub mod nested_guest;
 pub mod notifying_port;
 pub mod oracles;
 pub mod patched;

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use scx_vsock::stats::SchedExt;
+use scx_vsock::{SchedStatsClient, SchedStatsError};
+use serde_json::{Value, json};
 
 use crate::error_report::wrong_arguments;
 use crate::target::Target;
@@ -25,7 +28,8 @@ Examples:
   scx-vsock stats hybrid:/run/guest1/v.sock --over 1 --json | jq .nr_running
   scx-vsock stats scx:/var/run/scx/root/stats --target top
   scx-vsock stats vsock://3 --arg nr_samples=5
-  scx-vsock stats vsock://3 --wait 60")]
+  scx-vsock stats vsock://3 --wait 60
+  scx-vsock stats vsock://3 --kernel")]
 pub struct Stats {
     #[command(flatten)]
     guest: Target,
@@ -46,7 +50,12 @@ pub struct Stats {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     wait: Option<Duration>,
 
-    /// Print JSON
+    /// Also print what the guest's kernel says about sched_ext: its state, its events since the scheduler was enabled, and
+    /// its messages; also for a scheduler that serves no stats
+    #[arg(long)]
+    kernel: bool,
+
+    /// Print JSON; with --kernel, an object with stats (null if there are none) and kernel
     #[arg(long)]
     json: bool,
 }
@@ -59,13 +68,31 @@ impl Stats {
         if let Some(timeout) = self.wait {
             Target::wait(&client, timeout)?;
         }
+        let stats = self.read(&client, &arguments);
+        if self.kernel {
+            output::print(&self.with_kernel(stats.as_ref().ok(), &client.sched_ext()?))?;
+            stats?;
+        } else {
+            let stats = stats?;
+            output::print(&if self.json { format!("{stats}\n") } else { display::fields(&stats, usize::MAX) })?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn read(&self, client: &SchedStatsClient, arguments: &[(&str, &str)]) -> Result<Value, SchedStatsError> {
         if let Some(time) = self.over {
-            client.stats(&arguments)?;
+            client.stats(arguments)?;
             thread::sleep(time);
         }
-        let stats = client.stats(&arguments)?;
-        output::print(&if self.json { format!("{stats}\n") } else { display::fields(&stats, usize::MAX) })?;
-        Ok(ExitCode::SUCCESS)
+        client.stats(arguments)
+    }
+
+    fn with_kernel(&self, stats: Option<&Value>, kernel: &SchedExt) -> String {
+        if self.json {
+            return format!("{}\n", json!({ "stats": stats, "kernel": kernel }));
+        }
+        let stats = stats.map(|stats| display::fields(stats, usize::MAX)).unwrap_or_default();
+        format!("{stats}{}", display::kernel(kernel))
     }
 
     fn request_arguments(&self) -> Result<Vec<(&str, &str)>> {

@@ -39,6 +39,15 @@ impl Folder {
         Ok(Self(open(parent(path), flags, Mode::empty())?))
     }
 
+    /// Returns another handle of the same folder.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
     /// Returns who besides this user can create files in it.
     ///
     /// # Errors

@@ -3,70 +3,83 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Stat, flock, fstat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::folder::Folder;
 
 /// How long another process may hold the lock, which it does for a few system calls.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long to wait before the next attempt.
-const RETRY: Duration = Duration::from_millis(1);
-
 /// Holds the lock until it is dropped. It is a file beside the other one, with `.lock` appended to its name, which exists
 /// only meanwhile.
 #[derive(Debug)]
-pub(super) struct PathLock<'a> {
-    folder: &'a Folder,
+pub(super) struct PathLock {
+    folder: Folder,
     name: OsString,
     #[allow(dead_code, reason = "holds the lock")]
     file: OwnedFd,
 }
 
-impl<'a> PathLock<'a> {
+impl PathLock {
     /// Takes the lock of a file of this folder, which need not exist.
     ///
     /// # Errors
     ///
     /// The kernel's; `TimedOut` if another process holds the lock for 5 s.
-    pub(super) fn take(folder: &'a Folder, name: &OsStr) -> io::Result<Self> {
+    pub(super) fn take(folder: &Folder, name: &OsStr) -> io::Result<Self> {
+        Self::take_within(folder, name, DEADLINE)
+    }
+
+    fn take_within(folder: &Folder, name: &OsStr, within: Duration) -> io::Result<Self> {
         let name = [name, OsStr::new(".lock")].into_iter().collect::<OsString>();
-        let until = Instant::now() + DEADLINE;
+        if let Some(lock) = Self::attempt(folder, &name, FlockOperation::NonBlockingLockExclusive)? {
+            return Ok(lock);
+        }
+        // flock(2) has no deadline, so that a thread waits in it. A lock that comes too late is dropped.
+        let (sender, taken) = channel();
+        let (folder, lock) = (folder.try_clone()?, name.clone());
+        thread::Builder::new().name("path-lock".into()).spawn(move || drop(sender.send(Self::wait(&folder, &lock))))?;
+        taken.recv_timeout(within).unwrap_or_else(|_| {
+            let reason =
+                format!("another process holds the file {} beside it; end it, or remove that file", name.display());
+            Err(io::Error::new(ErrorKind::TimedOut, reason))
+        })
+    }
+
+    /// Waits for the lock, however long another process holds it.
+    fn wait(folder: &Folder, name: &OsStr) -> io::Result<Self> {
         loop {
-            if let Some(file) = try_lock(folder, &name)? {
-                return Ok(Self { folder, name, file });
+            if let Some(lock) = Self::attempt(folder, name, FlockOperation::LockExclusive)? {
+                return Ok(lock);
             }
-            if Instant::now() >= until {
-                return Err(io::Error::new(
-                    ErrorKind::TimedOut,
-                    format!("another process holds the file {} beside it; end it, or remove that file", name.display()),
-                ));
-            }
-            thread::sleep(RETRY);
         }
     }
-}
 
-/// Locks the file, unless another process has it locked, or has removed it meanwhile: then the next process locks another
-/// file.
-fn try_lock(folder: &Folder, name: &OsStr) -> io::Result<Option<OwnedFd>> {
-    let file = folder.create(name)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
+    /// Locks the file, unless another process has it locked, or has removed it meanwhile: then the next process locks
+    /// another file.
+    fn attempt(folder: &Folder, name: &OsStr, operation: FlockOperation) -> io::Result<Option<Self>> {
+        let file = folder.create(name)?;
+        match retry_on_intr(|| flock(&file, operation)) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+        let id = |file: &Stat| (file.st_dev, file.st_ino);
+        let locked = id(&fstat(&file)?);
+        let is_there = folder.stat(name).is_ok_and(|named| id(&named) == locked);
+        if !is_there {
+            return Ok(None);
+        }
+        Ok(Some(Self { folder: folder.try_clone()?, name: name.to_owned(), file }))
     }
-    let id = |file: &Stat| (file.st_dev, file.st_ino);
-    let locked = id(&fstat(&file)?);
-    let is_there = folder.stat(name).is_ok_and(|named| id(&named) == locked);
-    Ok(is_there.then_some(file))
 }
 
-impl Drop for PathLock<'_> {
+impl Drop for PathLock {
     fn drop(&mut self) {
         // Before it is unlocked, so that nobody locks a file that is about to go.
         let _gone_already = self.folder.remove(&self.name);
@@ -96,6 +109,18 @@ mod tests {
         )
         .unwrap();
         assert!(take(&folder.path().join("socket")).is_err());
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_deadline_and_keeps_no_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let (opened, name) = (Folder::of(&folder.path().join("socket")).unwrap(), OsStr::new("socket"));
+        let held = PathLock::take(&opened, name).unwrap();
+        let late = PathLock::take_within(&opened, name, Duration::ZERO).unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::TimedOut);
+        assert!(late.to_string().contains("another process holds"), "{late}");
+        drop(held);
+        PathLock::take(&opened, name).unwrap();
     }
 
     #[test]
