@@ -36,5 +36,6 @@ pub mod pattern;
 pub mod peer;
 pub mod program;
 pub mod scripted_scheduler;
+pub mod terminal;
 pub mod traffic;
 pub mod vsock_latency;

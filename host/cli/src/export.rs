@@ -9,16 +9,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow};
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use nix::sys::signal::Signal;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scx_vsock::Endpoint;
 use scx_vsock::endpoint::ParseEndpointError;
 use scx_vsock::export::Exporter;
 
+use crate::descriptor_limit;
 use crate::duration;
+use crate::error_report::wrong_arguments;
 use crate::output::eprintln;
 use crate::sandbox;
 use crate::signals::Signals;
@@ -94,7 +95,7 @@ fn named_parser() -> impl TypedValueParser<Value = Named> {
 impl Export {
     /// Serves until a signal asks it to end.
     pub fn run(&self) -> Result<ExitCode> {
-        raise_descriptor_limit();
+        descriptor_limit::raise();
         let signals = Signals::block(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
         let listener = listen(&self.listen)
             .map_err(|error| anyhow!("cannot listen on {}: {error}; choose another --listen HOST:PORT", self.listen))?;
@@ -102,7 +103,11 @@ impl Export {
         let mut exporter = Exporter::new(listener)?.deadline(self.deadline);
         let mut names = BTreeSet::new();
         for Named { name, endpoint } in &self.guests {
-            ensure!(names.insert(name), "two guests are named {name:?}; give each a name of its own, as in NAME=URI");
+            if !names.insert(name) {
+                let message =
+                    format_args!("two guests are named {name:?}; give each a name of its own, as in NAME=URI");
+                return Err(wrong_arguments(message));
+            }
             exporter.add(name, endpoint.clone());
         }
         eprintln!("scx-vsock: serving the stats of {} at http://{address}/metrics", guests(self.guests.len()));
@@ -130,13 +135,6 @@ fn listen(address: &str) -> io::Result<TcpListener> {
         }),
         None => TcpListener::bind(address),
     }
-}
-
-/// Each guest needs a descriptor, and the soft limit is often 1,024.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    // If it fails, guests without a descriptor are reported at each scrape.
-    let _raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn guests(count: usize) -> String {

@@ -5,6 +5,7 @@
 
 mod boot;
 mod completions;
+mod descriptor_limit;
 mod display;
 mod doctor;
 mod duration;
@@ -85,11 +86,8 @@ impl Verb {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::try_parse() {
-        Ok(arguments) => arguments.verb.run(),
-        Err(error) => error_report::report_usage(&error, &Arguments::command()),
-    };
-    match outcome {
+    let outcome = Arguments::try_parse().map_err(anyhow::Error::from).and_then(|arguments| arguments.verb.run());
+    match outcome.or_else(|error| error_report::report_usage(error, &Arguments::command())) {
         Ok(code) => code,
         // The reader closed the pipe: it has read what it needs.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
 //! `scx-vsock stats`: one sample.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use scx_vsock::stats::SchedExt;
 use scx_vsock::{SchedStatsClient, SchedStatsError};
 use serde_json::{Value, json};
 
+use crate::error_report::wrong_arguments;
 use crate::target::Target;
 use crate::{display, duration, output};
 
@@ -61,11 +63,12 @@ pub struct Stats {
 impl Stats {
     /// Reads the stats and prints them.
     pub fn run(&self) -> Result<ExitCode> {
+        let arguments = self.request_arguments()?;
         let client = self.guest.client();
         if let Some(timeout) = self.wait {
             Target::wait(&client, timeout)?;
         }
-        let stats = self.read(&client);
+        let stats = self.read(&client, &arguments);
         if self.kernel {
             output::print(&self.with_kernel(stats.as_ref().ok(), &client.sched_ext()?))?;
             stats?;
@@ -76,13 +79,12 @@ impl Stats {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn read(&self, client: &SchedStatsClient) -> Result<Value, SchedStatsError> {
-        let arguments = self.request_arguments();
+    fn read(&self, client: &SchedStatsClient, arguments: &[(&str, &str)]) -> Result<Value, SchedStatsError> {
         if let Some(time) = self.over {
-            client.stats(&arguments)?;
+            client.stats(arguments)?;
             thread::sleep(time);
         }
-        client.stats(&arguments)
+        client.stats(arguments)
     }
 
     fn with_kernel(&self, stats: Option<&Value>, kernel: &SchedExt) -> String {
@@ -93,10 +95,16 @@ impl Stats {
         format!("{stats}{}", display::kernel(kernel))
     }
 
-    fn request_arguments(&self) -> Vec<(&str, &str)> {
+    fn request_arguments(&self) -> Result<Vec<(&str, &str)>> {
         let target = self.target.iter().map(|name| ("target", name.as_str()));
         let others = self.arguments.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        target.chain(others).collect()
+        let mut keys = BTreeSet::new();
+        let once = |(key, value)| {
+            let is_first = keys.insert(key);
+            let twice = || wrong_arguments(format_args!("the argument {key} is given twice; a request has it once"));
+            if is_first { Ok((key, value)) } else { Err(twice()) }
+        };
+        target.chain(others).map(once).collect()
     }
 }
 

@@ -7,12 +7,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::Kernel;
 use scx_vsock_tests::program;
+use scx_vsock_tests::terminal::Terminal;
 use tempfile::TempDir;
 
 fn boot() -> Command {
@@ -176,6 +178,20 @@ fn what_a_wrapper_of_qemu_started_ends_with_boot() {
 }
 
 #[test]
+fn a_qemu_in_a_session_of_its_own_is_asked_to_end() {
+    let folder = stand_ins();
+    // It reads its end of the QMP connection, and that of the other side never hangs up.
+    let qemu = "echo $$; while read -r line <&23; do [[ $line != *quit* ]] || exit; done; exec /bin/sleep 1000";
+    let mut command = boot_with_qemu(&folder, &format!("setsid bash -c '{qemu}' & wait"));
+    let (mut child, line) = started(&mut command, &folder.path().join("console"));
+    let qemu = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+    let qemu = pidfd_open(qemu, PidfdFlags::empty()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(has_ended(&qemu));
+}
+
+#[test]
 fn a_missing_agent_is_named_with_its_fix() {
     let folder = stand_ins();
     let output = boot()
@@ -227,6 +243,25 @@ fn the_commands_output_and_exit_code_are_boots() {
     assert!(output.status.code() == Some(7) && stderr.contains("\nout\n") && stderr.contains("\nerr\n"), "{stderr}");
     // Without a scheduler the samples say so.
     assert!(String::from_utf8(output.stdout).unwrap().contains(r#""stats":{"Err":"NoSchedulerBinary"}"#));
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn the_commands_output_comes_clean_to_a_terminal() {
+    let mut terminal = Terminal::new(80, 24);
+    // It prints before it ends, which it never does.
+    let script =
+        r"printf 'a\033[2J\033]0;t\007b\342\200\256c\342\201\246d\001e\n'; printf 'err\033[1mor\n' >&2; sleep 100000";
+    let mut command = booted(&["--", "sh", "-c", script]);
+    let mut child = command.stdout(Stdio::null()).stderr(terminal.stdio()).spawn().unwrap();
+    drop(command);
+    let boots = Duration::from_secs(300);
+    let mut printed = terminal.wait_for_within(r"ab\u{202e}c\u{2066}d\u{1}e", boots);
+    printed += &terminal.wait_for_within("error", boots);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    printed += &terminal.rest();
+    assert!(!printed.contains(['\u{1b}', '\u{7}', '\u{1}', '\u{202e}', '\u{2066}']), "{printed:?}");
 }
 
 #[test]
@@ -292,6 +327,31 @@ fn a_guest_does_not_outlive_a_command_that_is_killed() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(started.len() == 2 && started.iter().all(has_ended), "QEMU and its guard have ended");
+}
+
+/// The process whose id is in a file.
+fn process_of(file: &Path) -> OwnedFd {
+    let id = fs::read_to_string(file).unwrap().trim().parse().unwrap();
+    pidfd_open(Pid::from_raw(id).unwrap(), PidfdFlags::empty()).unwrap()
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_wrapped_qemu_in_a_session_of_its_own_ends_with_boot() {
+    let folder = tempfile::tempdir().unwrap();
+    let (wrapper, id) = (folder.path().join("qemu"), folder.path().join("id"));
+    program::write_script(&wrapper, &format!("setsid qemu-system-x86_64 -pidfile {} \"$@\" & wait", id.display()));
+    for is_killed in [true, false] {
+        let mut command = booted(&["--qemu", wrapper.to_str().unwrap(), "--", "cat"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("the agent is ready")));
+        let qemu = process_of(&id);
+        let signal = if is_killed { Signal::KILL } else { Signal::TERM };
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        child.wait().unwrap();
+        assert!(has_ended(&qemu), "{signal:?}");
+    }
 }
 
 #[test]
