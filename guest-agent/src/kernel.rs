@@ -104,11 +104,14 @@ fn add_log(line: &mut SchedExtLine<'_>, scratch: &mut [u8]) -> sys::Result<()> {
     if !sys::exists(STATE_FILE) {
         return Ok(());
     }
-    let log = sys::read_kernel_log(log_room(scratch))?;
+    add_messages(line, sys::read_kernel_log(log_room(scratch))?);
+    Ok(())
+}
+
+fn add_messages(line: &mut SchedExtLine<'_>, log: &[u8]) {
     line.begin_log();
     kernel_log::newest(log, |message| line.message(message));
     line.end_log();
-    Ok(())
 }
 
 fn log_room(scratch: &mut [u8]) -> &mut [u8] {
@@ -134,6 +137,17 @@ mod tests {
         add_events(&mut line, b"SCX_EV_SELECT_CPU_FALLBACK 5\nSCX_EV_BYPASS_DURATION   12345\nSCX_EV_CUT 1");
         let length = line.end(None);
         let expected = r#""events":{"SCX_EV_SELECT_CPU_FALLBACK":"5","SCX_EV_BYPASS_DURATION":"12345"}"#;
+        assert!(String::from_utf8_lossy(&out[..length]).contains(expected));
+    }
+
+    #[test]
+    fn messages_of_the_log_are_passed_on() {
+        let mut out = [0; 1024];
+        let mut line = SchedExtLine::begin(&mut out);
+        line.uptime(0);
+        add_messages(&mut line, b"<6>[    1.000002] sched_ext: a\n<12>[    1.000003] sched_ext: b\n<6>sched_ext: c");
+        let length = line.end(None);
+        let expected = r#""log":[{"time_us":1000002,"text":"sched_ext: a"},{"text":"sched_ext: c"}]"#;
         assert!(String::from_utf8_lossy(&out[..length]).contains(expected));
     }
 

@@ -412,6 +412,16 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_log_is_read_within_the_buffer_or_refused() {
+        let mut buffer = [0xff; 4096];
+        match read_kernel_log(&mut buffer[..512]) {
+            Ok(log) => assert!(log.len() <= 512),
+            Err(errno) => assert_eq!(errno, Errno::EPERM),
+        }
+        assert!(buffer[512..].iter().all(|&byte| byte == 0xff));
+    }
+
+    #[test]
     fn what_is_no_epoll_instance_has_no_events() {
         assert!(Epoll::NONE.wait(&mut [NO_EVENT], 0).is_err());
     }
