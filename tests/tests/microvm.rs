@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use scx_vsock_tests::guest::{Kernel, builder, builder_with_kvm};
 use scx_vsock_tests::microvm::STUCK;
+use scx_vsock_tests::program;
 
 const MICROVM: &str = env!("CARGO_BIN_EXE_microvm");
 const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
-const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
 
 /// How long the program may take. It has a limit of its own.
 const ENDS: Duration = Duration::from_secs(270);
@@ -22,7 +22,10 @@ const ATTEMPTS: usize = 3;
 fn the_linux_driver_works_with_the_mmio_registers() {
     let folder = tempfile::tempdir().unwrap();
     let initramfs = folder.path().join("initramfs");
-    let inner = builder().module("virtio_mmio").scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer");
+    let inner = builder()
+        .module("virtio_mmio")
+        .scheduler(program::built("procsched"), &[])
+        .program(GUEST_PEER, "/bin/guest_peer");
     fs::write(&initramfs, inner.initramfs().unwrap()).unwrap();
     let guest = builder_with_kvm()
         // One thread of QEMU less that interrupts the processor.
