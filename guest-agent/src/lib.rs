@@ -5,7 +5,7 @@
 //! `stream`s with the calls of `sys`; the request goes to the scheduler when its whole line is there, and the
 //! scheduler's line comes back inside `{"stats":...}`.
 //!
-//! Use it as the static program of the same name (`ci/build-agent`), or link it into an init of your own:
+//! Use it as the static program of the same name (`scx-vsock agent FILE` writes it), or link it into an init of your own:
 //!
 //! ```no_run
 //! use scx_vsock_agent::{Agent, Config, Storage};

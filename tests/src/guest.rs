@@ -70,10 +70,10 @@ impl Kernel {
     }
 }
 
-/// Returns the options of a guest with this run's kernel and the agent.
+/// Returns the options of a guest with this run's kernel. The agent is the one that the library carries.
 pub fn builder() -> GuestBuilder {
     let kernel = Kernel::of_this_run();
-    Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config).agent(agent::file())
+    Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config)
 }
 
 /// Returns the options of a guest with the kernel's own KVM, on an emulated AMD processor.
