@@ -6,7 +6,7 @@
 //! scheduler's line comes back inside `{"stats":...}`. What the guest's kernel says about sched_ext is read by `kernel` and
 //! `kernel_log`.
 //!
-//! Use it as the static program of the same name (`ci/build-agent`), or link it into an init of your own:
+//! Use it as the static program of the same name (`scx-vsock agent FILE` writes it), or link it into an init of your own:
 //!
 //! ```no_run
 //! use scx_vsock_agent::{Agent, Config, Storage};

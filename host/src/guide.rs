@@ -1,4 +1,9 @@
-//! A page for each kind of user: builders of guest images, authors of VMMs, and developers of schedulers.
+//! A page about installing, and one for each kind of user: builders of guest images, authors of VMMs, and developers of
+//! schedulers.
+
+/// The command, the library and the agent on a machine.
+#[doc = include_str!("../guide/install.md")]
+pub mod install {}
 
 /// The agent in a guest image.
 #[doc = include_str!("../guide/images.md")]

@@ -76,13 +76,13 @@ impl Kernel {
     }
 }
 
-/// Returns the options of a guest with this run's kernel and the agent.
+/// Returns the options of a guest with this run's kernel. The agent is the one that the library carries.
 pub fn builder() -> GuestBuilder {
     builder_of(Kernel::of_this_run())
 }
 
 fn builder_of(kernel: &Kernel) -> GuestBuilder {
-    Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config).agent(agent::file())
+    Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config)
 }
 
 /// Returns the options of a guest with this kernel's own KVM, on an emulated AMD processor.

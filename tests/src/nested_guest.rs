@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::guest::{Kernel, builder, builder_with_kvm};
 use crate::microvm::STUCK;
+use crate::program;
 
 /// How long the program may take. It has a limit of its own.
 const ENDS: Duration = Duration::from_secs(270);
@@ -20,8 +21,6 @@ pub struct Programs<'a> {
     pub microvm: &'a str,
     /// The nested guest's side of the tests.
     pub guest_peer: &'a str,
-    /// The nested guest's scheduler.
-    pub scheduler: &'a str,
 }
 
 /// Runs the program `microvm` with these further arguments, and this run's kernel in the nested guest, on the KVM of
@@ -33,7 +32,7 @@ pub struct Programs<'a> {
 pub fn run_microvm(programs: Programs<'_>, outer: &Kernel, arguments: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
     let initramfs = folder.path().join("initramfs");
-    let inner = builder().module("virtio_mmio").scheduler(programs.scheduler, &[]);
+    let inner = builder().module("virtio_mmio").scheduler(program::built("procsched"), &[]);
     let inner = inner.program(programs.guest_peer, "/bin/guest_peer").initramfs().expect("an image");
     fs::write(&initramfs, inner).expect("a file");
     let guest = builder_with_kvm(outer)

@@ -3,11 +3,8 @@
 use scx_vsock_tests::guest::Kernel;
 use scx_vsock_tests::nested_guest::{Programs, run_microvm};
 
-const PROGRAMS: Programs<'_> = Programs {
-    microvm: env!("CARGO_BIN_EXE_microvm"),
-    guest_peer: env!("CARGO_BIN_EXE_guest_peer"),
-    scheduler: env!("CARGO_BIN_EXE_procsched"),
-};
+const PROGRAMS: Programs<'_> =
+    Programs { microvm: env!("CARGO_BIN_EXE_microvm"), guest_peer: env!("CARGO_BIN_EXE_guest_peer") };
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]

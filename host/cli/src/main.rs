@@ -3,6 +3,8 @@
 //! Each verb is a module of its own. Results go to stdout, messages to stderr, an error as one line. The exit codes are
 //! in [`exit`].
 
+mod agent;
+mod atomic_file;
 mod boot;
 mod completions;
 mod descriptor_limit;
@@ -63,6 +65,7 @@ enum Verb {
     Doctor(doctor::Doctor),
     Boot(boot::Boot),
     Image(image::Image),
+    Agent(agent::Agent),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -79,6 +82,7 @@ impl Verb {
             Self::Doctor(verb) => verb.run(),
             Self::Boot(verb) => verb.run(),
             Self::Image(verb) => verb.run(),
+            Self::Agent(verb) => verb.run(),
             Self::Completions(verb) => verb.run(&mut Arguments::command()),
             Self::Man(verb) => verb.run(Arguments::command()),
         }

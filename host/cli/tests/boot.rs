@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::Kernel;
 use scx_vsock_tests::program;
 use scx_vsock_tests::terminal::Terminal;
@@ -23,13 +22,24 @@ fn boot() -> Command {
     command
 }
 
+/// What is taken for a bzImage: its magic at its offset.
+fn bzimage() -> Vec<u8> {
+    [&[0; 0x202][..], b"HdrS"].concat()
+}
+
+/// What is taken for an arm64 Image.
+fn arm64_image() -> Vec<u8> {
+    [&[0; 56][..], b"ARM\x64"].concat()
+}
+
 /// A folder with a stand-in for every file that a guest needs, so that one can be taken away.
 fn stand_ins() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["kernel", "agent", "qemu", "scheduler", "busybox"] {
+    for name in ["agent", "qemu", "scheduler", "busybox"] {
         let file = folder.path().join(name);
         program::write_script(&file, "echo it ends");
     }
+    fs::write(folder.path().join("kernel"), bzimage()).unwrap();
     folder
 }
 
@@ -177,6 +187,15 @@ fn what_a_wrapper_of_qemu_started_ends_with_boot() {
     assert!(has_ended(&qemu));
 }
 
+/// The error of a boot with stand-ins, without an agent of its own and with these further options.
+fn error_of(folder: &TempDir, options: &[&str]) -> String {
+    let mut command = boot();
+    command.args(["--qemu", "/bin/true", "--kernel"]).arg(folder.path().join("kernel")).args(options);
+    let output = command.env("PATH", folder.path()).env("SCX_VSOCK_ACCELERATOR", "tcg").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap().lines().last().unwrap().to_owned()
+}
+
 #[test]
 fn a_qemu_in_a_session_of_its_own_is_asked_to_end() {
     let folder = stand_ins();
@@ -192,20 +211,35 @@ fn a_qemu_in_a_session_of_its_own_is_asked_to_end() {
 }
 
 #[test]
-fn a_missing_agent_is_named_with_its_fix() {
+fn the_carried_agent_is_in_the_guest() {
+    let error = error_of(&stand_ins(), &[]);
+    assert!(error.starts_with("scx-vsock: the guest ended before its agent was ready"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_no_kernel_is_named() {
     let folder = stand_ins();
-    let output = boot()
-        .arg("--kernel")
-        .arg(folder.path().join("kernel"))
-        .env("PATH", folder.path())
-        .args(["--qemu", "/bin/true"])
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        stderr.trim_end().ends_with("set SCX_VSOCK_AGENT to its path, or put scx-vsock-agent beside this program"),
-        "{stderr}"
-    );
+    let kernel = folder.path().join("kernel");
+    fs::write(&kernel, "no kernel").unwrap();
+    let expected = format!("scx-vsock: {} is no kernel that a guest boots: name a bzImage", kernel.display());
+    let error = error_of(&folder, &[]);
+    assert!(error.starts_with(&expected), "{error}");
+}
+
+#[test]
+fn a_program_for_another_architecture_than_the_kernels_is_named() {
+    let folder = stand_ins();
+    fs::write(folder.path().join("kernel"), arm64_image()).unwrap();
+    let agent = folder.path().join("agent").to_str().unwrap().to_owned();
+    for (what, options) in [
+        ("the agent", &["--agent", "/proc/self/exe"][..]),
+        ("the scheduler", &["--agent", &agent, "--scheduler", "/proc/self/exe"]),
+        ("busybox", &["--busybox", "/proc/self/exe"]),
+    ] {
+        let error = error_of(&folder, options);
+        let expected = "/proc/self/exe is for x86_64, but the guest is for aarch64: name one for aarch64";
+        assert_eq!(error, format!("scx-vsock: {what} {expected}"));
+    }
 }
 
 #[test]
@@ -231,7 +265,7 @@ fn booted(arguments: &[&str]) -> Command {
     let kernel = Kernel::of_this_run();
     let mut command = boot();
     command.arg("--kernel").arg(&kernel.image).arg("--modules").arg(&kernel.modules);
-    command.arg("--agent").arg(agent::file()).args(arguments);
+    command.args(arguments);
     command
 }
 
@@ -282,7 +316,7 @@ fn a_scheduler_that_exits_at_once_is_named() {
 fn missing_vsock_modules_are_named_at_once() {
     let kernel = Kernel::of_this_run();
     let mut command = boot();
-    command.args(["--timeout", "9999", "--kernel"]).arg(&kernel.image).arg("--agent").arg(agent::file());
+    command.args(["--timeout", "9999", "--kernel"]).arg(&kernel.image);
     let output = command.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     let error = stderr.lines().last().unwrap();

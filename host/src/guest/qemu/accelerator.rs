@@ -12,7 +12,10 @@ use std::time::Duration;
 use command_fds::CommandFdExt;
 
 use super::child_process::ChildProcess;
+use super::kernel_image;
+use super::platform::Platform;
 use super::qmp_ends::QmpEnds;
+use crate::guest::architecture::Architecture;
 use crate::guest::console::Console;
 use crate::io::lock::lock;
 
@@ -23,10 +26,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use scx_vsock::guest::qemu::Accelerator;
+/// use scx_vsock::guest::{Architecture, qemu::Accelerator};
 ///
 /// let accelerator = Accelerator::find("qemu-system-x86_64", "/boot/vmlinuz".as_ref());
-/// println!("qemu-system-x86_64 {}", accelerator.arguments().join(" "));
+/// println!("qemu-system-x86_64 {}", accelerator.arguments(Architecture::X86_64).join(" "));
 /// let boot_timeout = match accelerator {
 ///     Accelerator::Kvm => Duration::from_secs(20),
 ///     Accelerator::Tcg => Duration::from_secs(120),
@@ -41,7 +44,8 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// Returns KVM where it runs this kernel under this QEMU, else TCG. It is tried once for each pair in a process. The
+    /// Returns KVM where it runs this kernel under this QEMU, else TCG, as always for a kernel of another architecture. It
+    /// is tried once for each pair in a process. The
     /// environment's `SCX_VSOCK_ACCELERATOR`, `kvm` or `tcg`, decides without a trial.
     #[must_use]
     pub fn find(qemu: impl AsRef<OsStr>, kernel: &Path) -> Self {
@@ -54,12 +58,12 @@ impl Accelerator {
         }
     }
 
-    /// Returns QEMU's arguments for it.
+    /// Returns QEMU's arguments for it, in a guest of this architecture.
     #[must_use]
-    pub fn arguments(self) -> [&'static str; 4] {
+    pub fn arguments(self, architecture: Architecture) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => ["-accel", "tcg,thread=single", "-cpu", "max"],
+            Self::Tcg => ["-accel", "tcg,thread=single", "-cpu", Platform::of(architecture).tcg_cpu],
         }
     }
 }
@@ -86,16 +90,28 @@ impl Cache {
 /// fail or hang later.
 #[must_use]
 pub fn kvm_runs(qemu: impl AsRef<OsStr>, kernel: &Path) -> bool {
-    if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+    let is_native = kernel_image::architecture(kernel).is_ok_and(|of_kernel| of_kernel == Architecture::NATIVE);
+    if !is_native || std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }
+    let platform = Platform::of(Architecture::NATIVE);
     let mut command = Command::new(qemu);
     command
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "256"])
-        .args(Accelerator::Kvm.arguments())
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-m",
+            "256",
+            "-machine",
+            platform.machine,
+        ])
+        .args(Accelerator::Kvm.arguments(Architecture::NATIVE))
         .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
         .args(QmpEnds::arguments())
-        .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
+        .args(["-append", &format!("console={} panic=-1", platform.console), "-kernel"])
         .arg(kernel);
     boots(command).is_ok_and(|boots| boots)
 }
@@ -129,6 +145,7 @@ mod tests {
 
     #[test]
     fn kvm_uses_the_hosts_processor() {
-        assert_eq!(Accelerator::Kvm.arguments(), ["-accel", "kvm", "-cpu", "host"]);
+        let arguments = Accelerator::Kvm.arguments(Architecture::NATIVE);
+        assert_eq!(arguments, ["-accel", "kvm", "-cpu", "host"]);
     }
 }

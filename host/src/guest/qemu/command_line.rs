@@ -9,7 +9,9 @@ use std::process::Command;
 use command_fds::{CommandFdExt, FdMapping};
 
 use super::accelerator::Accelerator;
+use super::platform::Platform;
 use super::qmp_ends::QmpEnds;
+use crate::guest::architecture::Architecture;
 
 /// The numbers under which QEMU inherits descriptors.
 const VSOCK_FD: i32 = 20;
@@ -39,33 +41,44 @@ pub(super) struct Inherited {
 }
 
 impl Machine {
-    /// Returns the command that runs `qemu` with this machine.
-    pub(super) fn command(&self, qemu: &OsStr, kernel: &Path, inherited: Inherited) -> io::Result<Command> {
+    /// Returns the command that runs `qemu` with this machine and a kernel of this architecture.
+    pub(super) fn command(
+        &self,
+        qemu: &OsStr,
+        kernel: &Path,
+        architecture: Architecture,
+        inherited: Inherited,
+    ) -> io::Result<Command> {
+        let platform = Platform::of(architecture);
         let mut command = Command::new(qemu);
         let memory = self.memory_mib;
         command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc"])
-            .args(Accelerator::find(qemu, kernel).arguments())
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", platform.machine])
+            .args(Accelerator::find(qemu, kernel).arguments(architecture))
             .args(["-smp", &self.cpus.to_string(), "-m", &format!("{memory}M")])
             .args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")])
             .args(["-numa", "node,memdev=memory"])
             .args(["-chardev", &format!("socket,id=vsock,fd={VSOCK_FD}")])
             .args(["-device", "vhost-user-vsock-pci,chardev=vsock"])
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
-            .args(["-chardev", &format!("socket,id=commands,fd={COMMANDS_FD}"), "-serial", "chardev:commands"])
+            .args(["-chardev", &format!("socket,id=commands,fd={COMMANDS_FD}")])
+            .args(platform.command_port)
             .args(QmpEnds::arguments())
-            .args(["-initrd", &format!("/proc/self/fd/{INITRAMFS_FD}"), "-append", &self.kernel_command_line()])
+            .args(["-initrd", &format!("/proc/self/fd/{INITRAMFS_FD}"), "-append", &self.kernel_command_line(platform)])
             .arg("-kernel")
             .arg(kernel);
         command.fd_mappings(inherited.mappings()).map_err(io::Error::other)?;
         Ok(command)
     }
 
-    fn kernel_command_line(&self) -> String {
-        // On a busy machine an emulated timer misses the ticks that the kernel's check of it counts, and the guest panics
-        // ("IO-APIC + timer doesn't work"). Under KVM the kernel skips that check by itself.
-        let usual = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", "rdinit=/init"];
-        usual.into_iter().chain(self.kernel_arguments.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
+    fn kernel_command_line(&self, platform: &Platform) -> String {
+        let console = format!("console={}", platform.console);
+        let usual = [console.as_str(), "quiet", "panic=-1", "rdinit=/init"].into_iter();
+        usual
+            .chain(platform.kernel_arguments.iter().copied())
+            .chain(self.kernel_arguments.iter().map(String::as_str))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }
 
