@@ -234,7 +234,9 @@ fn its_limit_of_descriptors_is_the_highest() {
 fn a_shortage_of_descriptors_is_reported_and_ends() {
     let (folder, first) = folder();
     let second = folder.path().join("g2.sock").to_str().unwrap().to_owned();
-    let mut serving = Serving::start(&["--socket", &first, "--socket", &second]);
+    // The simulated guest's CID is 3.
+    let options = ["--socket", &first, "--socket", &second, "--cid", "4", "--cid", "3"];
+    let mut serving = Serving::start(&options);
     serving.wait_for("waiting for QEMU");
     serving.wait_for("waiting for QEMU");
     let failed = |socket: &str| format!("scx-vsock: {socket}: cannot serve the guest: ");
