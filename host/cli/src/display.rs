@@ -170,7 +170,7 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.first(), Some(&"sched_ext"));
         for expected in [
-            "  state              enabled\\u{1b}[2J",
+            "  state            enabled\\u{1b}[2J",
             "  events.SCX_EV_A                 3",
             "         9.120 s  sched_ext: on",
             "  \\u{202e}",

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::guest::error::Error;
-
 /// Where an ELF header has the machine (System V gABI, "ELF Header").
 const MACHINE_AT: usize = 18;
 
@@ -15,7 +13,7 @@ const MACHINE_AT: usize = 18;
 ///
 /// assert_eq!("aarch64".parse::<Architecture>()?, Architecture::Aarch64);
 /// assert_eq!(Architecture::X86_64.to_string(), "x86_64");
-/// # Ok::<(), scx_vsock::guest::Error>(())
+/// # Ok::<(), scx_vsock::guest::UnknownArchitecture>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -58,12 +56,20 @@ impl fmt::Display for Architecture {
 }
 
 impl FromStr for Architecture {
-    type Err = Error;
+    type Err = UnknownArchitecture;
 
-    fn from_str(name: &str) -> Result<Self, Error> {
+    fn from_str(name: &str) -> Result<Self, UnknownArchitecture> {
         let known = |architecture: &Self| architecture.name() == name;
-        Self::ALL.into_iter().find(known).ok_or_else(|| Error::UnknownArchitecture { name: name.to_owned() })
+        Self::ALL.into_iter().find(known).ok_or_else(|| UnknownArchitecture { name: name.to_owned() })
     }
+}
+
+/// No architecture of guests has this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown architecture {name:?}: use x86_64 or aarch64")]
+pub struct UnknownArchitecture {
+    /// The name.
+    pub name: String,
 }
 
 /// The machine that a program or a kernel is for.

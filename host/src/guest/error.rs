@@ -54,12 +54,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// No architecture of guests has this name.
-    #[error("unknown architecture {name:?}: use x86_64 or aarch64")]
-    UnknownArchitecture {
-        /// The name.
-        name: String,
-    },
     /// This build does not carry the agent's program for an architecture.
     #[error(
         "this build of scx-vsock has no agent for {architecture}: run rustup target add {architecture}-unknown-linux-gnu \

@@ -17,7 +17,7 @@ pub mod qemu;
 mod timed_stream;
 
 pub use agent_file::AgentFile;
-pub use architecture::Architecture;
+pub use architecture::{Architecture, UnknownArchitecture};
 pub use command_channel::{CommandChannel, CommandOutput};
 pub use console::Console;
 pub use error::Error;
