@@ -1,4 +1,5 @@
-//! A page for each kind of user: builders of guest images, authors of VMMs, and developers of schedulers.
+//! A page for each kind of user: builders of guest images, authors of VMMs, developers of schedulers, and operators of many
+//! guests.
 
 /// The agent in a guest image.
 #[doc = include_str!("../guide/images.md")]
@@ -12,3 +13,7 @@ pub mod vmms {}
 /// Schedulers under test, in QEMU guests.
 #[doc = include_str!("../guide/ci.md")]
 pub mod ci {}
+
+/// Many guests in Prometheus.
+#[doc = include_str!("../guide/export.md")]
+pub mod export {}
