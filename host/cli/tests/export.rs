@@ -376,12 +376,12 @@ fn texts_are_labels_and_histograms_add_up() {
     let scheduler = scheduler(&meta, &stats);
     let agent = agent_of(&scheduler);
     let exporter = exporter(&[("guest", &agent.host_path(0))], 10);
-    let count = "scx_waits_histogram_seconds_count{guest=\"guest\"}";
+    let count = "scx_waits_distribution_seconds_count{guest=\"guest\"}";
     let page = exporter.scrape_until(|page| page.number(count) > Some(0.0));
     let path = "scx_c_cgroup_path_info{guest=\"guest\",key=\"3\",cgroup_path=\"/a \\\"b\\\"\"}";
     assert_eq!(page.get(path), Some("1"), "{page:?}");
     let bucket =
-        |bound: &str| page.number(&format!("scx_waits_histogram_seconds_bucket{{le=\"{bound}\",guest=\"guest\"}}"));
+        |bound: &str| page.number(&format!("scx_waits_distribution_seconds_bucket{{le=\"{bound}\",guest=\"guest\"}}"));
     let reads = page.number(count).unwrap() / 3.0;
     assert_eq!(
         (bucket("0.000002"), bucket("0.000004"), bucket("+Inf")),

@@ -37,7 +37,6 @@ pub(super) struct Access {
 }
 
 #[cfg(not(feature = "tls"))]
-#[allow(clippy::unused_self, reason = "there is no configuration without that feature")]
 impl Access {
     pub(super) fn stream(&self, connection: OwnedFd) -> Option<ScraperStream> {
         Some(ScraperStream::Plain(connection.into()))
@@ -85,10 +84,9 @@ impl Access {
     }
 
     pub(super) fn on_events(&mut self, events: &mut impl Iterator<Item = PollFlags>) {
-        if let Some(passwords) = &mut self.passwords {
-            if events.next().is_some_and(|event| !event.is_empty()) {
-                passwords.on_event();
-            }
+        let Some(passwords) = &mut self.passwords else { return };
+        if events.next().is_some_and(|event| !event.is_empty()) {
+            passwords.on_event();
         }
     }
 

@@ -413,23 +413,23 @@ scx_nr{guest="other"} -1
 # HELP scx_nr_accumulated Number / of things (sum over all reads)
 # TYPE scx_nr_accumulated counter
 scx_nr_accumulated_total{guest="web"} 7
-# HELP scx_waits_histogram_seconds Waits (counts of all reads; the sum is an estimate by the buckets)
-# TYPE scx_waits_histogram_seconds histogram
-# UNIT scx_waits_histogram_seconds seconds
-scx_waits_histogram_seconds_sum{guest="web"} 18.0
-scx_waits_histogram_seconds_count{guest="web"} 7
-scx_waits_histogram_seconds_bucket{le="2.0",guest="web"} 4
-scx_waits_histogram_seconds_bucket{le="4.0",guest="web"} 6
-scx_waits_histogram_seconds_bucket{le="+Inf",guest="web"} 7
+# HELP scx_waits_distribution_seconds Waits (counts of all reads; the sum is an estimate by the buckets)
+# TYPE scx_waits_distribution_seconds histogram
+# UNIT scx_waits_distribution_seconds seconds
+scx_waits_distribution_seconds_sum{guest="web"} 18.0
+scx_waits_distribution_seconds_count{guest="web"} 7
+scx_waits_distribution_seconds_bucket{le="2.0",guest="web"} 4
+scx_waits_distribution_seconds_bucket{le="4.0",guest="web"} 6
+scx_waits_distribution_seconds_bucket{le="+Inf",guest="web"} 7
 # EOF
 "#;
 
     /// The histogram as the older text has it.
-    const PLAIN_HISTOGRAM: &str = r#"scx_waits_histogram_seconds_bucket{guest="web",le="2"} 4
-scx_waits_histogram_seconds_bucket{guest="web",le="4"} 6
-scx_waits_histogram_seconds_bucket{guest="web",le="+Inf"} 7
-scx_waits_histogram_seconds_sum{guest="web"} 18
-scx_waits_histogram_seconds_count{guest="web"} 7
+    const PLAIN_HISTOGRAM: &str = r#"scx_waits_distribution_seconds_bucket{guest="web",le="2"} 4
+scx_waits_distribution_seconds_bucket{guest="web",le="4"} 6
+scx_waits_distribution_seconds_bucket{guest="web",le="+Inf"} 7
+scx_waits_distribution_seconds_sum{guest="web"} 18
+scx_waits_distribution_seconds_count{guest="web"} 7
 "#;
 
     #[test]
@@ -440,13 +440,13 @@ scx_waits_histogram_seconds_count{guest="web"} 7
         let plain = OPEN
             .replace("nr_accumulated Number", "nr_accumulated_total Number")
             .replace("nr_accumulated counter", "nr_accumulated_total counter")
-            .replace("# UNIT scx_waits_histogram_seconds seconds\n", "")
+            .replace("# UNIT scx_waits_distribution_seconds seconds\n", "")
             .replace("missing_stats Reads", "missing_stats_total Reads")
             .replace("missing_stats counter", "missing_stats_total counter")
             .replace("# UNIT scx_vsock_read_duration_seconds seconds\n", "")
             .replace("# UNIT scx_vsock_interval_seconds seconds\n", "")
             .replace("# EOF\n", "");
-        let (before, _) = plain.split_once("scx_waits_histogram_seconds_sum").unwrap();
+        let (before, _) = plain.split_once("scx_waits_distribution_seconds_sum").unwrap();
         let plain = before.to_owned() + PLAIN_HISTOGRAM;
         assert_eq!(page(Form::Plain), plain);
     }

@@ -265,9 +265,8 @@ mod tests {
         set.metrics.iter().enumerate().map(line).collect()
     }
 
-    #[test]
-    fn paths_become_names_and_labels() {
-        let set = metric_set(json!({
+    fn layered() -> Value {
+        json!({
             "Sys": {
                 "name": "Sys", "top": "true",
                 "fields": {
@@ -292,7 +291,12 @@ mod tests {
                 },
             },
             "Load": { "name": "Load", "fields": { "one": { "datum": "float" } } },
-        }));
+        })
+    }
+
+    #[test]
+    fn paths_become_names_and_labels() {
+        let set = metric_set(layered());
         assert!(!set.is_truncated);
         let other = "A statistic of the guest's scheduler";
         assert_eq!(
@@ -307,7 +311,7 @@ mod tests {
                 format!("scx_load_one{{}} {other}"),
                 format!("scx_nodes_one{{index}} {other}"),
                 format!("=version scx_version_info{{}} {other}"),
-                format!("1µs scx_waits_histogram{{}} {other}"),
+                format!("1µs scx_waits_distribution{{}} {other}"),
                 format!("scx_weights{{key}} {other}"),
             ]
         );

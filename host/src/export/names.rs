@@ -26,9 +26,9 @@ const RESERVED: [&str; 10] = [
     "_bucket",
     "_count",
     "_created",
+    "_distribution_seconds",
     "_gcount",
     "_gsum",
-    "_histogram_seconds",
     "_info",
     "_sum",
     "_total",
@@ -61,9 +61,9 @@ pub(super) fn info(stem: &str) -> String {
     format!("{stem}_info")
 }
 
-/// Returns the name of a histogram, without its unit.
+/// Returns the name of a histogram, without its unit. Promtool wants no type in a name.
 pub(super) fn histogram(stem: &str) -> String {
-    format!("{stem}_histogram")
+    format!("{stem}_distribution")
 }
 
 /// Returns a label's name. Those that begin with two underscores are Prometheus' own.

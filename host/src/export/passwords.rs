@@ -6,7 +6,7 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use base64::Engine;
@@ -91,11 +91,7 @@ impl Passwords {
     /// Records the checks that have ended.
     pub(super) fn on_event(&mut self) {
         self.done.clear();
-        loop {
-            let (key, is_right) = match self.verdicts.try_recv() {
-                Ok(verdict) => verdict,
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
-            };
+        while let Ok((key, is_right)) = self.verdicts.try_recv() {
             self.pending = None;
             if is_right {
                 if self.right.len() >= MAX_REMEMBERED {

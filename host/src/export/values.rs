@@ -246,7 +246,7 @@ mod tests {
         let text = "\u{e9}".repeat(MAX_LABEL_TEXT / 2);
         assert_eq!(
             shown(&values),
-            [format!("scx_mode_info{{mode={text}}} Text"), "scx_waits_histogram{} Buckets([1, 0, 2])".to_owned()]
+            [format!("scx_mode_info{{mode={text}}} Text"), "scx_waits_distribution{} Buckets([1, 0, 2])".to_owned()]
         );
         assert_eq!(values.unusable, 0);
     }
