@@ -63,6 +63,13 @@ package_of() { # APT|DNF|PACMAN THING
     apt/qemu-system-x86_64) echo qemu-system-x86 ;;
     dnf/qemu-system-x86_64) echo qemu-system-x86-core ;;
     pacman/qemu-system-x86_64) echo qemu-system-x86 ;;
+    apt/qemu-system-aarch64) echo qemu-system-arm ;;
+    dnf/qemu-system-aarch64) echo qemu-system-aarch64-core ;;
+    pacman/qemu-system-aarch64) echo qemu-system-aarch64 ;;
+    */qemu-aarch64-static) echo qemu-user-static ;;
+    apt/aarch64-linux-gnu-gcc) echo "gcc-aarch64-linux-gnu libc6-dev-arm64-cross" ;;
+    dnf/aarch64-linux-gnu-gcc) echo gcc-aarch64-linux-gnu ;;
+    pacman/aarch64-linux-gnu-gcc) echo aarch64-linux-gnu-gcc ;;
     apt/busybox) echo busybox-static ;;
     */busybox) echo busybox ;;
     */depmod) echo kmod ;;

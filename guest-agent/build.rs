@@ -1,14 +1,8 @@
-//! Links the freestanding program: without libc and start files, laid out by a script of its own.
+//! Names this folder to the build scripts of packages that build the freestanding program from it.
+
+use std::env;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=freestanding.ld");
-    if std::env::var_os("CARGO_FEATURE_FREESTANDING").is_none() {
-        return;
-    }
-    let directory = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
-    let script = format!("-Wl,--build-id=none,--no-eh-frame-hdr,-z,norelro,-T,{directory}/freestanding.ld");
-    for argument in ["-nostartfiles", "-nostdlib", "-static", "-no-pie", &script] {
-        println!("cargo::rustc-link-arg-bin=scx-vsock-agent={argument}");
-    }
+    println!("cargo::metadata=manifest_dir={}", env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
 }

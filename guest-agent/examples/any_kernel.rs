@@ -11,8 +11,8 @@
 use std::collections::VecDeque;
 use std::error::Error;
 
-use scx_vsock_agent::session::{Action, Session};
-use scx_vsock_wire::Text;
+use scx_vsock_agent::session::{Action, KernelReport, Session};
+use scx_vsock_wire::{SchedExtLine, Text, emit};
 
 /// The cap of a line; that of the program for Linux is 256 KiB.
 const MAX: usize = 1024;
@@ -59,8 +59,25 @@ fn drive(session: &mut Session<MAX>, streams: &mut Streams) {
                 let count = take(&mut streams.from_scheduler, buffer);
                 session.transferred(count);
             }
+            Action::Report(report, buffer) => {
+                let length = report_of_a_kernel_without_sched_ext(report, buffer);
+                session.transferred(length);
+            }
             Action::Close => return,
         }
+    }
+}
+
+fn report_of_a_kernel_without_sched_ext(report: KernelReport, out: &mut [u8]) -> usize {
+    let nothing = Text::EMPTY;
+    match report {
+        KernelReport::SchedExt => {
+            let mut line = SchedExtLine::begin(out);
+            line.uptime(0);
+            line.end(None)
+        }
+        KernelReport::NoScheduler { errno } => emit::no_scheduler(out, errno, nothing, nothing, nothing),
+        KernelReport::SchedulerGone { errno } => emit::scheduler_gone(out, errno, nothing),
     }
 }
 

@@ -3,9 +3,10 @@
 //! The path of one sample through this crate: [`agent`] accepts a host's connection on a `listener` and assigns it a
 //! `slot`; the slot's [`session`] machine, which does no I/O, says what to do next; the slot does it on its two
 //! `stream`s with the calls of `sys`; the request goes to the scheduler when its whole line is there, and the
-//! scheduler's line comes back inside `{"stats":...}`.
+//! scheduler's line comes back inside `{"stats":...}`. What the guest's kernel says about sched_ext is read by `kernel` and
+//! `kernel_log`.
 //!
-//! Use it as the static program of the same name (`ci/build-agent`), or link it into an init of your own:
+//! Use it as the static program of the same name (`scx-vsock agent FILE` writes it), or link it into an init of your own:
 //!
 //! ```no_run
 //! use scx_vsock_agent::{Agent, Config, Storage};
@@ -26,6 +27,10 @@
 #[cfg(target_os = "linux")]
 pub mod agent;
 pub mod arguments;
+#[cfg(target_os = "linux")]
+mod kernel;
+#[cfg(target_os = "linux")]
+mod kernel_log;
 #[cfg(target_os = "linux")]
 mod listener;
 // Public for the program of the same name and its counterpart with std in tests.

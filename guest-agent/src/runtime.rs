@@ -1,7 +1,9 @@
 //! What a program without libc has to bring itself: its entry, its memory, its memory functions, its panic handler.
 #![allow(unsafe_code, reason = "the entry point, the memory functions and the initial stack have no safe form")]
 
-use core::arch::{asm, naked_asm};
+#[cfg(target_arch = "x86_64")]
+use core::arch::asm;
+use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char, c_int};
 use core::iter;

@@ -7,9 +7,11 @@
 //!
 //! ```text
 //! Sending(hello) -> Request -> Connecting -> Checking -> Forwarding -> Answer -> Sending(stats) -> Request
-//!                      |            `-> Sending(no_scheduler) -> Request
+//!                      |            `-> Reporting -> Sending(no_scheduler) -> Request
 //!                      |-> Discarding -> Sending(request_too_large) -> Request
-//!                      `-> Waiting -> Sending(scheduler_ready | no_scheduler) -> Request
+//!                      |-> Waiting -> Sending(scheduler_ready) -> Request
+//!                      |      `-> Reporting -> Sending(no_scheduler) -> Request
+//!                      `-> Reporting -> Sending(sched_ext) -> Request
 //! ```
 //!
 //! A host that closes ends the session in every state. One that only ends its sending side has every complete line
@@ -77,8 +79,37 @@ pub enum Action<'s> {
     WriteScheduler(&'s [u8]),
     /// Read from the scheduler into this buffer; report in the same way.
     ReadScheduler(&'s mut [u8]),
+    /// Write the envelope of this report, which has what the guest's kernel says, to the beginning of this buffer; report
+    /// the length of its line with [`Session::transferred`]. [`emit`] has the functions.
+    Report(KernelReport, &'s mut [u8]),
     /// Close both connections. Nothing follows.
     Close,
+}
+
+/// An envelope with what the guest's kernel says about sched_ext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelReport {
+    /// The answer `sched_ext`.
+    SchedExt,
+    /// The relay error `no_scheduler`.
+    NoScheduler {
+        /// What `connect` failed with.
+        errno: i32,
+    },
+    /// The relay error `scheduler_gone`.
+    SchedulerGone {
+        /// What the connection failed with; 0 for an orderly end.
+        errno: i32,
+    },
+}
+
+impl KernelReport {
+    fn next(self) -> Next {
+        match self {
+            Self::SchedExt | Self::NoScheduler { .. } => Next::Request,
+            Self::SchedulerGone { .. } => Next::Close,
+        }
+    }
 }
 
 /// Where a session is. `repr(u8)` makes `Closed` zero, see [`Session::new`].
@@ -112,6 +143,8 @@ enum State {
     },
     /// The scheduler's line is being read.
     Answer,
+    /// The buffer is to hold an envelope with what the kernel says.
+    Reporting(KernelReport),
 }
 
 /// What stands around a line that is sent to the host.
@@ -236,17 +269,19 @@ impl<const MAX: usize> Session<MAX> {
             State::Checking => Action::CheckScheduler,
             State::Forwarding { sent } => Action::WriteScheduler(after(self.line.line(), sent)),
             State::Answer => Action::ReadScheduler(self.line.spare()),
+            State::Reporting(report) => Action::Report(report, self.line.spare()),
         }
     }
 
-    /// Reports that the read or write of [`action`](Self::action) moved `count` bytes; none of a read means that the
-    /// peer ended its sending side.
+    /// Reports that the read or write of [`action`](Self::action) moved `count` bytes, or that its report has so many; none
+    /// of a read means that the peer ended its sending side.
     pub fn transferred(&mut self, count: usize) {
         match self.state {
             State::Sending { .. } => self.host_wrote(count),
             State::Request | State::Discarding { .. } => self.host_read(count),
             State::Forwarding { .. } => self.scheduler_wrote(count),
             State::Answer => self.scheduler_read(count),
+            State::Reporting(report) => self.begin_sending(count, report.next()),
             State::Closed | State::Connecting | State::Waiting { .. } | State::Checking => {}
         }
     }
@@ -294,11 +329,10 @@ impl<const MAX: usize> Session<MAX> {
         }
     }
 
-    /// Reports that the scheduler could not be connected, within the time if the host waits for it; `sched_ext` and
-    /// `ops` are what the guest's kernel says about sched_ext.
-    pub fn no_scheduler(&mut self, errno: i32, sched_ext: Text<'_>, ops: Text<'_>) {
+    /// Reports that the scheduler could not be connected, within the time if the host waits for it.
+    pub fn no_scheduler(&mut self, errno: i32) {
         if let State::Connecting | State::Waiting { .. } = self.state {
-            self.send(Next::Request, |out| emit::no_scheduler(out, errno, sched_ext, ops, Text::EMPTY));
+            self.report(KernelReport::NoScheduler { errno });
         }
     }
 
@@ -340,7 +374,7 @@ impl<const MAX: usize> Session<MAX> {
     /// Reports that the scheduler closed its connection (errno 0) or that it failed.
     pub fn scheduler_gone(&mut self, errno: i32) {
         if !self.is_closed() {
-            self.send(Next::Close, |out| emit::scheduler_gone(out, errno, Text::EMPTY));
+            self.report(KernelReport::SchedulerGone { errno });
         }
     }
 
@@ -349,6 +383,12 @@ impl<const MAX: usize> Session<MAX> {
         if !self.is_closed() {
             self.send(Next::Close, emit::unsolicited_data);
         }
+    }
+
+    /// Gives up the buffer's line for an envelope that needs the kernel.
+    fn report(&mut self, report: KernelReport) {
+        self.line.clear();
+        self.state = State::Reporting(report);
     }
 
     /// Sends an envelope that `emit` writes.
@@ -409,6 +449,7 @@ impl<const MAX: usize> Session<MAX> {
         match self.line.line().strip_prefix(AGENT_LINE_PREFIX).map(Verb::parse) {
             None => self.state = State::Connecting,
             Some(Some(Verb::WaitScheduler { timeout_ms })) => self.state = State::Waiting { timeout_ms },
+            Some(Some(Verb::SchedExt {})) => self.report(KernelReport::SchedExt),
             Some(None) => self.send(Next::Request, emit::unknown_verb),
         }
     }

@@ -1,11 +1,10 @@
 //! One place in the agent's table: a session machine and the connections that it drives.
 
-use core::ffi::CStr;
-
-use scx_vsock_wire::limits::{MAX_NAME_BYTES, MAX_OPS_BYTES};
+use scx_vsock_wire::limits::MAX_NAME_BYTES;
 use scx_vsock_wire::line::up_to;
 use scx_vsock_wire::{Text, emit};
 
+use crate::kernel;
 use crate::session::{Action, Session};
 use crate::stream::{Connection, Stream, Transfer};
 use crate::sys::{self, Epoll, Errno, Fd, UnixAddress};
@@ -51,6 +50,8 @@ pub struct Slot<const MAX: usize> {
     /// The number of the map whose scheduler is served.
     pub map: u8,
     wait: Wait,
+    /// When the scheduler was connected last, in microseconds.
+    connected_us: u64,
     host: Stream,
     scheduler: Stream,
     session: Session<MAX>,
@@ -65,6 +66,7 @@ impl<const MAX: usize> Slot<MAX> {
             number: 0,
             map: 0,
             wait: Wait::NotBegun,
+            connected_us: 0,
             host: Stream::None,
             scheduler: Stream::None,
         }
@@ -155,6 +157,11 @@ impl<const MAX: usize> Slot<MAX> {
             (Action::CheckScheduler | Action::WriteScheduler(_) | Action::ReadScheduler(_), Stream::None) => {
                 Transfer::Failed(Errno::ENOTCONN)
             }
+            (Action::Report(report, buffer), _) => {
+                let length = kernel::report(report, buffer, self.connected_us);
+                session.transferred(length);
+                return None;
+            }
             (Action::Close, _) => {
                 self.close();
                 return Some(Step::Idle);
@@ -172,21 +179,15 @@ impl<const MAX: usize> Slot<MAX> {
         let fd = sys::connect_unix(address)?;
         let token = self.token(Source::Scheduler);
         self.scheduler.open(epoll, fd, token)?;
+        self.connected_us = sys::now_us();
         self.session.scheduler_connected();
         Ok(())
     }
 
     fn connect(&mut self, epoll: Epoll, address: &UnixAddress) {
         if let Err(errno) = self.try_connect(epoll, address) {
-            self.report_no_scheduler(errno);
+            self.session.no_scheduler(errno.into_raw());
         }
-    }
-
-    fn report_no_scheduler(&mut self, errno: Errno) {
-        let (mut state, mut ops) = ([0; MAX_NAME_BYTES], [0; MAX_OPS_BYTES]);
-        let state = first_line(c"/sys/kernel/sched_ext/state", &mut state);
-        let ops = first_line(c"/sys/kernel/sched_ext/root/ops", &mut ops);
-        self.session.no_scheduler(errno.into_raw(), state, ops);
     }
 
     fn wait(&mut self, epoll: Epoll, address: &UnixAddress, timeout_ms: u32, timer_fired: bool) -> Option<Step> {
@@ -201,7 +202,7 @@ impl<const MAX: usize> Slot<MAX> {
                 self.wait = Wait::Until { end_ms };
                 return Some(Step::Wait);
             }
-            self.report_no_scheduler(errno);
+            self.session.no_scheduler(errno.into_raw());
         }
         None
     }
@@ -225,14 +226,9 @@ fn check<const MAX: usize>(session: &mut Session<MAX>, scheduler: &mut Connectio
     }
 }
 
-/// The first line of a small file of the kernel's; empty where it cannot be read.
-fn first_line<'b>(path: &CStr, buffer: &'b mut [u8]) -> Text<'b> {
-    Text::first_line(sys::read_file(path, buffer))
-}
-
 /// The kernel's boot id.
 pub fn boot_id(buffer: &mut [u8; MAX_NAME_BYTES]) -> Text<'_> {
-    first_line(c"/proc/sys/kernel/random/boot_id", buffer)
+    Text::first_line(sys::read_file(c"/proc/sys/kernel/random/boot_id", buffer))
 }
 
 /// Reports to a host that every session is taken, as far as that goes without waiting, and closes its connection.

@@ -10,8 +10,9 @@ use core::ffi::CStr;
 use core::mem::size_of;
 
 use linux_raw_sys::general::{
-    __kernel_itimerspec, __kernel_timespec, AT_FDCWD, CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD,
-    F_GETFL, F_SETFL, O_CLOEXEC, O_NONBLOCK, O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK, epoll_event, iovec,
+    __kernel_itimerspec, __kernel_timespec, AT_FDCWD, CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, F_GETFL, F_SETFL, O_CLOEXEC, O_NONBLOCK, O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK,
+    epoll_event, iovec,
 };
 use linux_raw_sys::net::{
     AF_UNIX, AF_VSOCK, MSG_DONTWAIT, MSG_NOSIGNAL, SO_ACCEPTCONN, SOCK_STREAM, SOL_SOCKET, msghdr, sockaddr_un,
@@ -155,13 +156,19 @@ impl Timer {
     }
 }
 
-/// Returns the milliseconds of the monotonic clock.
+/// Returns the microseconds of the monotonic clock that nothing adjusts, as the kernel's log has them but for an offset.
 #[must_use]
-pub fn now_ms() -> u64 {
+pub fn now_us() -> u64 {
     let mut now = __kernel_timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a timespec that the kernel may write to and that lives through the call.
-    let _always = unsafe { syscall!(Sysno::clock_gettime, CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
+    let _always = unsafe { syscall!(Sysno::clock_gettime, CLOCK_MONOTONIC_RAW, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000
+}
+
+/// Returns the milliseconds of that clock.
+#[must_use]
+pub fn now_ms() -> u64 {
+    now_us() / 1_000
 }
 
 fn socket(family: u32) -> Result<Fd> {
@@ -340,6 +347,16 @@ pub fn read_file<'b>(path: &CStr, buffer: &'b mut [u8]) -> &'b [u8] {
     up_to(buffer, count.unwrap_or(0))
 }
 
+/// Reads the newest messages of the kernel's log that fit into the buffer, whole and as text.
+pub fn read_kernel_log(buffer: &mut [u8]) -> Result<&[u8]> {
+    /// `SYSLOG_ACTION_READ_ALL` of syslog(2).
+    const READ_ALL: usize = 3;
+    let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
+    // SAFETY: the kernel writes at most `length` bytes to the buffer, which lives through the call.
+    let count = unsafe { syscall!(Sysno::syslog, READ_ALL, pointer, length) }?;
+    Ok(up_to(buffer, count))
+}
+
 /// Whether a path exists.
 #[must_use]
 pub fn exists(path: &CStr) -> bool {
@@ -392,6 +409,16 @@ mod tests {
         assert_eq!(read_file(c"/proc/sys/kernel/ostype", &mut buffer[..3]), b"Lin");
         assert_eq!(read_file(c"/proc/nowhere", &mut buffer), b"");
         assert_eq!(read_file(c"/proc", &mut buffer), b"");
+    }
+
+    #[test]
+    fn the_kernel_log_is_read_within_the_buffer_or_refused() {
+        let mut buffer = [0xff; 4096];
+        match read_kernel_log(&mut buffer[..512]) {
+            Ok(log) => assert!(log.len() <= 512),
+            Err(errno) => assert_eq!(errno, Errno::EPERM),
+        }
+        assert!(buffer[512..].iter().all(|&byte| byte == 0xff));
     }
 
     #[test]

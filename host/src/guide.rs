@@ -1,5 +1,9 @@
-//! A page for each kind of user: builders of guest images, authors of VMMs, developers of schedulers, and operators of many
-//! guests.
+//! A page about installing, and one for each kind of user: builders of guest images, authors of VMMs, developers of
+//! schedulers, and operators of many guests.
+
+/// The command, the library and the agent on a machine.
+#[doc = include_str!("../guide/install.md")]
+pub mod install {}
 
 /// The agent in a guest image.
 #[doc = include_str!("../guide/images.md")]
@@ -8,6 +12,7 @@ pub mod images {}
 /// The client and the device in a VMM.
 #[doc = include_str!("../guide/vmms.md")]
 #[cfg_attr(feature = "device", doc = include_str!("../guide/transport.md"))]
+#[cfg_attr(feature = "test-util", doc = include_str!("../guide/testing.md"))]
 pub mod vmms {}
 
 /// Schedulers under test, in QEMU guests.

@@ -17,7 +17,8 @@
 //! | `event-manager` | many such devices on one thread (`transport::event_manager`) |
 //! | `kvm` | ioeventfd and irqfd (`transport::kvm`) |
 //! | `vhost-user` | a back end for a VMM in another process (`transport::vhost_user`) |
-//! | `qemu` | throw-away guests (`guest`) |
+//! | `test-util` | a simulated driver for a VMM's unit tests (`vsock::test_util`) |
+//! | `qemu` | throw-away guests, and the agent that runs in them (`guest`); a nested cargo builds it |
 //! | `export` | the stats of many guests for Prometheus (`export`) |
 //!
 //! The [`proxy`] serves a guest's scheduler as a plain scx_stats server on the host. [`guide`] has a page for each kind of

@@ -20,7 +20,8 @@ pub struct Stats<T> {
 }
 
 /// An envelope that the agent writes itself. `S` is the type of its texts: [`Text`] where the agent writes, any string
-/// where a host reads. Keys that a later version adds to a body are ignored.
+/// where a host reads. `K` is the type of what the kernel says, [`SchedExt`](crate::SchedExt) with the reader's types;
+/// without it that answer is none. Keys that a later version adds to a body are ignored.
 ///
 /// ```
 /// use scx_vsock_wire::{Envelope, RelayError};
@@ -35,12 +36,15 @@ pub struct Stats<T> {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
-#[cfg_attr(feature = "serde", serde(bound(deserialize = "S: serde::Deserialize<'de> + Default")))]
-pub enum Envelope<S> {
+#[cfg_attr(
+    feature = "serde",
+    serde(bound(deserialize = "S: serde::Deserialize<'de> + Default, K: serde::Deserialize<'de>"))
+)]
+pub enum Envelope<S, K = NoReport> {
     /// The first line of every session that is served.
     Hello(Hello<S>),
     /// The answer to a line that was for the agent.
-    Agent(AgentAnswer),
+    Agent(AgentAnswer<K>),
     /// Why there is no answer.
     RelayError(RelayError<S>),
 }
@@ -67,10 +71,18 @@ pub struct Hello<S> {
 /// The answer to a line that was for the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
-pub enum AgentAnswer {
+pub enum AgentAnswer<K = NoReport> {
     /// The scheduler has accepted a connection (the answer to `wait_scheduler`).
     SchedulerReady {},
+    /// What the guest's kernel says about sched_ext (the answer to `sched_ext`).
+    SchedExt(K),
 }
+
+/// The type of a report that is never there: an [`Envelope`] of the agent's has no room for one, which
+/// [`SchedExtLine`](crate::SchedExtLine) writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum NoReport {}
 
 /// Why a request has no answer from the scheduler, or why the session ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,6 +170,7 @@ impl<'a> Envelope<Text<'a>> {
                 emit::any_hello(&mut line, *agent, *boot_id, numbers)
             }
             Self::Agent(AgentAnswer::SchedulerReady {}) => emit::scheduler_ready(&mut line),
+            Self::Agent(AgentAnswer::SchedExt(report)) => match *report {},
             Self::RelayError(error) => error.emit_into(&mut line),
         };
         line.iter().take(length).copied().collect()

@@ -7,6 +7,7 @@
 //! - [`limits`]: ports, byte caps, the protocol's version, and how lines begin;
 //! - [`verb`]: what a host asks of the agent itself;
 //! - [`envelope`]: what the agent sends, and the frame that it puts around a scheduler's answer;
+//! - [`sched_ext`]: what the guest's kernel says about sched_ext, which the agent passes on;
 //! - [`emit`], [`text`] and [`template`]: how it writes that without a formatter;
 //! - [`line`](mod@line): the fixed buffer whose type is the byte cap.
 //!
@@ -21,15 +22,17 @@ pub mod emit;
 pub mod envelope;
 pub mod limits;
 pub mod line;
+pub mod sched_ext;
 pub mod template;
 pub mod text;
 pub mod verb;
 
-pub use envelope::{AgentAnswer, Envelope, Hello, RelayError, Stats};
+pub use envelope::{AgentAnswer, Envelope, Hello, NoReport, RelayError, Stats};
 pub use limits::{
     AGENT_PORT, HELLO_PREFIX, MAX_ENVELOPE_BYTES, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, READY_PORT, SESSIONS,
     STATS_PREFIX, STATS_SUFFIX,
 };
 pub use line::{Fill, LineBuffer};
+pub use sched_ext::{KernelMessage, SchedExt, SchedExtLine};
 pub use text::Text;
 pub use verb::Verb;

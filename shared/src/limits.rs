@@ -25,7 +25,7 @@ pub const MAX_RESPONSE_BYTES: usize = 256 * 1024;
 /// Bytes of the longest envelope line, its LF counted: the longest answer in its frame.
 pub const MAX_ENVELOPE_BYTES: usize = MAX_RESPONSE_BYTES + STATS_PREFIX.len() + STATS_SUFFIX.len();
 
-/// Bytes of the longest envelope that is no `stats`, its LF counted: the agent writes these itself. An agent's buffer
+/// Bytes of the longest envelope that is neither `stats` nor the answer to `sched_ext`, its LF counted. An agent's buffer
 /// cannot be smaller.
 pub const MAX_AGENT_ENVELOPE_BYTES: usize = 1024;
 
@@ -40,6 +40,21 @@ pub const MAX_OPS_BYTES: usize = 128;
 
 /// Bytes of the text `cause` of `no_scheduler` and `scheduler_gone`.
 pub const MAX_CAUSE_BYTES: usize = 512;
+
+/// Bytes of the longest answer to `sched_ext`, its LF counted. In a smaller buffer the log is dropped, then the events.
+pub const MAX_SCHED_EXT_BYTES: usize = 12 * 1024;
+
+/// Events of sched_ext in an answer; the rest is dropped.
+pub const MAX_EVENTS: usize = 64;
+
+/// Bytes of a number that the kernel wrote as text: the digits of a `u64`.
+pub const MAX_DECIMAL_BYTES: usize = 20;
+
+/// Messages of the kernel in an answer: the newest.
+pub const MAX_KERNEL_MESSAGES: usize = 8;
+
+/// Bytes of the text of a message of the kernel.
+pub const MAX_KERNEL_MESSAGE_BYTES: usize = 512;
 
 /// What stands before a scheduler's answer.
 pub const STATS_PREFIX: &[u8] = br#"{"stats":"#;

@@ -4,14 +4,14 @@ use core::fmt;
 
 use crate::line::up_to;
 
-/// One line of bytes, written as text that needs no escape: what JSON would have to escape, and what is not printable
-/// ASCII, is written as `?`.
+/// One line of bytes, written as text that needs no escape: a double quote as a single one, and what else JSON would have to
+/// escape or is not printable ASCII as `?`.
 ///
 /// ```
 /// use scx_vsock_wire::Text;
 ///
 /// assert_eq!(Text::first_line(b"bpfland_1.1.4\n").to_string(), "bpfland_1.1.4");
-/// assert_eq!(Text::first_line(b"say \"hi\"\nand more").to_string(), "say ?hi?");
+/// assert_eq!(Text::first_line(b"say \"hi\"\nand more").to_string(), "say 'hi'");
 /// ```
 #[derive(Clone, Copy, Default)]
 pub struct Text<'a>(&'a [u8]);
@@ -36,7 +36,8 @@ impl<'a> Text<'a> {
     /// The text's bytes, all of them printable ASCII.
     pub fn bytes(&self) -> impl Iterator<Item = u8> + use<'a> {
         self.0.iter().map(|&byte| match byte {
-            b'"' | b'\\' => b'?',
+            b'"' => b'\'',
+            b'\\' => b'?',
             b' '..=b'~' => byte,
             _ => b'?',
         })
@@ -78,7 +79,7 @@ mod tests {
     #[test]
     fn a_text_ends_at_the_first_line_feed() {
         assert_eq!(Text::first_line(b"bpfland_1.0.0\nmore").to_string(), "bpfland_1.0.0");
-        assert_eq!(Text::first_line(b"a\"b\\c\x7f\xff").to_string(), "a?b?c??");
+        assert_eq!(Text::first_line(b"a\"b\\c\x7f\xff").to_string(), "a'b?c??");
         assert_eq!(Text::first_line(b""), Text::default());
     }
 

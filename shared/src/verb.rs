@@ -36,6 +36,8 @@ pub enum Verb {
         /// greatest, and so does a body without this key.
         timeout_ms: u32,
     },
+    /// Answer at once with what the guest's kernel says about sched_ext.
+    SchedExt {},
 }
 
 impl Verb {
@@ -59,25 +61,39 @@ impl Verb {
                 }
                 b'}' | b']' => depth -= 1,
                 b',' if depth <= VERB => return None,
-                b':' if depth == BODY && name == TIMEOUT_MS => (timeout_ms, rest) = split_number(rest)?,
+                b':' if depth == BODY && verb == WAIT_SCHEDULER && name == TIMEOUT_MS => {
+                    (timeout_ms, rest) = split_number(rest)?
+                }
                 _ => {}
             }
         }
-        (verb == WAIT_SCHEDULER && rest.trim_ascii_start().is_empty()).then_some(Self::WaitScheduler { timeout_ms })
+        if !rest.trim_ascii_start().is_empty() {
+            return None;
+        }
+        match verb {
+            WAIT_SCHEDULER => Some(Self::WaitScheduler { timeout_ms }),
+            SCHED_EXT => Some(Self::SchedExt {}),
+            _ => None,
+        }
     }
 
     /// Returns the verb's line with its LF.
     #[must_use]
     pub fn emit(&self) -> Vec<u8, MAX_VERB_BYTES> {
         let mut line = [0; MAX_VERB_BYTES];
-        let Self::WaitScheduler { timeout_ms } = *self;
-        let template = b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":#}}}\n";
-        let length = template::fill(&mut line, template, &[timeout_ms.into()], &[]);
+        let (template, number): (&[u8], u32) = match *self {
+            Self::WaitScheduler { timeout_ms } => {
+                (b"{\"agent\":{\"wait_scheduler\":{\"timeout_ms\":#}}}\n", timeout_ms)
+            }
+            Self::SchedExt {} => (b"{\"agent\":{\"sched_ext\":{}}}\n", 0),
+        };
+        let length = template::fill(&mut line, template, &[number.into()], &[]);
         line.iter().take(length).copied().collect()
     }
 }
 
 const WAIT_SCHEDULER: &[u8] = b"wait_scheduler";
+const SCHED_EXT: &[u8] = b"sched_ext";
 const TIMEOUT_MS: &[u8] = b"timeout_ms";
 
 /// How many brackets are open after the prefix, before the verb and in its body.
@@ -119,7 +135,7 @@ mod tests {
 
     fn timeout_of(body: &str) -> Option<u32> {
         parse(format!("{{\"agent\":{{\"wait_scheduler\":{body}}}}}").as_bytes())
-            .map(|Verb::WaitScheduler { timeout_ms }| timeout_ms)
+            .and_then(|verb| if let Verb::WaitScheduler { timeout_ms } = verb { Some(timeout_ms) } else { None })
     }
 
     #[test]
@@ -144,6 +160,14 @@ mod tests {
     }
 
     #[test]
+    fn a_verb_without_a_body_skips_what_is_in_it() {
+        for body in ["{}", "{ }", r#"{"since":{"a":[1]},"timeout_ms":"1"}"#] {
+            assert_eq!(parse(format!(r#"{{"agent":{{"sched_ext":{body}}}}}"#).as_bytes()), Some(Verb::SchedExt {}));
+        }
+        assert_eq!(Verb::SchedExt {}.emit(), b"{\"agent\":{\"sched_ext\":{}}}\n");
+    }
+
+    #[test]
     fn a_missing_or_huge_timeout_is_the_greatest() {
         assert_eq!(timeout_of("{}"), Some(u32::MAX));
         assert_eq!(timeout_of(r#"{"timeout_ms":99999999999999999999}"#), Some(u32::MAX));
@@ -158,7 +182,8 @@ mod tests {
             r#"{"agent":"wait_scheduler"}"#,
             r#"{"agent":{}}"#,
             r#"{"agent":{"sing":{}}}"#,
-            r#"{"agent":{"sched_ext":{}}}"#,
+            r#"{"agent":{"sched_ext":null}}"#,
+            r#"{"agent":{"sched_ext":{},"wait_scheduler":{}}}"#,
             r#"{"agent":{"wait_scheduler":5}}"#,
             r#"{"agent":{"wait_scheduler":{}}"#,
             r#"{"agent":{"wait_scheduler":{}}}x"#,

@@ -51,6 +51,13 @@ impl Script {
         self.envelope(&Envelope::Agent(AgentAnswer::SchedulerReady {}))
     }
 
+    /// Reads a line, which must ask what the kernel says, and sends this.
+    #[must_use]
+    pub fn sched_ext(self, said: &serde_json::Value) -> Self {
+        let answer = serde_json::json!({ "agent": { "sched_ext": said } });
+        self.expect(r#"{"agent":{"sched_ext":{}}}"#).send(format!("{answer}\n"))
+    }
+
     fn envelope(self, envelope: &Envelope<&str>) -> Self {
         // The envelope is plain data, which always has a form.
         self.send(format!("{}\n", serde_json::json!(envelope)))

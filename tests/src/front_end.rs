@@ -17,8 +17,9 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::guest_driver::{Connection, Driver, MEMORY, Packet, QUEUE_SIZE};
+use crate::guest_driver::Connection;
 use crate::peer::{DEADLINE, Peer};
+use scx_vsock::vsock::test_util::{MEMORY_BYTES, Packet, QUEUE_SIZE, SimulatedDriver};
 
 /// Queues of the device.
 const QUEUES: usize = 3;
@@ -31,7 +32,7 @@ pub const SET_VRING_CALL: u32 = 13;
 /// A front end that is connected to a back end, and its guest.
 pub struct FrontEnd {
     /// The guest's driver.
-    pub driver: Driver,
+    pub driver: SimulatedDriver,
     file: File,
     stream: UnixStream,
     back_end: Frontend,
@@ -43,12 +44,13 @@ pub struct FrontEnd {
 }
 
 /// A file with guest memory, and a driver in it.
-fn shared_memory() -> (File, Driver) {
+fn shared_memory() -> (File, SimulatedDriver) {
     let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memory file"));
-    ftruncate(&file, MEMORY as u64).expect("a memory file has room");
+    ftruncate(&file, MEMORY_BYTES as u64).expect("a memory file has room");
     let part = FileOffset::new(file.try_clone().expect("a descriptor"), 0);
-    let memory = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY, Some(part))]).expect("memory");
-    (file, Driver::new(memory))
+    let memory =
+        GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY_BYTES, Some(part))]).expect("memory");
+    (file, SimulatedDriver::new(memory))
 }
 
 /// The protocol's machine for one connection.

@@ -54,7 +54,13 @@ impl Kernel {
         })
     }
 
-    fn fetched(which: &str) -> Self {
+    /// Returns the kernel that `ci/kernel` fetches by this name.
+    ///
+    /// # Panics
+    ///
+    /// When it fetches none.
+    #[must_use]
+    pub fn fetched(which: &str) -> Self {
         let output = Command::new(agent::repository().join("ci/kernel")).arg(which).output().expect("ci/kernel runs");
         assert!(output.status.success(), "ci/kernel {which}: {}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).expect("paths");
@@ -70,19 +76,22 @@ impl Kernel {
     }
 }
 
-/// Returns the options of a guest with this run's kernel and the agent.
+/// Returns the options of a guest with this run's kernel. The agent is the one that the library carries.
 pub fn builder() -> GuestBuilder {
-    let kernel = Kernel::of_this_run();
-    Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config).agent(agent::file())
+    builder_of(Kernel::of_this_run())
 }
 
-/// Returns the options of a guest with the kernel's own KVM, on an emulated AMD processor.
+fn builder_of(kernel: &Kernel) -> GuestBuilder {
+    Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config)
+}
+
+/// Returns the options of a guest with this kernel's own KVM, on an emulated AMD processor.
 ///
 /// QEMU's emulation of SVM (7.2) loses an interrupt now and then that another of its threads raises: the processor was
 /// seen halted while its timer's interrupt was pending, until the next interrupt came. A one-shot timer raises no other
 /// interrupt; a periodic one does.
-pub fn builder_with_kvm() -> GuestBuilder {
-    builder().module("kvm_amd").kernel_argument("nohz=off").kernel_argument("highres=off")
+pub fn builder_with_kvm(kernel: &Kernel) -> GuestBuilder {
+    builder_of(kernel).module("kvm_amd").kernel_argument("nohz=off").kernel_argument("highres=off")
 }
 
 /// A QEMU that a shell command starts. It is killed on drop.

@@ -1,43 +1,22 @@
-//! A simulated guest driver: real split virtqueues in guest memory, written byte by byte by code of its own, so that it
-//! can do what no honest driver does.
+//! A simulated guest: a driver with its device and its connections, which can do what no honest driver does.
 
 use std::io::{ErrorKind, Read, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
 use std::sync::Once;
-use std::sync::atomic::{Ordering, fence};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, TYPE_STREAM};
+use scx_vsock::vsock::spec::{
+    EVENT_BYTES, EVENT_QUEUE, EVENT_TRANSPORT_RESET, HOST_CID, RX_QUEUE, TX_QUEUE, TYPE_STREAM,
+};
+use scx_vsock::vsock::test_util::{GUEST_BUFFER_BYTES, Packet, QUEUE_SIZE, SimulatedDriver, guest_memory};
 use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, DeviceState, Handle, InvalidSnapshot};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// The guest's CID.
 pub const CID: u64 = 3;
-/// Entries of each queue.
-pub const QUEUE_SIZE: u16 = 128;
-/// Bytes of a receive buffer unless said otherwise, as Linux posts them.
-pub const RX_BUFFER: u32 = 4096;
-/// The guest's `buf_alloc` unless said otherwise, as Linux has it.
-pub const GUEST_BUFFER: u32 = 256 * 1024;
-
-/// Bytes of guest memory.
-pub const MEMORY: usize = 128 << 20;
-const RX_RING: u64 = 0x10_0000;
-const TX_RING: u64 = 0x20_0000;
-const EVENT_RING: u64 = 0x30_0000;
-/// Where the buffers of the receive queue begin, after all rings.
-pub const RX_BUFFERS: u64 = 0x100_0000;
-/// Where the buffers of the transmit queue begin.
-pub const TX_BUFFERS: u64 = 0x200_0000;
-/// Guest memory for the buffers of events, each of them as long as an event.
-const EVENT_BUFFERS: u64 = 0x80_0000;
-/// Buffers for events, as Linux posts them.
-const EVENTS: usize = 8;
-/// Guest memory for one transmit chain.
-const TX_BUFFER: u64 = 0x8_0000;
 
 /// Another descriptor follows (virtio 1.3, 2.7.5).
 pub const NEXT: u16 = 1;
@@ -49,430 +28,78 @@ pub const INDIRECT: u16 = 4;
 /// A descriptor's address, length, flags and next.
 pub type RawDescriptor = (u64, u32, u16, u16);
 
-/// Memory of a guest: [`MEMORY`] bytes at address 0.
-#[must_use]
-pub fn memory() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("guest memory")
-}
+/// What no honest driver does with its rings, and what they look like.
+pub trait RawRings {
+    /// Puts a chain of (address, length, flags, next) descriptors, from descriptor 0 on, into a queue as it is.
+    fn offer_raw(&mut self, queue: usize, descriptors: &[RawDescriptor]);
 
-/// A packet that the guest received.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// Its header.
-    pub header: Header,
-    /// Its payload.
-    pub payload: Vec<u8>,
-}
-
-impl Packet {
-    /// The packet's operation.
-    #[must_use]
-    pub fn operation(&self) -> Operation {
-        Operation::parse(self.header.op).expect("the device sends operations that exist")
-    }
-}
-
-/// One side of a split virtqueue as a driver sees it (virtio 1.3, 2.7).
-#[derive(Debug)]
-struct Ring {
-    base: u64,
-    available: u16,
-    /// The available index when the driver last checked whether to notify the queue.
-    notified: u16,
-    used_seen: u16,
-    free: Vec<u16>,
-    /// The descriptors of each chain by its head.
-    chains: Vec<Vec<u16>>,
-}
-
-impl Ring {
-    fn new(base: u64) -> Self {
-        Self {
-            base,
-            available: 0,
-            notified: 0,
-            used_seen: 0,
-            free: (0..QUEUE_SIZE).rev().collect(),
-            chains: vec![Vec::new(); usize::from(QUEUE_SIZE)],
-        }
+    /// Puts a chain into the transmit queue as it is.
+    fn queue_raw(&mut self, descriptors: &[RawDescriptor]) {
+        self.offer_raw(TX_QUEUE, descriptors);
     }
 
-    fn descriptors(&self) -> u64 {
-        self.base
+    /// Puts a chain into the receive queue as it is.
+    fn post_raw(&mut self, descriptors: &[RawDescriptor]) {
+        self.offer_raw(RX_QUEUE, descriptors);
     }
 
-    fn avail(&self) -> u64 {
-        self.base + 0x1_0000
-    }
-
-    fn used(&self) -> u64 {
-        self.base + 0x2_0000
-    }
-
-    fn queue(&self) -> Queue {
-        let mut queue = Queue::new(QUEUE_SIZE).expect("a valid size");
-        queue.set_size(QUEUE_SIZE);
-        let low = |address: u64| Some(u32::try_from(address).expect("low memory"));
-        queue.set_desc_table_address(low(self.descriptors()), Some(0));
-        queue.set_avail_ring_address(low(self.avail()), Some(0));
-        queue.set_used_ring_address(low(self.used()), Some(0));
-        queue.set_event_idx(true);
-        queue.set_ready(true);
-        queue
-    }
-
-    /// Whether there are free descriptors for a chain of these pieces.
-    fn has_room_for(&self, pieces: &[(u64, u32)]) -> bool {
-        self.free.len() >= pieces.len()
-    }
-
-    /// Makes a chain of (address, length) pieces available. False if there are not enough free descriptors.
-    fn offer(&mut self, memory: &GuestMemoryMmap, pieces: &[(u64, u32)], flags: u16) -> bool {
-        if !self.has_room_for(pieces) {
-            return false;
-        }
-        let indices: Vec<u16> = pieces.iter().filter_map(|_| self.free.pop()).collect();
-        for (at, (&index, &(address, length))) in indices.iter().zip(pieces).enumerate() {
-            let next = indices.get(at + 1).copied();
-            let flags = flags | next.map_or(0, |_| NEXT);
-            let entry = GuestAddress(self.descriptors() + 16 * u64::from(index));
-            let bytes = [
-                &address.to_le_bytes()[..],
-                &length.to_le_bytes(),
-                &flags.to_le_bytes(),
-                &next.unwrap_or(0).to_le_bytes(),
-            ]
-            .concat();
-            memory.write_slice(&bytes, entry).expect("the ring is in memory");
-        }
-        let head = indices[0];
-        self.chains[usize::from(head)] = indices;
-        self.publish(memory, head);
-        true
-    }
-
-    /// Makes a chain available that begins at descriptor 0 and is what it is.
-    fn offer_raw(&mut self, memory: &GuestMemoryMmap, descriptors: &[RawDescriptor]) {
-        for (index, &(address, length, flags, next)) in (0u64..).zip(descriptors) {
-            let bytes =
-                [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
-            let entry = GuestAddress(self.descriptors() + 16 * index);
-            memory.write_slice(&bytes, entry).expect("the ring is in memory");
-        }
-        self.publish(memory, 0);
-    }
-
-    fn publish(&mut self, memory: &GuestMemoryMmap, head: u16) {
-        let slot = self.avail() + 4 + 2 * u64::from(self.available % QUEUE_SIZE);
-        memory.write_obj(head.to_le(), GuestAddress(slot)).expect("the ring is in memory");
-        self.available = self.available.wrapping_add(1);
-        let index = GuestAddress(self.avail() + 2);
-        memory.store(self.available.to_le(), index, Ordering::Release).expect("the ring is in memory");
-    }
-
-    /// Moves the available index ahead by `count` entries that do not exist.
-    fn jump(&mut self, memory: &GuestMemoryMmap, count: u16) {
-        self.available = self.available.wrapping_add(count);
-        memory.write_obj(self.available.to_le(), GuestAddress(self.avail() + 2)).expect("the ring is in memory");
-    }
-
-    /// The head of the chain that was made available as number `index`, while there are no more than fit.
-    fn available_head(&self, memory: &GuestMemoryMmap, index: u16) -> u16 {
-        let entry = self.avail() + 4 + 2 * u64::from(index % QUEUE_SIZE);
-        u16::from_le(memory.read_obj(GuestAddress(entry)).expect("the ring is in memory"))
-    }
-
-    /// The head of the chain that was used as number `index`, and how many bytes the device says it wrote.
-    fn used_entry(&self, memory: &GuestMemoryMmap, index: u16) -> (u32, u32) {
-        let entry = self.used() + 4 + 8 * u64::from(index % QUEUE_SIZE);
-        let word = |at| u32::from_le(memory.read_obj(GuestAddress(at)).expect("the ring is in memory"));
-        (word(entry), word(entry + 4))
-    }
-
-    fn used_index(&self, memory: &GuestMemoryMmap) -> u16 {
-        u16::from_le(memory.load(GuestAddress(self.used() + 2), Ordering::Acquire).expect("the ring is in memory"))
-    }
-
-    /// Whether the queue is to be notified of what was made available since the last call (virtio 1.3, 2.7.10).
-    fn take_notification(&mut self, memory: &GuestMemoryMmap) -> bool {
-        // The device must see the index before this side reads `avail_event`.
-        fence(Ordering::SeqCst);
-        let avail_event = GuestAddress(self.used() + 4 + 8 * u64::from(QUEUE_SIZE));
-        let avail_event = u16::from_le(memory.read_obj(avail_event).expect("the ring is in memory"));
-        let before = std::mem::replace(&mut self.notified, self.available);
-        self.available.wrapping_sub(avail_event).wrapping_sub(1) < self.available.wrapping_sub(before)
-    }
-
-    /// Takes back the next chain that the device used: its head and how many bytes it wrote.
-    fn take_used(&mut self, memory: &GuestMemoryMmap) -> Option<(u16, u32)> {
-        if self.used_index(memory) == self.used_seen {
-            return None;
-        }
-        let (head, length) = self.used_entry(memory, self.used_seen);
-        self.used_seen = self.used_seen.wrapping_add(1);
-        // A driver that scribbles over its rings reads there what it wrote.
-        let head = u16::try_from(head).ok().filter(|&head| head < QUEUE_SIZE)?;
-        let indices = std::mem::take(&mut self.chains[usize::from(head)]);
-        self.free.extend(indices);
-        Some((head, length))
-    }
-}
-
-/// A driver's queues in guest memory.
-#[derive(Debug)]
-pub struct Driver {
-    memory: GuestMemoryMmap,
-    rx: Ring,
-    tx: Ring,
-    event: Ring,
-    /// Where each receive buffer is, by the head of its chain.
-    rx_buffers: Vec<(u64, u32)>,
-    tx_turn: u64,
-    /// Whether receive buffers are posted again once they were read.
-    pub reposts: bool,
-}
-
-/// Where a queue's three parts are in guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueAddresses {
-    /// The descriptor table.
-    pub descriptors: u64,
-    /// The available ring.
-    pub available: u64,
-    /// The used ring.
-    pub used: u64,
-}
-
-impl Driver {
-    /// A driver that has posted no buffer, in memory of at least [`MEMORY`] bytes at address 0.
-    #[must_use]
-    pub fn new(memory: GuestMemoryMmap) -> Self {
-        let (rx, tx, event) = (Ring::new(RX_RING), Ring::new(TX_RING), Ring::new(EVENT_RING));
-        Self { memory, rx, tx, event, rx_buffers: vec![(0, 0); usize::from(QUEUE_SIZE)], tx_turn: 0, reposts: true }
-    }
-
-    /// The driver goes on as it is in other memory, which has the bytes that this one's had: it was saved and restored.
-    #[must_use]
-    pub fn moved_to(self, memory: GuestMemoryMmap) -> Self {
-        Self { memory, ..self }
-    }
-
-    /// The driver starts anew on empty rings, with all buffers posted.
-    pub fn restart(&mut self) {
-        self.restart_without_events();
-        self.post_events();
-    }
-
-    /// The driver starts anew on empty rings, with all receive buffers posted and none for events.
-    pub fn restart_without_events(&mut self) {
-        for ring in self.addresses() {
-            for part in [ring.descriptors, ring.available, ring.used] {
-                // The largest part is the table of descriptors.
-                let zeros = [0; 16 * QUEUE_SIZE as usize];
-                self.memory.write_slice(&zeros, GuestAddress(part)).expect("the rings are in memory");
-            }
-        }
-        (self.rx, self.tx, self.event) = (Ring::new(RX_RING), Ring::new(TX_RING), Ring::new(EVENT_RING));
-        self.post_all(RX_BUFFER);
-    }
-
-    /// Guest memory.
-    #[must_use]
-    pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
-    }
-
-    /// Where the receive, the transmit and the event queue are.
-    #[must_use]
-    pub fn addresses(&self) -> [QueueAddresses; 3] {
-        [&self.rx, &self.tx, &self.event].map(|ring| QueueAddresses {
-            descriptors: ring.descriptors(),
-            available: ring.avail(),
-            used: ring.used(),
-        })
-    }
-
-    /// Which of the receive, transmit and event queue are to be notified of what was made available since the last call.
-    pub fn take_notifications(&mut self) -> [bool; 3] {
-        let Self { memory, rx, tx, event, .. } = self;
-        [rx, tx, event].map(|ring| ring.take_notification(memory))
-    }
-
-    /// Asks for an interrupt at the next buffer that the device uses in each queue (virtio 1.3, 2.7.7).
-    pub fn ask_for_interrupts(&self) {
-        for ring in [&self.rx, &self.tx, &self.event] {
-            let used_event = ring.avail() + 4 + 2 * u64::from(QUEUE_SIZE);
-            self.memory.write_obj(ring.used_seen.to_le(), GuestAddress(used_event)).expect("the ring is in memory");
-        }
-        // The device must see `used_event` before this side reads what was used meanwhile.
-        fence(Ordering::SeqCst);
-    }
-
-    /// Whether the device used a buffer that was not taken back yet.
-    #[must_use]
-    pub fn has_used(&self) -> bool {
-        [&self.rx, &self.tx, &self.event].iter().any(|ring| ring.used_index(&self.memory) != ring.used_seen)
-    }
-
-    /// Whether there is a packet that was not received yet.
-    #[must_use]
-    pub fn has_packet(&self) -> bool {
-        self.rx.used_index(&self.memory) != self.rx.used_seen
-    }
-
-    /// Whether there is an event that was not taken yet.
-    #[must_use]
-    pub fn has_event(&self) -> bool {
-        self.event.used_index(&self.memory) != self.event.used_seen
-    }
-
-    /// Takes back every transmit chain that the device used.
-    pub fn take_sent(&mut self) {
-        while self.tx.take_used(&self.memory).is_some() {}
-    }
-
-    /// Posts buffers for events.
-    pub fn post_events(&mut self) {
-        for _ in 0..EVENTS {
-            self.post_event(EVENT_BYTES);
-        }
-    }
-
-    /// Posts one buffer of this size for an event, if there is a free descriptor.
-    pub fn post_event(&mut self, size: u32) -> bool {
-        let Some(&head) = self.event.free.last() else { return false };
-        let address = EVENT_BUFFERS + u64::from(head) * u64::from(EVENT_BYTES);
-        self.event.offer(&self.memory, &[(address, size)], WRITE)
-    }
-
-    /// Takes the next event, whose buffer is not posted again yet. An empty buffer has none.
-    pub fn take_event(&mut self) -> Option<Option<u32>> {
-        let (head, length) = self.event.take_used(&self.memory)?;
-        let address = EVENT_BUFFERS + u64::from(head) * u64::from(EVENT_BYTES);
-        let event = || self.memory.read_obj(GuestAddress(address)).expect("the buffer is in memory");
-        Some((length == EVENT_BYTES).then(event))
-    }
-
-    /// Posts receive buffers of this size until the queue is full.
-    pub fn post_all(&mut self, size: u32) {
-        while self.post(size) {}
-    }
-
-    /// Posts one receive buffer of this size, if there is a free descriptor.
-    pub fn post(&mut self, size: u32) -> bool {
-        let Some(&head) = self.rx.free.last() else { return false };
-        let address = RX_BUFFERS + u64::from(head) * 0x1_0000;
-        self.rx_buffers[usize::from(head)] = (address, size);
-        self.rx.offer(&self.memory, &[(address, size)], WRITE)
-    }
-
-    /// Queues a packet without a notification, cut into descriptors at these offsets. Returns false if the queue is full.
-    pub fn queue_bytes(&mut self, bytes: &[u8], cuts: &[usize]) -> bool {
-        let base = TX_BUFFERS + (self.tx_turn % u64::from(QUEUE_SIZE)) * TX_BUFFER;
-        let mut pieces = Vec::new();
-        let mut from = 0;
-        for &cut in cuts.iter().chain([&bytes.len()]) {
-            let cut = cut.min(bytes.len());
-            let length = u32::try_from(cut - from).expect("a small piece");
-            if length > 0 || bytes.is_empty() {
-                pieces.push((base + from as u64, length));
-            }
-            from = cut;
-        }
-        // The buffer may still be that of a packet which the device has not taken.
-        if !self.tx.has_room_for(&pieces) {
-            return false;
-        }
-        self.tx_turn += 1;
-        self.memory.write_slice(bytes, GuestAddress(base)).expect("the buffer is in memory");
-        self.tx.offer(&self.memory, &pieces, 0)
-    }
-
-    /// Queues a packet without a notification, whose (address, length) pieces are in memory already. Returns false if the
-    /// queue is full.
-    pub fn queue_pieces(&mut self, pieces: &[(u64, u32)]) -> bool {
-        self.tx.offer(&self.memory, pieces, 0)
-    }
-
-    /// Puts a chain of (address, length, flags, next) descriptors into the transmit queue as it is.
-    pub fn queue_raw(&mut self, descriptors: &[RawDescriptor]) {
-        self.tx.offer_raw(&self.memory, descriptors);
-    }
-
-    /// Puts a chain of (address, length, flags, next) descriptors into the receive queue as it is.
-    pub fn post_raw(&mut self, descriptors: &[RawDescriptor]) {
-        self.rx.offer_raw(&self.memory, descriptors);
-    }
-
-    /// Makes the chain that begins at `head` available in the transmit queue, whatever is there.
-    pub fn queue_head(&mut self, head: u16) {
-        self.tx.publish(&self.memory, head);
-    }
-
-    /// Puts a chain of (address, length, flags, next) descriptors into the event queue as it is.
-    pub fn post_event_raw(&mut self, descriptors: &[RawDescriptor]) {
-        self.event.offer_raw(&self.memory, descriptors);
-    }
-
-    /// Moves the transmit queue's available index ahead by `count` entries that do not exist.
-    pub fn jump_available(&mut self, count: u16) {
-        self.tx.jump(&self.memory, count);
-    }
-
-    /// Moves the event queue's available index ahead by `count` entries that do not exist.
-    pub fn jump_available_events(&mut self, count: u16) {
-        self.event.jump(&self.memory, count);
+    /// Puts a chain into the event queue as it is.
+    fn post_event_raw(&mut self, descriptors: &[RawDescriptor]) {
+        self.offer_raw(EVENT_QUEUE, descriptors);
     }
 
     /// How many chains the driver has made available in the receive, the transmit and the event queue, as their rings in
     /// guest memory say.
-    #[must_use]
-    pub fn available(&self) -> [u16; 3] {
-        [&self.rx, &self.tx, &self.event].map(|ring| {
-            u16::from_le(self.memory.read_obj(GuestAddress(ring.avail() + 2)).expect("the ring is in memory"))
-        })
-    }
+    fn available(&self) -> [u16; 3];
 
     /// Whether the device gave back the chains from number `from` of each queue up to number `to` as it must: each of
     /// those that were made available, once, in their order.
-    #[must_use]
-    pub fn has_used_each_once(&self, from: [u16; 3], to: [u16; 3]) -> bool {
-        let rings = [&self.rx, &self.tx, &self.event].into_iter();
-        rings.zip(from.into_iter().zip(to)).all(|(ring, (from, to))| {
+    fn has_used_each_once(&self, from: [u16; 3], to: [u16; 3]) -> bool;
+
+    /// How many bytes the device says that it wrote into the event buffer that it used as number `index`.
+    fn event_length(&self, index: u16) -> u32;
+}
+
+impl RawRings for SimulatedDriver {
+    fn offer_raw(&mut self, queue: usize, descriptors: &[RawDescriptor]) {
+        for (index, &(address, length, flags, next)) in (0u64..).zip(descriptors) {
+            let bytes =
+                [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
+            let entry = GuestAddress(self.addresses()[queue].descriptors + 16 * index);
+            self.memory().write_slice(&bytes, entry).expect("the ring is in memory");
+        }
+        self.make_available(queue, 0);
+    }
+
+    fn available(&self) -> [u16; 3] {
+        self.addresses().map(|ring| half(self.memory(), ring.available + 2))
+    }
+
+    fn has_used_each_once(&self, from: [u16; 3], to: [u16; 3]) -> bool {
+        let memory = self.memory();
+        self.addresses().into_iter().zip(from.into_iter().zip(to)).all(|(ring, (from, to))| {
             let count = to.wrapping_sub(from);
-            ring.used_index(&self.memory) == to
+            half(memory, ring.used + 2) == to
                 && (0..count).map(|number| from.wrapping_add(number)).all(|number| {
-                    ring.used_entry(&self.memory, number).0 == u32::from(ring.available_head(&self.memory, number))
+                    let slot = u64::from(number % QUEUE_SIZE);
+                    let available = half(memory, ring.available + 4 + 2 * slot);
+                    word(memory, ring.used + 4 + 8 * slot) == u32::from(available)
                 })
         })
     }
 
-    /// How many bytes the device says that it wrote into the event buffer that it used as number `index`.
-    #[must_use]
-    pub fn event_length(&self, index: u16) -> u32 {
-        self.event.used_entry(&self.memory, index).1
+    fn event_length(&self, index: u16) -> u32 {
+        let slot = u64::from(index % QUEUE_SIZE);
+        word(self.memory(), self.addresses()[EVENT_QUEUE].used + 4 + 8 * slot + 4)
     }
+}
 
-    /// Takes back one receive buffer that the device says it used, whatever it says of it. False if there is none.
-    pub fn receive_raw(&mut self) -> bool {
-        self.rx.take_used(&self.memory).is_some()
-    }
+fn half(memory: &GuestMemoryMmap, at: u64) -> u16 {
+    u16::from_le(memory.read_obj(GuestAddress(at)).expect("the ring is in memory"))
+}
 
-    /// The next packet that the guest received.
-    pub fn receive(&mut self) -> Option<Packet> {
-        let (head, length) = self.rx.take_used(&self.memory)?;
-        let (address, size) = self.rx_buffers[usize::from(head)];
-        assert!(length <= size, "the device wrote {length} bytes into {size}");
-        let mut bytes = vec![0; length as usize];
-        self.memory.read_slice(&mut bytes, GuestAddress(address)).expect("the buffer is in memory");
-        if self.reposts {
-            self.post(size);
-        }
-        let (header, payload) = bytes.split_first_chunk()?;
-        let header = Header::parse(header);
-        assert_eq!(header.len as usize, payload.len(), "the used length is the header's and the payload's");
-        Some(Packet { header, payload: payload.to_vec() })
-    }
+fn word(memory: &GuestMemoryMmap, at: u64) -> u32 {
+    u32::from_le(memory.read_obj(GuestAddress(at)).expect("the ring is in memory"))
 }
 
 /// How a guest's device is attached to it.
@@ -482,7 +109,7 @@ pub trait Attached {
     /// # Errors
     ///
     /// What the device says of a broken driver.
-    fn service(&mut self, driver: &mut Driver) -> Result<(), DeviceError>;
+    fn service(&mut self, driver: &mut SimulatedDriver) -> Result<(), DeviceError>;
 
     /// The device's host side.
     fn handle(&self) -> Handle;
@@ -498,8 +125,8 @@ pub struct Bare {
 }
 
 impl Bare {
-    fn new(driver: &Driver) -> Self {
-        let (rx, tx, event) = (driver.rx.queue(), driver.tx.queue(), driver.event.queue());
+    fn new(driver: &SimulatedDriver) -> Self {
+        let [rx, tx, event] = driver.queues();
         Self { device: Device::new(CID).expect("a device"), rx, tx, event }
     }
 
@@ -511,9 +138,9 @@ impl Bare {
 }
 
 impl Attached for Bare {
-    fn service(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
+    fn service(&mut self, driver: &mut SimulatedDriver) -> Result<(), DeviceError> {
         let Self { device, rx, tx, event } = self;
-        let _interrupts = device.service(&driver.memory, rx, tx, Some(event))?;
+        let _interrupts = device.service(driver.memory(), rx, tx, Some(event))?;
         Ok(())
     }
 
@@ -541,19 +168,19 @@ impl DerefMut for Bare {
 pub struct Guest<D = Bare> {
     /// The device under test.
     pub device: D,
-    driver: Driver,
+    driver: SimulatedDriver,
 }
 
 impl<D> Deref for Guest<D> {
-    type Target = Driver;
+    type Target = SimulatedDriver;
 
-    fn deref(&self) -> &Driver {
+    fn deref(&self) -> &SimulatedDriver {
         &self.driver
     }
 }
 
 impl<D> DerefMut for Guest<D> {
-    fn deref_mut(&mut self) -> &mut Driver {
+    fn deref_mut(&mut self) -> &mut SimulatedDriver {
         &mut self.driver
     }
 }
@@ -578,31 +205,28 @@ impl Guest {
     #[must_use]
     pub fn new() -> Self {
         let mut guest = Self::without_buffers();
-        guest.post_all(RX_BUFFER);
-        guest.post_events();
+        guest.post_all_buffers();
         guest
     }
 
     /// A guest whose driver runs and has posted no receive buffer.
     #[must_use]
     pub fn without_buffers() -> Self {
-        Self::in_memory(memory())
+        Self::in_memory(guest_memory())
     }
 
-    /// A guest whose driver runs in this memory, of at least [`MEMORY`] bytes at address 0, and has posted no receive
-    /// buffer.
+    /// A guest whose driver runs in this memory, which is as large as [`guest_memory`], and has posted no receive buffer.
     #[must_use]
     pub fn in_memory(memory: GuestMemoryMmap) -> Self {
         allow_all_descriptors();
-        let driver = Driver::new(memory);
+        let driver = SimulatedDriver::new(memory);
         Self { device: Bare::new(&driver), driver }
     }
 
     /// The driver starts anew on empty rings.
     pub fn reboot(&mut self) {
         self.driver.restart();
-        let Bare { rx, tx, event, .. } = Bare::new(&self.driver);
-        (self.device.rx, self.device.tx, self.device.event) = (rx, tx, event);
+        [self.device.rx, self.device.tx, self.device.event] = self.driver.queues();
         self.device.reset();
     }
 
@@ -635,7 +259,7 @@ impl Guest {
             dst_port: host_port,
             socket_type: TYPE_STREAM,
             op: operation.number(),
-            buf_alloc: GUEST_BUFFER,
+            buf_alloc: GUEST_BUFFER_BYTES,
             ..Header::default()
         }
     }
@@ -643,12 +267,12 @@ impl Guest {
 
 impl<D: Attached> Guest<D> {
     /// A guest whose `driver` drives `device`.
-    pub fn attached(device: D, driver: Driver) -> Self {
+    pub fn attached(device: D, driver: SimulatedDriver) -> Self {
         Self { device, driver }
     }
 
     /// What is left of the guest without its device, which ends.
-    pub fn into_driver(self) -> Driver {
+    pub fn into_driver(self) -> SimulatedDriver {
         self.driver
     }
 
@@ -676,8 +300,7 @@ impl<D: Attached> Guest<D> {
 
     /// Sends a packet, its header in one descriptor and its payload in another, and lets the device take it.
     pub fn send(&mut self, header: &Header, payload: &[u8]) {
-        let bytes = [&header.emit()[..], payload].concat();
-        assert!(self.queue_bytes(&bytes, &[Header::BYTES]), "the transmit queue is full");
+        assert!(self.queue_packet(header, payload), "the transmit queue is full");
         self.service();
     }
 
@@ -768,7 +391,7 @@ impl Connection {
             stream,
             guest_port,
             host_port,
-            buf_alloc: GUEST_BUFFER,
+            buf_alloc: GUEST_BUFFER_BYTES,
             fwd_cnt: 0,
             sent: 0,
             host_buffer: 0,

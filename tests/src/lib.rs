@@ -27,6 +27,8 @@ pub mod meta_scheduler;
 #[cfg(feature = "guests")]
 pub mod microvm;
 pub mod mmio_driver;
+#[cfg(feature = "guests")]
+pub mod nested_guest;
 pub mod notifying_port;
 pub mod oracles;
 pub mod patched;
@@ -35,6 +37,7 @@ pub mod peer;
 pub mod program;
 pub mod scheduler_shapes;
 pub mod scripted_scheduler;
+pub mod terminal;
 #[cfg(feature = "tls")]
 pub mod tls_client;
 pub mod traffic;

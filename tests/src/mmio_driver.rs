@@ -10,8 +10,9 @@ use scx_vsock::transport::mmio::{Error, Mmio, MmioSnapshot};
 use scx_vsock::vsock::{Device, DeviceError, Handle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::guest_driver::{Attached, CID, Driver, Guest, MEMORY, Packet, QUEUE_SIZE, QueueAddresses, memory};
+use crate::guest_driver::{Attached, CID, Guest};
 use crate::peer::DEADLINE;
+use scx_vsock::vsock::test_util::{MEMORY_BYTES, Packet, QUEUE_SIZE, QueueAddresses, SimulatedDriver, guest_memory};
 
 /// Register offsets (virtio 1.3, 4.2.2).
 const DEVICE_FEATURES: u64 = 0x10;
@@ -161,7 +162,7 @@ impl Registers {
     }
 
     /// Notifies the queues that are to be notified.
-    pub fn notify(&self, driver: &mut Driver) {
+    pub fn notify(&self, driver: &mut SimulatedDriver) {
         for (queue, notified) in (0..).zip(driver.take_notifications()) {
             if notified {
                 self.write(QUEUE_NOTIFY, queue);
@@ -181,7 +182,7 @@ impl Registers {
     }
 
     /// Waits until the device has used a buffer of `driver` for which `is_it` holds, notified by an interrupt.
-    fn wait(&self, driver: &Driver, is_it: impl Fn(&Driver) -> bool) {
+    fn wait(&self, driver: &SimulatedDriver, is_it: impl Fn(&SimulatedDriver) -> bool) {
         loop {
             driver.ask_for_interrupts();
             if is_it(driver) {
@@ -202,7 +203,7 @@ fn is_readable(fd: impl AsFd, within: Duration) -> bool {
 
 impl Attached for Registers {
     /// Does what the device's own thread would: nothing that it is not woken for.
-    fn service(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
+    fn service(&mut self, driver: &mut SimulatedDriver) -> Result<(), DeviceError> {
         self.notify(driver);
         while !self.served_elsewhere && is_readable(&self.mmio, Duration::ZERO) {
             match self.mmio.service() {
@@ -223,7 +224,7 @@ impl Guest<Registers> {
     /// A guest whose driver runs and has posted all its buffers.
     #[must_use]
     pub fn behind_registers() -> Self {
-        let driver = Driver::new(memory());
+        let driver = SimulatedDriver::new(guest_memory());
         let memory = Arc::new(driver.memory().clone());
         let device = Device::new(CID).expect("a device");
         let registers = Registers::of(|line| Mmio::new(device, memory, line)).expect("a transport");
@@ -253,7 +254,7 @@ impl Guest<Registers> {
                 self.service();
                 return packet;
             }
-            self.device.wait(self, Driver::has_packet);
+            self.device.wait(self, SimulatedDriver::has_packet);
         }
     }
 
@@ -263,7 +264,7 @@ impl Guest<Registers> {
             if let Some(event) = self.take_event() {
                 return event.expect("a buffer with room for an event");
             }
-            self.device.wait(self, Driver::has_event);
+            self.device.wait(self, SimulatedDriver::has_event);
         }
     }
 
@@ -279,9 +280,9 @@ impl Guest<Registers> {
 /// Other memory with the same bytes.
 fn copy_of(from: &GuestMemoryMmap) -> GuestMemoryMmap {
     const STEP: usize = 1 << 16;
-    let to = memory();
+    let to = guest_memory();
     let mut bytes = vec![0; STEP];
-    for at in (0..MEMORY).step_by(STEP) {
+    for at in (0..MEMORY_BYTES).step_by(STEP) {
         let at = GuestAddress(at as u64);
         from.read_slice(&mut bytes, at).expect("memory");
         // What was never touched stays untouched.

@@ -1,4 +1,4 @@
-//! The programs of this package, for the tests of other packages, which have no `CARGO_BIN_EXE_` variables for them.
+//! The programs of this workspace, for the tests of other packages, which have no `CARGO_BIN_EXE_` variables for them.
 
 use std::env;
 use std::ffi::OsStr;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::agent;
 
-/// Builds a program of this package, unless it is up to date, and returns its path.
+/// Builds a program of this workspace, unless it is up to date, and returns its path.
 ///
 /// # Panics
 ///
@@ -25,7 +25,8 @@ pub fn built(name: &str) -> PathBuf {
         build.env_remove(name);
     });
     // Together with the command's package, as its tests are built: cargo then unifies features in the same way.
-    build.args(["build", "--locked", "--quiet", "-p", "scx-vsock-tests", "-p", "scx-vsock-cli", "--bin", name]);
+    build.args(["build", "--locked", "--quiet", "-p", "scx-vsock-tests", "-p", "scx-vsock-cli"]);
+    build.args(["-p", "scx-vsock-procsched", "--bin", name]);
     assert!(build.status().expect("cargo runs").success(), "{name} cannot be built");
     let test = env::current_exe().expect("a program");
     // Cargo puts a test into a folder `deps` beside the programs.

@@ -283,6 +283,22 @@ fn lines_for_the_agent_are_never_forwarded() {
 }
 
 #[test]
+fn what_the_kernel_says_is_what_its_files_say() {
+    let (_agent, _listener, mut host, mut scheduler) = connected();
+    host.send("{\"agent\":{\"sched_ext\":{}}}\n");
+    let line = host.line();
+    let said: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    let said = said["agent"]["sched_ext"].as_object().unwrap();
+    for name in ["state", "root/ops", "enable_seq", "hotplug_seq", "nr_rejected", "switch_all"] {
+        let file = fs::read_to_string(format!("/sys/kernel/sched_ext/{name}")).ok();
+        let key = name.rsplit('/').next().unwrap();
+        assert_eq!(said.get(key).and_then(|text| text.as_str()), file.as_deref().map(str::trim_end), "{name}");
+    }
+    assert!(said["uptime_us"].as_u64().unwrap() > 0);
+    round_trip(&mut host, &mut scheduler);
+}
+
+#[test]
 fn wait_scheduler_is_answered_when_the_scheduler_comes() {
     let agent = Agent::start();
     let mut host = agent.host();

@@ -2,12 +2,13 @@
 
 use std::fs;
 
-use object::elf::{PF_W, PF_X, PT_DYNAMIC, PT_GNU_STACK, PT_INTERP};
+use object::elf::{PF_W, PF_X, PT_DYNAMIC, PT_GNU_STACK, PT_INTERP, PT_LOAD};
 use object::read::elf::{ElfFile64, ProgramHeader};
+use scx_vsock::guest::{AgentFile, Architecture};
 use scx_vsock_tests::{agent, patched};
 
 /// Bytes that the file may take.
-const MAX_FILE_BYTES: usize = 14 * 1024;
+const MAX_FILE_BYTES: usize = 18 * 1024 + 512;
 
 #[test]
 fn the_file_is_small() {
@@ -26,6 +27,30 @@ fn nothing_is_linked_at_run_time_and_nothing_is_both_writable_and_executable() {
         assert!(![PT_DYNAMIC, PT_INTERP].contains(&header.p_type(endian)), "{header:?}");
         let flags = header.p_flags(endian);
         assert!(flags & (PF_W | PF_X) != PF_W | PF_X, "{header:?}");
+    }
+}
+
+/// Bytes of the largest page of a kernel for aarch64.
+const MAX_PAGE_BYTES: u64 = 64 * 1024;
+
+#[test]
+fn every_carried_file_is_small_and_fits_every_size_of_pages() {
+    for architecture in Architecture::ALL {
+        // Only the native one is always there.
+        let Ok(agent) = AgentFile::carried(architecture) else { continue };
+        let data = agent.read().unwrap();
+        assert!(data.len() <= 16 * 1024, "{architecture}: {} bytes", data.len());
+        let file = ElfFile64::<object::Endianness>::parse(&*data).unwrap();
+        let endian = file.endian();
+        let loaded = file.elf_program_headers().iter().filter(|header| header.p_type(endian) == PT_LOAD);
+        let segments: Vec<_> = loaded.map(|header| (header.p_vaddr(endian), header.p_memsz(endian))).collect();
+        for pair in segments.windows(2) {
+            let [(before, bytes), (after, _)] = pair.try_into().unwrap();
+            assert!(
+                (before + bytes - 1) / MAX_PAGE_BYTES < after / MAX_PAGE_BYTES,
+                "{architecture}: one page of two kinds"
+            );
+        }
     }
 }
 

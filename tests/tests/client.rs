@@ -698,6 +698,23 @@ fn waiting_for_the_scheduler_is_one_request() {
 }
 
 #[test]
+fn what_the_kernel_says_is_a_request_of_its_own() {
+    let said = json!({ "state": "enabled", "ops": "rusty", "uptime_us": 5, "events": { "SCX_EV_A": "3" } });
+    let session = Script::agent().line().stats(OK).sched_ext(&said).line().stats(OK).line();
+    let agent = FakeAgent::start([session, Script::new()]);
+    let client = client(&agent);
+    client.stats(&[]).unwrap();
+    let kernel = client.sched_ext().unwrap();
+    assert_eq!(serde_json::to_value(&kernel).unwrap(), said);
+    client.stats(&[]).unwrap();
+    assert_eq!(client.session(), 1);
+    let error = client.with_deadline(SHORT).sched_ext().unwrap_err();
+    assert_eq!(error, SchedStatsError::TimedOut { after_ms: 60 });
+    let plain = SchedStatsClient::builder(Endpoint::Scx { path: agent.path() }).build();
+    assert_eq!(plain.sched_ext().unwrap_err().kind(), "invalid_request");
+}
+
+#[test]
 fn waiting_for_the_scheduler_has_a_deadline() {
     let agent = FakeAgent::start([Script::agent().line(), Script::agent().line().stats(OK)]);
     let client = client(&agent);

@@ -7,10 +7,11 @@ use std::net::Shutdown;
 use scx_vsock::vsock::BUFFER_BYTES;
 use scx_vsock::vsock::MAX_BACKLOG;
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX_QUEUE};
+use scx_vsock::vsock::test_util::QUEUE_SIZE;
 use scx_vsock::vsock::{Device, DeviceError};
 use scx_vsock::vsock::{MAX_CONNECTIONS, MAX_PORT_CONNECTIONS};
-use scx_vsock_tests::guest_driver::{CID, Connection, Guest, QUEUE_SIZE, interesting_sizes, pattern};
+use scx_vsock_tests::guest_driver::{CID, Connection, Guest, RawRings, interesting_sizes, pattern};
 
 const PORT: u32 = 729;
 
@@ -570,7 +571,7 @@ fn a_broken_chain_stops_the_device_until_its_reset() {
 #[test]
 fn a_jumping_available_index_stops_the_device() {
     let mut guest = Guest::new();
-    guest.jump_available(QUEUE_SIZE + 1);
+    guest.skip_available(TX_QUEUE, QUEUE_SIZE + 1);
     assert!(matches!(guest.try_service(), Err(DeviceError::Ring(_))));
     guest.reboot();
     guest.serves_on();

@@ -7,14 +7,13 @@ use std::io::{ErrorKind, Read, Write};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{
-    EVENT_BYTES, EVENT_TRANSPORT_RESET, HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
+    EVENT_BYTES, EVENT_QUEUE, EVENT_TRANSPORT_RESET, HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX_QUEUE,
 };
+use scx_vsock::vsock::test_util::{GUEST_BUFFER_BYTES, MEMORY_BYTES, QUEUE_SIZE, TX_BUFFERS};
 use scx_vsock::vsock::{
     BUFFER_BYTES, ChainError, DeviceError, Key, Listener, MAX_BACKLOG, MAX_CONNECTIONS, MAX_RSTS, Rst,
 };
-use scx_vsock_tests::guest_driver::{
-    CID, Connection, GUEST_BUFFER, Guest, INDIRECT, MEMORY, NEXT, QUEUE_SIZE, RawDescriptor, TX_BUFFERS, WRITE, pattern,
-};
+use scx_vsock_tests::guest_driver::{CID, Connection, Guest, INDIRECT, NEXT, RawDescriptor, RawRings, WRITE, pattern};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const PORT: u32 = 729;
@@ -80,7 +79,7 @@ fn breaks_transmit_queue(what: &str, descriptors: &[RawDescriptor], expected: Ch
 }
 
 const AT: u64 = TX_BUFFERS;
-const END: u64 = MEMORY as u64;
+const END: u64 = MEMORY_BYTES as u64;
 
 #[test]
 fn chains_that_do_not_end_stop_the_device() {
@@ -93,7 +92,7 @@ fn chains_that_do_not_end_stop_the_device() {
 fn chains_that_leave_their_table_stop_the_device() {
     let index = |index| ChainError::Index { index };
     breaks_transmit_queue("a next descriptor that is not", &[(AT, 44, NEXT, QUEUE_SIZE)], index(QUEUE_SIZE));
-    stops_with("a head that is not", |guest| guest.queue_head(60_000), &index(60_000).to_string());
+    stops_with("a head that is not", |guest| guest.make_available(TX_QUEUE, 60_000), &index(60_000).to_string());
 }
 
 #[test]
@@ -130,7 +129,7 @@ fn buffers_of_the_wrong_direction_stop_the_device() {
 fn a_jump_of_the_available_index_stops_the_device() {
     let expected = virtio_queue::Error::InvalidAvailRingIndex.to_string();
     for count in [QUEUE_SIZE + 1, 0x8000, 0xffff] {
-        stops_with("a jump", |guest| guest.jump_available(count), &expected);
+        stops_with("a jump", |guest| guest.skip_available(TX_QUEUE, count), &expected);
     }
 }
 
@@ -158,7 +157,7 @@ fn a_broken_event_queue_matters_with_an_event() {
         breaks_event_queue(what, |guest| guest.post_event_raw(&descriptors), &expected.to_string());
     }
     let jump = virtio_queue::Error::InvalidAvailRingIndex.to_string();
-    breaks_event_queue("a jump", |guest| guest.jump_available_events(QUEUE_SIZE), &jump);
+    breaks_event_queue("a jump", |guest| guest.skip_available(EVENT_QUEUE, QUEUE_SIZE), &jump);
 }
 
 /// A guest that has posted receive buffers and none for events.
@@ -249,7 +248,7 @@ fn short_event_buffers_are_returned_unused() {
 fn unwritten_available_entries_name_descriptor_0() {
     let mut guest = Guest::new();
     // All name descriptor 0, which is empty: packets too short for a header.
-    guest.jump_available(QUEUE_SIZE);
+    guest.skip_available(TX_QUEUE, QUEUE_SIZE);
     assert_eq!(guest.operations(), []);
     guest.reboot();
     guest.serves_on();
@@ -270,9 +269,9 @@ fn empty_chains_are_returned_unused() {
 #[test]
 fn a_chain_may_cross_regions_but_no_hole() {
     const MIB: usize = 1 << 20;
-    let hole = MEMORY as u64 + MIB as u64;
+    let hole = MEMORY_BYTES as u64 + MIB as u64;
     let memory = GuestMemoryMmap::from_ranges(&[
-        (GuestAddress(0), MEMORY),
+        (GuestAddress(0), MEMORY_BYTES),
         (GuestAddress(END), MIB),
         (GuestAddress(hole + MIB as u64), MIB),
     ])
@@ -634,7 +633,7 @@ fn a_huge_guest_buffer_costs_nothing() {
 #[test]
 fn an_impossible_fwd_cnt_is_no_credit() {
     let (mut guest, _listener, mut connection) = connected_to_host();
-    for ahead in [1, 1000, 1 << 31, u32::MAX - GUEST_BUFFER] {
+    for ahead in [1, 1000, 1 << 31, u32::MAX - GUEST_BUFFER_BYTES] {
         connection.fwd_cnt = ahead;
         guest.send(&connection.header(Operation::CreditUpdate), &[]);
         connection.stream.write_all(b"x").unwrap();

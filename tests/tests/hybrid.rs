@@ -1,21 +1,24 @@
 //! A guest's hybrid socket: programs of the host on one side, a simulated guest on the other, both ways.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
+use scx_vsock::client::{PollClient, decode};
 use scx_vsock::endpoint::hybrid::MAX_CONNECT_BYTES;
-use scx_vsock::io::OwnedUnixListener;
+use scx_vsock::io::{Deadline, OwnedUnixListener};
 use scx_vsock::transport::vhost_user::Server;
 use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::unix_bridge::{MAX_CONNECTING, UnixBridge};
-use scx_vsock::{Endpoint, SchedStatsClient};
+use scx_vsock::{Connect, Endpoint, SchedStatsClient, StatsRequest};
 use scx_vsock_tests::agent::HELLO;
 use scx_vsock_tests::front_end::FrontEnd;
 use scx_vsock_tests::guest_driver::{CID, Connection};
 use scx_vsock_tests::peer::{DEADLINE, Peer};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const PORT: u32 = 729;
@@ -274,6 +277,45 @@ fn our_client_reaches_an_agent_through_it() {
     assert!(front_end.expect(Operation::ReadWrite).payload.starts_with(br#"{"req":"stats""#));
     say(&mut front_end, &connection, b"{\"stats\":{\"args\":{\"resp\":1}}}\n");
     assert_eq!(asks.join().unwrap(), json!(1));
+}
+
+/// Why a request that is asked of `agent` now has no answer a second later, after `meanwhile`.
+fn unanswered(agent: impl Connect + 'static, meanwhile: impl FnOnce()) -> String {
+    let now = Instant::now();
+    let mut client = PollClient::new(agent);
+    let deadline = Deadline::after(now, Duration::from_secs(1));
+    client.start(StatsRequest::stats(&[]).line().unwrap(), deadline).unwrap();
+    assert!(client.on_ready(now, decode::resp::<Value>).is_pending());
+    meanwhile();
+    let Poll::Ready(outcome) = client.on_ready(now + Duration::from_secs(1), decode::resp::<Value>) else {
+        panic!("the deadline has passed")
+    };
+    outcome.unwrap_err().to_string()
+}
+
+#[test]
+fn a_client_hears_that_no_driver_is_up_yet() {
+    let served = Served::new();
+    let in_process = unanswered(served.server.handle().agent(), || {});
+    assert!(in_process.contains("no driver yet: no vsock driver of the guest has taken the request"), "{in_process}");
+    let through_socket = unanswered(Endpoint::Hybrid { path: served.path(), port: PORT }, || {});
+    assert!(through_socket.contains("the VMM has not replied to CONNECT 729 within 1000 ms"), "{through_socket}");
+}
+
+#[test]
+fn a_client_hears_that_the_guest_does_not_answer() {
+    let served = Served::new();
+    let mut front_end = served.boot();
+    let silent = unanswered(served.server.handle().agent(), || drop(front_end.expect(Operation::Request)));
+    assert!(silent.contains("no connection within 1000 ms"), "{silent}");
+    front_end.expect(Operation::Rst);
+    let mute = unanswered(served.server.handle().agent(), || {
+        let request = front_end.expect(Operation::Request);
+        front_end.send(&request.reply(Operation::Response), &[]);
+        // It has taken the response once it sends what waited for that.
+        front_end.expect(Operation::ReadWrite);
+    });
+    assert!(mute.contains("connected, but no hello within 1000 ms"), "{mute}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use scx_vsock_tests::guest::builder_with_kvm;
+use scx_vsock_tests::guest::{Kernel, builder_with_kvm};
 
 /// The program that `tests/kvm.rs` runs on this machine.
 const KVM_GUEST: &str = env!("CARGO_BIN_EXE_kvm_guest");
@@ -14,7 +14,7 @@ const ROUNDS: &str = "20";
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
 fn notifications_and_interrupts_use_nested_kvm() {
-    let guest = builder_with_kvm().program(KVM_GUEST, "/bin/kvm_guest").boot().unwrap();
+    let guest = builder_with_kvm(Kernel::of_this_run()).program(KVM_GUEST, "/bin/kvm_guest").boot().unwrap();
     let output = guest.run_within(&["kvm_guest", ROUNDS], Duration::from_secs(120)).unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status, 0, "{stdout}{}\n{}", String::from_utf8_lossy(&output.stderr), guest.console().text());

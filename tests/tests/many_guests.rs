@@ -8,9 +8,10 @@ use scx_vsock::transport::event_manager::Error;
 use scx_vsock::transport::mmio;
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
+use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET, TX_QUEUE};
+use scx_vsock::vsock::test_util::QUEUE_SIZE;
 use scx_vsock_tests::device_thread::DeviceThread;
-use scx_vsock_tests::guest_driver::{Connection, Guest, QUEUE_SIZE, pattern};
+use scx_vsock_tests::guest_driver::{Connection, Guest, pattern};
 use scx_vsock_tests::mmio_driver::Registers;
 use scx_vsock_tests::peer::DEADLINE;
 
@@ -68,7 +69,7 @@ fn a_hostile_guest_leaves_others_alone() {
     let served = DeviceThread::serving(&mut guests);
     let mut connections = connect(&mut guests);
     let [broken, busy, honest, _] = guests.as_mut_slice() else { unreachable!() };
-    broken.jump_available(QUEUE_SIZE + 1);
+    broken.skip_available(TX_QUEUE, QUEUE_SIZE + 1);
     broken.service();
     let (index, error) = served.errors.recv_timeout(DEADLINE).unwrap();
     assert!(matches!((index, &error), (0, Error::Device(mmio::Error::Device(DeviceError::Ring(_))))), "{error}");

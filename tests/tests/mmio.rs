@@ -6,7 +6,9 @@ use std::io::ErrorKind;
 use proptest::prelude::*;
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::packet::Operation;
-use scx_vsock_tests::guest_driver::{CID, Connection, Guest, QUEUE_SIZE, pattern};
+use scx_vsock::vsock::spec::TX_QUEUE;
+use scx_vsock::vsock::test_util::QUEUE_SIZE;
+use scx_vsock_tests::guest_driver::{CID, Connection, Guest, pattern};
 use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers, initialisation};
 
 const PORT: u32 = 729;
@@ -91,7 +93,7 @@ fn a_broken_ring_needs_a_reset() {
     let mut guest = Guest::behind_registers();
     let mut connection = guest.connect_from_host(PORT);
     let _reasons = guest.device.take_interrupt();
-    guest.jump_available(QUEUE_SIZE + 1);
+    guest.skip_available(TX_QUEUE, QUEUE_SIZE + 1);
     assert!(matches!(guest.try_service(), Err(DeviceError::Ring(_))));
     assert_eq!(guest.device.status(), 15 | NEEDS_RESET);
     assert_eq!(guest.device.take_interrupt() & CONFIG_CHANGE, CONFIG_CHANGE);

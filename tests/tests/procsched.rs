@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use scx_vsock_tests::peer::Peer;
+use scx_vsock_tests::program;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -27,7 +28,7 @@ struct Procsched {
 impl Procsched {
     /// Starts the program and waits for its line that it listens.
     fn start(socket: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_procsched"))
+        let mut child = Command::new(program::built("procsched"))
             .arg("--socket")
             .arg(socket)
             .stderr(Stdio::piped())

@@ -7,14 +7,15 @@ use scx_vsock::guest::qemu::Guest;
 use scx_vsock::{MissingStatsReason, StatsRequest};
 use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::{Kernel, builder, exchange_traffic, output, wait_for_scheduler};
+use scx_vsock_tests::program;
 use scx_vsock_tests::traffic::LANES;
 use serde_json::Value;
 
 const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
-const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
 
 fn with_procsched() -> Guest {
-    let guest = builder().scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer").boot().unwrap();
+    let guest =
+        builder().scheduler(program::built("procsched"), &[]).program(GUEST_PEER, "/bin/guest_peer").boot().unwrap();
     wait_for_scheduler(&guest);
     guest
 }

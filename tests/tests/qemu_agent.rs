@@ -7,15 +7,17 @@ use scx_vsock_tests::agent;
 use scx_vsock_tests::coverage_guest::{self, CoverageGuest};
 use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};
 use scx_vsock_tests::peer::DEADLINE;
+use scx_vsock_tests::program;
 
 const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
-const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
 
 /// The CID under which a guest reaches itself.
 const LOOPBACK: &str = "1";
 
 fn with_procsched() -> CoverageGuest {
-    let guest = coverage_guest::boot(builder().scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer"));
+    let guest = coverage_guest::boot(
+        builder().scheduler(program::built("procsched"), &[]).program(GUEST_PEER, "/bin/guest_peer"),
+    );
     wait_for_scheduler(&guest);
     guest
 }

@@ -12,9 +12,9 @@ use scx_vsock::guest::qemu::Guest;
 use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::guest::{builder, exchange_traffic, output, wait_for_scheduler};
 use scx_vsock_tests::notifying_port::NotifyingPort;
+use scx_vsock_tests::program;
 
 const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
-const PROCSCHED: &str = env!("CARGO_BIN_EXE_procsched");
 
 /// How long anything may take, in an emulated guest on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -25,7 +25,8 @@ const PAUSES: usize = 20;
 const BYTES: u64 = 512 << 10;
 
 fn with_procsched() -> Guest {
-    let guest = builder().scheduler(PROCSCHED, &[]).program(GUEST_PEER, "/bin/guest_peer").boot().unwrap();
+    let guest =
+        builder().scheduler(program::built("procsched"), &[]).program(GUEST_PEER, "/bin/guest_peer").boot().unwrap();
     wait_for_scheduler(&guest);
     guest
 }

@@ -13,10 +13,11 @@ use scx_vsock::SchedStatsClient;
 use scx_vsock::transport::mmio::{Error, Mmio, MmioSnapshot};
 use scx_vsock::vsock::packet::Operation;
 use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET};
+use scx_vsock::vsock::test_util::{MEMORY_BYTES, Packet};
 use scx_vsock::vsock::{Device, DeviceError};
 use scx_vsock_tests::agent::Agent;
 use scx_vsock_tests::device_thread::DeviceThread;
-use scx_vsock_tests::guest_driver::{CID, Connection, Guest, MEMORY, Packet};
+use scx_vsock_tests::guest_driver::{CID, Connection, Guest};
 use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers};
 use scx_vsock_tests::peer::Peer;
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ const CONFIG: u64 = 0x100;
 const STATUS: u64 = 0x70;
 const DRIVER_FEATURES: u64 = 0x20;
 const DRIVER_FEATURES_SEL: u64 = 0x24;
-const END: u64 = MEMORY as u64;
+const END: u64 = MEMORY_BYTES as u64;
 
 /// A guest that was saved and restored, and whose driver is through with the reset.
 fn restored(guest: Guest<Registers>) -> Guest<Registers> {

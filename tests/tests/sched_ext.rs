@@ -1,9 +1,11 @@
 //! A real sched_ext scheduler in a QEMU guest, seen from the host.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use scx_vsock::guest::qemu::Guest;
+use scx_vsock::stats::SchedExt;
 use scx_vsock::{Sample, Sampler};
 use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};
@@ -63,10 +65,38 @@ fn later_errors_say_that_the_scheduler_ended() {
     let guest = with_bpfland();
     let client = guest.client();
     client.stats(&[]).unwrap();
+    the_kernel_has_enabled_it(&guest, &client.sched_ext().unwrap());
     output(&guest, &["sh", "-c", "guest_peer interrupt $(pidof scx_bpfland)"]);
     // The scheduler's end was seen before this request was written, so that the session is renewed, and finds no scheduler.
     let error = client.stats(&[]).unwrap_err().to_string();
     assert!(error.contains("sched_ext is disabled"), "{error}");
+    assert!(error.contains("the kernel says \"unregistered from user space\""), "{error}");
+    let said = client.sched_ext().unwrap();
+    assert_eq!((said.state.as_deref(), said.ops, said.events), (Some("disabled"), None, None));
+    let log = said.log.unwrap();
+    assert!(log.last().unwrap().text.ends_with("disabled (unregistered from user space)"), "{log:?}");
+    assert!(log.iter().all(|message| !message.text.contains("forged")), "{log:?}");
+}
+
+/// Compares what the kernel says with its files, and tries to forge what it says.
+fn the_kernel_has_enabled_it(guest: &Guest, said: &SchedExt) {
+    let file = |name: &str| {
+        let text = output(guest, &["cat", &format!("/sys/kernel/sched_ext/{name}")]);
+        String::from_utf8(text).unwrap().trim_end().to_owned()
+    };
+    assert_eq!(said.state.as_deref(), Some("enabled"));
+    assert_eq!(said.ops, Some(file("root/ops")));
+    assert_eq!(said.enable_seq, Some(file("enable_seq")));
+    assert_eq!(said.switch_all, Some(file("switch_all")));
+    let events = file("root/events");
+    let names: BTreeSet<&str> = events.lines().filter_map(|line| line.split(' ').next()).collect();
+    let said_names: BTreeSet<&str> = said.events.iter().flatten().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(said_names, names);
+    assert!(said.events.iter().flatten().all(|(_, number)| number.parse::<u64>().is_ok()), "{said:?}");
+    assert!(said.log.as_ref().unwrap().last().unwrap().text.ends_with("enabled"), "{said:?}");
+    assert!(!said.truncated && said.log_errno.is_none(), "{said:?}");
+    let forged = "echo '<3>sched_ext: BPF scheduler \"bpfland\" disabled (forged)' > /dev/kmsg";
+    output(guest, &["sh", "-c", forged]);
 }
 
 #[test]

@@ -16,9 +16,10 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use scx_vsock::transport::vhost_user::{Error, Event, EventPurpose, Server};
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::spec::{EVENT_TRANSPORT_RESET, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use scx_vsock::vsock::spec::{EVENT_TRANSPORT_RESET, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX_QUEUE};
+use scx_vsock::vsock::test_util::{GUEST_BUFFER_BYTES, RX_BUFFERS, TX_BUFFERS};
 use scx_vsock_tests::front_end::{FrontEnd, SET_VRING_CALL, SET_VRING_KICK};
-use scx_vsock_tests::guest_driver::{CID, Connection, GUEST_BUFFER, NEXT, RX_BUFFERS, TX_BUFFERS};
+use scx_vsock_tests::guest_driver::{CID, Connection, NEXT, RawRings};
 use scx_vsock_tests::pattern::{self, Arrived};
 use scx_vsock_tests::peer::DEADLINE;
 use vm_memory::{Bytes, GuestAddress};
@@ -109,7 +110,7 @@ fn exchange(front_end: &mut FrontEnd, connection: &mut Connection, bytes: u64) -
             host_ended |= packet.operation() == Operation::Shutdown;
             assert_ne!(packet.operation(), Operation::Rst);
         }
-        if unsaid > GUEST_BUFFER / 2 && front_end.queue(&connection.header(Operation::CreditUpdate), &[]) {
+        if unsaid > GUEST_BUFFER_BYTES / 2 && front_end.queue(&connection.header(Operation::CreditUpdate), &[]) {
             unsaid = 0;
         }
         while !unsent.is_empty() && connection.credit() > 0 {
@@ -175,7 +176,7 @@ fn a_connect_waits_for_the_guest_to_boot() {
 #[test]
 fn a_broken_ring_stops_until_a_reboot() {
     let (server, mut front_end) = started();
-    front_end.driver.jump_available(1_000);
+    front_end.driver.skip_available(TX_QUEUE, 1_000);
     front_end.kick();
     let error = wait_for_error(&server);
     assert!(matches!(error, Error::Device(DeviceError::Ring(_) | DeviceError::Chain(_))), "{error}");

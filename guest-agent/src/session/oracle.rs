@@ -7,9 +7,9 @@ use std::string::String;
 use std::vec::Vec;
 
 use scx_vsock_wire::limits::AGENT_LINE_PREFIX;
-use scx_vsock_wire::{Envelope, STATS_PREFIX, STATS_SUFFIX, Text, Verb};
+use scx_vsock_wire::{Envelope, STATS_PREFIX, STATS_SUFFIX, SchedExtLine, Text, Verb, emit};
 
-use super::{Action, Session};
+use super::{Action, KernelReport, Session};
 
 /// The cap of a line of the oracle: the least that there is.
 pub const MAX: usize = 1024;
@@ -111,16 +111,10 @@ impl Driver {
             }
             Action::AwaitScheduler { .. } if !self.time_is_over => return Step::Blocked,
             Action::ConnectScheduler | Action::AwaitScheduler { .. } => {
-                session.no_scheduler(2, Text::EMPTY, Text::EMPTY);
+                session.no_scheduler(2);
                 return Step::Refused;
             }
-            Action::CheckScheduler => {
-                let step = self.check_scheduler(session);
-                if step != Step::Blocked {
-                    return step;
-                }
-                session.scheduler_silent();
-            }
+            Action::CheckScheduler => return self.check_before_request(session),
             Action::WriteScheduler(line) => {
                 let count = append(&mut self.to_scheduler, line, most);
                 session.scheduler_wrote(count);
@@ -129,8 +123,21 @@ impl Driver {
                 let count = take(&mut self.from_scheduler, buffer, most);
                 return self.scheduler_read(session, count);
             }
+            Action::Report(report, buffer) => {
+                let length = write_report(report, buffer);
+                session.transferred(length);
+            }
             Action::Close => return Step::Blocked,
         }
+        Step::Done
+    }
+
+    fn check_before_request(&self, session: &mut Session<MAX>) -> Step {
+        let step = self.check_scheduler(session);
+        if step != Step::Blocked {
+            return step;
+        }
+        session.scheduler_silent();
         Step::Done
     }
 
@@ -174,6 +181,19 @@ impl Driver {
     }
 }
 
+/// Writes a report of a kernel that says nothing.
+pub(super) fn write_report(report: KernelReport, out: &mut [u8]) -> usize {
+    match report {
+        KernelReport::SchedExt => {
+            let mut line = SchedExtLine::begin(out);
+            line.uptime(0);
+            line.end(None)
+        }
+        KernelReport::NoScheduler { errno } => emit::no_scheduler(out, errno, Text::EMPTY, Text::EMPTY, Text::EMPTY),
+        KernelReport::SchedulerGone { errno } => emit::scheduler_gone(out, errno, Text::EMPTY),
+    }
+}
+
 fn take(from: &mut VecDeque<u8>, buffer: &mut [u8], most: usize) -> usize {
     let count = buffer.len().min(from.len()).min(most);
     for (to, byte) in buffer.iter_mut().zip(from.drain(..count)) {
@@ -200,6 +220,9 @@ pub fn wait_scheduler() -> Vec<u8> {
     Verb::WaitScheduler { timeout_ms: 50 }.emit().to_vec()
 }
 
+/// The line of the verb that the agent answers at once, without its LF.
+const SCHED_EXT: &[u8] = br#"{"agent":{"sched_ext":{}}}"#;
+
 fn is_wait(line: &[u8]) -> bool {
     wait_scheduler().strip_suffix(b"\n") == Some(line)
 }
@@ -210,6 +233,8 @@ pub fn own_answer(line: &[u8]) -> Option<Vec<u8>> {
     let size = line.len() + 1;
     if size > MAX {
         Some(relay_error(&format!("\"request_too_large\":{{\"size\":{size},\"max\":{MAX}}}")))
+    } else if line == SCHED_EXT {
+        Some(b"{\"agent\":{\"sched_ext\":{\"uptime_us\":0}}}\n".to_vec())
     } else if line.starts_with(AGENT_LINE_PREFIX) && !is_wait(line) {
         Some(relay_error("\"unknown_verb\":{}"))
     } else {
@@ -292,7 +317,8 @@ impl Oracle {
             }
             2 | 3 => self.host_sends(b"\n"),
             4 => self.host_sends(&wait_scheduler()),
-            5 => self.host_sends(b"{\"agent\":{\"?\":{}}}\n"),
+            5 if much.is_multiple_of(2) => self.host_sends(b"{\"agent\":{\"?\":{}}}\n"),
+            5 => self.host_sends(&[SCHED_EXT, b"\n"].concat()),
             6 => self.scheduler_sends(&std::vec![b'1'; much]),
             7 => {
                 let count = (MAX - 2 + much % 4).saturating_sub(self.answer.len());

@@ -39,7 +39,7 @@ Examples:
   scx-vsock boot --kernel vmlinuz --modules /lib/modules/7.2.0 --scheduler ./scx_bpfland --jsonl \\
     --require-stats -- sh -c 'ls -R /sys >/dev/null'")]
 pub struct Boot {
-    /// The kernel's bzImage, such as /boot/vmlinuz-$(uname -r)
+    /// The kernel's bzImage, such as /boot/vmlinuz-$(uname -r), or an arm64 Image, whose guest is emulated
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
 
@@ -60,9 +60,13 @@ pub struct Boot {
     #[arg(long = "scheduler-arg", value_name = "ARG", allow_hyphen_values = true, requires = "scheduler")]
     scheduler_args: Vec<String>,
 
-    /// The agent's file; by default $SCX_VSOCK_AGENT, else scx-vsock-agent in the folder of this program
+    /// The agent's file; by default $SCX_VSOCK_AGENT, else the agent that this command carries for the kernel's architecture
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
+
+    /// The busybox in the guest; by default the one in PATH. For another architecture a static one is needed
+    #[arg(long, value_name = "PROGRAM")]
+    busybox: Option<PathBuf>,
 
     /// How many samples to take without CMD
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "command")]
@@ -96,7 +100,7 @@ pub struct Boot {
     #[arg(long, value_name = "TIME", default_value = "120", value_parser = duration::parse)]
     timeout: Duration,
 
-    /// The QEMU program; by default $QEMU, else qemu-system-x86_64
+    /// The QEMU program; by default $QEMU, else qemu-system-x86_64 or qemu-system-aarch64, as the kernel needs
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<OsString>,
 
@@ -144,6 +148,9 @@ impl Boot {
         }
         if let Some(file) = &self.agent {
             builder = builder.agent(file);
+        }
+        if let Some(file) = &self.busybox {
+            builder = builder.busybox(file);
         }
         if let Some(file) = &self.console {
             builder = builder.console_file(file);

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anstyle::Style;
 use scx_vsock::Sample;
-use scx_vsock::stats::PeerText;
+use scx_vsock::stats::{KernelMessage, PeerText, SchedExt};
 use serde_json::Value;
 
 /// The style of names and values. anstream removes it where stdout is not a terminal.
@@ -76,6 +76,28 @@ pub fn fields(stats: &Value, max: usize) -> String {
     text
 }
 
+/// What a guest's kernel says about sched_ext: a line for each of its files and events, and its messages.
+pub fn kernel(said: &SchedExt) -> String {
+    if said.state.is_none() {
+        return "the guest's kernel has no sched_ext\n".into();
+    }
+    let SchedExt { log, log_errno, truncated, .. } = said;
+    let files = SchedExt { log: None, log_errno: None, truncated: false, ..said.clone() };
+    let files = serde_json::to_value(files).unwrap_or_default();
+    let mut text = format!("sched_ext\n{}", fields(&files, usize::MAX));
+    for KernelMessage { time_us, text: message } in log.iter().flatten() {
+        let time = time_us.map(|time| format!("{:>14}  ", seconds(time / 1000))).unwrap_or_default();
+        text += &format!("  {DIM}{time}{DIM:#}{}\n", clean(message));
+    }
+    if let Some(errno) = log_errno {
+        text += &format!("  the agent cannot read the kernel's log: {}\n", std::io::Error::from_raw_os_error(*errno));
+    }
+    if *truncated {
+        text += "  the agent's buffer has no room for the rest\n";
+    }
+    text
+}
+
 fn scalars(stats: &Value) -> Vec<(String, &Value)> {
     let mut scalars = Vec::new();
     collect("", stats, &mut scalars);
@@ -136,6 +158,28 @@ mod tests {
         let [(path, value)] = rows.as_slice() else { unreachable!("one scalar") };
         let path: scx_vsock::stats::StatPath = path.parse().unwrap();
         assert_eq!((path.get(&stats).unwrap(), value.as_str()), (&json!(1), "1"));
+    }
+
+    #[test]
+    fn what_the_kernel_says_has_its_files_and_its_messages() {
+        let said = serde_json::from_value(json!({
+            "state": "enabled\u{1b}[2J", "uptime_us": 9, "events": { "SCX_EV_A": "3" },
+            "log": [{ "time_us": 9_120_627, "text": "sched_ext: on" }, { "text": "\u{202e}" }], "log_errno": 1, "truncated": true,
+        }));
+        let text = anstream::adapter::strip_str(&kernel(&said.unwrap())).to_string();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.first(), Some(&"sched_ext"));
+        for expected in [
+            "  state              enabled\\u{1b}[2J",
+            "  events.SCX_EV_A                 3",
+            "         9.120 s  sched_ext: on",
+            "  \\u{202e}",
+            "  the agent cannot read the kernel's log: Operation not permitted (os error 1)",
+            "  the agent's buffer has no room for the rest",
+        ] {
+            assert!(lines.contains(&expected), "{expected}: {text}");
+        }
+        assert_eq!(kernel(&SchedExt::default()), "the guest's kernel has no sched_ext\n");
     }
 
     #[test]

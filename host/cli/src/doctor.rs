@@ -45,11 +45,11 @@ pub struct Doctor {
     #[arg(long, value_name = "FILE", conflicts_with = "uri")]
     kernel: Option<PathBuf>,
 
-    /// The agent's file; by default $SCX_VSOCK_AGENT, else scx-vsock-agent in the folder of this program
+    /// The agent's file; by default $SCX_VSOCK_AGENT, else the agent that this command carries
     #[arg(long, value_name = "FILE", conflicts_with = "uri")]
     agent: Option<PathBuf>,
 
-    /// The QEMU program; by default $QEMU, else qemu-system-x86_64
+    /// The QEMU program; by default $QEMU, else that of this host's architecture, such as qemu-system-x86_64
     #[arg(long, value_name = "PROGRAM", conflicts_with = "uri")]
     qemu: Option<OsString>,
 

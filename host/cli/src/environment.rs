@@ -11,7 +11,7 @@ struct Variable {
 const VARIABLES: [Variable; 4] = [
     Variable {
         name: "SCX_VSOCK_AGENT",
-        text: "the agent's file, for boot, image and doctor",
+        text: "an agent's file to use instead of the carried one",
         verbs: &["boot", "image-add", "doctor"],
     },
     Variable {
@@ -19,7 +19,11 @@ const VARIABLES: [Variable; 4] = [
         text: "kvm or tcg; by default boot uses KVM where it works",
         verbs: &["boot"],
     },
-    Variable { name: "QEMU", text: "the QEMU program; by default qemu-system-x86_64", verbs: &["boot", "doctor"] },
+    Variable {
+        name: "QEMU",
+        text: "the QEMU program; by default qemu-system-x86_64 or qemu-system-aarch64",
+        verbs: &["boot", "doctor"],
+    },
     Variable {
         name: "NO_COLOR",
         text: "if it is not empty, output has no colors",

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -11,12 +12,18 @@ use clap::Command;
 use clap::error::ErrorKind;
 use scx_vsock::stats::is_hidden;
 
+/// Returns the error of arguments that are valid one by one, but not together.
+pub fn wrong_arguments(message: impl Display) -> anyhow::Error {
+    clap::Error::raw(ErrorKind::ArgumentConflict, message).into()
+}
+
 /// Prints the help that was asked for, or one line about wrong arguments.
 ///
 /// # Errors
 ///
-/// The help cannot be written.
-pub fn report_usage(error: &clap::Error, command: &Command) -> Result<ExitCode> {
+/// The error, if it is about something else; or the help cannot be written.
+pub fn report_usage(error: anyhow::Error, command: &Command) -> Result<ExitCode> {
+    let error: clap::Error = error.downcast()?;
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             error.print().and_then(|()| io::stdout().flush()).context("cannot write the help")?;

@@ -19,9 +19,9 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 use nix::sys::signal::Signal;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scx_vsock::export::{Exporter, MIN_INTERVAL};
 
+use crate::descriptor_limit;
 use crate::duration;
 use crate::output;
 use crate::output::eprintln;
@@ -138,7 +138,7 @@ impl Export {
             output::print(example.text())?;
             return Ok(ExitCode::SUCCESS);
         }
-        raise_descriptor_limit();
+        descriptor_limit::raise();
         let signals = Signals::block(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
         let listener = listen(&self.listen)
             .map_err(|error| anyhow!("cannot listen on {}: {error}; choose another --listen HOST:PORT", self.listen))?;
@@ -207,13 +207,6 @@ fn listen(address: &str) -> io::Result<TcpListener> {
         }),
         None => TcpListener::bind(address),
     }
-}
-
-/// Each guest needs a descriptor, and the soft limit is often 1,024.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    // If it fails, guests without a descriptor are reported at each scrape.
-    let _raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn counted(count: usize) -> String {

@@ -1,7 +1,6 @@
 //! `scx-vsock image`: the agent in guest images.
 
-mod atomic_file;
-
+use std::borrow::Cow;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -9,13 +8,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use scx_vsock::guest::initramfs::inject::{self, InitramfsWithAgent, add_agent};
-use scx_vsock::guest::{Error, qemu::find_agent};
+use scx_vsock::guest::initramfs::inject::{self, BaseInitramfs, InitramfsWithAgent};
+use scx_vsock::guest::{AgentFile, Architecture, Error};
 
+use crate::atomic_file::{self, Access};
 use crate::error_report::one_line;
 use crate::output::eprintln;
 
-/// The most bytes of an initramfs and of an agent's file, which are read into memory.
+/// The most bytes of an initramfs, which is read into memory.
 const MAX_BYTES: u64 = 1 << 30;
 
 /// What to do where the modules of the transport are missing.
@@ -59,7 +59,7 @@ struct Add {
     /// The file to write, which may be BASE
     out: PathBuf,
 
-    /// The agent's file; by default $SCX_VSOCK_AGENT, else scx-vsock-agent in the folder of this program
+    /// The agent's file; by default $SCX_VSOCK_AGENT, else the agent that this command carries for the image's architecture
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
 
@@ -78,16 +78,25 @@ impl Image {
 
 impl Add {
     fn run(&self) -> Result<ExitCode> {
-        let agent = find_agent(self.agent.as_deref()).ok_or(Error::NoAgent)?;
-        let (base, source) = read(&self.base).with_context(|| format!("cannot read {}", self.base.display()))?;
-        let (agent, _) = read(&agent).with_context(|| format!("cannot read {}", agent.display()))?;
+        let unusable = || format!("cannot use {}", self.base.display());
+        let (bytes, source) = read(&self.base).with_context(|| format!("cannot read {}", self.base.display()))?;
+        let base = BaseInitramfs::read(&bytes).with_context(unusable)?;
+        let agent = self.agent_for(base.architecture().with_context(unusable)?)?;
         let arguments: Vec<&str> = self.agent_args.iter().map(String::as_str).collect();
-        let image =
-            add_agent(&base, &agent, &arguments).with_context(|| format!("cannot use {}", self.base.display()))?;
-        atomic_file::write(&self.out, &image.bytes, &source)
+        let image = base.add_agent(&agent, &arguments).with_context(unusable)?;
+        atomic_file::write(&self.out, &image.bytes, Access::As(&source))
             .with_context(|| format!("cannot write {}", self.out.display()))?;
-        self.report(base.len(), &image);
+        self.report(bytes.len(), &image);
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The agent for an image of this architecture; `None` is one that cannot be determined.
+    fn agent_for(&self, architecture: Option<Architecture>) -> Result<Cow<'static, [u8]>, Error> {
+        let agent = AgentFile::find(self.agent.as_deref(), architecture.unwrap_or(Architecture::NATIVE))?;
+        match architecture {
+            Some(architecture) => agent.read_for(architecture),
+            None => agent.read(),
+        }
     }
 
     fn report(&self, before: usize, image: &InitramfsWithAgent) {
@@ -120,10 +129,7 @@ fn read(path: &Path) -> io::Result<(Vec<u8>, Metadata)> {
         (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     }
     if metadata.len().max(bytes.len() as u64) > MAX_BYTES {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "it has more than 1 GiB: name an initramfs or an agent",
-        ));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 1 GiB: name an initramfs"));
     }
     Ok((bytes, metadata))
 }

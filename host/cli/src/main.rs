@@ -3,8 +3,11 @@
 //! Each verb is a module of its own. Results go to stdout, messages to stderr, an error as one line. The exit codes are
 //! in [`exit`].
 
+mod agent;
+mod atomic_file;
 mod boot;
 mod completions;
+mod descriptor_limit;
 mod display;
 mod doctor;
 mod duration;
@@ -62,6 +65,7 @@ enum Verb {
     Doctor(doctor::Doctor),
     Boot(boot::Boot),
     Image(image::Image),
+    Agent(agent::Agent),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -78,6 +82,7 @@ impl Verb {
             Self::Doctor(verb) => verb.run(),
             Self::Boot(verb) => verb.run(),
             Self::Image(verb) => verb.run(),
+            Self::Agent(verb) => verb.run(),
             Self::Completions(verb) => verb.run(&mut Arguments::command()),
             Self::Man(verb) => verb.run(Arguments::command()),
         }
@@ -85,11 +90,8 @@ impl Verb {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::try_parse() {
-        Ok(arguments) => arguments.verb.run(),
-        Err(error) => error_report::report_usage(&error, &Arguments::command()),
-    };
-    match outcome {
+    let outcome = Arguments::try_parse().map_err(anyhow::Error::from).and_then(|arguments| arguments.verb.run());
+    match outcome.or_else(|error| error_report::report_usage(error, &Arguments::command())) {
         Ok(code) => code,
         // The reader closed the pipe: it has read what it needs.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

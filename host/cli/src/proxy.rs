@@ -42,8 +42,9 @@ const CANNOT_RUN: u8 = 126;
 /// says why; the first such text is also printed.
 ///
 /// CMD finds the guest's scheduler where a local one would be, at /var/run/scx/root/stats. It runs in a mount namespace of
-/// its own, so that no other process sees this socket; all other files are those of the host. Root is not needed. Signals
-/// are forwarded to CMD.
+/// its own, so that no other process sees this socket; all other files are those of the host. Root is not needed. Where
+/// there is no /var/run/scx, root creates it; for another user CMD has a read-only copy of /var, with the host's folders in
+/// it. Signals are forwarded to CMD.
 ///
 /// The exit code is that of CMD; 128 plus the signal's number if a signal ended it; 127 if CMD is not found, 126 if it
 /// cannot be run.

@@ -40,6 +40,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_fstat,
     libc::SYS_futex,
     libc::SYS_getdents64,
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
     libc::SYS_getpeername,
     libc::SYS_getpid,
     libc::SYS_getrandom,

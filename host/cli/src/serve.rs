@@ -5,19 +5,22 @@ mod messages;
 mod qemu_arguments;
 mod served_guest;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::descriptor_limit;
+use crate::error_report::wrong_arguments;
 use crate::output;
 use crate::output::eprintln;
 use crate::sandbox;
@@ -91,6 +94,7 @@ impl Serve {
             self.print_arguments()?;
             return Ok(ExitCode::SUCCESS);
         }
+        descriptor_limit::raise();
         // The signal is never read, so that every thread sees that there is one.
         let stop = Signals::block(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM])?;
         let requests = Signals::block(&[Signal::SIGUSR1])?;
@@ -103,20 +107,27 @@ impl Serve {
     }
 
     fn guests(&self) -> Result<Vec<GuestConfig<'_>>> {
-        let count = self.sockets.len();
-        for (name, given) in [("--hybrid", self.hybrids.len()), ("--cid", self.cids.len())] {
-            if given > 0 && given != count {
-                bail!(
-                    "--socket is given {count} times and {name} {given} times; give {name} for every guest or for none"
-                );
-            }
-        }
+        self.check_counts()?;
         let hybrids = self.sockets.iter().map(|socket| with_suffix(socket, ".hybrid")).enumerate();
         let hybrids = hybrids.map(|(n, default)| self.hybrids.get(n).cloned().unwrap_or(default));
         let cids =
             (FIRST_CID..).zip(0..).map(|(default, n): (u32, usize)| self.cids.get(n).copied().unwrap_or(default));
         let guests = self.sockets.iter().zip(hybrids).zip(cids);
-        Ok(guests.map(|((socket, hybrid), cid)| GuestConfig { socket, hybrid, cid }).collect())
+        let guests: Vec<_> = guests.map(|((socket, hybrid), cid)| GuestConfig { socket, hybrid, cid }).collect();
+        check_paths(&guests)?;
+        Ok(guests)
+    }
+
+    fn check_counts(&self) -> Result<()> {
+        let count = self.sockets.len();
+        for (name, given) in [("--hybrid", self.hybrids.len()), ("--cid", self.cids.len())] {
+            if given > 0 && given != count {
+                return Err(wrong_arguments(format_args!(
+                    "--socket is given {count} times and {name} {given} times; give {name} for every guest or for none"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn print_arguments(&self) -> Result<()> {
@@ -141,9 +152,8 @@ fn serve_all(guests: &[ServedGuest<'_>], stop: &Signals, requests: &Signals) -> 
     thread::scope(|scope| {
         let threads: Vec<_> = guests.iter().map(|guest| scope.spawn(|| guest.serve(stop.as_fd()))).collect();
         let printing = scope.spawn(|| print_counters(guests, requests, served.as_fd()));
-        let ended = threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a guest's thread panicked")));
+        let ended =
+            threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a guest's thread panicked")));
         drop(serving);
         let printed = printing.join().unwrap_or_else(|_| bail!("the thread of the counters panicked"));
         ended.and(printed)
@@ -162,6 +172,17 @@ fn print_counters(guests: &[ServedGuest<'_>], requests: &Signals, end: BorrowedF
             guests.iter().try_for_each(ServedGuest::print_counters)?;
         }
     }
+}
+
+fn check_paths(guests: &[GuestConfig<'_>]) -> Result<()> {
+    let mut paths = BTreeSet::new();
+    for path in guests.iter().flat_map(|guest| [guest.socket, &guest.hybrid]) {
+        if !paths.insert(path) {
+            let path = path.display();
+            return Err(wrong_arguments(format_args!("{path} is given for two sockets; give each a path of its own")));
+        }
+    }
+    Ok(())
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -77,6 +77,24 @@ fn arguments_are_sent_with_the_request() {
 }
 
 #[test]
+fn kernel_adds_what_the_kernel_says() {
+    let said = json!({ "state": "disabled", "uptime_us": 9, "log": [{ "text": "sched_ext: off" }] });
+    let output = run("stats", &["--kernel"], [Script::agent().line().stats(OK).sched_ext(&said)]);
+    let text = printed(&output);
+    assert!(text.contains("\nsched_ext\n  state              disabled\n"), "{text}");
+    assert!(text.ends_with("  sched_ext: off\n"), "{text}");
+    let without = RelayError::NoScheduler { errno: 2, sched_ext: "disabled", ops: "", cause: "" };
+    let script = Script::agent().line().relay_error(without).sched_ext(&said);
+    let output = run("stats", &["--kernel", "--json"], [script]);
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value, json!({ "stats": null, "kernel": said }));
+    assert_eq!(output.status.code(), Some(11), "{}", message(&output));
+    let older = Script::agent().line().stats(OK).line().relay_error(RelayError::UnknownVerb {});
+    let output = run("stats", &["--kernel"], [older]);
+    assert!(message(&output).contains("update the agent"), "{}", message(&output));
+}
+
+#[test]
 fn wait_waits_for_the_scheduler() {
     let waited = Script::agent().wait_scheduler().ready().line().stats(OK);
     printed(&run("stats", &["--wait", "5"], [waited]));

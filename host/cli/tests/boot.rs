@@ -7,12 +7,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::Kernel;
 use scx_vsock_tests::program;
+use scx_vsock_tests::terminal::Terminal;
 use tempfile::TempDir;
 
 fn boot() -> Command {
@@ -21,13 +22,24 @@ fn boot() -> Command {
     command
 }
 
+/// What is taken for a bzImage: its magic at its offset.
+fn bzimage() -> Vec<u8> {
+    [&[0; 0x202][..], b"HdrS"].concat()
+}
+
+/// What is taken for an arm64 Image.
+fn arm64_image() -> Vec<u8> {
+    [&[0; 56][..], b"ARM\x64"].concat()
+}
+
 /// A folder with a stand-in for every file that a guest needs, so that one can be taken away.
 fn stand_ins() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["kernel", "agent", "qemu", "scheduler", "busybox"] {
+    for name in ["agent", "qemu", "scheduler", "busybox"] {
         let file = folder.path().join(name);
         program::write_script(&file, "echo it ends");
     }
+    fs::write(folder.path().join("kernel"), bzimage()).unwrap();
     folder
 }
 
@@ -175,21 +187,59 @@ fn what_a_wrapper_of_qemu_started_ends_with_boot() {
     assert!(has_ended(&qemu));
 }
 
+/// The error of a boot with stand-ins, without an agent of its own and with these further options.
+fn error_of(folder: &TempDir, options: &[&str]) -> String {
+    let mut command = boot();
+    command.args(["--qemu", "/bin/true", "--kernel"]).arg(folder.path().join("kernel")).args(options);
+    let output = command.env("PATH", folder.path()).env("SCX_VSOCK_ACCELERATOR", "tcg").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap().lines().last().unwrap().to_owned()
+}
+
 #[test]
-fn a_missing_agent_is_named_with_its_fix() {
+fn a_qemu_in_a_session_of_its_own_is_asked_to_end() {
     let folder = stand_ins();
-    let output = boot()
-        .arg("--kernel")
-        .arg(folder.path().join("kernel"))
-        .env("PATH", folder.path())
-        .args(["--qemu", "/bin/true"])
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        stderr.trim_end().ends_with("set SCX_VSOCK_AGENT to its path, or put scx-vsock-agent beside this program"),
-        "{stderr}"
-    );
+    // It reads its end of the QMP connection, and that of the other side never hangs up.
+    let qemu = "echo $$; while read -r line <&23; do [[ $line != *quit* ]] || exit; done; exec /bin/sleep 1000";
+    let mut command = boot_with_qemu(&folder, &format!("setsid bash -c '{qemu}' & wait"));
+    let (mut child, line) = started(&mut command, &folder.path().join("console"));
+    let qemu = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+    let qemu = pidfd_open(qemu, PidfdFlags::empty()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(has_ended(&qemu));
+}
+
+#[test]
+fn the_carried_agent_is_in_the_guest() {
+    let error = error_of(&stand_ins(), &[]);
+    assert!(error.starts_with("scx-vsock: the guest ended before its agent was ready"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_no_kernel_is_named() {
+    let folder = stand_ins();
+    let kernel = folder.path().join("kernel");
+    fs::write(&kernel, "no kernel").unwrap();
+    let expected = format!("scx-vsock: {} is no kernel that a guest boots: name a bzImage", kernel.display());
+    let error = error_of(&folder, &[]);
+    assert!(error.starts_with(&expected), "{error}");
+}
+
+#[test]
+fn a_program_for_another_architecture_than_the_kernels_is_named() {
+    let folder = stand_ins();
+    fs::write(folder.path().join("kernel"), arm64_image()).unwrap();
+    let agent = folder.path().join("agent").to_str().unwrap().to_owned();
+    for (what, options) in [
+        ("the agent", &["--agent", "/proc/self/exe"][..]),
+        ("the scheduler", &["--agent", &agent, "--scheduler", "/proc/self/exe"]),
+        ("busybox", &["--busybox", "/proc/self/exe"]),
+    ] {
+        let error = error_of(&folder, options);
+        let expected = "/proc/self/exe is for x86_64, but the guest is for aarch64: name one for aarch64";
+        assert_eq!(error, format!("scx-vsock: {what} {expected}"));
+    }
 }
 
 #[test]
@@ -215,7 +265,7 @@ fn booted(arguments: &[&str]) -> Command {
     let kernel = Kernel::of_this_run();
     let mut command = boot();
     command.arg("--kernel").arg(&kernel.image).arg("--modules").arg(&kernel.modules);
-    command.arg("--agent").arg(agent::file()).args(arguments);
+    command.args(arguments);
     command
 }
 
@@ -227,6 +277,25 @@ fn the_commands_output_and_exit_code_are_boots() {
     assert!(output.status.code() == Some(7) && stderr.contains("\nout\n") && stderr.contains("\nerr\n"), "{stderr}");
     // Without a scheduler the samples say so.
     assert!(String::from_utf8(output.stdout).unwrap().contains(r#""stats":{"Err":"NoSchedulerBinary"}"#));
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn the_commands_output_comes_clean_to_a_terminal() {
+    let mut terminal = Terminal::new(80, 24);
+    // It prints before it ends, which it never does.
+    let script =
+        r"printf 'a\033[2J\033]0;t\007b\342\200\256c\342\201\246d\001e\n'; printf 'err\033[1mor\n' >&2; sleep 100000";
+    let mut command = booted(&["--", "sh", "-c", script]);
+    let mut child = command.stdout(Stdio::null()).stderr(terminal.stdio()).spawn().unwrap();
+    drop(command);
+    let boots = Duration::from_secs(300);
+    let mut printed = terminal.wait_for_within(r"ab\u{202e}c\u{2066}d\u{1}e", boots);
+    printed += &terminal.wait_for_within("error", boots);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    printed += &terminal.rest();
+    assert!(!printed.contains(['\u{1b}', '\u{7}', '\u{1}', '\u{202e}', '\u{2066}']), "{printed:?}");
 }
 
 #[test]
@@ -247,7 +316,7 @@ fn a_scheduler_that_exits_at_once_is_named() {
 fn missing_vsock_modules_are_named_at_once() {
     let kernel = Kernel::of_this_run();
     let mut command = boot();
-    command.args(["--timeout", "9999", "--kernel"]).arg(&kernel.image).arg("--agent").arg(agent::file());
+    command.args(["--timeout", "9999", "--kernel"]).arg(&kernel.image);
     let output = command.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     let error = stderr.lines().last().unwrap();
@@ -292,6 +361,31 @@ fn a_guest_does_not_outlive_a_command_that_is_killed() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(started.len() == 2 && started.iter().all(has_ended), "QEMU and its guard have ended");
+}
+
+/// The process whose id is in a file.
+fn process_of(file: &Path) -> OwnedFd {
+    let id = fs::read_to_string(file).unwrap().trim().parse().unwrap();
+    pidfd_open(Pid::from_raw(id).unwrap(), PidfdFlags::empty()).unwrap()
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_wrapped_qemu_in_a_session_of_its_own_ends_with_boot() {
+    let folder = tempfile::tempdir().unwrap();
+    let (wrapper, id) = (folder.path().join("qemu"), folder.path().join("id"));
+    program::write_script(&wrapper, &format!("setsid qemu-system-x86_64 -pidfile {} \"$@\" & wait", id.display()));
+    for is_killed in [true, false] {
+        let mut command = booted(&["--qemu", wrapper.to_str().unwrap(), "--", "cat"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("the agent is ready")));
+        let qemu = process_of(&id);
+        let signal = if is_killed { Signal::KILL } else { Signal::TERM };
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        child.wait().unwrap();
+        assert!(has_ended(&qemu), "{signal:?}");
+    }
 }
 
 #[test]

@@ -48,10 +48,56 @@ fn usage_errors_are_one_line_with_the_help() {
         (&["completions", "tcsh"], "invalid value 'tcsh' for '<SHELL>'; [possible values: bash, elvish, fish"),
         (&["man", "page"], "unexpected argument 'page' found; try 'scx-vsock man --help'"),
     ] {
-        let output = scx_vsock(arguments);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(stderr.starts_with(&format!("scx-vsock: {message}")), "{arguments:?}: {stderr}");
-        assert_eq!((stderr.lines().count(), output.status.code()), (1, Some(2)), "{arguments:?}: {stderr}");
+        assert_usage_error(arguments, message);
+    }
+}
+
+fn assert_usage_error(arguments: &[&str], message: &str) {
+    let output = scx_vsock(arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with(&format!("scx-vsock: {message}")), "{arguments:?}: {stderr}");
+    assert_eq!((stderr.lines().count(), output.status.code()), (1, Some(2)), "{arguments:?}: {stderr}");
+}
+
+#[test]
+fn wrong_combinations_are_usage_errors() {
+    for (arguments, message) in [
+        (
+            &["serve", "--socket", "a", "--socket", "b", "--cid", "3"][..],
+            "--socket is given 2 times and --cid 1 times; give --cid for every guest or for none; \
+             try 'scx-vsock serve --help'",
+        ),
+        (
+            &["serve", "--socket", "a", "--hybrid", "b", "--hybrid", "c"],
+            "--socket is given 1 times and --hybrid 2 times; give --hybrid for every guest or for none; \
+             try 'scx-vsock serve --help'",
+        ),
+        (
+            &["serve", "--socket", "a", "--socket", "a"],
+            "a is given for two sockets; give each a path of its own; try 'scx-vsock serve --help'",
+        ),
+        (&["serve", "--socket", "a", "--hybrid", "a"], "a is given for two sockets; give each a path of its own"),
+        (
+            &["serve", "--socket", "a", "--socket", "a.hybrid", "--print-qemu-args"],
+            "a.hybrid is given for two sockets; give each a path of its own",
+        ),
+        (
+            &["export", "a=unix:/x", "a=unix:/y"],
+            "two guests are named \"a\"; give each a name of its own, as in NAME=URI; try 'scx-vsock export --help'",
+        ),
+        (
+            &["stats", "unix:/x", "--arg", "a=1", "--arg", "a=2"],
+            "the argument a is given twice; a request has it once; try 'scx-vsock stats --help'",
+        ),
+        (&["stats", "unix:/x", "--target", "a", "--arg", "target=b"], "the argument target is given twice"),
+        (
+            &["boot", "--kernel", "k", "--samples", "3", "--", "true"],
+            "the argument '--samples <N>' cannot be used with",
+        ),
+        (&["doctor", "unix:/x", "--kernel", "k"], "the argument '[URI]' cannot be used with '--kernel <FILE>'"),
+        (&["meta", "unix:/x", "--fields", "--json"], "the argument '--fields' cannot be used with '--json'"),
+    ] {
+        assert_usage_error(arguments, message);
     }
 }
 

@@ -714,18 +714,8 @@ fn wrong_arguments_are_named() {
     }
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = taken.local_addr().unwrap().to_string();
-    for (arguments, expected) in [
-        (
-            &["unix:/x", "--listen", &at][..],
-            ": Address already in use (os error 98); choose another --listen HOST:PORT",
-        ),
-        (
-            &["a=unix:/x", "a=unix:/y", "--listen", "127.0.0.1:0"],
-            "two guests are named \"a\"; give each a name of its own, as in NAME=URI",
-        ),
-    ] {
-        let output = export().args(arguments).output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.code() == Some(1) && stderr.contains(expected), "{arguments:?}: {stderr}");
-    }
+    let output = export().args(["unix:/x", "--listen", &at]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let expected = ": Address already in use (os error 98); choose another --listen HOST:PORT";
+    assert!(output.status.code() == Some(1) && stderr.contains(expected), "{stderr}");
 }

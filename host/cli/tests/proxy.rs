@@ -156,8 +156,41 @@ fn the_command_sees_all_other_files() {
     for name in before.iter().filter(|name| *name != "scx") {
         assert!(inside.contains(&name.to_str().unwrap()), "{name:?} is missing in {inside:?}");
     }
-    assert_eq!(listing("/var/run"), before);
+    let mut after = listing("/var/run");
+    // Root creates it.
+    after.retain(|name| before.contains(name) || name != "scx");
+    assert_eq!(after, before);
     assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), mounts);
+}
+
+/// Runs a script in a mount namespace whose `/run` is a new file system, also seen at `$other`; as root in it.
+fn with_a_run_folder_of_its_own(script: &str) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    // mount may create /run/mount.
+    let prologue = "set -e; mount -t tmpfs t /run; mkdir /run/before; mount --bind /run $other";
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &format!("{prologue}; {script}")]);
+    command.env("other", folder.path()).env("command", COMMAND).output().unwrap()
+}
+
+#[test]
+fn the_run_folder_is_the_hosts() {
+    let inside = format!("touch /run/made $other/later; ls -I mount /run /var/run; test -S {SOCKET}");
+    let script = format!("$command proxy unix:/nowhere -- sh -c '{inside}'; ls -I mount /run");
+    let output = with_a_run_folder_of_its_own(&script);
+    let seen = "/run:\nbefore\nlater\nmade\nscx\n\n/var/run:\nbefore\nlater\nmade\nscx\n";
+    assert_eq!(text(&output.stdout), format!("{seen}before\nlater\nmade\nscx\n"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_run_folder_that_cannot_be_written_is_the_hosts() {
+    let inside =
+        format!("touch $other/later; ls -I mount /run /var/run; test -S {SOCKET}; touch /var/made || echo refused");
+    let script =
+        format!("mount -o remount,ro,bind /run; $command proxy unix:/nowhere -- sh -c '{inside}'; ls -I mount /run");
+    let output = with_a_run_folder_of_its_own(&script);
+    let seen = "/run:\nbefore\nlater\n\n/var/run:\nbefore\nscx\nrefused\n";
+    assert_eq!(text(&output.stdout), format!("{seen}before\nlater\n"), "{}", text(&output.stderr));
 }
 
 #[test]

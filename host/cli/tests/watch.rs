@@ -1,22 +1,15 @@
 //! `scx-vsock watch` on a terminal of its own.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::iter;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
 
-use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use scx_vsock_tests::fake_agent::FakeAgent;
-use scx_vsock_tests::peer::DEADLINE;
 use scx_vsock_tests::scripted_scheduler::Script;
+use scx_vsock_tests::terminal::Terminal;
 use serde_json::{Value, json};
 
 const ENTER: &str = "\u{1b}[?1049h\u{1b}[?25l\u{1b}[?7l\u{1b}[2J";
@@ -25,90 +18,43 @@ const LEAVE: &str = "\u{1b}[?7h\u{1b}[?25h\u{1b}[?1049l";
 /// A `watch` on a terminal.
 struct Watch {
     child: Child,
-    /// Keys go in here.
-    controller: File,
-    /// Keeps the terminal while nobody else has it open.
-    terminal: OwnedFd,
-    output: Receiver<Vec<u8>>,
-    printed: String,
+    terminal: Terminal,
 }
 
 impl Watch {
     fn start(columns: u16, lines: u16, arguments: &[&str]) -> Self {
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&controller).unwrap();
-        unlockpt(&controller).unwrap();
-        tcsetwinsize(&controller, size(columns, lines)).unwrap();
-        let name = ptsname(&controller, Vec::new()).unwrap();
-        let terminal = open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let terminal = Terminal::new(columns, lines);
         // A session of its own, which the terminal controls, and the default action for every signal.
         let mut command = Command::new("setsid");
         command.args(["--ctty", "env", "--default-signal", env!("CARGO_BIN_EXE_scx-vsock"), "watch"]).args(arguments);
         command.env("TERM", "xterm").env_remove("NO_COLOR").stderr(Stdio::piped());
-        command.stdin(terminal.try_clone().unwrap()).stdout(terminal.try_clone().unwrap());
-        let child = command.spawn().unwrap();
-        let controller = File::from(controller);
-        let output = read_in_thread(controller.try_clone().unwrap());
-        Self { child, controller, terminal, output, printed: String::new() }
+        let child = command.stdin(terminal.stdio()).stdout(terminal.stdio()).spawn().unwrap();
+        Self { child, terminal }
     }
 
-    /// Waits until a text is printed after the one that was waited for last.
     fn wait_for(&mut self, text: &str) {
-        loop {
-            if let Some((_, after)) = self.printed.split_once(text) {
-                self.printed = after.to_owned();
-                return;
-            }
-            let Ok(bytes) = self.output.recv_timeout(DEADLINE) else { panic!("no {text:?} in {:?}", self.printed) };
-            self.printed += &String::from_utf8_lossy(&bytes);
-        }
+        self.terminal.wait_for(text);
     }
 
     fn press(&mut self, keys: &[u8]) {
-        self.controller.write_all(keys).unwrap();
-    }
-
-    fn resize(&self, columns: u16, lines: u16) {
-        tcsetwinsize(&self.controller, size(columns, lines)).unwrap();
+        self.terminal.press(keys);
     }
 
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
-    /// Whether keys arrive one by one, without an echo.
-    fn passes_keys(&self) -> bool {
-        !tcgetattr(&self.terminal).unwrap().local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO)
-    }
-
     /// Waits for its end. The terminal must be as it was before. Returns what was printed after that, and on stderr.
     fn end(mut self) -> (ExitStatus, String, String) {
         let status = self.child.wait().unwrap();
-        assert!(!self.passes_keys());
-        drop(self.terminal);
-        self.output.iter().for_each(|bytes| self.printed += &String::from_utf8_lossy(&bytes));
-        assert_eq!(self.printed.matches(LEAVE).count(), 1, "{:?}", self.printed);
-        let after = self.printed.split(LEAVE).last().unwrap_or_default().to_owned();
+        assert!(!self.terminal.passes_keys());
+        let printed = self.terminal.rest();
+        assert_eq!(printed.matches(LEAVE).count(), 1, "{printed:?}");
+        let after = printed.split(LEAVE).last().unwrap_or_default().to_owned();
         let mut errors = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
         (status, after, errors)
     }
-}
-
-fn size(columns: u16, lines: u16) -> Winsize {
-    Winsize { ws_col: columns, ws_row: lines, ws_xpixel: 0, ws_ypixel: 0 }
-}
-
-/// What the terminal shows, until nobody has it open.
-fn read_in_thread(mut controller: File) -> Receiver<Vec<u8>> {
-    let (sender, output) = channel();
-    thread::spawn(move || {
-        let mut bytes = vec![0; 4096];
-        while let Ok(count @ 1..) = controller.read(&mut bytes) {
-            let _test_is_over = sender.send(bytes.iter().take(count).copied().collect());
-        }
-    });
-    output
 }
 
 fn uri(agent: &FakeAgent) -> String {
@@ -132,7 +78,7 @@ fn q_quits_and_restores_the_terminal() {
     let agent = numbers();
     let mut watch = Watch::start(80, 24, &[&uri(&agent), "--interval", "50ms"]);
     watch.wait_for(ENTER);
-    assert!(watch.passes_keys());
+    assert!(watch.terminal.passes_keys());
     watch.wait_for("18 more fields");
     watch.press(b"xq");
     let (status, after, errors) = watch.end();
@@ -159,15 +105,27 @@ fn a_signal_restores_the_terminal_and_ends_it() {
 }
 
 #[test]
+fn a_guests_text_does_not_act_on_the_terminal() {
+    let stats = json!({ "a\u{1b}[31m\u{202e}b": 1, "c\u{2066}d\n": 2, "e\u{9b}2Jf": 3 });
+    let answer = json!({ "errno": 0, "args": { "resp": stats } }).to_string();
+    let agent = FakeAgent::start(iter::repeat(Script::agent().forever(Script::new().line().stats(answer))));
+    let mut watch = Watch::start(80, 24, &[&uri(&agent), "--interval", "50ms", "--samples", "3"]);
+    watch.wait_for(ENTER);
+    let (status, after, _) = watch.end();
+    assert!(status.success() && after.contains("c\\u{2066}d"), "{after:?}");
+    assert!(!after.contains("\u{1b}[31m") && !after.contains(['\u{202e}', '\u{2066}', '\u{9b}']), "{after:?}");
+}
+
+#[test]
 fn another_size_is_an_event() {
     // No sample comes meanwhile.
     let agent = silent();
     let mut watch = Watch::start(200, 60, &[&uri(&agent), "--interval", "3600"]);
     watch.wait_for("waiting for the first sample");
-    watch.resize(20, 5);
+    watch.terminal.resize(20, 5);
     watch.wait_for("\u{1b}[2J\u{1b}[H\u{1b}[2K");
     watch.wait_for("…");
-    watch.resize(200, 60);
+    watch.terminal.resize(200, 60);
     watch.wait_for("waiting for the first sample");
     watch.press(b"q");
     assert!(watch.end().0.success());
@@ -191,10 +149,10 @@ fn a_stopped_watch_leaves_the_terminal_and_comes_back() {
     watch.press(b"\x1a");
     waitid(WaitId::Pid(watch.pid()), WaitIdOptions::STOPPED).unwrap().unwrap();
     watch.wait_for(LEAVE);
-    assert!(!watch.passes_keys());
+    assert!(!watch.terminal.passes_keys());
     kill_process(watch.pid(), Signal::CONT).unwrap();
     watch.wait_for(ENTER);
-    assert!(watch.passes_keys());
+    assert!(watch.terminal.passes_keys());
     watch.press(b"q");
     assert!(watch.end().0.success());
 }

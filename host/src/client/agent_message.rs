@@ -5,10 +5,10 @@ use std::io;
 use scx_vsock_wire::{Envelope, RelayError};
 use serde_json::Value;
 
-use crate::stats::{PeerText, SchedStatsError};
+use crate::stats::{PeerText, SchedExt, SchedStatsError};
 
 /// Parses a line without its LF as exactly one envelope.
-pub(super) fn parse(line: &[u8]) -> Result<Envelope<String>, SchedStatsError> {
+pub(super) fn parse(line: &[u8]) -> Result<Envelope<String, SchedExt>, SchedStatsError> {
     serde_json::from_slice(line).map_err(|error| {
         let name = unknown_relay_error(line);
         SchedStatsError::malformed(match name {

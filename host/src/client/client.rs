@@ -18,7 +18,7 @@ use super::session::{Answer, Request};
 use super::statistics::Statistics;
 use crate::control::RunControl;
 use crate::endpoint::{AgentListener, Connect};
-use crate::stats::{Meta, RequestLine, SchedStatsError, StatsRequest, StatsResponse};
+use crate::stats::{Meta, RequestLine, SchedExt, SchedStatsError, StatsRequest, StatsResponse};
 
 /// How long a call may take by default.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
@@ -83,7 +83,7 @@ impl SharedClient {
         if !self.is_greeted.load(Ordering::Relaxed) {
             let reason = format!("{}: no hello within {after_ms} ms, before this call had its turn", self.endpoint);
             SchedStatsError::unreachable(reason)
-        } else if request.verb().is_some() {
+        } else if request.awaits_scheduler() {
             let reason = format!("the agent was not asked within {after_ms} ms: this call did not have its turn");
             SchedStatsError::NoScheduler { reason }
         } else {
@@ -323,6 +323,26 @@ impl SchedStatsClient {
     /// [`SchedStatsError::NoScheduler`] with what the agent saw last, or why there is no agent that could wait.
     pub fn wait_for_scheduler(&self, deadline: Duration) -> Result<(), SchedStatsError> {
         self.with_deadline(deadline).call(Ok(RequestLine::wait_scheduler(deadline)), decode::ready)
+    }
+
+    /// Returns what the guest's kernel says about sched_ext, also where no scheduler is loaded, or one that serves no stats.
+    ///
+    /// The agent answers at once, whatever the scheduler does.
+    ///
+    /// ```no_run
+    /// # use scx_vsock::{Endpoint, SchedStatsClient};
+    /// # let client = SchedStatsClient::builder("unix:/run/guest1/agent.sock".parse::<Endpoint>()?).build();
+    /// let kernel = client.sched_ext()?;
+    /// println!("sched_ext is {}", kernel.state.as_deref().unwrap_or("not there"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SchedStatsError::InvalidRequest`] at a scheduler's own socket, [`SchedStatsError::AgentUnreachable`] also for an
+    /// agent that does not know the request, and whatever else prevents an answer.
+    pub fn sched_ext(&self) -> Result<SchedExt, SchedStatsError> {
+        self.call(Ok(RequestLine::sched_ext()), decode::sched_ext)
     }
 
     /// Returns the scheduler's stats, unless `run` is frozen or cancelled before they are there; and the number of the

@@ -16,12 +16,11 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use scx_vsock_wire::AgentAnswer;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::session::Answer;
-use crate::stats::{MAX_JSON_DEPTH, SchedStatsError, StatsResponse, nests_deeper_than};
+use super::session::{AgentAnswer, Answer};
+use crate::stats::{MAX_JSON_DEPTH, SchedExt, SchedStatsError, StatsResponse, nests_deeper_than};
 
 /// A decoded answer and its errno.
 ///
@@ -83,6 +82,18 @@ pub fn ready(answer: Answer<'_>) -> Result<Decoded<()>, SchedStatsError> {
     }
 }
 
+/// Returns what the guest's kernel says about sched_ext.
+///
+/// # Errors
+///
+/// [`SchedStatsError::MalformedResponse`].
+pub fn sched_ext(answer: Answer<'_>) -> Result<Decoded<SchedExt>, SchedStatsError> {
+    match answer {
+        Answer::Agent(AgentAnswer::SchedExt(said)) => Ok(Decoded { value: said.clone(), errno: 0 }),
+        other => Err(unexpected(other, "sched_ext")),
+    }
+}
+
 /// Expects no answer but that the session is open.
 ///
 /// # Errors
@@ -112,6 +123,7 @@ fn unexpected(answer: Answer<'_>, expected: &str) -> SchedStatsError {
     let sent = match answer {
         Answer::Scheduler(_) => "stats",
         Answer::Agent(AgentAnswer::SchedulerReady {}) => "scheduler_ready",
+        Answer::Agent(AgentAnswer::SchedExt(_)) => "sched_ext",
         Answer::Opened => "nothing",
     };
     SchedStatsError::malformed(format!("the agent sent {sent} instead of {expected}"))
@@ -326,6 +338,10 @@ mod tests {
         assert_eq!(kind(ready(Answer::Scheduler(b"{}"))), "malformed_response");
         assert_eq!(ready(is_ready), Ok(Decoded { value: (), errno: 0 }));
         assert_eq!(kind(opened(is_ready)), "malformed_response");
+        let said = AgentAnswer::SchedExt(SchedExt { uptime_us: 7, ..SchedExt::default() });
+        assert_eq!(kind(ready(Answer::Agent(&said))), "malformed_response");
+        assert_eq!(kind(sched_ext(is_ready)), "malformed_response");
+        assert_eq!(sched_ext(Answer::Agent(&said)).map(|said| said.value.uptime_us), Ok(7));
     }
 
     fn json_value() -> impl Strategy<Value = Value> {

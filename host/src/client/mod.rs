@@ -24,6 +24,5 @@ mod statistics;
 pub use client::{DEFAULT_DEADLINE, SchedStatsClient, SchedStatsClientBuilder};
 pub use poll_client::{Interest, PollClient, Traffic};
 pub use reading::Reading;
-pub use scx_vsock_wire::AgentAnswer;
-pub use session::Answer;
+pub use session::{AgentAnswer, Answer};
 pub use statistics::Statistics;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags, getpeername, recv, send, sockopt};
+use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use rustix::process::{Pid, getpid};
 
 use super::agent_message;
@@ -256,7 +256,7 @@ impl PollClient {
                 self.interval = active.target.take().and_then(|target| active.session.record_read(&target, now));
                 decode(active.session.answer())
             }),
-            None if active.deadline.has_passed(now) => Err(active.deadline_error()),
+            None if active.deadline.has_passed(now) => Err(active.deadline_error(&*self.endpoint)),
             None => return Poll::Pending,
         };
         active.session.finish();
@@ -297,7 +297,9 @@ impl PollClient {
     /// Returns what a call returns whose wait for the pending request ended with this: at the deadline, how far it came.
     pub(super) fn end_error(&self, error: SchedStatsError) -> SchedStatsError {
         match (error, self.pending()) {
-            (SchedStatsError::TimedOut { .. }, Some(active)) => self.with_endpoint(active.deadline_error()),
+            (SchedStatsError::TimedOut { .. }, Some(active)) => {
+                self.with_endpoint(active.deadline_error(&*self.endpoint))
+            }
             (error, _) => error,
         }
     }
@@ -405,9 +407,8 @@ impl ActiveSession {
     }
 
     /// Returns what the request ends with at its deadline.
-    fn deadline_error(&self) -> SchedStatsError {
-        let is_connected = getpeername(&self.stream).is_ok();
-        self.session.deadline_error(self.deadline.allowed(), is_connected)
+    fn deadline_error(&self, endpoint: &dyn Connect) -> SchedStatsError {
+        self.session.deadline_error(self.deadline.allowed(), endpoint.progress(self.stream.as_fd()))
     }
 
     /// Returns the stream's error, which the kernel reports once.

@@ -17,21 +17,22 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use scx_vsock_wire::limits::{MAX_AGENT_ENVELOPE_BYTES, MIN_PROTOCOL, PROTOCOL};
-use scx_vsock_wire::{
-    AgentAnswer, Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX, Verb,
-};
+use scx_vsock_wire::{Envelope, Hello, MAX_ENVELOPE_BYTES, MAX_RESPONSE_BYTES, STATS_PREFIX, STATS_SUFFIX, Verb};
 
 use super::agent_message;
 use super::baselines::Baselines;
-use crate::endpoint::{Handshake, hybrid};
+use crate::endpoint::{ConnectProgress, Handshake, hybrid};
 use crate::io::line_reader::LineReader;
-use crate::stats::{PeerText, RequestLine, SchedStatsError};
+use crate::stats::{PeerText, RequestLine, SchedExt, SchedStatsError};
 
 /// Bytes within which the first line must end. The rest beyond today's hello is for later versions of the protocol.
 const MAX_HELLO_BYTES: usize = 4096;
 
 /// Bytes of buffer that an idle session keeps.
 const KEPT_BYTES: usize = 16 * 1024;
+
+/// What an agent answers itself.
+pub type AgentAnswer = scx_vsock_wire::AgentAnswer<SchedExt>;
 
 /// What a request was answered with.
 ///
@@ -57,7 +58,7 @@ pub enum Answer<'a> {
 enum Received {
     /// The scheduler's line is this part of what was read.
     Scheduler(Range<usize>),
-    Agent(AgentAnswer),
+    Agent(Box<AgentAnswer>),
     Opened,
 }
 
@@ -86,11 +87,11 @@ impl Request {
         }
     }
 
-    /// Returns what it asks of the agent; `None` where it is for the scheduler.
-    pub(super) fn verb(&self) -> Option<Verb> {
+    /// Whether it waits for a scheduler.
+    pub(super) fn awaits_scheduler(&self) -> bool {
         match self {
-            Self::Open => None,
-            Self::Line(line) => line.verb(),
+            Self::Open => false,
+            Self::Line(line) => matches!(line.verb(), Some(Verb::WaitScheduler { .. })),
         }
     }
 }
@@ -258,8 +259,8 @@ impl Session {
         let received = match request {
             Request::Open => Received::Opened,
             Request::Line(line) if self.framing == Framing::Plain && line.is_for_the_agent() => match line.verb() {
-                Some(Verb::WaitScheduler { .. }) => Received::Agent(AgentAnswer::SchedulerReady {}),
-                None => {
+                Some(Verb::WaitScheduler { .. }) => Received::Agent(Box::new(AgentAnswer::SchedulerReady {})),
+                Some(Verb::SchedExt {}) | None => {
                     let error = without_an_agent(line);
                     return self.close(error);
                 }
@@ -271,7 +272,7 @@ impl Session {
     }
 
     /// Returns what a pending request ends with that was `allowed` so long: how far it came by then.
-    pub(super) fn deadline_error(&self, allowed: Duration, is_connected: bool) -> SchedStatsError {
+    pub(super) fn deadline_error(&self, allowed: Duration, progress: ConnectProgress) -> SchedStatsError {
         let ms = allowed.as_millis();
         match &self.state {
             SessionState::Connecting { connect, .. } => SchedStatsError::unreachable(format!(
@@ -279,13 +280,10 @@ impl Session {
                  guest is paused",
                 connect.port
             )),
-            SessionState::Pending { expects: Expected::Hello, .. } if !is_connected => SchedStatsError::unreachable(
-                format!("no connection within {ms} ms: the guest's vsock driver is not up yet, or the guest is paused"),
-            ),
-            SessionState::Pending { expects: Expected::Hello, .. } => SchedStatsError::unreachable(format!(
-                "connected, but no hello within {ms} ms: the guest is paused or overloaded, or another program is there"
-            )),
-            SessionState::Pending { request, .. } if request.verb().is_some() => SchedStatsError::NoScheduler {
+            SessionState::Pending { expects: Expected::Hello, .. } => {
+                SchedStatsError::unreachable(no_hello(ms, progress))
+            }
+            SessionState::Pending { request, .. } if request.awaits_scheduler() => SchedStatsError::NoScheduler {
                 reason: format!("the agent has seen none within {ms} ms, and then no longer answered"),
             },
             SessionState::Pending { .. } | SessionState::Idle | SessionState::Answered(_) | SessionState::Closed => {
@@ -504,6 +502,22 @@ impl Session {
     }
 }
 
+/// Returns why there is no hello of an agent's after `ms` milliseconds.
+fn no_hello(ms: u128, progress: ConnectProgress) -> String {
+    match progress {
+        ConnectProgress::NoDriver => format!(
+            "no driver yet: no vsock driver of the guest has taken the request within {ms} ms; is the guest up, and has \
+             it the module vmw_vsock_virtio_transport?"
+        ),
+        ConnectProgress::Connecting => {
+            format!("no connection within {ms} ms: the guest's vsock driver is not up yet, or the guest is paused")
+        }
+        ConnectProgress::Connected => format!(
+            "connected, but no hello within {ms} ms: the guest is paused or overloaded, or another program is there"
+        ),
+    }
+}
+
 /// Checks a VMM's reply to `CONNECT`.
 fn check_ok(line: &[u8], port: u32, written: Written) -> Result<(), SchedStatsError> {
     match (hybrid::is_ok(line), written) {
@@ -573,7 +587,7 @@ fn read_answer(line: &[u8], start: usize, framing: Framing, written: Written) ->
 /// Reads an answer of the agent's own.
 fn read_agents_answer(line: &[u8]) -> Result<Received, SchedStatsError> {
     match agent_message::parse(line)? {
-        Envelope::Agent(answer) => Ok(Received::Agent(answer)),
+        Envelope::Agent(answer) => Ok(Received::Agent(Box::new(answer))),
         Envelope::RelayError(error) => Err(agent_message::error(&error)),
         Envelope::Hello(_) => Err(SchedStatsError::malformed("the agent sent hello twice")),
     }

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+
+use rustix::net::getpeername;
 
 /// The address of one agent. Its `Display` names it in error texts.
 ///
@@ -49,6 +51,12 @@ pub trait Connect: fmt::Display + Send + Sync {
         Handshake::Hello
     }
 
+    /// Returns how far a stream of [`connect`](Self::connect) has come; by default what the kernel knows of its peer. Where
+    /// no hello comes in time, this is part of the reason.
+    fn progress(&self, stream: BorrowedFd<'_>) -> ConnectProgress {
+        if getpeername(stream).is_ok() { ConnectProgress::Connected } else { ConnectProgress::Connecting }
+    }
+
     /// Starts to listen for agents that come up, where the guest's agents can be heard.
     ///
     /// # Errors
@@ -57,6 +65,30 @@ pub trait Connect: fmt::Display + Send + Sync {
     fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {
         Ok(None)
     }
+}
+
+/// How far a stream to an agent has come.
+///
+/// ```
+/// use std::os::fd::AsFd;
+/// use std::os::unix::net::UnixStream;
+/// use scx_vsock::endpoint::ConnectProgress;
+/// use scx_vsock::{Connect, Endpoint};
+///
+/// let agent: Endpoint = "unix:/run/agent.sock".parse()?;
+/// let (stream, _agent) = UnixStream::pair()?;
+/// assert_eq!(agent.progress(stream.as_fd()), ConnectProgress::Connected);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ConnectProgress {
+    /// No vsock driver of the guest has taken the request.
+    NoDriver,
+    /// The guest has not answered.
+    Connecting,
+    /// The stream has a peer.
+    Connected,
 }
 
 /// Hears of agents that come up: each connects to [`READY_PORT`](crate::READY_PORT) of the host then.
@@ -107,6 +139,10 @@ impl<C: Connect + ?Sized> Connect for Arc<C> {
         (**self).handshake()
     }
 
+    fn progress(&self, stream: BorrowedFd<'_>) -> ConnectProgress {
+        (**self).progress(stream)
+    }
+
     fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {
         (**self).listen_for_agent()
     }
@@ -119,6 +155,10 @@ impl<C: Connect + ?Sized> Connect for Box<C> {
 
     fn handshake(&self) -> Handshake {
         (**self).handshake()
+    }
+
+    fn progress(&self, stream: BorrowedFd<'_>) -> ConnectProgress {
+        (**self).progress(stream)
     }
 
     fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {

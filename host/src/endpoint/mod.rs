@@ -7,5 +7,5 @@ pub mod hybrid;
 mod hybrid_ready;
 mod vsock;
 
-pub use connect::{AgentListener, Connect, Handshake};
+pub use connect::{AgentListener, Connect, ConnectProgress, Handshake};
 pub use endpoint::{Endpoint, FORMS, ParseEndpointError};

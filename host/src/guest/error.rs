@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::architecture::Architecture;
 use crate::stats::SchedStatsError;
 
 /// Why a guest cannot be booted or used. Each text names the cause and the fix.
@@ -43,11 +44,43 @@ pub enum Error {
     /// No kernel was named.
     #[error("no kernel was given: name a bzImage, such as /boot/vmlinuz-$(uname -r)")]
     NoKernel,
-    /// The agent's file was not found.
+    /// The file that was named as the kernel is none.
     #[error(
-        "cannot find the agent's file: set SCX_VSOCK_AGENT to its path, or put scx-vsock-agent beside this program"
+        "{} is no kernel that a guest boots: name a bzImage, a vmlinux or an arm64 Image, such as \
+         /boot/vmlinuz-$(uname -r)",
+        path.display()
     )]
-    NoAgent,
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No architecture of guests has this name.
+    #[error("unknown architecture {name:?}: use x86_64 or aarch64")]
+    UnknownArchitecture {
+        /// The name.
+        name: String,
+    },
+    /// This build does not carry the agent's program for an architecture.
+    #[error(
+        "this build of scx-vsock has no agent for {architecture}: run rustup target add {architecture}-unknown-linux-gnu \
+         && cargo install --force scx-vsock-cli, or set SCX_VSOCK_AGENT to the agent's file"
+    )]
+    NoAgent {
+        /// The architecture.
+        architecture: Architecture,
+    },
+    /// A program is for another architecture than the guest.
+    #[error("{what} {name} is for {architecture}, but the guest is for {guest}: name one for {guest}")]
+    WrongArchitecture {
+        /// What the program is.
+        what: &'static str,
+        /// The program's name.
+        name: String,
+        /// What it is for.
+        architecture: String,
+        /// The guest's architecture.
+        guest: Architecture,
+    },
     /// A kernel module that the guest needs is missing.
     #[error("the kernel module {name} is not in {}: name the folder with the modules of this kernel", folder.display())]
     NoModule {
@@ -79,7 +112,7 @@ pub enum Error {
         argument: String,
     },
     /// QEMU cannot be started.
-    #[error("cannot run {program} (install QEMU, Debian's package qemu-system-x86, or set QEMU to its path)")]
+    #[error("cannot run {program} (install QEMU, Debian's package {}, or set QEMU to its path)", qemu_package(program))]
     NoQemu {
         /// The program that was started.
         program: String,
@@ -201,6 +234,11 @@ fn exit_text(status: i32) -> String {
         129.. => format!("was ended by signal {}", status.saturating_sub(128)),
         _ => format!("exited with status {status}"),
     }
+}
+
+/// The Debian package of a QEMU program.
+fn qemu_package(program: &str) -> &'static str {
+    if program.ends_with("aarch64") { "qemu-system-arm" } else { "qemu-system-x86" }
 }
 
 fn config_advice(lacks_config: bool) -> &'static str {

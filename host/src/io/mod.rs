@@ -3,6 +3,7 @@
 pub(crate) mod accept;
 mod deadline;
 pub(crate) mod eventfd;
+pub(crate) mod folder;
 pub(crate) mod line_reader;
 pub(crate) mod lock;
 mod path_lock;

@@ -1,16 +1,16 @@
 //! Unix sockets that this program listens on: created at a free path, and removed when dropped.
 
-use std::fs;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, chmod};
+use rustix::fs::{FileType, Mode, Stat, fchmod};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
+use super::folder::{Folder, Others, name_of};
 use super::path_lock::PathLock;
 use super::unix_stream::unix_address;
 
@@ -36,6 +36,12 @@ pub enum BindError {
     /// The folder does not exist.
     #[error("the folder of {} does not exist: create it, or choose another path", path.display())]
     NoFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Other users can replace the socket by one of their own.
+    #[error("others can write the folder of {}, and so replace the socket: set its sticky bit (chmod +t), or choose a folder of your own, such as $XDG_RUNTIME_DIR", path.display())]
+    SharedFolder {
         /// The path.
         path: PathBuf,
     },
@@ -85,14 +91,21 @@ impl BindError {
 pub struct OwnedUnixListener {
     listener: UnixListener,
     path: PathBuf,
+    folder: Folder,
+    name: OsString,
     file: FileId,
 }
 
 /// Distinguishes a file from a later one of the same name.
 type FileId = (u64, u64);
 
+fn file_id(file: &Stat) -> FileId {
+    (file.st_dev, file.st_ino)
+}
+
 impl OwnedUnixListener {
     /// Listens at `path`, and replaces a socket that nobody listens on any more. Of several that do so at once, one succeeds.
+    /// Where others can write the folder, it must be sticky, as `/tmp` is, so that they cannot replace the socket.
     ///
     /// # Errors
     ///
@@ -113,12 +126,18 @@ impl OwnedUnixListener {
     fn bind_by(path: PathBuf, listen: impl FnOnce(&Path) -> io::Result<UnixListener>) -> Result<Self, BindError> {
         let fail = |error| BindError::new(&path, error);
         unix_address(&path).map_err(fail)?;
-        // So that nobody replaces the socket that another process has just put in the place of a stale one.
-        let _lock = PathLock::take(&path).map_err(fail)?;
-        remove_stale(&path)?;
-        let listener = listen(&path).map_err(fail)?;
-        let file = file_id(&path).map_err(fail)?;
-        Ok(Self { listener, path, file })
+        let (folder, name) = (Folder::of(&path).map_err(fail)?, name_of(&path).map_err(fail)?);
+        if folder.others().map_err(fail)? == Others::Replace {
+            return Err(BindError::SharedFolder { path });
+        }
+        let (listener, file) = {
+            // So that nobody replaces the socket that another process has just put in the place of a stale one.
+            let _lock = PathLock::take(&folder, &name).map_err(fail)?;
+            remove_stale(&path, &folder, &name)?;
+            let listener = listen(&path).map_err(fail)?;
+            (listener, file_id(&folder.stat(&name).map_err(fail)?))
+        };
+        Ok(Self { listener, path, folder, name, file })
     }
 
     /// Returns the path of the socket.
@@ -143,37 +162,35 @@ impl AsFd for OwnedUnixListener {
 impl Drop for OwnedUnixListener {
     fn drop(&mut self) {
         // Nobody that uses this library replaces it before it is closed.
-        if file_id(&self.path).is_ok_and(|file| file == self.file) {
-            let _gone_already = fs::remove_file(&self.path);
+        if self.folder.stat(&self.name).is_ok_and(|file| file_id(&file) == self.file) {
+            let _gone_already = self.folder.remove(&self.name);
         }
     }
 }
 
-/// Listens after the mode is set, so that nobody but its owner can ever connect.
+/// Creates a socket that only its owner can connect to: its name has the mode of the descriptor from the beginning on. A
+/// name that is taken, by a link or anything else, is an error.
 fn listen_privately(path: &Path) -> io::Result<UnixListener> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     bind(&socket, &unix_address(path)?)?;
-    chmod(path, Mode::RUSR | Mode::WUSR)?;
     listen(&socket, BACKLOG)?;
     Ok(socket.into())
 }
 
-fn file_id(path: &Path) -> io::Result<FileId> {
-    let file = fs::symlink_metadata(path)?;
-    Ok((file.dev(), file.ino()))
-}
-
 /// Removes the socket of a program that has ended.
-fn remove_stale(path: &Path) -> Result<(), BindError> {
-    match fs::symlink_metadata(path) {
-        Ok(file) if !file.file_type().is_socket() => return Err(BindError::NotASocket { path: path.into() }),
+fn remove_stale(path: &Path, folder: &Folder, name: &OsStr) -> Result<(), BindError> {
+    match folder.stat(name) {
+        Ok(file) if FileType::from_raw_mode(file.st_mode) != FileType::Socket => {
+            return Err(BindError::NotASocket { path: path.into() });
+        }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(BindError::new(path, error)),
     }
     match is_alive(path) {
         Ok(true) => Err(BindError::InUse { path: path.into() }),
-        Ok(false) => fs::remove_file(path).map_err(|error| BindError::new(path, error)),
+        Ok(false) => folder.remove(name).map_err(|error| BindError::new(path, error)),
         Err(error) => Err(BindError::new(path, error)),
     }
 }
@@ -193,8 +210,12 @@ fn is_alive(path: &Path) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::os::unix::net::{UnixDatagram, UnixStream};
     use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
     fn bind_error(path: &Path) -> String {
@@ -220,6 +241,59 @@ mod tests {
         let _socket = OwnedUnixListener::bind_privately(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_private_socket_never_had_another_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let modes = |path: &Path| fs::metadata(path).map(|file| file.mode() & 0o777);
+        for _ in 0..100 {
+            let ended = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let watch = scope.spawn(|| {
+                    let mut seen = BTreeSet::new();
+                    while !ended.load(Ordering::Relaxed) {
+                        seen.extend(modes(&path));
+                    }
+                    seen
+                });
+                drop(OwnedUnixListener::bind_privately(&path).unwrap());
+                ended.store(true, Ordering::Relaxed);
+                let seen = watch.join().unwrap();
+                assert!(seen.iter().all(|&mode| mode == 0o600), "{seen:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_link_is_neither_followed_nor_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, file) = (folder.path().join("socket"), folder.path().join("file"));
+        fs::write(&file, "kept").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        for target in [&file, &folder.path().join("nothing")] {
+            symlink(target, &path).unwrap();
+            for error in [OwnedUnixListener::bind(&path), OwnedUnixListener::bind_privately(&path)] {
+                assert!(matches!(error, Err(BindError::NotASocket { .. })), "{error:?}");
+            }
+            // As if the link had come after that check.
+            assert_eq!(listen_privately(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            fs::remove_file(&path).unwrap();
+        }
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o644);
+    }
+
+    #[test]
+    fn a_folder_in_which_others_replace_files_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        for (mode, is_refused) in [(0o777, true), (0o1777, false), (0o775, false), (0o703, true), (0o755, false)] {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let outcome = OwnedUnixListener::bind(&path);
+            assert_eq!(matches!(outcome, Err(BindError::SharedFolder { .. })), is_refused, "{mode:o}: {outcome:?}");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -14,6 +14,13 @@ impl MissingStatsReason {
     /// Returns the first [`SchedStatsError`] or reason of an error: as a context, as a cause, boxed, or inside an
     /// [`io::Error`].
     ///
+    /// One error cannot be found: an `io::Error` that was made of an [`anyhow::Error`] without a context. What anyhow boxes
+    /// then is of a private type, which no one can downcast ([`anyhow::Error::into_boxed_dyn_error`]), and of which
+    /// [`source`](std::error::Error::source) skips the error inside. A context makes that error a source; and
+    /// [`reallocate_into_boxed_dyn_error_without_backtrace`][reallocate] makes a box that can be downcast.
+    ///
+    /// [reallocate]: anyhow::Error::reallocate_into_boxed_dyn_error_without_backtrace
+    ///
     /// ```
     /// use std::io;
     /// use scx_vsock::{MissingStatsReason, SchedStatsError};
@@ -138,6 +145,20 @@ mod tests {
         let dynamic: BoxedError = Box::new(Outer(twice()));
         assert_eq!(found(io::Error::other(dynamic)), expected);
         assert_eq!(MissingStatsReason::find(&anyhow::Error::from(io::Error::from_raw_os_error(2))), None);
+    }
+
+    #[test]
+    fn an_anyhow_error_inside_an_io_error_needs_a_context() {
+        let cancelled = || anyhow::Error::from(SchedStatsError::Cancelled);
+        let expected = MissingStatsReason::Cancelled;
+        assert_eq!(found(io::Error::other(cancelled().context("sampling"))), expected);
+        assert_eq!(found(io::Error::other(cancelled().reallocate_into_boxed_dyn_error_without_backtrace())), expected);
+        let hidden = io::Error::other(cancelled());
+        // Neither the box nor what it has as its sources can be downcast.
+        let boxed = hidden.get_ref().unwrap();
+        assert!(boxed.downcast_ref::<SchedStatsError>().is_none() && boxed.source().is_none());
+        let reason = SchedStatsError::Cancelled.to_string();
+        assert_eq!(found(hidden), MissingStatsReason::NoScheduler { reason });
     }
 
     #[test]

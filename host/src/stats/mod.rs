@@ -14,6 +14,7 @@ mod reason;
 mod reason_list;
 mod request;
 mod response;
+mod sched_ext;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -26,3 +27,4 @@ pub use peer_text::{PeerText, is_hidden};
 pub use reason::{MissingStatsReason, ReasonKind};
 pub use request::{RequestLine, StatsRequest};
 pub use response::StatsResponse;
+pub use sched_ext::{KernelMessage, SchedExt};

@@ -108,6 +108,12 @@ impl RequestLine {
         Self { bytes: Verb::WaitScheduler { timeout_ms }.emit().to_vec(), target: None }
     }
 
+    /// Returns the line that requests what the guest's kernel says about sched_ext.
+    #[must_use]
+    pub fn sched_ext() -> Self {
+        Self { bytes: Verb::SchedExt {}.emit().to_vec(), target: None }
+    }
+
     /// A line for an agent, of whatever version.
     #[cfg(test)]
     pub(crate) fn for_an_agent(line: &[u8]) -> Self {

@@ -1,12 +1,16 @@
 //! How a connect of the host ends.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+use rustix::fs::fstat;
 
 use super::counters::Stage;
 use super::limits::MAX_CONNECTIONS;
+use crate::endpoint::ConnectProgress;
 use crate::io::lock::lock;
 
 /// Why a guest's port is not connected.
@@ -139,6 +143,42 @@ impl Connecting {
     }
 }
 
+/// Says how far the streams of a port have come, while the device has them.
+#[derive(Debug, Default)]
+pub(super) struct ConnectWatch {
+    /// By the inode of the host's end.
+    connects: Mutex<Vec<(u64, Weak<Shared>)>>,
+}
+
+impl ConnectWatch {
+    /// Watches a connect, and returns its stream.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, if it does not know the stream.
+    pub(super) fn watch(&self, connecting: Connecting) -> io::Result<UnixStream> {
+        let inode = fstat(&connecting.stream)?.st_ino;
+        let mut connects = lock(&self.connects);
+        connects.retain(|(_, shared)| shared.strong_count() > 0);
+        connects.push((inode, Arc::downgrade(&connecting.shared)));
+        Ok(connecting.stream)
+    }
+
+    /// Returns how far a stream has come. One that the device does not have any more was connected as far as it can be.
+    pub(super) fn progress(&self, stream: impl AsFd) -> ConnectProgress {
+        let inode = fstat(stream).map(|stat| stat.st_ino).ok();
+        let connects = lock(&self.connects);
+        let shared = connects.iter().rfind(|(other, _)| Some(*other) == inode).and_then(|(_, shared)| shared.upgrade());
+        match shared.map(|shared| *shared.lock()) {
+            Some(Progress::Pending) => ConnectProgress::NoDriver,
+            Some(Progress::Requested) => ConnectProgress::Connecting,
+            Some(Progress::Accepted | Progress::Refused | Progress::TableFull | Progress::Reset) | None => {
+                ConnectProgress::Connected
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,6 +214,27 @@ mod tests {
         report.follow(Stage::Established);
         drop(report);
         connecting.wait(Duration::MAX).unwrap();
+    }
+
+    #[test]
+    fn a_watch_knows_how_far_each_stream_is() {
+        let watch = ConnectWatch::default();
+        let mut reports = Vec::new();
+        for (stage, expected) in [
+            (Stage::ConnectPending, ConnectProgress::NoDriver),
+            (Stage::ConnectSent, ConnectProgress::Connecting),
+            (Stage::Established, ConnectProgress::Connected),
+        ] {
+            let (connecting, report) = connecting();
+            let stream = watch.watch(connecting).unwrap();
+            report.follow(stage);
+            assert_eq!(watch.progress(&stream), expected);
+            reports.push((stream, report));
+        }
+        drop(reports);
+        let (connecting, _report) = connecting();
+        watch.watch(connecting).unwrap();
+        assert_eq!(lock(&watch.connects).len(), 1, "what is over is forgotten");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fd::BorrowedFd;
 use scx_vsock_wire::AGENT_PORT;
 
-use super::connecting::{ConnectError, Connecting};
+use super::connecting::{ConnectError, ConnectWatch, Connecting};
 use super::counters::Counters;
 use super::host_side::{ConnectRequest, HostPorts, HostSide};
 use super::listener::Listener;
@@ -18,6 +18,7 @@ use super::policy::GuestPolicy;
 use super::protocol::Preamble;
 use super::stream::pair;
 use crate::Connect;
+use crate::endpoint::ConnectProgress;
 
 /// The host side of one guest's device, for any thread. Cheap to clone.
 ///
@@ -168,7 +169,7 @@ impl Handle {
     /// Returns a port of the guest, for a client.
     #[must_use]
     pub fn port(&self, port: u32) -> Port {
-        Port { handle: self.clone(), port }
+        Port { handle: self.clone(), port, connects: Arc::default() }
     }
 
     /// Returns the guest's CID.
@@ -195,11 +196,17 @@ impl Handle {
 pub struct Port {
     handle: Handle,
     port: u32,
+    connects: Arc<ConnectWatch>,
 }
 
 impl Connect for Port {
     fn connect(&self) -> io::Result<OwnedFd> {
-        self.handle.connect(self.port).map(OwnedFd::from)
+        let connecting = self.handle.start_connect(self.port)?;
+        self.connects.watch(connecting).map(OwnedFd::from)
+    }
+
+    fn progress(&self, stream: BorrowedFd<'_>) -> ConnectProgress {
+        self.connects.progress(stream)
     }
 }
 

@@ -24,6 +24,7 @@
 //! | `connecting` | how a connect of the host ended |
 //! | `unix_bridge` | the same for programs of the host, by Unix sockets |
 //! | `ready` | waits for an agent to come up |
+//! | `test_util` | a driver without a guest, for tests (feature `test-util`) |
 //!
 //! The host's side of a connection is one end of a socket pair, or a program's own Unix socket.
 //!
@@ -82,6 +83,8 @@ mod schedule;
 mod snapshot;
 pub mod spec;
 mod stream;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 mod transfer;
 pub mod unix_bridge;
 mod unread;

@@ -5,7 +5,8 @@
 //! in between, and none that were sent after the `CONNECT` line are lost.
 //!
 //! One thread a guest reads the lines. A program that takes longer than [`CONNECT_TIMEOUT`] for one is dropped; while
-//! [`MAX_CONNECTING`] have not sent theirs, others wait in the socket's backlog.
+//! [`MAX_CONNECTING`] have not sent theirs, others wait in the socket's backlog. One for which the process has no descriptor
+//! left reads the end.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
@@ -15,15 +16,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::net::{RecvFlags, recv};
 
 use super::handle::Handle;
 use super::host_side::HostPorts;
 use crate::endpoint::hybrid::{MAX_CONNECT_BYTES, listener_path, ok_line, parse_connect};
 use crate::io::OwnedUnixListener;
+use crate::io::accept::{Accepted, Acceptor};
 use crate::io::eventfd::{EventFd, Notify};
 use crate::io::lock::lock;
+use crate::io::poll::PollSet;
 use crate::io::unix_stream;
 
 /// How long a program may take to send its `CONNECT` line.
@@ -31,9 +34,6 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The number of programs that have not sent their `CONNECT` line.
 pub const MAX_CONNECTING: usize = 64;
-
-/// How long no program is accepted after the kernel had no descriptor for one.
-const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// A hybrid socket. Dropping it removes the socket; established connections go on.
 ///
@@ -84,8 +84,9 @@ impl UnixBridge {
         socket.listener().set_nonblocking(true)?;
         let shared =
             Arc::new(BridgeShared { guest: Mutex::default(), wake: EventFd::new()?, closed: AtomicBool::new(false) });
-        let mut acceptor = Acceptor { socket, shared: Arc::clone(&shared), connecting: Vec::new(), retry_at: None };
-        let thread = thread::Builder::new().name("unix-bridge".into()).spawn(move || acceptor.run())?;
+        let acceptor = Acceptor::new()?;
+        let mut programs = Programs { socket, acceptor, shared: Arc::clone(&shared), connecting: Vec::new() };
+        let thread = thread::Builder::new().name("unix-bridge".into()).spawn(move || programs.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -111,13 +112,14 @@ struct UdsPath(PathBuf);
 
 impl HostPorts for UdsPath {
     fn connect(&self, port: u32) -> Option<UnixStream> {
-        unix_stream::connect(&listener_path(&self.0, port)).ok().map(UnixStream::from)
+        unix_stream::connect_trusted(&listener_path(&self.0, port)).ok().map(UnixStream::from)
     }
 }
 
 impl Handle {
     /// Connects a guest that connects to port `N` of the host to the Unix socket at `path_N` from now on, where there is
-    /// one; else to who [listens](Self::listen) on that port.
+    /// one; else to who [listens](Self::listen) on that port. In a folder where others can create files, only a socket of
+    /// this user or of root counts.
     ///
     /// ```
     /// use std::os::unix::net::UnixListener;
@@ -134,13 +136,12 @@ impl Handle {
     }
 }
 
-/// What the bridge's thread does.
-struct Acceptor {
+/// The programs that connect, as the bridge's thread has them.
+struct Programs {
     socket: OwnedUnixListener,
+    acceptor: Acceptor,
     shared: Arc<BridgeShared>,
     connecting: Vec<Connecting>,
-    /// When programs are accepted again, after the kernel had no descriptor.
-    retry_at: Option<Instant>,
 }
 
 /// A program that has not sent its `CONNECT` line.
@@ -158,48 +159,45 @@ enum LineState {
     Invalid,
 }
 
-impl Acceptor {
+impl Programs {
     fn run(&mut self) {
         while !self.shared.closed.load(Ordering::SeqCst) && self.wait().is_ok() {
             let now = Instant::now();
-            self.accept(now);
+            if self.accept(now).is_err() {
+                break;
+            }
             self.read_lines(now);
         }
     }
 
     /// Waits for a program, a part of a line, or a deadline.
     fn wait(&self) -> io::Result<()> {
-        let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-        if self.retry_at.is_none() && self.connecting.len() < MAX_CONNECTING {
-            fds.push(PollFd::new(&self.socket, PollFlags::IN));
+        let mut set = PollSet::default();
+        set.add(&self.shared.wake, PollFlags::IN);
+        if self.connecting.len() < MAX_CONNECTING {
+            self.acceptor.register(&mut set, &self.socket);
         }
-        fds.extend(self.connecting.iter().map(|program| PollFd::new(&program.stream, PollFlags::IN)));
-        let next = self.connecting.iter().map(|program| program.deadline).chain(self.retry_at).min();
-        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        for program in &self.connecting {
+            set.add(&program.stream, PollFlags::IN);
+            set.until(program.deadline);
         }
+        set.wait()?;
+        Ok(())
     }
 
-    fn accept(&mut self, now: Instant) {
-        self.retry_at = self.retry_at.filter(|at| now < *at);
-        while self.retry_at.is_none() && self.connecting.len() < MAX_CONNECTING {
-            let accepted = self.socket.listener().accept().and_then(|(stream, _)| {
-                stream.set_nonblocking(true)?;
-                Ok(stream)
-            });
-            match accepted {
-                Ok(stream) => {
-                    self.connecting.push(Connecting { stream, line: Vec::new(), deadline: now + CONNECT_TIMEOUT });
+    fn accept(&mut self, now: Instant) -> io::Result<()> {
+        while self.connecting.len() < MAX_CONNECTING {
+            match self.acceptor.accept(&self.socket)? {
+                Some(Accepted::Stream(stream)) => {
+                    let deadline = now + CONNECT_TIMEOUT;
+                    self.connecting.push(Connecting { stream: stream.into(), line: Vec::new(), deadline });
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
-                // No descriptor is left; the program waits in the backlog.
-                Err(_) => self.retry_at = Some(now + ACCEPT_RETRY_DELAY),
+                // The program reads the end.
+                Some(Accepted::LastDescriptor(stream)) => drop(stream),
+                None => break,
             }
         }
+        Ok(())
     }
 
     fn read_lines(&mut self, now: Instant) {

@@ -9,6 +9,8 @@
 //! guest_peer hello CID PORT              connects to a port over vsock and prints the first line
 //! guest_peer hold CID PORT               connects to a port over vsock, sends a line, and prints how the connection
 //!                                        ends: closed or reset
+//! guest_peer echo PORT COUNT              connects to the host's PORT once it listens there itself, accepts so many
+//!                                        connections, sends each what it brings, and says when all have ended
 //! guest_peer activate PORT PROGRAM       prints "listening" and runs a program with the listener, as socket activation
 //!                                        does
 //! guest_peer latency SCHEDULER           the guest's side of the fixtures' `vsock_latency`, while the scheduler runs
@@ -22,6 +24,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+use std::thread;
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         ["kill", process] => signal(process, Signal::KILL),
         ["hello", cid, port] => hello(cid, port),
         ["hold", cid, port] => hold(cid, port),
+        ["echo", port, count] => echo(port, count),
         ["latency", scheduler] => latency(scheduler),
         ["activate", port, program] => activate(port, program),
         _ => Err("wrong arguments: see the top of this program's source".into()),
@@ -133,6 +137,22 @@ fn hold(cid: &str, port: &str) -> Result<(), Box<dyn Error>> {
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::NotConnected) => println!("reset"),
         Err(error) => return Err(error.into()),
     }
+    Ok(())
+}
+
+fn echo(port: &str, count: &str) -> Result<(), Box<dyn Error>> {
+    let listener = listen(port.parse()?)?;
+    let _listening = connect(HOST_CID, port.parse()?)?;
+    let count: usize = count.parse()?;
+    thread::scope(|scope| {
+        for _ in 0..count {
+            let stream = UnixStream::from(rustix::net::accept(&listener)?);
+            // However it ends.
+            scope.spawn(move || io::copy(&mut &stream, &mut &stream).map_or(0, |copied| copied));
+        }
+        Ok::<(), io::Error>(())
+    })?;
+    println!("{count} ended");
     Ok(())
 }
 

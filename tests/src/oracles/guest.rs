@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 
 use scx_vsock::vsock::packet::Header;
-use scx_vsock::vsock::spec::{EVENT_BYTES, HOST_CID, TYPE_STREAM};
+use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_QUEUE, HOST_CID, TX_QUEUE, TYPE_STREAM};
 use scx_vsock::vsock::{
     BUFFER_BYTES, DeviceError, DeviceState, InvalidSnapshot, Key, Listener, MAX_CONNECTIONS, MAX_HELD_BYTES, MAX_RSTS,
     Rst,
@@ -16,7 +16,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::corrupt_state::Saved;
 use super::transport_reset::{Queues, TransportReset};
 use super::{Script, all_have_ended, send, stretch};
-use crate::guest_driver::{CID, Guest, NEXT, QUEUE_SIZE, RawDescriptor, TX_BUFFERS, WRITE};
+use crate::guest_driver::{CID, Guest, NEXT, RawDescriptor, RawRings, WRITE};
+use scx_vsock::vsock::test_util::{QUEUE_SIZE, TX_BUFFERS};
 
 /// Ports that guest and host use: few, so that they meet.
 const PORTS: [u32; 4] = [1, 2, 729, u32::MAX];
@@ -107,8 +108,8 @@ impl World {
             8 => drop(self.guest.post(u32::from(script.byte()))),
             9 => self.guest.queue_raw(&raw_chain(script, 0)),
             10 => self.guest.post_raw(&raw_chain(script, WRITE)),
-            11 => self.guest.queue_head(script.short()),
-            12 => self.guest.jump_available(script.short()),
+            11 => self.guest.make_available(TX_QUEUE, script.short()),
+            12 => self.guest.skip_available(TX_QUEUE, script.short()),
             13 => self.scribble(script),
             14 => {
                 self.asked_for += 1;
@@ -120,12 +121,12 @@ impl World {
             20 => self.listeners.extend(self.guest.device.handle().listen(script.choose(&PORTS))),
             21 => self.restart(),
             22 => self.guest.reposts = script.byte().is_multiple_of(2),
-            23 => while self.guest.receive_raw() {},
+            23 => while self.guest.discard_received() {},
             24 => self.restore(script),
             25 => drop(self.guest.post_event(script.choose(&[EVENT_BYTES, 0, EVENT_BYTES - 1, 100]))),
             26 => while self.guest.take_event().is_some() {},
             27 => self.guest.post_event_raw(&raw_chain(script, WRITE)),
-            28 => self.guest.jump_available_events(script.short()),
+            28 => self.guest.skip_available(EVENT_QUEUE, script.short()),
             _ => {
                 self.send_packet(script);
                 self.unseen = true;

@@ -108,27 +108,39 @@ fn text<'a>(script: &mut Script<'a>) -> Text<'a> {
 
 /// What serde_json reads as a verb, the agent reads as the same; what the agent reads as a verb and is JSON, too.
 fn any_verb_is_that_of_a_json_parser(rest: &[u8]) {
-    let rest = [br#"{"wait_scheduler":{"#, rest].concat();
-    let verb = Verb::parse(&rest);
-    let line = [AGENT_LINE_PREFIX, &rest].concat();
+    for name in ["wait_scheduler", "sched_ext"] {
+        that_verb_is_that_of_a_json_parser(name, &[format!("{{\"{name}\":{{").as_bytes(), rest].concat());
+    }
+}
+
+fn that_verb_is_that_of_a_json_parser(name: &str, rest: &[u8]) {
+    let verb = Verb::parse(rest);
+    let line = [AGENT_LINE_PREFIX, rest].concat();
     let Ok(value) = serde_json::from_slice::<serde_json::Value>(&line) else { return };
-    let body = &value["agent"]["wait_scheduler"];
+    let body = &value["agent"][name];
     let is_one = [&value, &value["agent"]].iter().all(|object| object.as_object().is_some_and(|keys| keys.len() == 1));
     // The agent compares names as they are written, and reads numbers up to a fraction or an exponent.
-    let is_plain = !rest.iter().any(|byte| b"\\.+-".contains(byte)) && !is_repeated(&rest);
+    let is_plain = !rest.iter().any(|byte| b"\\.+-".contains(byte)) && !is_repeated(rest);
     if is_one && is_plain && body.is_object() {
         let timeout = match &body["timeout_ms"] {
             serde_json::Value::Null if body.get("timeout_ms").is_none() => Some(u32::MAX),
             timeout => timeout.as_u64().map(|timeout| u32::try_from(timeout).unwrap_or(u32::MAX)),
         };
-        assert_eq!(verb, timeout.map(|timeout_ms| Verb::WaitScheduler { timeout_ms }), "{value}");
+        let expected = match name {
+            "wait_scheduler" => timeout.map(|timeout_ms| Verb::WaitScheduler { timeout_ms }),
+            _ => Some(Verb::SchedExt {}),
+        };
+        assert_eq!(verb, expected, "{value}");
     }
 }
 
 /// Whether a name of the verb occurs twice, of which the last counts, as JSON parsers do not agree.
 fn is_repeated(rest: &[u8]) -> bool {
     let occurs = |name: &[u8]| rest.windows(name.len()).filter(|window| *window == name).count();
-    occurs(b"\"timeout_ms\"") > 1 || occurs(b"\"wait_scheduler\"") > 1 || occurs(b"\"agent\"") > 0
+    occurs(b"\"timeout_ms\"") > 1
+        || occurs(b"\"wait_scheduler\"") > 1
+        || occurs(b"\"sched_ext\"") > 1
+        || occurs(b"\"agent\"") > 0
 }
 
 /// A line that reads as an envelope has one key, which is the envelope's.

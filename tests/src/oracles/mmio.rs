@@ -14,8 +14,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::corrupt_state::Saved;
 use super::transport_reset::{Queues, TransportReset};
 use super::{Script, all_have_ended};
-use crate::guest_driver::{CID, Connection, Guest, TX_BUFFERS, WRITE};
+use crate::guest_driver::{CID, Connection, Guest, RawRings, WRITE};
 use crate::mmio_driver::Registers;
+use scx_vsock::vsock::test_util::TX_BUFFERS;
 
 /// Steps of one script.
 const MAX_STEPS: usize = 300;

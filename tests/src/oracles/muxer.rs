@@ -15,7 +15,8 @@ use scx_vsock::vsock::spec::{EVENT_BYTES, EVENT_TRANSPORT_RESET, SHUTDOWN_BOTH, 
 use scx_vsock::vsock::{BUFFER_BYTES, Listener, MAX_CONNECTIONS, MAX_PORT_CONNECTIONS};
 
 use super::{Script, all_have_ended, send, stretch};
-use crate::guest_driver::{Guest, Packet, QUEUE_SIZE};
+use crate::guest_driver::Guest;
+use scx_vsock::vsock::test_util::{Packet, QUEUE_SIZE};
 
 /// Steps of one script.
 const MAX_STEPS: usize = 300;
@@ -141,7 +142,7 @@ impl World {
 
     fn step(&mut self, script: &mut Script<'_>) {
         let step = script.byte();
-        match step % 20 {
+        match step % 21 {
             0 => self.host_connects(1 + u32::from(script.byte()) % GUEST_PORTS),
             1 => self.guest_requests(script),
             16 => self.restore(script),
@@ -172,6 +173,7 @@ impl World {
             10 | 11 => self.host_reads(key, size(script)),
             12 | 13 => self.host_writes(key, size(script)),
             14 => self.host_half_closes(key),
+            20 => self.both_send(key, script),
             _ => self.host_closes(key),
         }
     }
@@ -292,6 +294,43 @@ impl World {
         let queued = self.guest.queue_bytes(&Guest::header(Operation::Request, port, HOST_PORTS[1]).emit(), &[]);
         self.flooded_from += u32::from(queued);
         queued
+    }
+
+    /// The guest and the host send at the same time: neither direction waits for more than a batch of the other.
+    fn both_send(&mut self, key: Key, script: &mut Script<'_>) {
+        self.receive();
+        self.host_reads_all(key);
+        let connection = self.connection(key);
+        if connection.state != State::Established || connection.shutdown != 0 || connection.stream.is_none() {
+            return;
+        }
+        connection.buf_alloc = 0x4_0000;
+        connection.fwd_cnt = u32::try_from(connection.to_guest.1).expect("a short stream");
+        self.guest_says(key, Operation::CreditUpdate, 0);
+        self.host_writes(key, size(script));
+        let before = self.connection(key).to_host.0;
+        self.queue_single_bytes(key, script.below(usize::from(QUEUE_SIZE)));
+        for (place, packet) in self.guest.received().iter().enumerate() {
+            // Each packet says how many of the guest's bytes were taken before it was sent.
+            if key_of(packet) == key && packet.operation() == Operation::ReadWrite {
+                let taken = u64::from(packet.header.fwd_cnt) - before;
+                let most = BATCH * (1 + place / BATCH);
+                assert!(taken <= most as u64, "{taken} packets were taken before packet {place} was sent");
+            }
+            self.on_packet(packet);
+        }
+    }
+
+    /// The guest makes packets of one byte available, as many as it has credit for, without a notification.
+    fn queue_single_bytes(&mut self, key: Key, count: usize) {
+        let connection = self.connections.get_mut(&key).expect("a connection");
+        let count = u64::from(connection.credit()).min(count as u64);
+        let header = Header { len: 1, ..connection.header(key, Operation::ReadWrite) };
+        for _ in 0..count {
+            let packet = [&header.emit()[..], stretch(connection.to_host.0, 1)].concat();
+            assert!(self.guest.queue_bytes(&packet, &[]), "the device took all that was sent");
+            connection.to_host.0 += 1;
+        }
     }
 
     /// The connections that the device has payload for, and credit.
@@ -612,11 +651,14 @@ impl World {
     /// All that was accepted on what is still open arrives.
     fn drain(&mut self) {
         let keys: Vec<Key> = self.connections.keys().copied().collect();
-        for key in keys {
-            while self.connection(key).owes_host() {
-                self.host_reads(key, MAX_READ);
-                self.receive();
-            }
+        keys.into_iter().for_each(|key| self.host_reads_all(key));
+    }
+
+    /// The host reads all that was accepted on a connection that is open.
+    fn host_reads_all(&mut self, key: Key) {
+        while self.connection(key).owes_host() {
+            self.host_reads(key, MAX_READ);
+            self.receive();
         }
     }
 }

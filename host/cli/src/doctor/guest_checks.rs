@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use scx_vsock::stats::{PeerText, SchedExt};
 use scx_vsock::{Endpoint, MissingStatsReason, SchedStatsClient, SchedStatsError};
 use serde_json::Value;
 
@@ -9,6 +10,7 @@ use super::check_result::CheckResult;
 use super::host_checks;
 
 const AGENT: &str = "agent";
+const KERNEL: &str = "kernel";
 const SOCKET: &str = "scheduler socket";
 const SCHEDULER: &str = "scheduler";
 
@@ -42,8 +44,11 @@ fn check_request(uri: &Endpoint, deadline: Duration) -> Vec<CheckResult> {
     let mut results: Vec<CheckResult> =
         version.map(|version| CheckResult::ok(AGENT, format!("version {version} at {uri}"))).into_iter().collect();
     // The deadline is that of all checks together.
-    let left = deadline.saturating_sub(started.elapsed());
-    let (socket_ok, last) = match client.with_deadline(left).stats_meta().map_err(|error| over_all(error, deadline)) {
+    let left = || deadline.saturating_sub(started.elapsed());
+    if !results.is_empty() {
+        results.extend(client.with_deadline(left()).sched_ext().ok().and_then(|said| kernel(&said)));
+    }
+    let (socket_ok, last) = match client.with_deadline(left()).stats_meta().map_err(|error| over_all(error, deadline)) {
         Ok(meta) => (true, CheckResult::ok(SCHEDULER, summary(&meta))),
         Err(error) => (diagnosis(&error).0 == SCHEDULER, failure(&error)),
     };
@@ -62,6 +67,13 @@ fn failure(error: &SchedStatsError) -> CheckResult {
     let (check, fix) = diagnosis(error);
     let message = MissingStatsReason::from(error).to_string();
     CheckResult::error(check, message, fix).with_exit_code(error.exit_code())
+}
+
+/// What the kernel says, unless that is nothing: the socket's check says why.
+fn kernel(said: &SchedExt) -> Option<CheckResult> {
+    let state = PeerText::line(said.state.as_deref()?);
+    let ops = said.ops.as_deref().map(|ops| format!(": {}", PeerText::line(ops))).unwrap_or_default();
+    Some(CheckResult::ok(KERNEL, format!("sched_ext is {state}{ops}")))
 }
 
 fn summary(meta: &Value) -> String {

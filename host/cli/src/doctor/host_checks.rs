@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use scx_vsock::guest::qemu::{find_agent, find_busybox, kvm_runs, qemu_program};
+use scx_vsock::guest::qemu::{find_busybox, kvm_runs, qemu_program};
+use scx_vsock::guest::{AgentFile, Architecture, Error};
 
 use super::check_result::CheckResult;
 use crate::error_report::one_line;
@@ -38,7 +39,7 @@ pub struct HostFiles<'a> {
 
 /// Runs every check that needs no guest.
 pub fn check(files: &HostFiles<'_>) -> Vec<CheckResult> {
-    let qemu = qemu_program(files.qemu);
+    let qemu = qemu_program(files.qemu, Architecture::NATIVE);
     vec![
         check_qemu(&qemu),
         check_kvm(&qemu, files.kernel),
@@ -118,13 +119,14 @@ fn check_busybox() -> CheckResult {
 }
 
 fn check_agent_file(named: Option<&Path>) -> CheckResult {
-    const FIX: &str = "name the file of scx-vsock-agent with --agent or SCX_VSOCK_AGENT";
-    let Some(file) = find_agent(named) else {
-        return CheckResult::error(AGENT_FILE, "not found", FIX);
-    };
-    match File::open(&file) {
-        Ok(_) => CheckResult::ok(AGENT_FILE, file.display().to_string()),
-        Err(error) => CheckResult::error(AGENT_FILE, format!("cannot open {}: {error}", file.display()), FIX),
+    const FIX: &str = "name another file with --agent or SCX_VSOCK_AGENT, or none, for the agent of this command";
+    let agent = AgentFile::find(named, Architecture::NATIVE);
+    match agent.and_then(|agent| agent.read_for(Architecture::NATIVE).map(|_| agent)) {
+        Ok(agent) => CheckResult::ok(AGENT_FILE, agent.to_string()),
+        Err(Error::File { path, source, .. }) => {
+            CheckResult::error(AGENT_FILE, format!("cannot read {}: {source}", path.display()), FIX)
+        }
+        Err(error) => CheckResult::error(AGENT_FILE, error.to_string(), FIX),
     }
 }
 

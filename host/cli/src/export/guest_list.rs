@@ -10,7 +10,7 @@ use scx_vsock::export::Exporter;
 use super::guests_file::GuestsFile;
 use super::guests_folder::GuestsFolder;
 use super::named_guest::NamedGuest;
-use crate::error_report::one_line;
+use crate::error_report::{one_line, wrong_arguments};
 use crate::output::eprintln;
 
 /// Guests by their names.
@@ -53,9 +53,9 @@ impl GuestList {
     ///
     /// # Errors
     ///
-    /// If one cannot be read, or two guests have one name.
+    /// If one cannot be read, or two guests have one name, which of arguments is an error of usage.
     pub fn new(named: &[NamedGuest], file: Option<GuestsFile>, folder: Option<GuestsFolder>) -> Result<Self> {
-        let named = merge(named.iter().map(|guest| (&guest.name, &guest.endpoint)))?;
+        let named = merge(named.iter().map(|guest| (&guest.name, &guest.endpoint))).map_err(wrong_arguments)?;
         let file = file.map(|from| Ok::<_, anyhow::Error>(Source { guests: from.read()?, from })).transpose()?;
         let folder = folder.map(|from| Ok::<_, anyhow::Error>(Source { guests: from.read()?, from })).transpose()?;
         let list = Self { named, file, folder, exported: Guests::new() };

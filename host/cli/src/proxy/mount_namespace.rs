@@ -1,7 +1,7 @@
 //! A mount namespace in which a command finds a scheduler's socket of its own.
 //!
-//! The child process enters the namespace, mounts an empty file system over the folder of scx sockets, binds the socket
-//! there and then executes the command. This process serves the socket: the descriptor was created before the fork, so
+//! The child process enters the namespace, mounts an empty file system over the folder of scx sockets (created if it is not
+//! there), binds the socket there and then executes the command. This process serves the socket: the descriptor was created before the fork, so
 //! that both have it. The socket has no name outside of the namespace, and is gone with it.
 //!
 //! An ordinary user enters a user namespace as well, in which the user and group ids stay the same. Root does not, and
@@ -20,7 +20,7 @@ use std::process::{Child, Command};
 use anyhow::{Context, Error, Result, bail, ensure};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change, mount_remount};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::process::{Pid, Signal, getegid, geteuid, getpid, getppid, set_parent_process_death_signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -135,38 +135,66 @@ fn write(path: &str, text: &str) -> Result<()> {
         .with_context(|| format!("cannot write {path}"))
 }
 
-/// An ancestor of the socket: 1 is the folder of the socket, 2 that of scx, 3 that of all programs.
+/// An ancestor of the socket: 1 is the folder of the socket, 2 that of scx, 3 that of all programs, 4 the one above.
 fn socket_ancestor(levels: usize) -> &'static Path {
     Path::new(SCHEDULER_SOCKET).ancestors().nth(levels).unwrap_or(Path::new("/"))
 }
 
-/// Mounts an empty file system over the folder of scx sockets. Where there is no such folder, mounts one with the same
-/// entries over its parent, in which it can be created.
+/// Mounts an empty file system over the folder of scx sockets, which is created if it is not there. Where this user may not
+/// create it, mounts one of its own into a copy of the folders above.
 fn hide_scx_sockets() -> Result<()> {
-    let (folder, parent) = (socket_ancestor(2), socket_ancestor(3));
-    match fs::canonicalize(folder) {
-        Ok(folder) => mount_empty(&folder),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let parent = fs::canonicalize(parent).with_context(|| format!("cannot open {}", parent.display()))?;
-            mount_with_same_entries(&parent)
+    let folder = socket_ancestor(2);
+    match fs::create_dir(folder).or_else(|error| if folder.is_dir() { Ok(()) } else { Err(error) }) {
+        Ok(()) => {}
+        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+            copy_folders_above(folder)?;
         }
-        Err(error) => Err(error).with_context(|| format!("cannot open {}", folder.display())),
+        Err(error) => return Err(error).with_context(|| format!("cannot create {}", folder.display())),
     }
+    mount_empty(folder)
 }
 
+/// Creates the folder in a copy of its parent: a read-only file system whose entries are those of the original, as mounts.
+///
+/// The parent is most often a link to `/run`. Then the link's own folder is copied instead, with a folder of links to the
+/// entries of `/run` in place of the link. `/run` itself stays as it is, so that CMD can write there, and sees what others
+/// write.
+fn copy_folders_above(folder: &Path) -> Result<()> {
+    let parent = socket_ancestor(3);
+    let target = fs::canonicalize(parent).with_context(|| format!("cannot open {}", parent.display()))?;
+    let copied = if target == parent { parent } else { socket_ancestor(4) };
+    mount_with_same_entries(copied, |entry| entry != parent)?;
+    if copied != parent {
+        fs::create_dir(parent)?;
+        for entry in fs::read_dir(&target).with_context(|| format!("cannot read {}", target.display()))? {
+            let name = entry?.file_name();
+            symlink(target.join(&name), parent.join(&name))?;
+        }
+    }
+    fs::create_dir(folder)?;
+    mount_remount(copied, MountFlags::BIND | MountFlags::RDONLY | FLAGS, c"")
+        .with_context(|| format!("cannot make {} read-only", copied.display()))
+}
+
+/// The flags of file systems that have sockets and mount points only.
+const FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
 fn mount_empty(folder: &Path) -> Result<()> {
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("scx-vsock", folder, "tmpfs", flags, c"mode=755,size=1m")
+    mount("scx-vsock", folder, "tmpfs", FLAGS, c"mode=755,size=1m")
         .with_context(|| format!("cannot mount over {}", folder.display()))
 }
 
-fn mount_with_same_entries(folder: &Path) -> Result<()> {
+/// Mounts a file system over a folder that has the same entries, if they are `wanted`.
+fn mount_with_same_entries(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Result<()> {
     let original = open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let original_path = format!("/proc/self/fd/{}", original.as_raw_fd());
     mount_empty(folder)?;
     for entry in fs::read_dir(&original_path).with_context(|| format!("cannot read {}", folder.display()))? {
         let entry = entry?;
         let path = folder.join(entry.file_name());
+        if !wanted(&path) {
+            continue;
+        }
         match bind_entry(&entry, &path) {
             // It was removed in the meantime.
             Err(error) if error.kind() == ErrorKind::NotFound => {}

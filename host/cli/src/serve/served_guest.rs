@@ -1,12 +1,13 @@
 //! One guest whose device is served.
 
 use std::io;
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::transport::vhost_user::{Error, Event, Server};
@@ -15,6 +16,9 @@ use scx_vsock::vsock::{DeviceError, Handle, ReadyListener};
 
 use super::messages::Messages;
 use crate::output::eprintln;
+
+/// How long to wait before a guest that could not be served is served again: nothing tells when there is a descriptor.
+const RETRY_DELAY: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
 /// The sockets and the CID of one guest.
 pub struct GuestConfig<'a> {
@@ -33,6 +37,14 @@ pub struct ServedGuest<'a> {
     bridge: UnixBridge,
     /// The device of the present QEMU, or of the next one.
     device: Mutex<Option<Handle>>,
+}
+
+/// How the service of one QEMU ended.
+enum End {
+    /// The command is to end.
+    Stop,
+    /// QEMU left, or its session was ended.
+    Disconnected,
 }
 
 /// What a guest's thread is woken for.
@@ -73,44 +85,72 @@ impl<'a> ServedGuest<'a> {
         Ok(())
     }
 
-    /// Serves one QEMU after the other, until `stop` can be read.
-    ///
-    /// # Errors
-    ///
-    /// The device cannot be served.
-    pub fn serve(&self, stop: BorrowedFd<'_>) -> Result<()> {
+    /// Serves one QEMU after the other, until `stop` can be read. What it needs and does not have is reported, and tried
+    /// again.
+    pub fn serve(&self, stop: BorrowedFd<'_>) {
         let mut messages = Messages::new(self.config.socket);
         let hybrid = self.config.hybrid.display();
         messages.print(&format!("waiting for QEMU to connect; read stats with: scx-vsock stats hybrid:{hybrid}"));
+        let mut is_failing = false;
         loop {
-            let listener = self.socket.listener().try_clone()?;
-            let server = Server::start(listener, self.config.cid.into()).context("cannot serve the guest")?;
-            if let Wake::Stop = self.serve_one(&server, stop, &mut messages)? {
-                return Ok(());
+            match self.serve_one(stop, &mut messages) {
+                Ok(End::Stop) => return,
+                Ok(End::Disconnected) => {
+                    is_failing = false;
+                    messages.print("QEMU disconnected; waiting for the next one to connect");
+                }
+                Err(error) => {
+                    if !mem::replace(&mut is_failing, true) {
+                        messages.print(&format!("{error:#}; trying again until it works"));
+                    }
+                    if stops_meanwhile(stop) {
+                        return;
+                    }
+                }
             }
-            messages.print("QEMU disconnected; waiting for the next one to connect");
         }
     }
 
-    /// Serves until QEMU disconnects or `stop` can be read.
-    fn serve_one(&self, server: &Server, stop: BorrowedFd<'_>, messages: &mut Messages<'_>) -> Result<Wake> {
+    /// Serves the next QEMU until it disconnects or `stop` can be read.
+    ///
+    /// # Errors
+    ///
+    /// No QEMU can be served, most often for want of descriptors.
+    fn serve_one(&self, stop: BorrowedFd<'_>, messages: &mut Messages<'_>) -> Result<End> {
+        const FAILED: &str = "cannot serve the guest";
+        let listener = self.socket.listener().try_clone().context(FAILED)?;
+        let server = Server::start(listener, self.config.cid.into()).context(FAILED)?;
         let handle = server.handle();
-        let mut ready = Some(ReadyListener::listen(&handle)?);
+        let mut ready = Some(ReadyListener::listen(&handle).context(FAILED)?);
         handle.set_uds_path(&self.config.hybrid);
         *self.device() = Some(handle.clone());
         self.bridge.set_guest(handle);
+        let mut has_connected = false;
         loop {
-            match wait(server, ready.as_ref(), stop)? {
-                end @ (Wake::Stop | Wake::Disconnected) => return Ok(end),
+            match wait(&server, ready.as_ref(), stop).context(FAILED)? {
+                Wake::Stop => return Ok(End::Stop),
+                Wake::Disconnected => return Ok(End::Disconnected),
                 Wake::ReadyBytes => ready = ready.and_then(|listener| poll_ready(listener, messages)),
                 Wake::ServerEvent => {
                     while let Some(event) = server.take_event() {
+                        match event {
+                            // QEMU could not be accepted.
+                            Event::Error(error) if !has_connected => return Err(error).context(FAILED),
+                            Event::Connected => has_connected = true,
+                            _ => {}
+                        }
                         messages.print(&text_of(event));
                     }
                 }
             }
         }
     }
+}
+
+/// Waits before the next attempt; returns whether `stop` can be read by then.
+fn stops_meanwhile(stop: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+    retry_on_intr(|| poll(&mut fds, Some(&RETRY_DELAY))).is_ok_and(|ready| ready > 0)
 }
 
 fn text_of(event: Event) -> String {

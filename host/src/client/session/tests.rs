@@ -268,6 +268,7 @@ fn fed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Outcome, Vec<u8>) {
     let answer = match session.answer() {
         Answer::Scheduler(line) => line.to_vec(),
         Answer::Agent(AgentAnswer::SchedulerReady {}) => b"ready".to_vec(),
+        Answer::Agent(AgentAnswer::SchedExt(said)) => serde_json::to_vec(said).unwrap(),
         Answer::Opened => b"opened".to_vec(),
     };
     (outcome, answer)

@@ -1,5 +1,6 @@
 //! What an existing initramfs contains, as far as adding to it depends on that.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read};
 
 use rustix::fs::FileType;
@@ -9,6 +10,7 @@ use super::error::InitramfsError;
 use super::modules::{VSOCK_TRANSPORT, module_name};
 use super::root_fs::{Node, Opened, RootFs};
 use super::start_script::{AGENT, INIT, is_start_script};
+use crate::guest::architecture::ElfMachine;
 
 /// The most bytes of an init. It is held in memory.
 pub const MAX_INIT_BYTES: u32 = 64 << 20;
@@ -42,6 +44,9 @@ const NULL: (u32, u32) = (1, 3);
 /// The paths of an archive that holds an agent and nothing of the base.
 const PATHS_WITH_AGENT: [&str; 7] = ["dev", "dev/null", "scx-vsock", AGENT, INIT, "init", TRAILER];
 
+/// How many bytes of each file are read as the header of a program.
+const BEGINNING_BYTES: usize = 20;
+
 const TRAILER: &str = "TRAILER!!!";
 
 /// Magic numbers of compressions that kernels may know but that are not supported here, and the programs that unpack them.
@@ -60,6 +65,8 @@ pub(super) struct Contents {
     /// What was last written to `/init`, with its inode.
     init: Option<(u64, Written)>,
     built_in: Vec<&'static str>,
+    /// The machine of each program, by its inode.
+    machines: HashMap<u64, ElfMachine>,
     /// How many bytes compressed archives may still unpack to.
     unpackable: u64,
     /// The last archive, or the last compressed ones.
@@ -111,6 +118,7 @@ impl Contents {
             root: RootFs::new(),
             init: None,
             built_in: Vec::new(),
+            machines: HashMap::new(),
             unpackable: MAX_UNPACKED_BYTES,
             segment: Segment::at(0),
         };
@@ -222,12 +230,17 @@ impl Contents {
             return Err(invalid("a file's checksum is wrong"));
         }
         if header.size > 0 || !opened.is_shared {
-            self.on_written(&opened, header.size, content.kept);
+            self.on_written(&opened, header.size, content);
         }
         Ok(())
     }
 
-    fn on_written(&mut self, opened: &Opened, size: u32, kept: Vec<u8>) {
+    fn on_written(&mut self, opened: &Opened, size: u32, content: Content) {
+        let Content { kept, beginning, .. } = content;
+        match ElfMachine::read(&beginning) {
+            Some(machine) => self.machines.insert(opened.inode, machine),
+            None => self.machines.remove(&opened.inode),
+        };
         if is_index(&opened.place) {
             let text = String::from_utf8_lossy(&kept);
             let is_listed = |name: &&str| text.lines().any(|path| module_name(path) == **name);
@@ -276,6 +289,11 @@ impl Contents {
         SHELLS.iter().find_map(|(path, line)| Some(Shell { line, inode: self.root.program(path.as_bytes())? }))
     }
 
+    /// Returns the machine that a shell is for; `None` if the file is no program.
+    pub(super) fn machine_of(&self, shell: Shell) -> Option<ElfMachine> {
+        self.machines.get(&shell.inode).copied()
+    }
+
     /// Whether it has a `/dev/null`.
     pub(super) fn has_null(&self) -> bool {
         matches!(self.root.target(b"dev/null"), Some(Node::Special(FileType::CharacterDevice, NULL)))
@@ -300,15 +318,16 @@ impl Segment {
     }
 }
 
-/// A file's content as far as it is kept, and the sum of all its bytes.
+/// A file's content as far as it is kept, its first bytes, and the sum of all its bytes.
 struct Content {
     kept: Vec<u8>,
+    beginning: Vec<u8>,
     sum: u32,
 }
 
 /// Reads the content of an entry. It is kept if it has at most `kept` bytes.
 fn read_content(size: u32, kept: u32, archive: &mut impl BufRead) -> io::Result<Content> {
-    let mut content = Content { kept: Vec::new(), sum: 0 };
+    let mut content = Content { kept: Vec::new(), beginning: Vec::new(), sum: 0 };
     let mut left = usize::try_from(size).unwrap_or(usize::MAX);
     while left > 0 {
         let available = archive.fill_buf()?;
@@ -317,6 +336,8 @@ fn read_content(size: u32, kept: u32, archive: &mut impl BufRead) -> io::Result<
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         content.sum = piece.iter().fold(content.sum, |sum, byte| sum.wrapping_add(u32::from(*byte)));
+        let missing = BEGINNING_BYTES.saturating_sub(content.beginning.len());
+        content.beginning.extend_from_slice(piece.get(..missing).unwrap_or(piece));
         if size <= kept {
             content.kept.extend_from_slice(piece);
         }

@@ -68,6 +68,12 @@ pub enum InitramfsError {
          itself"
     )]
     NoShell,
+    /// The base is for an architecture that has no agent.
+    #[error("its shell is for {machine}, for which there is no agent: use an image for x86_64 or aarch64")]
+    Architecture {
+        /// What the shell is for.
+        machine: String,
+    },
     /// A folder of the base is where a file of the agent goes.
     #[error("it has a folder at /{path}, where the agent needs a file: remove the folder")]
     Occupied {

@@ -16,6 +16,7 @@ use super::build::InitramfsBuilder;
 use super::contents::{Contents, Init, Shell, strip_padding};
 use super::root_fs::Node;
 use super::start_script::start_script;
+use crate::guest::architecture::Architecture;
 
 /// An initramfs with an agent.
 #[derive(Clone, Debug)]
@@ -51,18 +52,61 @@ pub struct InitramfsWithAgent {
 ///
 /// See [`InitramfsError`].
 pub fn add_agent(base: &[u8], agent: &[u8], arguments: &[&str]) -> Result<InitramfsWithAgent, InitramfsError> {
-    let (archives, bootconfig) = bootconfig::split(base)?;
-    if strip_padding(archives).is_empty() {
-        return Err(InitramfsError::Empty { bytes: archives.len() });
+    BaseInitramfs::read(base)?.add_agent(agent, arguments)
+}
+
+/// An initramfs that an agent can be added to, by [`add_agent`] in two steps: the agent may depend on the architecture.
+#[derive(Debug)]
+pub struct BaseInitramfs<'a> {
+    /// The archives without an agent that was added before.
+    archives: &'a [u8],
+    bootconfig: &'a [u8],
+    contents: Contents,
+    init: Init,
+    shell: Shell,
+}
+
+impl<'a> BaseInitramfs<'a> {
+    /// Reads an initramfs.
+    ///
+    /// # Errors
+    ///
+    /// See [`InitramfsError`].
+    pub fn read(base: &'a [u8]) -> Result<Self, InitramfsError> {
+        let (archives, bootconfig) = bootconfig::split(base)?;
+        if strip_padding(archives).is_empty() {
+            return Err(InitramfsError::Empty { bytes: archives.len() });
+        }
+        let (archives, contents) = without_agent(archives)?;
+        let init = contents.init()?;
+        let shell = contents.shell().ok_or(InitramfsError::NoShell)?;
+        Ok(Self { archives, bootconfig, contents, init, shell })
     }
-    let (base, mut contents) = without_agent(archives)?;
-    let init = contents.init()?;
-    let shell = contents.shell().ok_or(InitramfsError::NoShell)?;
-    let added = archive_with_agent(&contents, &init, agent, &start_script(shell.line, arguments)?)?;
-    let missing_modules = contents.missing_modules();
-    contents.read_archive(&mut &added[..])?;
-    check(&contents, &init, shell)?;
-    Ok(InitramfsWithAgent { bytes: joined(base, &added, bootconfig), missing_modules })
+
+    /// Returns the architecture that its shell is for; `None` if the shell is no program of a known kind.
+    ///
+    /// # Errors
+    ///
+    /// [`InitramfsError::Architecture`] if there is no agent for it.
+    pub fn architecture(&self) -> Result<Option<Architecture>, InitramfsError> {
+        let Some(machine) = self.contents.machine_of(self.shell) else { return Ok(None) };
+        let unknown = || InitramfsError::Architecture { machine: machine.to_string() };
+        machine.architecture().map(Some).ok_or_else(unknown)
+    }
+
+    /// Appends the agent, as [`add_agent`].
+    ///
+    /// # Errors
+    ///
+    /// See [`InitramfsError`].
+    pub fn add_agent(mut self, agent: &[u8], arguments: &[&str]) -> Result<InitramfsWithAgent, InitramfsError> {
+        let script = start_script(self.shell.line, arguments)?;
+        let added = archive_with_agent(&self.contents, &self.init, agent, &script)?;
+        let missing_modules = self.contents.missing_modules();
+        self.contents.read_archive(&mut &added[..])?;
+        check(&self.contents, &self.init, self.shell)?;
+        Ok(InitramfsWithAgent { bytes: joined(self.archives, &added, self.bootconfig), missing_modules })
+    }
 }
 
 /// Returns the archives without those at their end that are an agent of before, and what they contain.
@@ -235,6 +279,21 @@ mod tests {
 
     fn error(base: &[u8]) -> String {
         add_agent(base, b"agent", &[]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_architecture_is_that_of_the_shell() {
+        let of = |shell: &[u8]| {
+            let folders = [(".", FOLDER, 2, &b""[..]), ("bin", FOLDER, 2, b"")];
+            let base = archive(&[&folders[..], &[("bin/sh", PROGRAM, 1, shell), ("init", PROGRAM, 1, OWN)]].concat());
+            BaseInitramfs::read(&base).unwrap().architecture()
+        };
+        let elf = |machine: u8| [b"\x7fELF".as_slice(), &[0; 14], &[machine, 0, 1]].concat();
+        assert_eq!(of(&elf(62)).unwrap(), Some(Architecture::X86_64));
+        assert_eq!(of(&elf(183)).unwrap(), Some(Architecture::Aarch64));
+        assert_eq!(of(b"a shell").unwrap(), None);
+        let error = of(&elf(243)).unwrap_err().to_string();
+        assert!(error.starts_with("its shell is for another architecture (ELF machine 243)"), "{error}");
     }
 
     #[test]

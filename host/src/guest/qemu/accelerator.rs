@@ -3,12 +3,19 @@
 use std::collections::HashMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::Duration;
 
+use command_fds::CommandFdExt;
+
 use super::child_process::ChildProcess;
+use super::kernel_image;
+use super::platform::Platform;
+use super::qmp_ends::QmpEnds;
+use crate::guest::architecture::Architecture;
 use crate::guest::console::Console;
 use crate::io::lock::lock;
 
@@ -19,10 +26,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use scx_vsock::guest::qemu::Accelerator;
+/// use scx_vsock::guest::{Architecture, qemu::Accelerator};
 ///
 /// let accelerator = Accelerator::find("qemu-system-x86_64", "/boot/vmlinuz".as_ref());
-/// println!("qemu-system-x86_64 {}", accelerator.arguments().join(" "));
+/// println!("qemu-system-x86_64 {}", accelerator.arguments(Architecture::X86_64).join(" "));
 /// let boot_timeout = match accelerator {
 ///     Accelerator::Kvm => Duration::from_secs(20),
 ///     Accelerator::Tcg => Duration::from_secs(120),
@@ -37,7 +44,8 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// Returns KVM where it runs this kernel under this QEMU, else TCG. It is tried once for each pair in a process. The
+    /// Returns KVM where it runs this kernel under this QEMU, else TCG, as always for a kernel of another architecture. It
+    /// is tried once for each pair in a process. The
     /// environment's `SCX_VSOCK_ACCELERATOR`, `kvm` or `tcg`, decides without a trial.
     #[must_use]
     pub fn find(qemu: impl AsRef<OsStr>, kernel: &Path) -> Self {
@@ -50,12 +58,12 @@ impl Accelerator {
         }
     }
 
-    /// Returns QEMU's arguments for it.
+    /// Returns QEMU's arguments for it, in a guest of this architecture.
     #[must_use]
-    pub fn arguments(self) -> [&'static str; 4] {
+    pub fn arguments(self, architecture: Architecture) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => ["-accel", "tcg,thread=single", "-cpu", "max"],
+            Self::Tcg => ["-accel", "tcg,thread=single", "-cpu", Platform::of(architecture).tcg_cpu],
         }
     }
 }
@@ -82,22 +90,43 @@ impl Cache {
 /// fail or hang later.
 #[must_use]
 pub fn kvm_runs(qemu: impl AsRef<OsStr>, kernel: &Path) -> bool {
-    if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+    let is_native = kernel_image::architecture(kernel).is_ok_and(|of_kernel| of_kernel == Architecture::NATIVE);
+    if !is_native || std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }
+    let platform = Platform::of(Architecture::NATIVE);
     let mut command = Command::new(qemu);
     command
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "256"])
-        .args(Accelerator::Kvm.arguments())
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-m",
+            "256",
+            "-machine",
+            platform.machine,
+        ])
+        .args(Accelerator::Kvm.arguments(Architecture::NATIVE))
         .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
-        .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
+        .args(QmpEnds::arguments())
+        .args(["-append", &format!("console={} panic=-1", platform.console), "-kernel"])
         .arg(kernel);
+    boots(command).is_ok_and(|boots| boots)
+}
+
+/// Whether a QEMU without a file system for its kernel prints the kernel's first line.
+fn boots(mut command: Command) -> io::Result<bool> {
+    let (_qmp, qemu_qmp) = QmpEnds::pair()?;
+    let leaver = qemu_qmp.leaver()?;
+    command.fd_mappings(qemu_qmp.mappings().into()).map_err(io::Error::other)?;
     let console = Console::default();
-    let Ok(process) = ChildProcess::start(command, console.clone()) else { return false };
-    // Without a root file system the kernel panics soon after its first line, which ends QEMU.
+    let process = ChildProcess::start(command, console.clone(), leaver)?;
+    // The kernel panics soon after its first line, which ends QEMU.
     let _exited = process.exits_within(PROBE_TIMEOUT);
     drop(process);
-    console.text().contains("Linux version")
+    Ok(console.text().contains("Linux version"))
 }
 
 #[cfg(test)]
@@ -116,6 +145,7 @@ mod tests {
 
     #[test]
     fn kvm_uses_the_hosts_processor() {
-        assert_eq!(Accelerator::Kvm.arguments(), ["-accel", "kvm", "-cpu", "host"]);
+        let arguments = Accelerator::Kvm.arguments(Architecture::NATIVE);
+        assert_eq!(arguments, ["-accel", "kvm", "-cpu", "host"]);
     }
 }

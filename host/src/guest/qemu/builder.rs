@@ -17,8 +17,10 @@ use super::command_line::{Inherited, Machine};
 use super::device::start_device;
 use super::guest::{Guest, StartedScheduler};
 use super::guest_image::GuestImage;
+use super::kernel_image;
 use super::programs::{check_qemu, qemu_program};
 use super::qmp::Qmp;
+use super::qmp_ends::QmpEnds;
 use crate::guest::command_channel::CommandChannel;
 use crate::guest::console::Console;
 use crate::guest::error::Error;
@@ -77,7 +79,7 @@ impl Default for GuestBuilder {
 }
 
 impl GuestBuilder {
-    /// Sets the kernel's bzImage. Required.
+    /// Sets the kernel: a bzImage, or an arm64 Image, for which the guest is emulated on an x86_64 host. Required.
     pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
         self.kernel = Some(path.into());
         self
@@ -96,8 +98,8 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the agent's file. By default it is the one that `SCX_VSOCK_AGENT` names, else `scx-vsock-agent` beside this
-    /// program.
+    /// Sets the agent's file. By default it is the one that `SCX_VSOCK_AGENT` names, else the program that this library
+    /// carries for the kernel's architecture.
     pub fn agent(mut self, path: impl Into<PathBuf>) -> Self {
         self.image.agent = Some(path.into());
         self
@@ -106,6 +108,13 @@ impl GuestBuilder {
     /// Adds an argument for the agent.
     pub fn agent_argument(mut self, argument: impl Into<String>) -> Self {
         self.image.agent_arguments.push(argument.into());
+        self
+    }
+
+    /// Sets the busybox, whose programs the guest has. By default it is the one in `PATH`; a guest of another architecture
+    /// needs one of its own, statically linked.
+    pub fn busybox(mut self, path: impl Into<PathBuf>) -> Self {
+        self.image.busybox = Some(path.into());
         self
     }
 
@@ -164,14 +173,16 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the QEMU program. By default it is the one that `QEMU` names in the environment, else `qemu-system-x86_64`.
+    /// Sets the QEMU program. By default it is the one that `QEMU` names in the environment, else
+    /// `qemu-system-x86_64` or, for an arm64 kernel, `qemu-system-aarch64`.
     pub fn qemu(mut self, program: impl Into<OsString>) -> Self {
         self.qemu = Some(program.into());
         self
     }
 
     /// Returns the guest's initramfs, for a QEMU that somebody else starts (`-initrd FILE -append rdinit=/init`). Its first
-    /// process reads commands from the second serial port, and ends the guest at the end of that: `-serial null` has none.
+    /// process reads commands from the second serial port (for an arm64 kernel from the first `pci-serial`), and ends the
+    /// guest at the end of that: `-serial null` has none. Without a kernel the guest is of this host's architecture.
     ///
     /// # Errors
     ///
@@ -187,20 +198,20 @@ impl GuestBuilder {
     /// See [`Error`]. After one, no process and no file is left.
     pub fn boot(&self) -> Result<Guest, Error> {
         let kernel = self.kernel.as_deref().ok_or(Error::NoKernel)?;
-        File::open(kernel).map_err(Error::unreadable("the kernel", kernel))?;
-        let qemu = qemu_program(self.qemu.as_deref());
+        let architecture = kernel_image::architecture(kernel)?;
+        let qemu = qemu_program(self.qemu.as_deref(), architecture);
         check_qemu(&qemu)?;
         let initramfs = memory_file("initramfs", &self.initramfs()?)?;
         let (server, vsock) = start_device(&env::temp_dir())?;
         let mut ready = ReadyListener::listen(&server.handle())?;
         let (commands, guest_commands) = UnixStream::pair()?;
-        let (qmp, qemu_qmp) = UnixStream::pair()?;
-        let inherited =
-            Inherited { vsock: vsock.into(), commands: guest_commands.into(), initramfs, qmp: qemu_qmp.into() };
-        let command = self.machine.command(&qemu, kernel, inherited)?;
+        let (qmp, qemu_qmp) = QmpEnds::pair()?;
+        let leaver = qemu_qmp.leaver()?;
+        let inherited = Inherited { vsock: vsock.into(), commands: guest_commands.into(), initramfs, qmp: qemu_qmp };
+        let command = self.machine.command(&qemu, kernel, architecture, inherited)?;
         let console = Console::with_copy(self.create_console_file()?);
         let events = GuestEvents::new()?;
-        let process = ChildProcess::start(command, console.clone())
+        let process = ChildProcess::start(command, console.clone(), leaver)
             .map_err(|source| Error::NoQemu { program: qemu.to_string_lossy().into_owned(), source })?;
         let mut guest = Guest {
             process,

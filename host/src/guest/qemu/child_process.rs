@@ -1,7 +1,7 @@
 //! A child process, such as QEMU, that does not outlive this one.
 #![allow(unsafe_code, reason = "the child asks the kernel between fork and exec to be killed with its parent")]
 
-use std::io;
+use std::io::{self, PipeReader};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -17,9 +17,12 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
 };
 
-use super::process_group::ProcessGroup;
+use super::process_group::{Leaver, ProcessGroup};
 use crate::guest::console::Console;
 use crate::io::Deadline;
+
+/// How long what the child started may take to end once it was asked to. It has the console's pipe open until then.
+const LEAVER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running child whose output goes to a console. It is killed and waited for on drop, and what it started in its process
 /// group is killed with it.
@@ -27,11 +30,19 @@ use crate::io::Deadline;
 pub(super) struct ChildProcess {
     group: ProcessGroup,
     pidfd: OwnedFd,
-    reaper: Option<JoinHandle<()>>,
+    reaper: Option<Reaper>,
+}
+
+/// The thread that started the child and waits for it.
+#[derive(Debug)]
+struct Reaper {
+    thread: JoinHandle<()>,
+    /// At its end once the thread is.
+    ended: PipeReader,
 }
 
 impl ChildProcess {
-    /// Starts `command`.
+    /// Starts `command`, of which `leaver` may leave the process group.
     ///
     /// A thread of its own starts the child and waits for it: the kernel kills the child when the thread that started it
     /// ends, so that thread must live as long as the child.
@@ -39,14 +50,16 @@ impl ChildProcess {
     /// # Errors
     ///
     /// What starting the command failed with.
-    pub(super) fn start(mut command: Command, console: Console) -> io::Result<Self> {
+    pub(super) fn start(mut command: Command, console: Console, leaver: Leaver) -> io::Result<Self> {
         let (output, writer) = io::pipe()?;
         command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-        let group = ProcessGroup::new()?;
+        let group = ProcessGroup::new(leaver)?;
         group.add(&mut command);
         die_with(getpid(), &mut command);
         let (started, result) = mpsc::sync_channel(1);
-        let reaper = thread::Builder::new().name("qemu".into()).spawn(move || {
+        let (ended, end) = io::pipe()?;
+        let thread = thread::Builder::new().name("qemu".into()).spawn(move || {
+            let _end = end;
             let child = command.spawn();
             // The command holds this process's ends of what the child inherited.
             drop(command);
@@ -62,28 +75,36 @@ impl ChildProcess {
             }
         })?;
         let pidfd = result.recv().map_err(|_| io::Error::other("the thread that starts QEMU ended"))??;
-        Ok(Self { group, pidfd, reaper: Some(reaper) })
+        Ok(Self { group, pidfd, reaper: Some(Reaper { thread, ended }) })
     }
 
     /// Waits for the child to exit by itself; returns whether it did within this time.
     pub(super) fn exits_within(&self, within: Duration) -> bool {
-        let deadline = Deadline::after(Instant::now(), within);
-        let exited = retry_on_intr(|| {
-            let left = deadline.left(Instant::now());
-            poll(&mut [PollFd::new(self, PollFlags::IN)], Timespec::try_from(left).ok().as_ref())
-        });
-        exited.is_ok_and(|ready| ready > 0)
+        has_event_within(&self.pidfd, within)
     }
 
-    /// Kills the child and its group, and waits until all its output is in the console.
+    /// Kills the child and its group, and waits until all its output is in the console. What left the group and does not end
+    /// within [`LEAVER_TIMEOUT`] is left alone, with the thread that reads its output.
     pub(super) fn kill(&mut self) {
         // What the child started has the console's pipe open.
         self.group.kill();
         let _already_exited = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        if let Some(reaper) = self.reaper.take() {
-            let _ended = reaper.join();
+        if let Some(Reaper { thread, ended }) = self.reaper.take()
+            && has_event_within(&ended, LEAVER_TIMEOUT)
+        {
+            let _ended = thread.join();
         }
     }
+}
+
+/// Waits until a descriptor is readable or at its end; returns whether it was within this time.
+fn has_event_within(descriptor: &impl AsFd, within: Duration) -> bool {
+    let deadline = Deadline::after(Instant::now(), within);
+    let ready = retry_on_intr(|| {
+        let left = deadline.left(Instant::now());
+        poll(&mut [PollFd::new(descriptor, PollFlags::IN)], Timespec::try_from(left).ok().as_ref())
+    });
+    ready.is_ok_and(|ready| ready > 0)
 }
 
 /// Has the kernel kill the command's child when `parent` ends. Signals that this process blocks are not blocked in the child.
@@ -126,13 +147,34 @@ impl Drop for ChildProcess {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use command_fds::{CommandFdExt, FdMapping};
+    use std::os::unix::net::UnixStream;
+
+    /// A child of this shell script, whose descriptor 9 is a stream on which it is asked to end.
+    fn child(script: &str, console: &Console) -> ChildProcess {
+        let (stream, asked) = UnixStream::pair().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command.fd_mappings(vec![FdMapping { parent_fd: asked.into(), child_fd: 9 }]).unwrap();
+        ChildProcess::start(command, console.clone(), Leaver { stream: stream.into(), request: "end\n" }).unwrap()
+    }
+
+    /// Drops a child of this script once it has printed the id of a process; that must end with it.
+    fn assert_ends_what_it_started(script: &str) {
+        let console = Console::default();
+        let child = child(script, &console);
+        console.wait_for("\n", Duration::from_secs(60));
+        let started = console.text().trim().parse().unwrap();
+        let started = pidfd_open(Pid::from_raw(started).unwrap(), PidfdFlags::empty()).unwrap();
+        drop(child);
+        let within = Timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(&started, PollFlags::IN)], Some(&within)).unwrap(), 1);
+    }
 
     #[test]
     fn the_output_is_complete_after_the_exit() {
         let console = Console::default();
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo out; echo err >&2"]);
-        let mut child = ChildProcess::start(command, console.clone()).unwrap();
+        let mut child = child("echo out; echo err >&2", &console);
         assert!(child.exits_within(Duration::from_secs(60)));
         child.kill();
         assert_eq!(console.text(), "out\nerr\n");
@@ -140,16 +182,12 @@ mod tests {
 
     #[test]
     fn what_a_child_started_ends_with_it() {
-        let console = Console::default();
-        let mut command = Command::new("sh");
-        command.args(["-c", "sleep 1000 & echo $!; wait"]);
-        let mut child = ChildProcess::start(command, console.clone()).unwrap();
-        console.wait_for("\n", Duration::from_secs(60));
-        let started = console.text().trim().parse().unwrap();
-        let started = pidfd_open(Pid::from_raw(started).unwrap(), PidfdFlags::empty()).unwrap();
-        child.kill();
-        let within = Timespec { tv_sec: 60, tv_nsec: 0 };
-        assert_eq!(poll(&mut [PollFd::new(&started, PollFlags::IN)], Some(&within)).unwrap(), 1);
+        assert_ends_what_it_started("sleep 1000 & echo $!; wait");
+    }
+
+    #[test]
+    fn what_left_the_group_is_asked_to_end() {
+        assert_ends_what_it_started("setsid sh -c 'echo $$; read -r line <&9; [ $line = end ] || sleep 1000' & wait");
     }
 
     #[test]

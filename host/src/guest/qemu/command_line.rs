@@ -9,12 +9,14 @@ use std::process::Command;
 use command_fds::{CommandFdExt, FdMapping};
 
 use super::accelerator::Accelerator;
+use super::platform::Platform;
+use super::qmp_ends::QmpEnds;
+use crate::guest::architecture::Architecture;
 
 /// The numbers under which QEMU inherits descriptors.
 const VSOCK_FD: i32 = 20;
 const COMMANDS_FD: i32 = 21;
 const INITRAMFS_FD: i32 = 22;
-const QMP_FD: i32 = 23;
 
 /// The guest's machine.
 #[derive(Clone, Debug)]
@@ -34,47 +36,57 @@ pub(super) struct Inherited {
     pub(super) commands: OwnedFd,
     /// A file with the initramfs.
     pub(super) initramfs: OwnedFd,
-    /// The server's end of the QMP connection.
-    pub(super) qmp: OwnedFd,
+    /// The QMP connection.
+    pub(super) qmp: QmpEnds,
 }
 
 impl Machine {
-    /// Returns the command that runs `qemu` with this machine.
-    pub(super) fn command(&self, qemu: &OsStr, kernel: &Path, inherited: Inherited) -> io::Result<Command> {
+    /// Returns the command that runs `qemu` with this machine and a kernel of this architecture.
+    pub(super) fn command(
+        &self,
+        qemu: &OsStr,
+        kernel: &Path,
+        architecture: Architecture,
+        inherited: Inherited,
+    ) -> io::Result<Command> {
+        let platform = Platform::of(architecture);
         let mut command = Command::new(qemu);
         let memory = self.memory_mib;
         command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc"])
-            .args(Accelerator::find(qemu, kernel).arguments())
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", platform.machine])
+            .args(Accelerator::find(qemu, kernel).arguments(architecture))
             .args(["-smp", &self.cpus.to_string(), "-m", &format!("{memory}M")])
             .args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")])
             .args(["-numa", "node,memdev=memory"])
             .args(["-chardev", &format!("socket,id=vsock,fd={VSOCK_FD}")])
             .args(["-device", "vhost-user-vsock-pci,chardev=vsock"])
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
-            .args(["-chardev", &format!("socket,id=commands,fd={COMMANDS_FD}"), "-serial", "chardev:commands"])
-            .args(["-chardev", &format!("socket,id=qmp,fd={QMP_FD}"), "-mon", "chardev=qmp,mode=control"])
-            .args(["-initrd", &format!("/proc/self/fd/{INITRAMFS_FD}"), "-append", &self.kernel_command_line()])
+            .args(["-chardev", &format!("socket,id=commands,fd={COMMANDS_FD}")])
+            .args(platform.command_port)
+            .args(QmpEnds::arguments())
+            .args(["-initrd", &format!("/proc/self/fd/{INITRAMFS_FD}"), "-append", &self.kernel_command_line(platform)])
             .arg("-kernel")
             .arg(kernel);
         command.fd_mappings(inherited.mappings()).map_err(io::Error::other)?;
         Ok(command)
     }
 
-    fn kernel_command_line(&self) -> String {
-        // On a busy machine an emulated timer misses the ticks that the kernel's check of it counts, and the guest panics
-        // ("IO-APIC + timer doesn't work"). Under KVM the kernel skips that check by itself.
-        let usual = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", "rdinit=/init"];
-        usual.into_iter().chain(self.kernel_arguments.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
+    fn kernel_command_line(&self, platform: &Platform) -> String {
+        let console = format!("console={}", platform.console);
+        let usual = [console.as_str(), "quiet", "panic=-1", "rdinit=/init"].into_iter();
+        usual
+            .chain(platform.kernel_arguments.iter().copied())
+            .chain(self.kernel_arguments.iter().map(String::as_str))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }
 
 impl Inherited {
     fn mappings(self) -> Vec<FdMapping> {
         let Self { vsock, commands, initramfs, qmp } = self;
-        [(vsock, VSOCK_FD), (commands, COMMANDS_FD), (initramfs, INITRAMFS_FD), (qmp, QMP_FD)]
-            .into_iter()
-            .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd })
-            .collect()
+        let others = [(vsock, VSOCK_FD), (commands, COMMANDS_FD), (initramfs, INITRAMFS_FD)];
+        let others = others.into_iter().map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+        others.chain(qmp.mappings()).collect()
     }
 }

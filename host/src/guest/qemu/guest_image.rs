@@ -1,11 +1,16 @@
 //! The contents of a guest's initramfs.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use shlex::try_join;
 
-use super::kernel_config;
-use super::programs::{find_agent, find_busybox, find_program};
+use super::platform::Platform;
+use super::programs::{find_busybox, find_program};
+use super::{kernel_config, kernel_image};
+use crate::guest::agent_file::{AgentFile, check_architecture};
+use crate::guest::architecture::Architecture;
 use crate::guest::error::Error;
 use crate::guest::initramfs::build::InitramfsBuilder;
 use crate::guest::initramfs::libraries::add_program;
@@ -17,6 +22,8 @@ const INIT: &[u8] = include_bytes!("init.sh");
 /// Where the first process looks for what it starts and loads, as shell commands and a list of paths.
 const AGENT_COMMAND: &str = "etc/scx-vsock/agent";
 const SCHEDULER_COMMAND: &str = "etc/scx-vsock/scheduler";
+/// The device that the host's commands come from.
+const COMMAND_DEVICE: &str = "etc/scx-vsock/commands";
 const MODULE_LIST: &str = "etc/scx-vsock/modules";
 
 const AGENT: &str = "bin/scx-vsock-agent";
@@ -30,6 +37,8 @@ pub(super) struct GuestImage {
     pub(super) config: Option<PathBuf>,
     /// The agent's file, unless it is to be looked for.
     pub(super) agent: Option<PathBuf>,
+    /// The busybox, unless it is to be looked for.
+    pub(super) busybox: Option<PathBuf>,
     pub(super) agent_arguments: Vec<String>,
     /// The scheduler and its arguments.
     pub(super) scheduler: Option<(PathBuf, Vec<String>)>,
@@ -57,21 +66,29 @@ impl GuestImage {
 
     /// Reads all that it contains from the host.
     pub(super) fn build(&self, kernel: Option<&Path>) -> Result<Vec<u8>, Error> {
+        let architecture = kernel.map_or(Ok(Architecture::NATIVE), kernel_image::architecture)?;
         let mut initramfs = InitramfsBuilder::new()?;
-        add_system(&mut initramfs)?;
+        add_system(&mut initramfs, architecture)?;
+        self.add_busybox(&mut initramfs, architecture)?;
         self.add_modules(&mut initramfs)?;
         if let Some((config, guest_path)) = self.config_of(kernel) {
             initramfs.copy_program("the kernel's configuration", &config, &guest_path)?;
         }
-        self.add_agent(&mut initramfs)?;
-        self.add_scheduler(&mut initramfs)?;
+        self.add_agent(&mut initramfs, architecture)?;
+        self.add_scheduler(&mut initramfs, architecture)?;
         for (program, guest_path) in &self.programs {
-            add_program(&mut initramfs, "the program", program, guest_path)?;
+            add_guest_program(&mut initramfs, "the program", program, guest_path, architecture)?;
         }
         for (file, guest_path) in &self.files {
             initramfs.copy_program("the file", file, guest_path)?;
         }
         Ok(initramfs.finish()?)
+    }
+
+    fn add_busybox(&self, initramfs: &mut InitramfsBuilder, architecture: Architecture) -> Result<(), Error> {
+        let busybox = self.busybox.clone().map_or_else(find_busybox, Ok)?;
+        add_guest_program(initramfs, "busybox", &busybox, "bin/busybox", architecture)?;
+        Ok(initramfs.link("bin/sh", "busybox")?)
     }
 
     fn add_modules(&self, initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
@@ -89,32 +106,49 @@ impl GuestImage {
         Ok(initramfs.file(MODULE_LIST, list.as_bytes())?)
     }
 
-    fn add_agent(&self, initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
-        let agent = find_agent(self.agent.as_deref()).ok_or(Error::NoAgent)?;
-        add_program(initramfs, "the agent", &agent, AGENT)?;
+    fn add_agent(&self, initramfs: &mut InitramfsBuilder, architecture: Architecture) -> Result<(), Error> {
+        match AgentFile::find(self.agent.as_deref(), architecture)? {
+            AgentFile::Named(file) => add_guest_program(initramfs, "the agent", &file, AGENT, architecture)?,
+            carried => initramfs.program(AGENT, &carried.read()?)?,
+        }
         Ok(initramfs.file(AGENT_COMMAND, exec_command(AGENT, &self.agent_arguments)?.as_bytes())?)
     }
 
-    fn add_scheduler(&self, initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
+    fn add_scheduler(&self, initramfs: &mut InitramfsBuilder, architecture: Architecture) -> Result<(), Error> {
         let Some((program, arguments)) = &self.scheduler else { return Ok(()) };
         let fix = "name the scheduler's file, or put its folder into PATH";
         let file = find_program("the scheduler", program, fix)?;
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let guest_path = format!("usr/bin/{name}");
-        add_program(initramfs, "the scheduler", &file, &guest_path)?;
+        add_guest_program(initramfs, "the scheduler", &file, &guest_path, architecture)?;
         Ok(initramfs.file(SCHEDULER_COMMAND, exec_command(&guest_path, arguments)?.as_bytes())?)
     }
 }
 
+/// Adds a program with its libraries, unless it is for another architecture than the guest.
+fn add_guest_program(
+    initramfs: &mut InitramfsBuilder,
+    what: &'static str,
+    program: &Path,
+    guest_path: &str,
+    architecture: Architecture,
+) -> Result<(), Error> {
+    let mut beginning = [0; 64];
+    let read = File::open(program).and_then(|mut file| file.read(&mut beginning));
+    let read = read.map_err(Error::unreadable(what, program))?;
+    let beginning = beginning.get(..read).unwrap_or_default();
+    check_architecture(what, &program.display().to_string(), beginning, architecture)?;
+    add_program(initramfs, what, program, guest_path)
+}
+
 /// Adds the first process and what it needs to run.
-fn add_system(initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
+fn add_system(initramfs: &mut InitramfsBuilder, architecture: Architecture) -> io::Result<()> {
     initramfs.program("init", INIT)?;
     for folder in ["proc", "sys", "run", "tmp", "root", "var", "boot"] {
         initramfs.folder(folder)?;
     }
     initramfs.link("var/run", "/run")?;
-    add_program(initramfs, "busybox", &find_busybox()?, "bin/busybox")?;
-    Ok(initramfs.link("bin/sh", "busybox")?)
+    initramfs.file(COMMAND_DEVICE, Platform::of(architecture).command_device.as_bytes())
 }
 
 /// Returns a shell's command that replaces the shell by a program.

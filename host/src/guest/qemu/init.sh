@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # The first process of a throw-away guest: mounts, modules, scheduler, agent; then it runs the host's commands.
-# Its second serial port is read and written as guest_message.rs and command_channel.rs of the host's library have it.
+# A second serial port is read and written as guest_message.rs and command_channel.rs of the host's library have it.
 
 # The names of busybox's other programs are not there yet.
 busybox mkdir -p /dev /proc /sys /run /tmp /root /etc /sbin /usr/bin /usr/sbin
@@ -20,8 +20,9 @@ ip link set lo up
 hostname guest
 
 # The host may send commands as soon as the agent is ready.
-exec 3<>/dev/ttyS1
-stty -F /dev/ttyS1 raw -echo
+commands=$(cat /etc/scx-vsock/commands)
+exec 3<>"$commands"
+stty -F "$commands" raw -echo
 
 # A FIFO with one line in it: the process that has read the line may send, and writes it again.
 mkfifo /run/send.lock

@@ -25,11 +25,14 @@ mod device;
 mod guest;
 mod guest_image;
 mod kernel_config;
+mod kernel_image;
+mod platform;
 mod process_group;
 mod programs;
 mod qmp;
+mod qmp_ends;
 
 pub use accelerator::{Accelerator, kvm_runs};
 pub use builder::GuestBuilder;
 pub use guest::Guest;
-pub use programs::{find_agent, find_busybox, qemu_program};
+pub use programs::{find_busybox, qemu_program};

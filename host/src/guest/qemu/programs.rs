@@ -7,25 +7,16 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::platform::Platform;
+use crate::guest::architecture::Architecture;
 use crate::guest::error::Error;
 
-/// Returns the QEMU program: `named`, else the environment's `QEMU`, else `qemu-system-x86_64`.
+/// Returns the QEMU program for guests of this architecture: `named`, else the environment's `QEMU`, else
+/// `qemu-system-ARCHITECTURE`.
 #[must_use]
-pub fn qemu_program(named: Option<&OsStr>) -> OsString {
+pub fn qemu_program(named: Option<&OsStr>, architecture: Architecture) -> OsString {
     let named = named.map(OsStr::to_owned).or_else(|| env::var_os("QEMU").filter(|name| !name.is_empty()));
-    named.unwrap_or_else(|| "qemu-system-x86_64".into())
-}
-
-/// Returns the agent's file: `named`, else the environment's `SCX_VSOCK_AGENT`, else `scx-vsock-agent` beside this program
-/// if it is there.
-#[must_use]
-pub fn find_agent(named: Option<&Path>) -> Option<PathBuf> {
-    let variable = || env::var_os("SCX_VSOCK_AGENT").filter(|path| !path.is_empty()).map(PathBuf::from);
-    if let Some(path) = named.map(Path::to_owned).or_else(variable) {
-        return Some(path);
-    }
-    let beside = env::current_exe().ok()?.with_file_name("scx-vsock-agent");
-    beside.is_file().then_some(beside)
+    named.unwrap_or_else(|| Platform::of(architecture).qemu.into())
 }
 
 /// Finds QEMU by its path, or by its name in `PATH`.
@@ -93,8 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_qemu_or_agent_is_preferred() {
-        assert_eq!(qemu_program(Some(OsStr::new("/opt/qemu"))), "/opt/qemu");
-        assert_eq!(find_agent(Some(Path::new("agent"))).as_deref(), Some(Path::new("agent")));
+    fn a_named_qemu_is_preferred() {
+        assert_eq!(qemu_program(Some(OsStr::new("/opt/qemu")), Architecture::Aarch64), "/opt/qemu");
     }
 }

@@ -85,12 +85,22 @@ pub(super) struct Qmp {
     stream: TimedStream,
     /// Bytes after the last line that was read.
     unread: Vec<u8>,
-    is_negotiated: bool,
+    state: QmpState,
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum QmpState {
+    /// QEMU has not been asked for its capabilities.
+    New,
+    Negotiated,
+    /// An answer did not come in time, or was malformed.
+    Failed,
 }
 
 impl Qmp {
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream: TimedStream::new(stream), unread: Vec::new(), is_negotiated: false }
+        Self { stream: TimedStream::new(stream), unread: Vec::new(), state: QmpState::New }
     }
 
     /// Executes a command to its end.
@@ -105,13 +115,16 @@ impl Qmp {
 
     fn execute_until(&mut self, command: QmpCommand, deadline: Instant) -> Result<(), Error> {
         let failed = |source| Error::Qmp { command: command.name(), source };
-        let outcome = self.negotiate_and_send(command, deadline).inspect_err(|_| self.stream.shut_down());
+        // The stream stays open for what asks QEMU to end.
+        let outcome = self.negotiate_and_send(command, deadline).inspect_err(|_| self.state = QmpState::Failed);
         outcome.map_err(failed)?.map_err(|error| failed(io::Error::other(error.desc)))
     }
 
     fn negotiate_and_send(&mut self, command: QmpCommand, deadline: Instant) -> io::Result<Result<(), QmpError>> {
-        if !self.is_negotiated {
-            self.negotiate(deadline)?;
+        match self.state {
+            QmpState::New => self.negotiate(deadline)?,
+            QmpState::Negotiated => {}
+            QmpState::Failed => return Err(io::Error::other("QEMU did not answer an earlier command")),
         }
         self.send(command.line(), deadline)
     }
@@ -122,7 +135,7 @@ impl Qmp {
             return Err(io::Error::new(ErrorKind::InvalidData, "QEMU does not begin with a greeting"));
         };
         self.send(r#"{"execute":"qmp_capabilities"}"#, deadline)?.map_err(|error| io::Error::other(error.desc))?;
-        self.is_negotiated = true;
+        self.state = QmpState::Negotiated;
         Ok(())
     }
 
@@ -230,7 +243,11 @@ mod tests {
         let (mut qmp, mut qemu) = qmp(&[GREETING, DONE]);
         let soon = Instant::now() + Duration::from_millis(10);
         assert!(matches!(qmp.execute_until(QmpCommand::Stop, soon), Err(Error::Qmp { .. })));
-        qemu.write_all(DONE.as_bytes()).unwrap_err();
-        assert!(matches!(qmp.execute(QmpCommand::Stop), Err(Error::Qmp { .. })));
+        qemu.write_all(format!("{DONE}\n").as_bytes()).unwrap();
+        assert!(matches!(qmp.execute(QmpCommand::Cont), Err(Error::Qmp { .. })));
+        let mut asked = [0; 1024];
+        let count = qemu.read(&mut asked).unwrap();
+        let asked = String::from_utf8_lossy(&asked[..count]);
+        assert!(asked.contains(QmpCommand::Stop.line()) && !asked.contains(QmpCommand::Cont.line()), "{asked}");
     }
 }

@@ -6,9 +6,10 @@ use std::thread;
 use std::time::Instant;
 
 use scx_vsock::vsock::packet::{Header, Operation};
+use scx_vsock::vsock::test_util::TX_BUFFERS;
 use scx_vsock_tests::back_end::BackEnd;
 use scx_vsock_tests::front_end::FrontEnd;
-use scx_vsock_tests::guest_driver::{Connection, TX_BUFFERS};
+use scx_vsock_tests::guest_driver::Connection;
 use scx_vsock_tests::peer::Peer;
 use vm_memory::{Bytes, GuestAddress};
 

@@ -9,9 +9,10 @@ use std::thread;
 use scx_vsock::transport::mmio::Mmio;
 use scx_vsock::vsock::Device;
 use scx_vsock::vsock::packet::{Header, Operation};
+use scx_vsock::vsock::test_util::{SimulatedDriver, guest_memory};
 use scx_vsock_tests::cgroup::{Group, resident_bytes};
 use scx_vsock_tests::device_thread::DeviceThread;
-use scx_vsock_tests::guest_driver::{CID, Connection, Driver, Guest, memory};
+use scx_vsock_tests::guest_driver::{CID, Connection, Guest};
 use scx_vsock_tests::mmio_driver::Registers;
 use scx_vsock_tests::peer::DEADLINE;
 
@@ -213,7 +214,7 @@ fn idle_device(_: &Programs) -> Row {
     }
     let used = || group.as_ref().map_or_else(resident_bytes, Group::bytes);
     // The guest's own memory is in use before the first measurement.
-    let drivers: Vec<Driver> = (0..DEVICES).map(|_| driver()).collect();
+    let drivers: Vec<SimulatedDriver> = (0..DEVICES).map(|_| driver()).collect();
     let before = used();
     let devices: Vec<_> = drivers.into_iter().map(device).collect();
     let ours = used() - before;
@@ -224,14 +225,14 @@ fn idle_device(_: &Programs) -> Row {
 }
 
 /// Returns a driver whose guest memory is resident.
-fn driver() -> Driver {
-    let mut driver = Driver::new(memory());
+fn driver() -> SimulatedDriver {
+    let mut driver = SimulatedDriver::new(guest_memory());
     driver.restart();
     driver
 }
 
 /// Returns a running device with one idle connection.
-fn device(driver: Driver) -> (Guest<Registers>, Connection) {
+fn device(driver: SimulatedDriver) -> (Guest<Registers>, Connection) {
     let memory = Arc::new(driver.memory().clone());
     let device = Device::new(CID).unwrap();
     let registers = Registers::of(|line| Mmio::new(device, memory, line)).unwrap();

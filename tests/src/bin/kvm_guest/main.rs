@@ -25,8 +25,9 @@ use scx_vsock::transport::event_manager::Subscriber;
 use scx_vsock::transport::kvm::{Irq, register_ioeventfds, unregister_ioeventfds};
 use scx_vsock::transport::mmio::{BYTES, Mmio, QUEUE_NOTIFY};
 use scx_vsock::vsock::packet::{Header, Operation};
+use scx_vsock::vsock::test_util::{Packet, SimulatedDriver, guest_memory};
 use scx_vsock::vsock::{Device, Handle};
-use scx_vsock_tests::guest_driver::{CID, Driver, Guest, Packet, memory, pattern};
+use scx_vsock_tests::guest_driver::{CID, Guest, pattern};
 use scx_vsock_tests::mmio_driver::initialisation;
 use vm_memory::GuestMemoryMmap;
 
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
 }
 
 fn run(vm: VmFd, rounds: usize) -> Result<()> {
-    let mut driver = Driver::new(memory());
+    let mut driver = SimulatedDriver::new(guest_memory());
     driver.restart();
     program::load(driver.memory(), &initialisation(&driver.addresses(), Device::FEATURES))?;
     let machine = Machine::new(vm, driver.memory())?;
@@ -151,7 +152,7 @@ fn finish(reports: &Receiver<Counters>, memory: &GuestMemoryMmap, rounds: usize)
 struct Processor {
     machine: Machine,
     device: Arc<KvmMmio>,
-    driver: Driver,
+    driver: SimulatedDriver,
     counters: Counters,
     report: Sender<Counters>,
 }

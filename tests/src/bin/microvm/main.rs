@@ -1,7 +1,8 @@
 //! Boots a Linux guest on KVM with the vsock device, and checks that the kernel's driver works with it.
 //!
 //! ```text
-//! microvm KERNEL INITRAMFS
+//! microvm KERNEL INITRAMFS               every step once
+//! microvm KERNEL INITRAMFS restores      many connections over many restores
 //! ```
 #![allow(clippy::expect_used, clippy::print_stderr, clippy::print_stdout, reason = "a test's program")]
 
@@ -32,9 +33,13 @@ const MEMORY: usize = 256 << 20;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [kernel, initramfs] = arguments.as_slice() else {
-        eprintln!("usage: microvm KERNEL INITRAMFS");
-        return 2.into();
+    let (kernel, initramfs, steps) = match arguments.as_slice() {
+        [kernel, initramfs] => (kernel, initramfs, EVERY_STEP),
+        [kernel, initramfs, restores] if restores == "restores" => (kernel, initramfs, RESTORES),
+        _ => {
+            eprintln!("usage: microvm KERNEL INITRAMFS [restores]");
+            return 2.into();
+        }
     };
     let console = Console::default();
     let (finished, outcome) = channel();
@@ -42,7 +47,7 @@ fn main() -> ExitCode {
     thread::spawn(move || {
         let [kernel, initramfs] = &paths;
         // After the limit nobody receives it.
-        let _late = finished.send(catch_unwind(AssertUnwindSafe(|| run(kernel, initramfs, &guest_console))));
+        let _late = finished.send(catch_unwind(AssertUnwindSafe(|| run(kernel, initramfs, &guest_console, steps))));
     });
     let outcome = match outcome.recv_timeout(LIMIT) {
         Ok(outcome) => outcome.unwrap_or_else(|_| Err(anyhow!("it panicked"))),
@@ -60,19 +65,22 @@ fn main() -> ExitCode {
 /// A step of the scenario, which checks its own result.
 type Step = fn(Scenario) -> Result<Scenario>;
 
-/// Runs all steps, and prints how long each took.
-fn run(kernel: &Path, initramfs: &Path, console: &Console) -> Result<()> {
+const EVERY_STEP: &[(&str, Step)] = &[
+    ("negotiate", Scenario::negotiate),
+    ("answer", Scenario::answer),
+    ("pause during transfers", Scenario::pause_during_transfers),
+    ("restore", Scenario::restore),
+    ("restore during transfers", Scenario::restore_during_transfers),
+    ("reload modules", Scenario::reload_modules),
+];
+
+const RESTORES: &[(&str, Step)] = &[("restore with many connections", Scenario::restore_with_many_connections)];
+
+/// Runs the steps, and prints how long each took.
+fn run(kernel: &Path, initramfs: &Path, console: &Console, steps: &[(&str, Step)]) -> Result<()> {
     let kvm = Kvm::new().context("there is no KVM here")?;
     let image = GuestImage { kernel, initramfs, command_line: "console=ttyS0 quiet panic=-1 rdinit=/init" };
     let guest = timed("boot", || Guest::boot(&kvm, MEMORY, &image, console, BOOT))?;
-    let steps: [(&str, Step); 6] = [
-        ("negotiate", Scenario::negotiate),
-        ("answer", Scenario::answer),
-        ("pause during transfers", Scenario::pause_during_transfers),
-        ("restore", Scenario::restore),
-        ("restore during transfers", Scenario::restore_during_transfers),
-        ("reload modules", Scenario::reload_modules),
-    ];
     let mut scenario = Scenario::new(guest);
     for (name, step) in steps {
         scenario = timed(name, || step(scenario))?;

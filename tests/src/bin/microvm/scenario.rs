@@ -4,6 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use scx_vsock::vsock::Handle;
 use scx_vsock::vsock::spec::{F_EVENT_IDX, F_VERSION_1};
 use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::guest::{begin_traffic, exchange_traffic_with};
@@ -25,6 +26,15 @@ const BYTES: u64 = 64 << 10;
 const ENDLESS: u64 = 1 << 30;
 /// The host port of a connection that the guest holds.
 const HELD: u32 = 5000;
+
+/// Connections that are open at each of many restores.
+const CONNECTIONS: usize = 64;
+/// Consecutive restores with as many connections.
+const MANY_RESTORES: usize = 30;
+/// The guest's port of these connections.
+const ECHO: u32 = 5001;
+/// How long all of these restores may take.
+const MANY_RESTORES_END: Duration = Duration::from_secs(180);
 
 /// A guest, and the run control of its clients.
 pub struct Scenario {
@@ -150,6 +160,29 @@ impl Scenario {
         Ok(self)
     }
 
+    /// After each restore every earlier connection has ended, on the host and in the guest, and as many new ones, which are
+    /// asked for before the driver knows of the restore, are answered.
+    pub fn restore_with_many_connections(mut self) -> Result<Self> {
+        let total = CONNECTIONS * (MANY_RESTORES + 1);
+        let listener = self.guest.handle().listen(ECHO)?;
+        let shell = self.guest.shell();
+        let echo = thread::spawn(move || {
+            shell.output(&["guest_peer", "echo", &ECHO.to_string(), &total.to_string()], MANY_RESTORES_END)
+        });
+        drop(listener.accept_within(DEADLINE)?);
+        let mut open = connect_many(&self.guest.handle())?;
+        for restore in 0..MANY_RESTORES {
+            self = self.restore_device()?;
+            let next = connect_many(&self.guest.handle()).with_context(|| format!("after restore {restore}"))?;
+            std::mem::replace(&mut open, next).iter_mut().for_each(Peer::expect_end);
+        }
+        drop(open);
+        let ended = echo.join().expect("no panic")?;
+        ensure!(ended == format!("{total} ended\n"), "in the guest: {ended:?}");
+        println!("{total} connections over {MANY_RESTORES} restores, none lost");
+        Ok(self)
+    }
+
     /// A restore ends the transfers in progress, and the next ones succeed.
     pub fn restore_during_transfers(mut self) -> Result<Self> {
         for restore in 0..3 {
@@ -188,4 +221,21 @@ impl Scenario {
         ensure!(guest.wait_for_end(DEADLINE)? == ExitReason::PoweredOff);
         Ok(())
     }
+}
+
+/// Connects many at once to the guest, each of which must send back what it is sent.
+fn connect_many(handle: &Handle) -> Result<Vec<Peer>> {
+    let connect = |number: usize| {
+        let stream = handle.connect(ECHO)?;
+        stream.set_nonblocking(false)?;
+        let mut connection = Peer::new(stream);
+        connection.send(format!("{number}\n"));
+        Ok(connection)
+    };
+    let mut connections = (0..CONNECTIONS).map(connect).collect::<Result<Vec<Peer>>>()?;
+    for (number, connection) in connections.iter_mut().enumerate() {
+        let line = connection.line();
+        ensure!(line == format!("{number}\n").into_bytes(), "connection {number} is lost: it got {line:?}");
+    }
+    Ok(connections)
 }

@@ -24,14 +24,23 @@ const INTERRUPTS: [Signal; 9] = [
 /// The most links that lead to a file, as for the kernel.
 const MAX_LINKS: usize = 40;
 
-/// Writes a file whole, or leaves what was there. Nobody may read or write it who may not do that with `source`, which
-/// its content comes from. A file that is replaced keeps its owner where that is allowed, and gets no more permissions
-/// than it had. A device or a pipe is written to, not replaced. A link is followed, also to a file that is not there.
+/// Who may use a file that is written.
+#[derive(Clone, Copy)]
+pub enum Access<'a> {
+    /// Nobody may read or write it who may not do that with the file that its content comes from. A file that is replaced
+    /// keeps its owner where that is allowed, and gets no more permissions than it had.
+    As(&'a Metadata),
+    /// It is a program for everybody, as far as the umask allows.
+    Program,
+}
+
+/// Writes a file whole, or leaves what was there. A device or a pipe is written to, not replaced. A link is followed, also
+/// to a file that is not there.
 ///
 /// # Errors
 ///
 /// The file cannot be written. No part of it is left then.
-pub fn write(path: &Path, bytes: &[u8], source: &Metadata) -> io::Result<()> {
+pub fn write(path: &Path, bytes: &[u8], access: Access<'_>) -> io::Result<()> {
     // Beyond the limit on a file's size, the write fails instead of killing this process.
     SigSet::from(Signal::SIGXFSZ).thread_block()?;
     let path = match fs::metadata(path) {
@@ -42,7 +51,7 @@ pub fn write(path: &Path, bytes: &[u8], source: &Metadata) -> io::Result<()> {
     };
     let interrupts: SigSet = INTERRUPTS.into_iter().collect();
     interrupts.thread_block()?;
-    let outcome = replace(&path, bytes, source);
+    let outcome = replace(&path, bytes, access);
     interrupts.thread_unblock()?;
     outcome
 }
@@ -57,13 +66,15 @@ fn unlinked(path: &Path) -> io::Result<PathBuf> {
     Err(Errno::LOOP.into())
 }
 
-fn replace(path: &Path, bytes: &[u8], source: &Metadata) -> io::Result<()> {
-    let old = fs::metadata(path).ok();
+fn replace(path: &Path, bytes: &[u8], access: Access<'_>) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // The umask applies to these.
-    let mode = Permissions::from_mode(allowed_mode(source, None));
-    let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
-    if let Some(old) = old {
+    let mode = match access {
+        Access::As(source) => allowed_mode(source, None),
+        Access::Program => 0o755,
+    };
+    let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
+    if let (Access::As(source), Ok(old)) = (access, fs::metadata(path)) {
         if old.uid() == source.uid() || allowed_mode(source, None) & 0o004 != 0 {
             let _may_be_forbidden = fchown(&file, Some(old.uid()), Some(old.gid()));
         }

@@ -1,0 +1,192 @@
+//! The kernel's log as syslog(2) has it: which of its lines the kernel wrote about sched_ext, and why it ended a scheduler.
+//!
+//! A line is `<PRIORITY>[TIME] TEXT`, the priority a facility times 8 and a level. Facility 0 is the kernel's own: what a
+//! program writes to `/dev/kmsg` has another, and each line of a message has its own prefix.
+
+use scx_vsock_wire::limits::{MAX_CAUSE_BYTES, MAX_KERNEL_MESSAGES};
+use scx_vsock_wire::line::{after, up_to};
+use scx_vsock_wire::template::fill;
+use scx_vsock_wire::{KernelMessage, Text};
+
+/// How the kernel's messages about sched_ext begin.
+const SUBJECT: &[u8] = b"sched_ext: ";
+/// How those go on that say that a scheduler was enabled or disabled, with its name in quotes.
+const SCHEDULER: &[u8] = b"BPF scheduler \"";
+/// What follows the name of one that was disabled. The reason follows, and a parenthesis.
+const DISABLED: &[u8] = b" disabled (";
+
+/// A message about sched_ext.
+struct Message<'l> {
+    time_us: Option<u64>,
+    text: &'l [u8],
+    /// The text without [`SUBJECT`].
+    content: &'l [u8],
+}
+
+/// Passes the newest messages about sched_ext to `take`, oldest first.
+pub fn newest(log: &[u8], mut take: impl FnMut(KernelMessage<Text<'_>>)) {
+    let mut rest = log;
+    let mut count = 0usize;
+    while next_message(&mut rest).is_some() {
+        count += 1;
+    }
+    rest = log;
+    while let Some(message) = next_message(&mut rest) {
+        if count <= MAX_KERNEL_MESSAGES {
+            take(KernelMessage { time_us: message.time_us, text: Text::first_line(message.text) });
+        }
+        count = count.wrapping_sub(1);
+    }
+}
+
+/// Returns why the kernel disabled the scheduler that it enabled last, with what it says next; nothing if it did not, or
+/// before `since_us`.
+pub fn cause<'o>(log: &[u8], since_us: u64, out: &'o mut [u8; MAX_CAUSE_BYTES]) -> Text<'o> {
+    let mut rest = log;
+    let (mut reason, mut detail): (&[u8], &[u8]) = (&[], &[]);
+    while let Some(message) = next_message(&mut rest) {
+        if let Some(scheduler) = message.content.strip_prefix(SCHEDULER) {
+            (reason, detail) = (&[], &[]);
+            if message.time_us.unwrap_or(0) >= since_us
+                && let Some((_name, outcome)) = split(scheduler, b'"')
+                && let Some(disabled) = outcome.strip_prefix(DISABLED)
+            {
+                reason = disabled.strip_suffix(b")").unwrap_or(disabled);
+            }
+        } else if detail.is_empty() {
+            detail = message.content;
+        }
+    }
+    let template: &[u8] = match (reason, detail) {
+        ([], _) => b"",
+        (_, []) => b"$",
+        _ => b"$: $",
+    };
+    let length = fill(out, template, &[], &[Text::first_line(reason), Text::first_line(detail)]);
+    Text::first_line(up_to(out, length))
+}
+
+/// Takes lines off `log` up to the next that the kernel itself wrote about sched_ext.
+fn next_message<'l>(log: &mut &'l [u8]) -> Option<Message<'l>> {
+    while !log.is_empty() {
+        let (line, rest) = split(log, b'\n').unwrap_or((*log, &[]));
+        *log = rest;
+        if let [b'<', b'0'..=b'7', b'>', line @ ..] = line {
+            let (time_us, text) = split_time(line);
+            if let Some(content) = text.strip_prefix(SUBJECT) {
+                return Some(Message { time_us, text, content });
+            }
+        }
+    }
+    None
+}
+
+/// Splits `[ SECONDS.MICROSECONDS]` off, and the writer's `[T1]` after it, where the kernel is set to write them.
+fn split_time(line: &[u8]) -> (Option<u64>, &[u8]) {
+    let mut rest = line;
+    let mut time_us = None;
+    while let [b'[', inside @ ..] = rest
+        && let Some((inside, after)) = split(inside, b']')
+    {
+        if time_us.is_none() {
+            // There are always six digits after the point.
+            let digits = inside.iter().filter(|byte| byte.is_ascii_digit());
+            time_us = Some(digits.fold(0u64, |time, digit| time.wrapping_mul(10).wrapping_add(u64::from(digit & 0xf))));
+        }
+        rest = after;
+    }
+    (time_us, time_us.and_then(|_| rest.strip_prefix(b" ")).unwrap_or(rest))
+}
+
+/// Splits at the first `byte`, which is in neither part.
+#[inline(never)]
+pub fn split(bytes: &[u8], byte: u8) -> Option<(&[u8], &[u8])> {
+    let at = bytes.iter().position(|&other| other == byte)?;
+    Some((up_to(bytes, at), after(bytes, at.saturating_add(1))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const EJECTED: &str = "<6>[    2.000001] sched_ext: BPF scheduler \"rustland\" enabled\n\
+                           <3>[   32.000002][  T17] sched_ext: BPF scheduler \"rustland\" disabled (runnable task stall)\n\
+                           <3>[   32.000003][  T17] sched_ext: rustland: cat[73] failed to run for 30.1s\n\
+                           <3>[   32.000004]    scx_watchdog_workfn+0x1a/0x30\n\
+                           <6>[   33.000000] sched_ext: something else\n";
+
+    fn why(log: &str, since_us: u64) -> String {
+        cause(log.as_bytes(), since_us, &mut [0; MAX_CAUSE_BYTES]).to_string()
+    }
+
+    fn texts(log: &str) -> Vec<(Option<u64>, String)> {
+        let mut texts = Vec::new();
+        newest(log.as_bytes(), |message| texts.push((message.time_us, message.text.to_string())));
+        texts
+    }
+
+    #[test]
+    fn the_cause_of_an_ejection_has_what_follows_it() {
+        assert_eq!(why(EJECTED, 0), "runnable task stall: rustland: cat[73] failed to run for 30.1s");
+    }
+
+    #[test]
+    fn a_scheduler_that_was_enabled_afterwards_has_no_cause() {
+        let enabled = "<6>[   40.000000] sched_ext: BPF scheduler \"bpfland\" enabled\n<4>sched_ext: a warning\n";
+        let log = format!("{EJECTED}{enabled}");
+        assert_eq!(why(&log, 0), "");
+        let log =
+            format!("{log}<6>[   41.0] sched_ext: BPF scheduler \"bpfland\" disabled (unregistered from user space)\n");
+        assert_eq!(why(&log, 0), "unregistered from user space");
+    }
+
+    #[test]
+    fn an_ejection_before_the_time_is_no_cause() {
+        assert_eq!(why(EJECTED, 32_000_003), "");
+        assert_ne!(why(EJECTED, 32_000_002), "");
+    }
+
+    #[test]
+    fn what_root_writes_is_not_the_kernels() {
+        let forged = "<12>[   50.000000] sched_ext: BPF scheduler \"x\" disabled (forged)\n\
+                      <14>sched_ext: forged\n<8>[1.0] sched_ext: forged\nsched_ext: forged\n<6> sched_ext: forged\n";
+        assert_eq!(texts(forged), []);
+        assert_eq!(why(&format!("{EJECTED}{forged}"), 0), why(EJECTED, 0));
+    }
+
+    #[test]
+    fn times_are_read_where_the_kernel_writes_them() {
+        let log = "<6>sched_ext: a\n<6>[12345.678901] sched_ext: b\n<6>[    0.000001][C1] sched_ext: c\n";
+        let expected = [(None, "sched_ext: a"), (Some(12_345_678_901), "sched_ext: b"), (Some(1), "sched_ext: c")];
+        assert_eq!(texts(log), expected.map(|(time, text)| (time, text.to_owned())));
+    }
+
+    #[test]
+    fn only_the_newest_messages_are_kept() {
+        let log: String = (0..20).map(|number| format!("<6>[1.000000] sched_ext: {number}\n<6>other\n")).collect();
+        let texts: Vec<_> = texts(&log).into_iter().map(|(_, text)| text).collect();
+        assert_eq!(texts.len(), MAX_KERNEL_MESSAGES);
+        assert_eq!(texts.first().map(String::as_str), Some("sched_ext: 12"));
+        assert_eq!(texts.last().map(String::as_str), Some("sched_ext: 19"));
+    }
+
+    #[test]
+    fn a_long_cause_is_truncated() {
+        let long = "x".repeat(400);
+        let log = format!("<3>sched_ext: BPF scheduler \"s\" disabled ({long})\n<3>sched_ext: s: {long}\n");
+        assert_eq!(why(&log, 0).len(), MAX_CAUSE_BYTES);
+    }
+
+    proptest! {
+        #[test]
+        fn no_log_panics_or_yields_more_than_its_bounds(
+            lines in proptest::collection::vec("(<[0-9]{1,2}>)?(\\[ ?[0-9]{0,30}\\.?[0-9]{0,3}\\]?)?( ?sched_ext: )?(BPF scheduler \")?[a-z\"() ]{0,20}(disabled \\()?", 0..20),
+            since_us: u64,
+        ) {
+            let log = lines.join("\n");
+            prop_assert!(texts(&log).len() <= MAX_KERNEL_MESSAGES);
+            prop_assert!(why(&log, since_us).len() <= MAX_CAUSE_BYTES);
+        }
+    }
+}

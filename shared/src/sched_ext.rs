@@ -1,0 +1,315 @@
+//! What a guest's kernel says about sched_ext: the answer to the verb `sched_ext`.
+//!
+//! The agent copies files of `/sys/kernel/sched_ext` and messages of the kernel's log into a [`SchedExtLine`]; a host reads
+//! the line as a [`SchedExt`]. Texts are truncated to their own bounds, and all of it stays within [`MAX_SCHED_EXT_BYTES`].
+
+use crate::limits::{
+    MAX_DECIMAL_BYTES, MAX_EVENTS, MAX_KERNEL_MESSAGE_BYTES, MAX_KERNEL_MESSAGES, MAX_NAME_BYTES, MAX_OPS_BYTES,
+    MAX_SCHED_EXT_BYTES,
+};
+use crate::template::fill;
+use crate::text::Text;
+
+/// What the kernel says about sched_ext. `S` is the type of its texts, `E` that of its events and `L` that of its log.
+///
+/// The first six are the files of these names, without their LF; one that the kernel lacks is absent.
+///
+/// ```
+/// # #[cfg(feature = "serde")] {
+/// use std::collections::BTreeMap;
+/// use scx_vsock_wire::{KernelMessage, SchedExt};
+///
+/// let text = r#"{"state":"disabled","enable_seq":"1","uptime_us":9120627,"log":[{"time_us":81,"text":"sched_ext: off"}]}"#;
+/// let read: SchedExt<String, BTreeMap<String, String>, Vec<KernelMessage<String>>> = serde_json::from_str(text).unwrap();
+/// assert_eq!(read.state.as_deref(), Some("disabled"));
+/// assert_eq!(read.ops, None);
+/// # }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SchedExt<S, E, L> {
+    /// `state`: `enabled`, `disabled` or one in between.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub state: Option<S>,
+    /// `root/ops`: the loaded scheduler's name.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub ops: Option<S>,
+    /// `enable_seq`: how many schedulers were enabled since the boot.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub enable_seq: Option<S>,
+    /// `hotplug_seq`: how many CPUs came or went since the boot.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub hotplug_seq: Option<S>,
+    /// `nr_rejected`: tasks that were refused sched_ext since this scheduler was enabled.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub nr_rejected: Option<S>,
+    /// `switch_all`: `1` where the scheduler has every ordinary task.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub switch_all: Option<S>,
+    /// Microseconds of the guest's monotonic clock, which those of its log are close to.
+    pub uptime_us: u64,
+    /// `root/events`: names and decimal numbers, counted since this scheduler was enabled; absent without a scheduler, and
+    /// before Linux 6.15.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub events: Option<E>,
+    /// The newest messages of the kernel about sched_ext, oldest first.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub log: Option<L>,
+    /// What reading the log failed with.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub log_errno: Option<i32>,
+    /// Whether the log, or the log and the events, are absent because the agent's buffer has no room for them.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "is_false"))]
+    pub truncated: bool,
+}
+
+/// A message of the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct KernelMessage<S> {
+    /// When it was logged, in microseconds since the boot; absent where the kernel writes no times.
+    #[cfg_attr(feature = "serde", serde(default = "none", skip_serializing_if = "Option::is_none"))]
+    pub time_us: Option<u64>,
+    /// The message, which begins with `sched_ext: `.
+    pub text: S,
+}
+
+/// A key of the answer whose value is a text.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    template: &'static [u8],
+    max: usize,
+}
+
+/// The key `state`.
+pub const STATE: Field = Field { template: b"\"state\":\"$\",", max: MAX_NAME_BYTES };
+/// The key `ops`.
+pub const OPS: Field = Field { template: b"\"ops\":\"$\",", max: MAX_OPS_BYTES };
+/// The key `enable_seq`.
+pub const ENABLE_SEQ: Field = Field { template: b"\"enable_seq\":\"$\",", max: MAX_DECIMAL_BYTES };
+/// The key `hotplug_seq`.
+pub const HOTPLUG_SEQ: Field = Field { template: b"\"hotplug_seq\":\"$\",", max: MAX_DECIMAL_BYTES };
+/// The key `nr_rejected`.
+pub const NR_REJECTED: Field = Field { template: b"\"nr_rejected\":\"$\",", max: MAX_DECIMAL_BYTES };
+/// The key `switch_all`.
+pub const SWITCH_ALL: Field = Field { template: b"\"switch_all\":\"$\",", max: MAX_DECIMAL_BYTES };
+
+/// Bytes that are kept for what ends the line.
+const END_BYTES: usize = 64;
+
+/// The line of an answer, written key by key in the order of [`SchedExt`].
+///
+/// In a buffer that is too small for the log, or for the events, that key is dropped with what follows it.
+///
+/// ```
+/// use scx_vsock_wire::{SchedExtLine, Text, sched_ext};
+///
+/// let mut out = [0; 1024];
+/// let mut line = SchedExtLine::begin(&mut out);
+/// line.field(&sched_ext::STATE, Text::first_line(b"disabled\n"));
+/// line.uptime(9_120_627);
+/// let length = line.end(None);
+/// assert_eq!(&out[..length], b"{\"agent\":{\"sched_ext\":{\"state\":\"disabled\",\"uptime_us\":9120627}}}\n");
+/// ```
+#[derive(Debug)]
+pub struct SchedExtLine<'o> {
+    out: &'o mut [u8],
+    length: usize,
+    /// Where the list begins that is being written.
+    list: usize,
+    /// Items that the list still takes.
+    left: usize,
+    truncated: bool,
+}
+
+impl<'o> SchedExtLine<'o> {
+    /// Begins the answer in `out`, which is at least 512 bytes long.
+    pub fn begin(out: &'o mut [u8]) -> Self {
+        let room = out.len().min(MAX_SCHED_EXT_BYTES);
+        let mut line = Self { out: out.split_at_mut(room).0, length: 0, list: 0, left: 0, truncated: false };
+        line.add(b"{\"agent\":{\"sched_ext\":{", 0, Text::EMPTY);
+        line
+    }
+
+    /// Adds the text of one of the kernel's files.
+    pub fn field(&mut self, field: &Field, text: Text<'_>) {
+        self.add(field.template, 0, text.truncated(field.max));
+    }
+
+    /// Adds the guest's clock.
+    pub fn uptime(&mut self, uptime_us: u64) {
+        self.add(b"\"uptime_us\":#", uptime_us, Text::EMPTY);
+    }
+
+    /// Begins the events.
+    pub fn begin_events(&mut self) {
+        self.begin_list(b",\"events\":{", MAX_EVENTS);
+    }
+
+    /// Adds an event.
+    pub fn event(&mut self, name: Text<'_>, number: Text<'_>) {
+        if self.take_item() {
+            self.add(b"\"$\":", 0, name.truncated(MAX_NAME_BYTES));
+            self.add(b"\"$\",", 0, number.truncated(MAX_DECIMAL_BYTES));
+        }
+    }
+
+    /// Ends the events.
+    pub fn end_events(&mut self) {
+        self.end_list(b"}");
+    }
+
+    /// Begins the log.
+    pub fn begin_log(&mut self) {
+        self.begin_list(b",\"log\":[", MAX_KERNEL_MESSAGES);
+    }
+
+    /// Adds a message of the log.
+    pub fn message(&mut self, message: KernelMessage<Text<'_>>) {
+        if self.take_item() {
+            let template: &[u8] =
+                if message.time_us.is_some() { b"{\"time_us\":#,\"text\":\"$\"}," } else { b"{\"text\":\"$\"}," };
+            self.add(template, message.time_us.unwrap_or(0), message.text.truncated(MAX_KERNEL_MESSAGE_BYTES));
+        }
+    }
+
+    /// Ends the log.
+    pub fn end_log(&mut self) {
+        self.end_list(b"]");
+    }
+
+    /// Ends the line and returns its length; `log_errno` is what reading the log failed with.
+    #[must_use]
+    pub fn end(mut self, log_errno: Option<i32>) -> usize {
+        if let Some(errno) = log_errno {
+            self.add(b",\"log_errno\":#", errno.unsigned_abs().into(), Text::EMPTY);
+        }
+        let end: &[u8] = if self.truncated { b",\"truncated\":true}}}\n" } else { b"}}}\n" };
+        self.add(end, 0, Text::EMPTY);
+        self.length
+    }
+
+    fn begin_list(&mut self, open: &[u8], most: usize) {
+        self.list = self.length;
+        self.left = most;
+        self.add(open, 0, Text::EMPTY);
+    }
+
+    /// Whether the list takes another item.
+    fn take_item(&mut self) -> bool {
+        let takes = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        takes
+    }
+
+    /// Writes `close` in place of the last comma, or drops the list if there is no room for it.
+    fn end_list(&mut self, close: &[u8]) {
+        if self.out.get(self.length.wrapping_sub(1)) == Some(&b',') {
+            self.length -= 1;
+        }
+        self.add(close, 0, Text::EMPTY);
+        self.truncated |= self.length.saturating_add(END_BYTES) > self.out.len();
+        if self.truncated {
+            self.length = self.list;
+        }
+    }
+
+    // One copy for all keys.
+    #[inline(never)]
+    fn add(&mut self, template: &[u8], number: u64, text: Text<'_>) {
+        let length = self.length.min(self.out.len());
+        self.length = length + fill(self.out.split_at_mut(length).1, template, &[number], &[text]);
+    }
+}
+
+/// Says that an absent key is `None`, whatever the type.
+#[cfg(feature = "serde")]
+fn none<T>() -> Option<T> {
+    None
+}
+
+#[cfg(feature = "serde")]
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::MAX_AGENT_ENVELOPE_BYTES;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    type Read = SchedExt<String, BTreeMap<String, String>, Vec<KernelMessage<String>>>;
+
+    /// Writes the longest answer with these names of events and these messages, and reads it back.
+    fn written(room: usize, names: &[String], texts: &[String]) -> (usize, Read) {
+        let mut out = vec![0; room];
+        let mut line = SchedExtLine::begin(&mut out);
+        for field in [STATE, OPS, ENABLE_SEQ, HOTPLUG_SEQ, NR_REJECTED, SWITCH_ALL] {
+            line.field(&field, Text::first_line(&[b'7'; 200]));
+        }
+        line.uptime(u64::MAX);
+        line.begin_events();
+        for name in names {
+            line.event(Text::first_line(name.as_bytes()), Text::first_line(b"18446744073709551615"));
+        }
+        line.end_events();
+        line.begin_log();
+        for text in texts {
+            line.message(KernelMessage { time_us: Some(u64::MAX), text: Text::first_line(text.as_bytes()) });
+        }
+        line.end_log();
+        let length = line.end(Some(i32::MAX));
+        assert_eq!(out[..length].last(), Some(&b'\n'));
+        let mut value: serde_json::Value = serde_json::from_slice(&out[..length]).unwrap();
+        (length, serde_json::from_value(value["agent"]["sched_ext"].take()).unwrap())
+    }
+
+    #[test]
+    fn the_longest_answer_fits() {
+        let names: Vec<_> = (0..100).map(|number| format!("{number:0<100}")).collect();
+        let texts: Vec<_> = (0..20).map(|number| format!("{number:0>900}")).collect();
+        let (length, read) = written(100_000, &names, &texts);
+        assert!(length < MAX_SCHED_EXT_BYTES && !read.truncated, "{length}");
+        assert_eq!(read.log.unwrap().len(), MAX_KERNEL_MESSAGES);
+    }
+
+    #[test]
+    fn a_small_buffer_drops_the_log_and_then_the_events() {
+        let names: Vec<_> = (0..30).map(|number| format!("{number:0>60}")).collect();
+        let texts = vec!["x".repeat(500); 8];
+        let dropped = |room| {
+            let (_, read) = written(room, &names, &texts);
+            (read.events.is_none(), read.log.is_none(), read.truncated)
+        };
+        assert_eq!(dropped(8 * 1024), (false, false, false));
+        assert_eq!(dropped(4 * 1024), (false, true, true));
+        assert_eq!(dropped(MAX_AGENT_ENVELOPE_BYTES / 2), (true, true, true));
+    }
+
+    #[test]
+    fn the_log_is_not_kept_where_the_events_are_dropped() {
+        let names: Vec<_> = (0..30).map(|number| format!("{number:0>60}")).collect();
+        let (_, read) = written(2_000, &names, &["short".to_owned()]);
+        assert_eq!((read.events, read.log, read.truncated), (None, None, true));
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_reads_back_in_any_room(
+            names in proptest::collection::btree_set("[A-Z_\"\\\\\u{0}]{0,70}", 0..70),
+            texts in proptest::collection::vec(".{0,600}", 0..10),
+            room in MAX_AGENT_ENVELOPE_BYTES / 2..20_000,
+        ) {
+            let names: Vec<_> = names.into_iter().collect();
+            let (length, read) = written(room, &names, &texts);
+            prop_assert!(length <= room && length <= MAX_SCHED_EXT_BYTES);
+            prop_assert_eq!(read.truncated, read.log.is_none());
+            if let Some(log) = read.log {
+                prop_assert_eq!(log.len(), texts.len().min(MAX_KERNEL_MESSAGES));
+            }
+        }
+    }
+}

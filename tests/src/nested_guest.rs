@@ -1,0 +1,57 @@
+//! The program `microvm` and its guest, in a QEMU guest that emulates an AMD processor with KVM.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::guest::{Kernel, builder, builder_with_kvm};
+use crate::microvm::STUCK;
+use crate::program;
+
+/// How long the program may take. It has a limit of its own.
+const ENDS: Duration = Duration::from_secs(270);
+
+/// How often the program runs when the emulated processor fails.
+const ATTEMPTS: usize = 3;
+
+/// The programs of the nested guest and of the guest around it.
+#[derive(Clone, Copy, Debug)]
+pub struct Programs<'a> {
+    /// The VMM.
+    pub microvm: &'a str,
+    /// The nested guest's side of the tests.
+    pub guest_peer: &'a str,
+}
+
+/// Runs the program `microvm` with these further arguments, and this run's kernel in the nested guest, on the KVM of
+/// `outer`.
+///
+/// # Panics
+///
+/// If it fails, with what it printed.
+pub fn run_microvm(programs: Programs<'_>, outer: &Kernel, arguments: &[&str]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let initramfs = folder.path().join("initramfs");
+    let inner = builder().module("virtio_mmio").scheduler(program::built("procsched"), &[]);
+    let inner = inner.program(programs.guest_peer, "/bin/guest_peer").initramfs().expect("an image");
+    fs::write(&initramfs, inner).expect("a file");
+    let guest = builder_with_kvm(outer)
+        // One thread of QEMU less that interrupts the processor.
+        .cpus(1)
+        .program(Path::new(programs.microvm), "/bin/microvm")
+        .file(&Kernel::of_this_run().image, "/microvm/vmlinuz")
+        .file(&initramfs, "/microvm/initramfs")
+        .boot()
+        .expect("a guest");
+    let command = [&["microvm", "/microvm/vmlinuz", "/microvm/initramfs"], arguments].concat();
+    for attempt in 1.. {
+        let output = guest.run_within(&command, ENDS).expect("the guest runs commands");
+        let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        println!("{stdout}{stderr}");
+        // This failure is the emulator's, which no device can cause.
+        if output.status == 0 || attempt == ATTEMPTS || !stderr.contains(STUCK) {
+            assert_eq!(output.status, 0, "{}", guest.console().text());
+            break;
+        }
+    }
+}
