@@ -3,6 +3,10 @@
 
 set -euo pipefail
 
+# What cargo has set for a test that runs a script: a build script of a dependency that reads it would run again, here and
+# then outside, with everything that depends on it.
+unset "${!CARGO_PKG_@}" "${!CARGO_MANIFEST_@}"
+
 # shellcheck disable=SC2034 # for those who source this
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck disable=SC2034 # for those who source this

@@ -1,5 +1,5 @@
-//! A page about installing, and one for each kind of user: builders of guest images, authors of VMMs, and developers of
-//! schedulers.
+//! A page about installing, and one for each kind of user: builders of guest images, authors of VMMs, developers of
+//! schedulers, and operators of many guests.
 
 /// The command, the library and the agent on a machine.
 #[doc = include_str!("../guide/install.md")]
@@ -18,3 +18,7 @@ pub mod vmms {}
 /// Schedulers under test, in QEMU guests.
 #[doc = include_str!("../guide/ci.md")]
 pub mod ci {}
+
+/// Many guests in Prometheus.
+#[doc = include_str!("../guide/export.md")]
+pub mod export {}

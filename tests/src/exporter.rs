@@ -4,6 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -14,6 +18,7 @@ use crate::peer::DEADLINE;
 pub struct Exporter {
     child: Child,
     at: SocketAddr,
+    messages: Mutex<Receiver<String>>,
 }
 
 impl Exporter {
@@ -36,10 +41,13 @@ impl Exporter {
     pub fn start_at(mut command: Command, listen: &str) -> Self {
         let mut child = command.args(["--listen", listen]).stderr(Stdio::piped()).spawn().expect("the exporter starts");
         let mut line = String::new();
-        BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("text");
-        let at = line.split_once("http://").and_then(|(_, at)| at.trim_end().strip_suffix("/metrics"));
+        let mut messages = BufReader::new(child.stderr.take().expect("piped"));
+        messages.read_line(&mut line).expect("text");
+        let at = line.split_once("://").and_then(|(_, at)| at.trim_end().strip_suffix("/metrics"));
         let at = at.unwrap_or_else(|| panic!("it printed {line:?}"));
-        Self { child, at: at.parse().expect("an address") }
+        let (sender, later) = channel();
+        thread::spawn(move || messages.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
+        Self { child, at: at.parse().expect("an address"), messages: Mutex::new(later) }
     }
 
     /// Returns the address where it listens.
@@ -75,6 +83,39 @@ impl Exporter {
             response.head
         );
         Metrics::parse(&response.body)
+    }
+
+    /// Scrapes again and again, as Prometheus does, until a page is as wanted. Returns that page.
+    ///
+    /// # Panics
+    ///
+    /// When none is in time.
+    pub fn scrape_until(&self, wanted: impl Fn(&Metrics) -> bool) -> Metrics {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let page = self.scrape();
+            if wanted(&page) {
+                return page;
+            }
+            assert!(Instant::now() < until, "{page:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Returns the next line that it prints.
+    ///
+    /// # Panics
+    ///
+    /// When there is none in time.
+    #[must_use]
+    pub fn message(&self) -> String {
+        self.messages.lock().expect("nobody panics with it").recv_timeout(DEADLINE).expect("it prints a line")
+    }
+
+    /// Returns the exporter's process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 }
 
@@ -119,6 +160,16 @@ pub fn get(at: SocketAddr, path: &str, headers: &str) -> Response {
 pub fn response(stream: &mut TcpStream) -> Response {
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("it answers");
+    parse_response(&text)
+}
+
+/// Parses a whole response.
+///
+/// # Panics
+///
+/// When it is none.
+#[must_use]
+pub fn parse_response(text: &str) -> Response {
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {text:?}"));
     Response { head: format!("{head}\r\n"), body: body.to_owned() }
 }
@@ -152,7 +203,7 @@ impl Metrics {
                     name.clone_into(&mut family);
                     assert!(metrics.help.insert(name.to_owned(), help.to_owned()).is_none(), "twice: {line:?}");
                 }
-                ["#", "TYPE", name, "gauge" | "counter"] => {
+                ["#", "TYPE", name, "gauge" | "counter" | "histogram"] => {
                     assert!(name == family && typed.insert(name.to_owned()), "{line:?}");
                 }
                 ["#", "UNIT", name, unit] => assert!(name == family && name.ends_with(unit), "{line:?}"),
@@ -165,7 +216,9 @@ impl Metrics {
     fn value(&mut self, line: &str, family: &str) {
         let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?}"));
         let name = series.split('{').next().unwrap_or_default();
-        assert!(name == family || name.strip_suffix("_total") == Some(family), "{line:?} is not of {family:?}");
+        let of_family =
+            ["", "_total", "_bucket", "_count", "_sum"].iter().any(|end| name.strip_suffix(end) == Some(family));
+        assert!(of_family, "{line:?} is not of {family:?}");
         assert!(name.chars().all(|char| char.is_ascii_alphanumeric() || char == '_'), "{line:?}");
         assert!(value.parse::<f64>().is_ok_and(f64::is_finite), "{line:?}");
         assert!(self.values.insert(series.to_owned(), value.to_owned()).is_none(), "twice: {line:?}");
@@ -175,6 +228,16 @@ impl Metrics {
     #[must_use]
     pub fn get(&self, series: &str) -> Option<&str> {
         self.values.get(series).map(String::as_str)
+    }
+
+    /// Returns the value of a counter or gauge.
+    ///
+    /// # Panics
+    ///
+    /// When it is no number.
+    #[must_use]
+    pub fn number(&self, series: &str) -> Option<f64> {
+        self.get(series).map(|value| value.parse().expect("a number"))
     }
 
     /// Returns whether the guest's stats are there.

@@ -35,7 +35,10 @@ pub mod patched;
 pub mod pattern;
 pub mod peer;
 pub mod program;
+pub mod scheduler_shapes;
 pub mod scripted_scheduler;
 pub mod terminal;
+#[cfg(feature = "tls")]
+pub mod tls_client;
 pub mod traffic;
 pub mod vsock_latency;

@@ -16,6 +16,14 @@ use crate::agent;
 pub fn built(name: &str) -> PathBuf {
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.current_dir(agent::repository());
+    // What cargo has set for the test: a build script of a dependency that reads it would run again, here and then outside.
+    let is_of_test = |name: &OsStr| {
+        let name = name.as_encoded_bytes();
+        name.starts_with(b"CARGO_PKG_") || name.starts_with(b"CARGO_MANIFEST_")
+    };
+    env::vars_os().map(|(name, _)| name).filter(|name| is_of_test(name)).for_each(|name| {
+        build.env_remove(name);
+    });
     // Together with the command's package, as its tests are built: cargo then unifies features in the same way.
     build.args(["build", "--locked", "--quiet", "-p", "scx-vsock-tests", "-p", "scx-vsock-cli"]);
     build.args(["-p", "scx-vsock-procsched", "--bin", name]);

@@ -23,7 +23,7 @@ const MAX_COLUMN: usize = 40;
 /// List the stats that a scheduler can report
 ///
 /// Each field has a kind and a description. A kind is i64, u64, float, string or the name of a struct; [KIND] is an array,
-/// and {KEY:KIND} is a dict.
+/// and {KEY:KIND} is a dict. If several structs may be what stats answers, each of them says so: the answer decides.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -94,8 +94,13 @@ struct Row {
 impl<'m> Tree<'m> {
     fn of(meta: &'m Description) -> Self {
         let mut tree = Self { meta, rows: Vec::new(), expanded: BTreeSet::new() };
+        let answers = meta.tops().filter(|top| top.top).count();
         for top in meta.tops() {
-            tree.rows.push(Row { name: clean(&top.name), kind: String::new(), desc: clean_text(top.desc.as_deref()) });
+            let mut desc = clean_text(top.desc.as_deref());
+            if top.top && answers > 1 {
+                let _written = write!(desc, " (1 of {answers} that an answer may be)");
+            }
+            tree.rows.push(Row { name: clean(&top.name), kind: String::new(), desc: desc.trim_start().to_owned() });
             tree.expand(top, 1);
         }
         tree
@@ -171,6 +176,19 @@ mod tests {
                 "  load   [float]         by\\tminute",
             ]
         );
+    }
+
+    #[test]
+    fn structs_that_may_be_the_answer_say_so() {
+        let meta: Description = serde_json::from_value(json!({
+            "A": { "name": "A", "top": "true", "desc": "first", "fields": { "n": { "datum": "u64" } } },
+            "B": { "name": "B", "top": "true", "fields": { "n": { "datum": "u64" } } },
+            "C": { "name": "C", "fields": { "n": { "datum": "u64" } } },
+        }))
+        .unwrap();
+        let names = Tree::of(&meta).rows.into_iter().filter(|row| row.kind.is_empty());
+        let lines: Vec<String> = names.map(|row| format!("{} {}", row.name, row.desc)).collect();
+        assert_eq!(lines, ["A first (1 of 2 that an answer may be)", "B (1 of 2 that an answer may be)", "C "]);
     }
 
     #[test]

@@ -41,6 +41,7 @@ const RULES: &[(&str, Run)] = &[
     ("ci/build-agent", Run::Here(0)),
     ("scx-vsock completions", Run::Here(0)),
     ("scx-vsock man", Run::Here(0)),
+    ("scx-vsock export --print", Run::Here(0)),
     ("scx-vsock doctor vsock://3", Run::Here(21)),
     ("scx-vsock stats vsock://3", Run::Here(21)),
     ("scx-vsock-agent", Run::Not("runs in a guest, as root; tests/tests/agent.rs and qemu_agent.rs do that")),

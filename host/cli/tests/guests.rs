@@ -72,10 +72,14 @@ fn the_schedulers_monitor_reads_two_guests_at_once() {
     }
 }
 
-fn assert_shown(page: &Metrics, guest: &str, up: &[&str]) {
-    let series = |series: &&String| series.contains(&format!("guest=\"{guest}\"")) && !series.starts_with("scx_vsock_");
-    assert_eq!(page.values.keys().any(|key| series(&key)), up.contains(&guest), "{guest}: {page:?}");
-    assert_eq!(page.is_up(guest), up.contains(&guest), "{guest}: {page:?}");
+/// Whether of these guests exactly those that are up have series of their schedulers.
+fn are_shown(page: &Metrics, guests: &[&str], up: &[&str]) -> bool {
+    let is_of =
+        |series: &str, guest: &str| series.contains(&format!("guest=\"{guest}\"")) && !series.starts_with("scx_vsock_");
+    guests.iter().all(|guest| {
+        let has_series = page.values.keys().any(|series| is_of(series, guest));
+        has_series == up.contains(guest) && page.is_up(guest) == up.contains(guest)
+    })
 }
 
 #[test]
@@ -86,14 +90,13 @@ fn one_export_has_three_guests_and_their_failures() {
         [bpfland(), program::built("procsched"), program::built("layersched")].map(|program| guest_with(program, 1));
     let bridges = [&bpf, &proc, &layers].map(Bridge::to);
     let mut command = scx_vsock("export");
-    command.args(["--deadline", "20"]);
+    command.args(["--deadline", "20", "--interval", "1"]);
     for (name, bridge) in NAMES.iter().zip(&bridges) {
         command.arg(format!("{name}=unix:{}", bridge.path().display()));
     }
     let exporter = Exporter::start(command);
 
-    let page = exporter.scrape();
-    NAMES.iter().for_each(|name| assert_shown(&page, name, &NAMES));
+    let page = exporter.scrape_until(|page| are_shown(page, &NAMES, &NAMES));
     assert_eq!(page.get("scx_nr_cpus{guest=\"bpfland\"}"), Some("1"));
     assert_eq!(page.help.get("scx_nr_cpus").unwrap(), "Number of online CPUs");
     assert!(page.get("scx_totals_cpus_user{guest=\"proc\",cpu=\"0\"}").is_some(), "{page:?}");
@@ -102,13 +105,9 @@ fn one_export_has_three_guests_and_their_failures() {
     // One guest is killed, another's scheduler ends.
     drop(bpf);
     output(&proc, &["sh", "-c", "guest_peer kill $(pidof procsched)"]);
-    let page = exporter.scrape();
-    NAMES.iter().for_each(|name| assert_shown(&page, name, &["layers"]));
-    assert_eq!(
-        (page.missing("bpfland", "agent_unreachable"), page.missing("proc", "no_scheduler")),
-        (1, 1),
-        "{page:?}"
-    );
+    let page = exporter.scrape_until(|page| are_shown(page, &NAMES, &["layers"]));
+    let missing = [("bpfland", "agent_unreachable"), ("proc", "no_scheduler")];
+    assert!(missing.iter().all(|(guest, reason)| page.missing(guest, reason) > 0), "{page:?}");
 
     // They come back.
     output(&proc, &["sh", "-c", "procsched </dev/null >/dev/console 2>&1 &"]);
@@ -116,8 +115,6 @@ fn one_export_has_three_guests_and_their_failures() {
     let again = guest_with(bpfland(), 1);
     let [first, ..] = &bridges;
     first.set_guest(&again);
-    let page = exporter.scrape();
-    NAMES.iter().for_each(|name| assert_shown(&page, name, &NAMES));
-    assert_eq!(page.missing("bpfland", "agent_unreachable"), 1);
+    let page = exporter.scrape_until(|page| are_shown(page, &NAMES, &NAMES));
     assert_eq!(page.get("scx_vsock_session{guest=\"layers\"}"), Some("1"), "{page:?}");
 }

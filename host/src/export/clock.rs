@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// The least time from one read of a guest to the next, and between two pages for scrapers whose own time is over.
-pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// The least time from one read of a guest to the next.
+pub const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Returns a moment that is `duration` later, or the same one beyond the clock's range.
 pub(super) fn after(moment: Instant, duration: Duration) -> Instant {

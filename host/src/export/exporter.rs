@@ -1,4 +1,4 @@
-//! The exporter's loop: targets are read when scrapers wait for them, and scrapers are sent what was read.
+//! The exporter's loop: targets are read at an interval, and scrapers are sent what was read.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -12,11 +12,15 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::process::{Resource, getrlimit};
 
+use super::access::Access;
+use super::clock::{MIN_INTERVAL, after};
 use super::exposition::Form;
-use super::http::{self, ScrapeRequest};
-use super::page::{Freshness, Page, Pages};
+use super::http;
+use super::page::{Page, Pages, Version};
 use super::scraper::Scraper;
 use super::target::Target;
+#[cfg(feature = "tls")]
+use super::web_config::WebConfig;
 use crate::client::DEFAULT_DEADLINE;
 use crate::endpoint::Connect;
 use crate::io::Deadline;
@@ -28,6 +32,9 @@ pub const MAX_SCRAPERS: usize = 256;
 
 /// Connections that are accepted at a time, so that a flood of them delays nobody.
 const MAX_ACCEPTS: usize = 32;
+
+/// The time from one read of a guest to the next, unless it is set.
+pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Descriptors that are left for other parts of the process.
 const SPARE_DESCRIPTORS: u64 = 8;
@@ -51,8 +58,14 @@ const SPARE_DESCRIPTORS: u64 = 8;
 pub struct Exporter {
     listener: TcpListener,
     acceptor: Acceptor,
+    access: Access,
     deadline: Duration,
+    interval: Duration,
     targets: Vec<Target>,
+    /// The number of times that targets were added or removed.
+    changes: u64,
+    /// The process' descriptors beside those of guests and scrapers, counted when it runs first.
+    others: Option<usize>,
     scrapers: Vec<Scraper>,
     max_scrapers: usize,
     pages: Pages,
@@ -79,130 +92,148 @@ impl Exporter {
         Ok(Self {
             listener,
             acceptor: Acceptor::new()?,
+            access: Access::default(),
             deadline: DEFAULT_DEADLINE,
+            interval: DEFAULT_INTERVAL,
             targets: Vec::new(),
+            changes: 0,
+            others: None,
             scrapers: Vec::new(),
             max_scrapers: MAX_SCRAPERS,
             pages: Pages::default(),
         })
     }
 
-    /// Sets how long guests may take for a scrape, instead of [`DEFAULT_DEADLINE`].
+    /// Sets how long a guest may take for a read, instead of [`DEFAULT_DEADLINE`].
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Adds a guest whose series have this name in their label `guest`. No two should have the same.
-    pub fn add(&mut self, name: impl Into<String>, connect: impl Connect + 'static) {
-        self.targets.push(Target::new(name.into(), connect));
+    /// Sets the time from one read of a guest to the next, instead of [`DEFAULT_INTERVAL`]: [`MIN_INTERVAL`] at least.
+    #[must_use]
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval.max(MIN_INTERVAL);
+        self
     }
 
-    /// Serves until one of these descriptors is readable or ends, and returns its index. There are at most
-    /// [`MAX_SCRAPERS`] scrapers, and fewer if the process could not have a descriptor for each guest besides.
+    /// Serves new scrapers as a web configuration says, from now on.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says if there is no thread or descriptor to check passwords with.
+    #[cfg(feature = "tls")]
+    pub fn set_web_config(&mut self, config: WebConfig) -> io::Result<()> {
+        self.access = Access::new(config)?;
+        Ok(())
+    }
+
+    /// Adds a guest whose series have this name in their label `guest`. No two should have the same. Scrapers wait for the
+    /// first read of guests that are added before [`run`](Self::run), and for no others.
+    pub fn add(&mut self, name: impl Into<String>, connect: impl Connect + 'static) {
+        self.changes = self.changes.wrapping_add(1);
+        self.targets.push(Target::new(name.into(), connect, Instant::now(), self.others.is_none()));
+    }
+
+    /// Removes each guest with this name: its session ends, and the next page has none of its series.
+    pub fn remove(&mut self, name: &str) {
+        self.changes = self.changes.wrapping_add(1);
+        self.targets.retain(|target| target.name != name);
+    }
+
+    /// Serves until one of these descriptors is readable or ends, and returns its index. It can be called again, after
+    /// guests were added or removed, and goes on where it was: before it returns, it serves everybody once. There are at
+    /// most [`MAX_SCRAPERS`] scrapers, and fewer if the process could not have a descriptor for each guest besides.
     ///
     /// # Errors
     ///
     /// What the kernel says if it cannot wait. No guest and no scraper can be the cause.
     pub fn run(&mut self, until: &[BorrowedFd<'_>]) -> io::Result<usize> {
-        self.max_scrapers = scrapers_beside(self.targets.len());
-        let now = Instant::now();
-        for target in self.targets.iter_mut().filter(|target| target.is_new()) {
-            target.begin(now, Deadline::after(now, self.deadline));
-        }
+        let others = *self.others.get_or_insert_with(|| fs::read_dir("/proc/self/fd").map_or(0, Iterator::count));
+        self.max_scrapers = scrapers_beside(self.targets.len(), others);
         loop {
-            let mut events = self.wait(until)?.into_iter();
-            if let Some(first) = events.by_ref().take(until.len()).position(|event| !event.is_empty()) {
-                return Ok(first);
-            }
+            self.read_targets(Instant::now());
+            let events = self.wait(until)?;
+            let (ends, events) = events.split_at_checked(until.len()).unwrap_or_default();
             let now = Instant::now();
+            let mut events = events.iter().copied();
             let has_connections = events.next().is_some_and(|event| !event.is_empty()) || self.acceptor.must_retry(now);
             self.on_events(&mut events, now);
             if has_connections {
                 self.accept(now)?;
             }
+            if let Some(first) = ends.iter().position(|event| !event.is_empty()) {
+                return Ok(first);
+            }
         }
     }
 
-    /// Waits for the descriptors of `until`, then the listener, then each scraper's, then each target's.
+    /// Waits for the descriptors of `until`, then the listener, then that of passwords, then each scraper's, then each
+    /// target's.
     fn wait(&self, until: &[BorrowedFd<'_>]) -> io::Result<Vec<PollFlags>> {
         let mut set = PollSet::default();
         for fd in until {
             set.add(fd, PollFlags::IN);
         }
         self.acceptor.register(&mut set, &self.listener);
+        self.access.register(&mut set);
         for scraper in &self.scrapers {
             scraper.register(&mut set);
         }
-        let wanted = self.newest_wait();
         for target in &self.targets {
             target.register(&mut set);
-            wanted.and_then(|since| target.next_read(since)).into_iter().for_each(|due| set.until(due));
+            target.next_read().into_iter().for_each(|due| set.until(due));
         }
         Ok(set.wait()?)
     }
 
     fn on_events(&mut self, events: &mut impl Iterator<Item = PollFlags>, now: Instant) {
+        self.access.on_events(events);
         for scraper in &mut self.scrapers {
             scraper.on_event(events.next().unwrap_or(PollFlags::empty()), now);
         }
         for target in &mut self.targets {
             target.on_events(events, now);
         }
-        self.read_targets(now);
+        self.access.decide(&mut self.scrapers, now);
         Form::ALL.into_iter().for_each(|form| self.answer(form, now));
         self.scrapers.retain(|scraper| !scraper.is_closed());
     }
 
-    /// Returns since when the scraper waits that came last.
-    fn newest_wait(&self) -> Option<Instant> {
-        self.scrapers.iter().filter_map(Scraper::waiting).map(|(since, _)| since).max()
-    }
-
-    /// Begins to read each target that a scraper waits for. No scraper's own timeout ends that, since it is for others as
-    /// well.
+    /// Begins to read each target whose time has come.
     fn read_targets(&mut self, now: Instant) {
-        let Some(wanted) = self.newest_wait() else { return };
         for target in &mut self.targets {
-            if target.next_read(wanted).is_some_and(|due| due <= now) {
-                target.begin(now, Deadline::after(now, self.deadline));
+            if target.next_read().is_some_and(|due| due <= now) {
+                target.begin(now, Deadline::after(now, self.deadline), after(now, self.interval));
             }
         }
     }
 
-    /// Sends a page to the scrapers that every target was read for, and to those whose own time is over.
+    /// Sends a page to the scrapers that want this form: all of them once no target keeps them, and before that those whose
+    /// own time is over. Before a page is built, readers may be evicted.
     fn answer(&mut self, form: Form, now: Instant) {
-        // Which scrapers every target was read for; with no target, all.
-        let read = self.targets.iter().map(Target::ended).min().unwrap_or(Some(now));
-        let is_complete = |scraper: &Scraper| scraper.waiting().is_some_and(|(since, _)| read >= Some(since));
-        self.answer_those(form, Freshness::Complete, now, is_complete);
-        self.answer_those(form, Freshness::Recent(now), now, |scraper| scraper.is_overdue(now));
-    }
-
-    /// Sends a page to these scrapers, if there are any. Before one is built, readers may be evicted.
-    fn answer_those(&mut self, form: Form, freshness: Freshness, now: Instant, to: impl Fn(&Scraper) -> bool) {
-        let Some(since) = self.first_wait(form, &to) else { return };
-        let newest = self.pages.newest(form, freshness, &self.targets, since);
-        let page = newest.or_else(|| {
-            self.evict_slow_readers();
-            self.pages.build(form, &self.targets, since).ok()
-        });
-        self.send(form, page.as_ref(), now, to);
-    }
-
-    /// Returns since when the first of these scrapers waits.
-    fn first_wait(&self, form: Form, of: impl Fn(&Scraper) -> bool) -> Option<Instant> {
-        let chosen = self.scrapers.iter().filter(|scraper| of(scraper)).filter_map(Scraper::waiting);
-        chosen.filter(|(_, scrape)| scrape.form == form).map(|(since, _)| since).min()
-    }
-
-    fn send(&mut self, form: Form, page: Option<&Arc<Page>>, now: Instant, to: impl Fn(&Scraper) -> bool) {
-        let wants =
-            |scraper: &Scraper| matches!(scraper.waiting(), Some((_, ScrapeRequest { form: its, .. })) if its == form);
-        for scraper in self.scrapers.iter_mut().filter(|scraper| wants(scraper) && to(scraper)) {
-            scraper.send(page, now);
+        let wants = |scraper: &Scraper| scraper.waiting().is_some_and(|scrape| scrape.form == form);
+        if !self.scrapers.iter().any(wants) {
+            return;
         }
+        let is_kept = self.targets.iter().any(Target::keeps_scrapers);
+        let is_due = |scraper: &Scraper| wants(scraper) && (!is_kept || scraper.is_overdue(now));
+        if !self.scrapers.iter().any(is_due) {
+            return;
+        }
+        let page = self.page(form, now);
+        for scraper in self.scrapers.iter_mut().filter(|scraper| is_due(scraper)) {
+            scraper.send(page.as_ref(), now);
+        }
+    }
+
+    fn page(&mut self, form: Form, now: Instant) -> Option<Arc<Page>> {
+        let version = Version::of(&self.targets, self.changes);
+        self.pages.current(form, version, now).or_else(|| {
+            self.evict_slow_readers();
+            self.pages.build(form, &self.targets, version).ok()
+        })
     }
 
     /// Closes those that still read the oldest page if there are too many pages.
@@ -215,11 +246,15 @@ impl Exporter {
     fn accept(&mut self, now: Instant) -> io::Result<()> {
         for _ in 0..MAX_ACCEPTS {
             let Some(accepted) = self.acceptor.accept(&self.listener)? else { break };
-            match accepted {
-                Accepted::Stream(stream) if self.has_room(now) => self.scrapers.push(Scraper::new(stream, now)),
-                Accepted::Stream(stream) | Accepted::LastDescriptor(stream) => {
-                    Scraper::reject(stream, http::BUSY, now);
-                }
+            let (connection, is_last) = match accepted {
+                Accepted::Stream(connection) => (connection, false),
+                Accepted::LastDescriptor(connection) => (connection, true),
+            };
+            let Some(stream) = self.access.stream(connection) else { continue };
+            if !is_last && self.has_room(now) {
+                self.scrapers.push(Scraper::new(stream, now, self.access.needs_password()));
+            } else {
+                Scraper::reject(stream, http::BUSY, now);
             }
         }
         Ok(())
@@ -238,11 +273,10 @@ impl Exporter {
     }
 }
 
-/// Returns how many scrapers the process can have a descriptor for if each target has one.
-fn scrapers_beside(targets: usize) -> usize {
+/// Returns how many scrapers the process can have a descriptor for if each target has one, and there are so many others.
+fn scrapers_beside(targets: usize, others: usize) -> usize {
     let Some(limit) = getrlimit(Resource::Nofile).current else { return MAX_SCRAPERS };
-    let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    let taken = [open, targets].into_iter().filter_map(|count| u64::try_from(count).ok()).sum::<u64>();
+    let taken = [others, targets].into_iter().filter_map(|count| u64::try_from(count).ok()).sum::<u64>();
     let left = limit.saturating_sub(taken).saturating_sub(SPARE_DESCRIPTORS);
     usize::try_from(left).unwrap_or(MAX_SCRAPERS).clamp(1, MAX_SCRAPERS)
 }

@@ -23,17 +23,19 @@ pub(super) const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// A scraper's request for the metrics.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct ScrapeRequest {
     pub(super) form: Form,
     /// How long targets have, if the scraper has a timeout.
     pub(super) timeout: Option<Duration>,
     /// Only the head of the response.
     pub(super) head_only: bool,
+    /// The value of the header that says who it is.
+    pub(super) authorization: Option<Vec<u8>>,
 }
 
 /// What has arrived.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Parsed {
     /// A part of a request.
     Incomplete,
@@ -58,6 +60,7 @@ impl Rejection {
 }
 
 pub(super) const BAD_REQUEST: &str = "400 Bad Request";
+pub(super) const UNAUTHORIZED: &str = "401 Unauthorized";
 pub(super) const NOT_FOUND: &str = "404 Not Found";
 pub(super) const NOT_ALLOWED: &str = "405 Method Not Allowed";
 pub(super) const TIMED_OUT: &str = "408 Request Timeout";
@@ -88,6 +91,7 @@ pub(super) fn parse(received: &[u8]) -> Parsed {
         form: if open_metrics { Form::OpenMetrics } else { Form::Plain },
         timeout: values(request.headers, "X-Prometheus-Scrape-Timeout-Seconds").next().and_then(timeout),
         head_only,
+        authorization: authorization(request.headers),
     })
 }
 
@@ -100,6 +104,11 @@ fn path(target: &str) -> &str {
         _ => target,
     };
     path.split('?').next().unwrap_or_default()
+}
+
+fn authorization(headers: &[Header<'_>]) -> Option<Vec<u8>> {
+    let header = headers.iter().find(|header| header.name.eq_ignore_ascii_case("Authorization"));
+    header.map(|header| header.value.to_vec())
 }
 
 /// The values of all headers of this name.
@@ -132,9 +141,13 @@ pub(super) fn rejection(rejection: Rejection) -> String {
 }
 
 fn head(status: &str, media_type: &str, length: usize) -> String {
-    let allow = if status == NOT_ALLOWED { "Allow: GET, HEAD\r\n" } else { "" };
+    let more = match status {
+        NOT_ALLOWED => "Allow: GET, HEAD\r\n",
+        UNAUTHORIZED => "WWW-Authenticate: Basic realm=\"metrics\", charset=\"UTF-8\"\r\n",
+        _ => "",
+    };
     format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n{allow}Connection: close\r\n\r\n"
+        "HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n{more}Connection: close\r\n\r\n"
     )
 }
 
@@ -155,15 +168,24 @@ mod tests {
         let timeout = Some(Duration::from_secs(9));
         assert_eq!(
             parse(PROMETHEUS.as_bytes()),
-            Parsed::Scrape(ScrapeRequest { form: Form::OpenMetrics, timeout, head_only: false })
+            Parsed::Scrape(ScrapeRequest { form: Form::OpenMetrics, timeout, head_only: false, authorization: None })
         );
-        let plain = Parsed::Scrape(ScrapeRequest { form: Form::Plain, timeout: None, head_only: false });
+        let plain =
+            Parsed::Scrape(ScrapeRequest { form: Form::Plain, timeout: None, head_only: false, authorization: None });
         for target in ["/metrics?x=1", "http://127.0.0.1:9729/metrics", "http://host/metrics?next=http://other/"] {
             assert_eq!(parse(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()), plain, "{target}");
         }
         for end in 1..PROMETHEUS.len() {
             assert_eq!(parse(&PROMETHEUS.as_bytes()[..end]), Parsed::Incomplete, "{end}");
         }
+    }
+
+    #[test]
+    fn who_scrapes_is_parsed() {
+        let request = b"GET /metrics HTTP/1.1\r\nauthorization: Basic YTpi\r\n\r\n";
+        let Parsed::Scrape(scrape) = parse(request) else { panic!("it is a scrape") };
+        assert_eq!(scrape.authorization.as_deref(), Some(&b"Basic YTpi"[..]));
+        assert!(rejection(Rejection::new(UNAUTHORIZED)).contains("\r\nWWW-Authenticate: Basic realm="));
     }
 
     #[test]

@@ -18,22 +18,52 @@ const PREFIX: &str = "scx_";
 const OWN: &str = "scx_vsock_";
 const NOT_OWN: &str = "scx_guest_vsock_";
 
-/// Suffixes that OpenMetrics reserves for parts of counters, histograms and the like, and what a gauge has after one.
-const RESERVED: [&str; 8] = ["_bucket", "_count", "_created", "_gcount", "_gsum", "_info", "_sum", "_total"];
+/// Suffixes that a gauge's name must not have, and what it has after one: those that OpenMetrics reserves for parts of
+/// counters, histograms and the like, and those of this crate's own. So no metric of one scheduler has the name of another
+/// scheduler's metric of another type.
+const RESERVED: [&str; 10] = [
+    "_accumulated",
+    "_bucket",
+    "_count",
+    "_created",
+    "_distribution_seconds",
+    "_gcount",
+    "_gsum",
+    "_info",
+    "_sum",
+    "_total",
+];
 const SUFFIX: &str = "_value";
 
-/// Returns a metric's name, made of the names of its path.
-pub(super) fn metric<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+/// Returns a metric's name without what its type adds to it, made of the names of its path.
+pub(super) fn stem<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let parts: Vec<String> = parts.into_iter().map(word).collect();
     let mut name = format!("{PREFIX}{}", parts.join("_"));
     name.truncate(MAX_METRIC_NAME);
-    if RESERVED.iter().any(|end| name.ends_with(end)) {
-        name += SUFFIX;
-    }
     match name.strip_prefix(OWN) {
         Some(suffix) => format!("{NOT_OWN}{suffix}"),
         None => name,
     }
+}
+
+/// Returns the name of a gauge.
+pub(super) fn gauge(stem: String) -> String {
+    if RESERVED.iter().any(|end| stem.ends_with(end)) { stem + SUFFIX } else { stem }
+}
+
+/// Returns the name of the counter that adds up what a gauge had, without `_total`.
+pub(super) fn accumulated(gauge: &str) -> String {
+    format!("{gauge}_accumulated")
+}
+
+/// Returns the name of the gauge that has a text as a label.
+pub(super) fn info(stem: &str) -> String {
+    format!("{stem}_info")
+}
+
+/// Returns the name of a histogram, without its unit. Promtool wants no type in a name.
+pub(super) fn histogram(stem: &str) -> String {
+    format!("{stem}_distribution")
 }
 
 /// Returns a label's name. Those that begin with two underscores are Prometheus' own.
@@ -93,19 +123,27 @@ mod tests {
 
     #[test]
     fn names_are_made_safe_and_stay_readable() {
-        assert_eq!(metric(["totals", "cpu", "user"]), "scx_totals_cpu_user");
-        assert_eq!(metric(["nr.events\n# EOF"]), "scx_nr_events___EOF");
-        assert_eq!(metric(["9\u{e9}"]), "scx_9_");
-        assert_eq!(metric(["vsock_up"]), "scx_guest_vsock_up");
-        assert_eq!(metric(["vsock", "up"]), "scx_guest_vsock_up");
-        assert_eq!(metric(["total"]), "scx_total_value");
-        assert_eq!(metric(["d", "nr_total"]), "scx_d_nr_total_value");
-        assert_eq!(metric(["subtotal"]), "scx_subtotal");
+        assert_eq!(stem(["totals", "cpu", "user"]), "scx_totals_cpu_user");
+        assert_eq!(stem(["nr.events\n# EOF"]), "scx_nr_events___EOF");
+        assert_eq!(stem(["9\u{e9}"]), "scx_9_");
+        assert_eq!(stem(["vsock_up"]), "scx_guest_vsock_up");
+        assert_eq!(stem(["vsock", "up"]), "scx_guest_vsock_up");
+        assert_eq!(gauge(stem(["total"])), "scx_total_value");
+        assert_eq!(gauge(stem(["d", "nr_total"])), "scx_d_nr_total_value");
+        assert_eq!(gauge(stem(["subtotal"])), "scx_subtotal");
         assert_eq!(label("layer"), "layer");
         assert_eq!(label("__name__"), "name__");
         assert_eq!(label("7 of 9"), "of_9");
         assert_eq!(label("\u{1f600}"), "key");
         assert_eq!(help(" a \"b\"\n\\c "), "a 'b' /c");
+    }
+
+    #[test]
+    fn metrics_of_two_types_never_share_a_name() {
+        let others = [accumulated("scx_n"), info("scx_n"), format!("{}_seconds", histogram("scx_n"))];
+        for name in others {
+            assert_ne!(gauge(name.clone()), name);
+        }
     }
 
     #[test]
@@ -126,7 +164,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_a_bad_name(parts in proptest::collection::vec(".{0,200}", 1..5)) {
-            let name = metric(parts.iter().map(String::as_str));
+            let name = gauge(stem(parts.iter().map(String::as_str)));
             let is_word = |char: char| char.is_ascii_alphanumeric() || char == '_';
             prop_assert!(name.starts_with("scx_") && name.chars().all(is_word) && !name.starts_with(OWN));
             let label = label(&parts[0]);

@@ -8,8 +8,8 @@ use super::clock::{MIN_INTERVAL, after};
 use super::exposition::{self, Form};
 use super::target::Target;
 
-/// How many times as long as it took to build a page, the next one for scrapers whose own time is over must wait: so that
-/// they cannot keep the thread busy.
+/// How many times as long as it took to build a page it is sent although it is not the newest, so that guests and scrapers
+/// cannot keep the thread busy.
 const REST: u32 = 4;
 
 /// Pages that are held at a time, the newest of each form included.
@@ -19,10 +19,7 @@ pub(super) const MAX_PAGES: usize = 8;
 pub(super) struct Page {
     pub(super) form: Form,
     pub(super) text: String,
-    /// The reads of targets that had ended.
-    reads: u64,
-    /// Targets that have no outcome since then are shown as they are: being read.
-    since: Instant,
+    version: Version,
     built: Instant,
     took: Duration,
 }
@@ -33,38 +30,40 @@ impl fmt::Debug for Page {
     }
 }
 
+/// What a page is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    /// The number of times that targets were added or removed.
+    changes: u64,
+    /// Whether no target keeps scrapers.
+    is_complete: bool,
+    /// The reads of targets that had ended.
+    reads: u64,
+}
+
+impl Version {
+    /// The version of these targets, which were added and removed so many times.
+    pub(super) fn of(targets: &[Target], changes: u64) -> Self {
+        let reads = targets.iter().fold(0, |sum: u64, target| sum.wrapping_add(target.reads));
+        Self { changes, is_complete: !targets.iter().any(Target::keeps_scrapers), reads }
+    }
+}
+
 impl Page {
-    fn build(form: Form, targets: &[Target], since: Instant) -> Result<Self, fmt::Error> {
+    fn build(form: Form, targets: &[Target], version: Version) -> Result<Self, fmt::Error> {
         let built = Instant::now();
-        let text = exposition::build(form, targets, since, built)?;
-        Ok(Self { form, text, reads: reads(targets), since, built, took: built.elapsed() })
+        let text = exposition::build(form, targets, built)?;
+        Ok(Self { form, text, version, built, took: built.elapsed() })
     }
 
     fn next_at(&self) -> Instant {
         after(self.built, self.took.saturating_mul(REST).max(MIN_INTERVAL))
     }
-}
 
-fn reads(targets: &[Target]) -> u64 {
-    targets.iter().fold(0, |sum, target| sum.wrapping_add(target.reads))
-}
-
-/// How new a page must be.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Freshness {
-    /// It has every outcome that there is.
-    Complete,
-    /// It may be a little older: the scrapers' own time is over, and it is now.
-    Recent(Instant),
-}
-
-impl Page {
-    /// Whether it answers scrapers of which the first has waited since `since`.
-    fn answers(&self, freshness: Freshness, targets: &[Target], since: Instant) -> bool {
-        match freshness {
-            Freshness::Complete => self.reads == reads(targets) && self.since <= since,
-            Freshness::Recent(now) => now < self.next_at(),
-        }
+    /// Whether it is the newest, or differs from that by reads alone and is not old.
+    fn is_current(&self, version: Version, now: Instant) -> bool {
+        let but_for_reads = Version { reads: self.version.reads, ..version };
+        self.version == version || (self.version == but_for_reads && now < self.next_at())
     }
 }
 
@@ -78,16 +77,10 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// Returns the newest page of a form, if it is so new for scrapers of which the first has waited since `since`.
-    pub(super) fn newest(
-        &self,
-        form: Form,
-        freshness: Freshness,
-        targets: &[Target],
-        since: Instant,
-    ) -> Option<Arc<Page>> {
+    /// Returns the newest page of a form, if it need not be built anew.
+    pub(super) fn current(&self, form: Form, version: Version, now: Instant) -> Option<Arc<Page>> {
         let newest = self.newest.iter().find(|page| page.form == form);
-        newest.filter(|page| page.answers(freshness, targets, since)).cloned()
+        newest.filter(|page| page.is_current(version, now)).cloned()
     }
 
     /// Returns the oldest page if no other can be built while it is held.
@@ -103,10 +96,11 @@ impl Pages {
     /// # Errors
     ///
     /// If the metrics cannot be encoded.
-    pub(super) fn build(&mut self, form: Form, targets: &[Target], since: Instant) -> Result<Arc<Page>, fmt::Error> {
-        let page = Arc::new(Page::build(form, targets, since)?);
-        self.held.push(Arc::downgrade(&page));
+    pub(super) fn build(&mut self, form: Form, targets: &[Target], version: Version) -> Result<Arc<Page>, fmt::Error> {
+        // The one before is dropped first, unless a scraper reads it.
         self.newest.retain(|newest| newest.form != form);
+        let page = Arc::new(Page::build(form, targets, version)?);
+        self.held.push(Arc::downgrade(&page));
         self.newest.push(Arc::clone(&page));
         Ok(page)
     }
@@ -118,38 +112,44 @@ mod tests {
     use crate::endpoint::Endpoint;
 
     fn targets() -> Vec<Target> {
-        vec![Target::new("web".to_owned(), Endpoint::Unix { path: "/nowhere".into() })]
+        let nowhere = Endpoint::Unix { path: "/nowhere".into() };
+        vec![Target::new("web".to_owned(), nowhere, Instant::now(), false)]
+    }
+
+    fn build(pages: &mut Pages, form: Form, targets: &[Target]) -> Arc<Page> {
+        pages.build(form, targets, Version::of(targets, 0)).unwrap()
     }
 
     #[test]
     fn a_page_is_shared_until_a_target_was_read_again() {
-        let (mut pages, mut targets, now) = (Pages::default(), targets(), Instant::now());
-        let complete = |pages: &Pages, form, targets: &[Target]| pages.newest(form, Freshness::Complete, targets, now);
-        let first = pages.build(Form::Plain, &targets, now).unwrap();
-        assert!(Arc::ptr_eq(&first, &complete(&pages, Form::Plain, &targets).unwrap()));
-        assert!(complete(&pages, Form::OpenMetrics, &targets).is_none());
+        let (mut pages, mut targets) = (Pages::default(), targets());
+        let first = build(&mut pages, Form::Plain, &targets);
+        let later = first.next_at();
+        let newest = |form, targets: &[Target]| pages.current(form, Version::of(targets, 0), later);
+        assert!(Arc::ptr_eq(&first, &newest(Form::Plain, &targets).unwrap()));
+        assert!(newest(Form::OpenMetrics, &targets).is_none());
         targets[0].reads += 1;
-        assert!(complete(&pages, Form::Plain, &targets).is_none());
+        assert!(newest(Form::Plain, &targets).is_none());
     }
 
     #[test]
-    fn overdue_scrapers_share_a_recent_page() {
+    fn a_page_is_not_built_anew_for_each_read() {
         let (mut pages, mut targets) = (Pages::default(), targets());
-        let now = Instant::now();
-        let first = pages.build(Form::Plain, &targets, now).unwrap();
+        let first = build(&mut pages, Form::Plain, &targets);
         targets[0].reads += 1;
-        let recent = |at| pages.newest(Form::Plain, Freshness::Recent(at), &targets, at);
-        assert!(Arc::ptr_eq(&first, &recent(now).unwrap()));
-        assert!(recent(first.next_at()).is_none());
+        let current = |at, changes| pages.current(Form::Plain, Version::of(&targets, changes), at);
+        assert!(Arc::ptr_eq(&first, &current(first.built, 0).unwrap()));
+        assert!(current(first.next_at(), 0).is_none());
+        assert!(current(first.built, 1).is_none(), "a target was added or removed");
     }
 
     #[test]
     fn the_oldest_page_that_is_read_is_in_excess() {
-        let (mut pages, mut targets, now) = (Pages::default(), targets(), Instant::now());
+        let (mut pages, mut targets) = (Pages::default(), targets());
         let mut read = Vec::new();
         for _ in 0..MAX_PAGES {
             assert!(pages.excess().is_none());
-            read.push(pages.build(Form::Plain, &targets, now).unwrap());
+            read.push(build(&mut pages, Form::Plain, &targets));
             targets[0].reads += 1;
         }
         assert!(Arc::ptr_eq(&pages.excess().unwrap(), &read[0]));

@@ -1,21 +1,21 @@
 //! One connection of a scraper: its request, its wait for the metrics, and its response.
 
-use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+#[cfg(feature = "tls")]
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
+use rustix::net::{RecvFlags, recv, sockopt};
 
 use super::clock::after;
 use super::http::{self, MAX_REQUEST, Parsed, Rejection, ScrapeRequest};
 use super::page::Page;
+use super::stream::ScraperStream;
 use crate::io::poll::PollSet;
 
-/// How long a request may take to arrive.
+/// How long a request may take to arrive, the handshake before it included, and how long its password is checked.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a response may take to be read, and how long its reader may read nothing.
@@ -41,7 +41,9 @@ const RECEIVE_BUFFER_BYTES: usize = 16 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Scraper {
-    stream: TcpStream,
+    stream: ScraperStream,
+    /// Whether it must say who it is.
+    needs_password: bool,
     state: State,
 }
 
@@ -51,12 +53,14 @@ enum State {
         received: Vec<u8>,
         deadline: Instant,
     },
-    /// Targets are being read, or soon will be.
+    /// It waits for a page, since some targets have no outcome yet.
     Waiting {
         scrape: ScrapeRequest,
         since: Instant,
         /// It sends no more, or is gone: only a write tells which.
         is_half_closed: bool,
+        /// Whether it may have the metrics.
+        is_granted: bool,
     },
     Responding {
         response: Response,
@@ -90,17 +94,17 @@ impl Response {
 }
 
 impl Scraper {
-    pub(super) fn new(stream: OwnedFd, now: Instant) -> Self {
+    pub(super) fn new(stream: ScraperStream, now: Instant, needs_password: bool) -> Self {
         // Without these the kernel's own bounds apply.
-        let _bounded = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
-        let _bounded = sockopt::set_socket_recv_buffer_size(&stream, RECEIVE_BUFFER_BYTES);
+        let _bounded = sockopt::set_socket_send_buffer_size(stream.tcp(), SEND_BUFFER_BYTES);
+        let _bounded = sockopt::set_socket_recv_buffer_size(stream.tcp(), RECEIVE_BUFFER_BYTES);
         let deadline = after(now, READ_TIMEOUT);
-        Self { stream: stream.into(), state: State::ReadingRequest { received: Vec::new(), deadline } }
+        Self { stream, needs_password, state: State::ReadingRequest { received: Vec::new(), deadline } }
     }
 
     /// Sends a new connection this status at once, and closes it.
-    pub(super) fn reject(stream: OwnedFd, status: &'static str, now: Instant) {
-        let mut scraper = Self::new(stream, now);
+    pub(super) fn reject(stream: ScraperStream, status: &'static str, now: Instant) {
+        let mut scraper = Self::new(stream, now, false);
         scraper.refuse(Rejection::new(status), now);
         scraper.write(now);
         scraper.discard(now);
@@ -115,18 +119,50 @@ impl Scraper {
         match self.state {
             State::Closed | State::Lingering { .. } => Some(0),
             State::Waiting { is_half_closed: true, .. } => Some(1),
-            State::ReadingRequest { .. } => Some(2),
+            State::ReadingRequest { .. } | State::Waiting { is_granted: false, .. } => Some(2),
             State::Responding { read_at, .. } if now >= after(read_at, PAUSE) => Some(3),
             State::Waiting { .. } | State::Responding { .. } => None,
         }
     }
 
-    /// Returns since when it waits for the metrics, and its request.
-    pub(super) fn waiting(&self) -> Option<(Instant, ScrapeRequest)> {
-        match self.state {
-            State::Waiting { scrape, since, .. } => Some((since, scrape)),
+    /// Returns its request, if it waits for the metrics and may have them.
+    pub(super) fn waiting(&self) -> Option<&ScrapeRequest> {
+        match &self.state {
+            State::Waiting { scrape, is_granted: true, .. } => Some(scrape),
             _ => None,
         }
+    }
+
+    /// Returns since when it waits to be granted the metrics, and what it says who it is.
+    #[cfg(feature = "tls")]
+    pub(super) fn ungranted(&self) -> Option<(Instant, Option<&[u8]>)> {
+        match &self.state {
+            State::Waiting { scrape, since, is_granted: false, .. } => Some((*since, scrape.authorization.as_deref())),
+            _ => None,
+        }
+    }
+
+    /// Grants it the metrics.
+    #[cfg(feature = "tls")]
+    pub(super) fn grant(&mut self) {
+        if let State::Waiting { is_granted, .. } = &mut self.state {
+            *is_granted = true;
+        }
+    }
+
+    /// Responds with this status instead of the metrics.
+    #[cfg(feature = "tls")]
+    pub(super) fn deny(&mut self, status: &'static str, now: Instant) {
+        let State::Waiting { scrape, .. } = &self.state else { return };
+        let head_only = scrape.head_only;
+        self.refuse(Rejection { status, head_only }, now);
+        self.write(now);
+    }
+
+    /// Returns the address of its host.
+    #[cfg(feature = "tls")]
+    pub(super) fn host(&self) -> Option<IpAddr> {
+        self.stream.tcp().peer_addr().ok().map(|address| address.ip())
     }
 
     /// Whether it waits, and its own time is over.
@@ -141,8 +177,11 @@ impl Scraper {
 
     /// Returns when its own time is over, if it waits for the metrics and has a timeout.
     fn deadline(&self) -> Option<Instant> {
-        let (since, scrape) = self.waiting()?;
-        scrape.timeout.map(|timeout| after(after(since, timeout), GRACE))
+        match &self.state {
+            State::Waiting { is_granted: false, since, .. } => Some(after(*since, READ_TIMEOUT)),
+            State::Waiting { scrape, since, .. } => scrape.timeout.map(|timeout| after(after(*since, timeout), GRACE)),
+            _ => None,
+        }
     }
 
     pub(super) fn register<'a>(&'a self, set: &mut PollSet<'a>) {
@@ -158,7 +197,8 @@ impl Scraper {
             }
             State::Closed => (PollFlags::empty(), None),
         };
-        set.add(&self.stream, events);
+        let is_handshaking = matches!(self.state, State::ReadingRequest { .. }) && self.stream.wants_write();
+        set.add(self.stream.tcp(), if is_handshaking { events | PollFlags::OUT } else { events });
         deadline.into_iter().for_each(|deadline| set.until(deadline));
     }
 
@@ -168,12 +208,16 @@ impl Scraper {
             self.state = State::Closed;
             return;
         }
+        let is_overdue = self.is_overdue(now);
         match &mut self.state {
             State::ReadingRequest { .. } if !event.is_empty() => self.read(now),
             State::ReadingRequest { deadline, .. } if now >= *deadline => {
                 self.refuse(Rejection::new(http::TIMED_OUT), now);
             }
             State::Waiting { is_half_closed, .. } if event.contains(PollFlags::RDHUP) => *is_half_closed = true,
+            State::Waiting { is_granted: false, .. } if is_overdue => {
+                self.refuse(Rejection::new(http::BUSY), now);
+            }
             _ => {}
         }
         if matches!(self.state, State::Responding { .. }) {
@@ -186,14 +230,15 @@ impl Scraper {
 
     /// Sends a scraper that waits the metrics, or a failure if there are none.
     pub(super) fn send(&mut self, page: Option<&Arc<Page>>, now: Instant) {
-        let State::Waiting { scrape, .. } = self.state else { return };
+        let State::Waiting { scrape, .. } = &self.state else { return };
+        let head_only = scrape.head_only;
         match page {
             Some(page) => {
                 let head = http::ok(page.form, page.text.len());
-                let page = (!scrape.head_only).then(|| Arc::clone(page));
+                let page = (!head_only).then(|| Arc::clone(page));
                 self.respond(Response { head, page }, now);
             }
-            None => self.refuse(Rejection { status: http::FAILED, head_only: scrape.head_only }, now),
+            None => self.refuse(Rejection { status: http::FAILED, head_only }, now),
         }
         self.write(now);
     }
@@ -202,12 +247,13 @@ impl Scraper {
         let State::ReadingRequest { received, .. } = &mut self.state else { return };
         // The capacity for a whole request and no more.
         received.reserve_exact(MAX_REQUEST.saturating_sub(received.len()));
-        match retry_on_intr(|| recv(&self.stream, spare_capacity(received), RecvFlags::DONTWAIT)) {
-            Ok((0, _)) => self.state = State::Closed,
+        match self.stream.recv(received) {
+            Ok(0) => self.state = State::Closed,
             Ok(_) => match http::parse(received) {
                 Parsed::Incomplete => {}
                 Parsed::Scrape(scrape) => {
-                    self.state = State::Waiting { scrape, since: now, is_half_closed: false };
+                    let is_granted = !self.needs_password;
+                    self.state = State::Waiting { scrape, since: now, is_half_closed: false, is_granted };
                 }
                 Parsed::Rejected(rejection) => self.refuse(rejection, now),
             },
@@ -217,6 +263,10 @@ impl Scraper {
     }
 
     fn refuse(&mut self, rejection: Rejection, now: Instant) {
+        if !self.stream.is_open() {
+            self.state = State::Closed;
+            return;
+        }
         self.respond(Response { head: http::rejection(rejection), page: None }, now);
     }
 
@@ -228,10 +278,10 @@ impl Scraper {
         let State::Responding { response, sent, deadline, read_at } = &mut self.state else { return };
         loop {
             let unsent = response.after(*sent);
-            if unsent.is_empty() {
+            if unsent.is_empty() && !self.stream.wants_write() {
                 break;
             }
-            match retry_on_intr(|| send(&self.stream, unsent, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)) {
+            match self.stream.send(unsent) {
                 Ok(count) => {
                     *sent += count;
                     *read_at = now;
@@ -243,7 +293,7 @@ impl Scraper {
                 }
             }
         }
-        self.state = match shutdown(&self.stream, Shutdown::Write) {
+        self.state = match self.stream.shutdown() {
             Ok(()) => State::Lingering { left: LINGER_BYTES, deadline: after(now, LINGER) },
             Err(_) => State::Closed,
         };
@@ -252,7 +302,7 @@ impl Scraper {
     fn discard(&mut self, now: Instant) {
         let State::Lingering { left, deadline } = &mut self.state else { return };
         let mut discarded = [0; 4096];
-        let is_over = match retry_on_intr(|| recv(&self.stream, &mut discarded, RecvFlags::DONTWAIT)) {
+        let is_over = match retry_on_intr(|| recv(self.stream.tcp(), &mut discarded, RecvFlags::DONTWAIT)) {
             Ok((0, _)) => true,
             Ok((count, _)) => {
                 *left = left.saturating_sub(count);
@@ -270,12 +320,12 @@ impl Scraper {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::endpoint::Endpoint;
     use crate::export::exposition::Form;
-    use crate::export::page::Pages;
+    use crate::export::page::{Pages, Version};
     use crate::export::target::Target;
 
     /// A scraper whose request has arrived, and its client.
@@ -283,10 +333,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-        let mut scraper = Scraper::new(listener.accept().unwrap().0.into(), now);
+        let mut scraper = Scraper::new(ScraperStream::Plain(listener.accept().unwrap().0), now, false);
         let mut request = [0; 4];
         // Until it is there.
-        scraper.stream.peek(&mut request).unwrap();
+        scraper.stream.tcp().peek(&mut request).unwrap();
         scraper.on_event(PollFlags::IN, now);
         assert!(scraper.waiting().is_some());
         (scraper, client)
@@ -295,9 +345,10 @@ mod tests {
     /// A page that no socket has room for.
     fn large_page(now: Instant) -> Arc<Page> {
         let name = "n".repeat(1 << 20);
-        let mut target = Target::new(name, Endpoint::Unix { path: "/nowhere".into() });
+        let mut target = Target::new(name, Endpoint::Unix { path: "/nowhere".into() }, now, false);
         target.missing = (0..16).map(|at| (["a", "b", "c", "d"][at % 4], 1)).collect();
-        Pages::default().build(Form::Plain, &[target], now).unwrap()
+        let targets = [target];
+        Pages::default().build(Form::Plain, &targets, Version::of(&targets, 0)).unwrap()
     }
 
     #[test]
@@ -320,7 +371,7 @@ mod tests {
         assert_eq!(scraper.eviction_rank(now), None);
         drop(client);
         scraper.on_event(PollFlags::RDHUP, now);
-        assert!(scraper.eviction_rank(now) < Scraper::new(waiting(now).0.stream.into(), now).eviction_rank(now));
+        assert!(scraper.eviction_rank(now) < Scraper::new(waiting(now).0.stream, now, false).eviction_rank(now));
         assert!(scraper.waiting().is_some(), "it may have closed its sending side alone");
     }
 }

@@ -1,7 +1,6 @@
-//! One guest that is scraped: its session, and the outcome of its last scrape.
+//! One guest that is read: its session, and the outcome of its last read.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -9,15 +8,14 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use serde_json::Value;
 
-use super::clock::{MIN_INTERVAL, after};
+use super::description::Description;
 use super::metrics::MetricSet;
+use super::sums::accumulate;
 use super::values::Values;
-use crate::client::decode::Decoded;
-use crate::client::{Answer, PollClient, decode};
+use crate::client::{PollClient, decode};
 use crate::endpoint::Connect;
 use crate::io::Deadline;
 use crate::io::poll::PollSet;
-use crate::stats::meta::Meta;
 use crate::stats::{SchedStatsError, StatsRequest};
 
 #[derive(Debug)]
@@ -29,41 +27,20 @@ pub(super) struct Target {
     /// The session whose description was read last, and what it is.
     described: Option<u64>,
     description: Description,
-    /// Scrapes without stats by the reason's kind.
+    /// Reads without stats by the reason's kind.
     pub(super) missing: BTreeMap<&'static str, u64>,
     pub(super) last: Option<Outcome>,
-    /// When the last read began and ended, and how many have ended.
-    began: Option<Instant>,
-    ended: Option<Instant>,
+    /// The newest stats, whose sums go on when there are some again.
+    latest: Option<Arc<TargetStats>>,
+    /// When it is read next.
+    due: Instant,
+    /// The reads that have ended.
     pub(super) reads: u64,
+    /// Whether scrapers wait for its first outcome.
+    is_awaited: bool,
 }
 
-/// The metrics of a description, with a hash of its line: one that did not change is not parsed again.
-#[derive(Clone, Debug, Default)]
-struct Description {
-    hash: Option<u64>,
-    /// Secret, so that no guest knows two lines of one hash.
-    hasher: RandomState,
-    metrics: Arc<MetricSet>,
-}
-
-impl Description {
-    /// Reads an answer to `stats_meta`.
-    fn read(&self, answer: Answer<'_>) -> Result<Decoded<Self>, SchedStatsError> {
-        let hash = match answer {
-            Answer::Scheduler(line) => Some(self.hasher.hash_one(line)),
-            _ => None,
-        };
-        if hash.is_some() && hash == self.hash {
-            return Ok(Decoded { value: self.clone(), errno: 0 });
-        }
-        let Decoded { value: meta, errno } = decode::resp::<Meta>(answer)?;
-        let metrics = Arc::new(MetricSet::new(&meta));
-        Ok(Decoded { value: Self { hash, hasher: self.hasher.clone(), metrics }, errno })
-    }
-}
-
-/// The request in flight, and when the scrape began.
+/// The request in flight, and when the read began.
 #[derive(Clone, Copy, Debug)]
 enum State {
     Idle,
@@ -71,7 +48,7 @@ enum State {
     ReadingStats(Instant),
 }
 
-/// The outcome of a scrape.
+/// The outcome of a read.
 #[derive(Clone, Debug)]
 pub(super) struct Outcome {
     pub(super) duration: Duration,
@@ -90,7 +67,8 @@ pub(super) struct TargetStats {
 }
 
 impl Target {
-    pub(super) fn new(name: String, connect: impl Connect + 'static) -> Self {
+    /// A target that is to be read from `due` on. If it is awaited, scrapers wait for its first outcome.
+    pub(super) fn new(name: String, connect: impl Connect + 'static, due: Instant, is_awaited: bool) -> Self {
         Self {
             name,
             client: PollClient::new(connect),
@@ -99,31 +77,26 @@ impl Target {
             description: Description::default(),
             missing: BTreeMap::new(),
             last: None,
-            began: None,
-            ended: None,
+            latest: None,
+            due,
             reads: 0,
+            is_awaited,
         }
     }
 
-    /// Whether it was never read.
-    pub(super) fn is_new(&self) -> bool {
-        self.began.is_none()
+    /// Whether scrapers wait for it.
+    pub(super) fn keeps_scrapers(&self) -> bool {
+        self.is_awaited && self.last.is_none()
     }
 
-    /// Returns when the last read ended.
-    pub(super) fn ended(&self) -> Option<Instant> {
-        self.ended
-    }
-
-    /// Returns when it may be read again, unless it is being read, or was read since `wanted`.
-    pub(super) fn next_read(&self, wanted: Instant) -> Option<Instant> {
-        let is_idle = matches!(self.state, State::Idle);
-        (is_idle && self.ended < Some(wanted)).then(|| self.began.map_or(wanted, |began| after(began, MIN_INTERVAL)))
+    /// Returns when it is read next, unless it is being read.
+    pub(super) fn next_read(&self) -> Option<Instant> {
+        matches!(self.state, State::Idle).then_some(self.due)
     }
 
     /// Begins to read it: requests stats, and their description first if the session is new.
-    pub(super) fn begin(&mut self, now: Instant, deadline: Deadline) {
-        self.began = Some(now);
+    pub(super) fn begin(&mut self, now: Instant, deadline: Deadline, next: Instant) {
+        self.due = next;
         if let Some(session) = self.described {
             self.start(&StatsRequest::stats(&[]), State::ReadingStats(now), deadline);
             if self.client.session() == session {
@@ -136,20 +109,19 @@ impl Target {
         self.progress(now);
     }
 
-    /// Returns the outcome of the last read; while it is being read, and has no outcome since `since`, that of this read so
-    /// far.
-    pub(super) fn outcome(&self, since: Instant, now: Instant) -> Option<Outcome> {
-        match self.state {
-            State::Idle => self.last.clone(),
-            _ if self.ended >= Some(since) => self.last.clone(),
-            State::ReadingMeta(began) | State::ReadingStats(began) => {
+    /// Returns the outcome of the last read, or that of the first one so far.
+    pub(super) fn outcome(&self, now: Instant) -> Option<Outcome> {
+        match (&self.last, self.state) {
+            (Some(last), _) => Some(last.clone()),
+            (None, State::Idle) => None,
+            (None, State::ReadingMeta(began) | State::ReadingStats(began)) => {
                 let duration = now.saturating_duration_since(began);
                 Some(Outcome { duration, session: self.client.session(), stats: None })
             }
         }
     }
 
-    /// Adds the descriptor that it waits for, if a scrape is pending.
+    /// Adds the descriptor that it waits for, if it is being read.
     pub(super) fn register<'a>(&'a self, set: &mut PollSet<'a>) {
         self.client.wait_in(set);
     }
@@ -199,9 +171,13 @@ impl Target {
 
     fn succeed(&mut self, stats: &Value, since: Instant, now: Instant) {
         let interval = self.client.interval();
-        let metrics = Arc::clone(&self.description.metrics);
-        let values = Values::read(&metrics, stats);
-        self.finish(since, now, Some(Arc::new(TargetStats { metrics, values, interval })));
+        let metrics = self.description.metrics_of(stats);
+        let mut values = Values::read(&metrics, stats);
+        let previous = self.latest.as_deref().map(|latest| (&latest.values, &*latest.metrics));
+        accumulate(&mut values, &metrics, previous, interval.is_none());
+        let stats = Arc::new(TargetStats { metrics, values, interval });
+        self.latest = Some(Arc::clone(&stats));
+        self.finish(since, now, Some(stats));
     }
 
     fn fail(&mut self, error: &SchedStatsError, since: Instant, now: Instant) {
@@ -212,7 +188,6 @@ impl Target {
 
     fn finish(&mut self, since: Instant, now: Instant, stats: Option<Arc<TargetStats>>) {
         self.state = State::Idle;
-        self.ended = Some(now);
         self.reads = self.reads.wrapping_add(1);
         let duration = now.saturating_duration_since(since);
         self.last = Some(Outcome { duration, session: self.client.session(), stats });

@@ -21,8 +21,10 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::fmt;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -132,6 +134,20 @@ impl Attributes {
         self.0.contains_key("_om_skip")
     }
 
+    /// Returns the unit of a histogram's buckets, for an array of counts by powers of two: the attribute `_om_histogram` is
+    /// `log2_ns`, `log2_us`, `log2_ms` or `log2_s`. The element at index i counts the values below 2^(i+1) units that no
+    /// element before it counts, and the last one all larger values as well.
+    #[must_use]
+    pub fn om_histogram(&self) -> Option<Duration> {
+        match self.text("_om_histogram")? {
+            "log2_ns" => Some(Duration::from_nanos(1)),
+            "log2_us" => Some(Duration::from_micros(1)),
+            "log2_ms" => Some(Duration::from_millis(1)),
+            "log2_s" => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
     fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).and_then(Value::as_str)
     }
@@ -224,14 +240,46 @@ fn is_set<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::
 }
 
 impl Meta {
-    /// Returns the structs that answers begin with: those marked as top, then those of other targets, which no field
-    /// refers to.
+    /// Returns the structs that answers begin with: those marked as top that no other struct refers to, then those of other
+    /// targets, which no field refers to. If all marked ones are referred to, they come first all the same.
     pub fn tops(&self) -> impl Iterator<Item = &Struct> {
-        let fields = self.structs.values().flat_map(|of| of.fields.values());
-        let inner: BTreeSet<&str> = fields.filter_map(|field| struct_name(field)).collect();
-        let marked = self.structs.values().filter(|of| of.top);
-        let others = self.structs.iter().filter(move |(name, of)| !of.top && !inner.contains(name.as_str()));
-        marked.chain(others.map(|(_, of)| of))
+        let inner = self.inner_structs();
+        let is_marked_top = |name: &str, of: &Struct| of.top && !inner.contains(name);
+        let none_is = !self.structs.iter().any(|(name, of)| is_marked_top(name, of));
+        let (mut marked, mut others) = (Vec::new(), Vec::new());
+        for (name, of) in &self.structs {
+            if is_marked_top(name, of) || (of.top && none_is) {
+                marked.push(of);
+            } else if !inner.contains(name.as_str()) {
+                others.push(of);
+            }
+        }
+        marked.into_iter().chain(others)
+    }
+
+    /// Returns the struct that describes an answer to `stats` without a target. Servers may mark several as top: of the
+    /// marked ones in [`tops`](Self::tops) it is the one that describes most of the answer's fields, then the one with the
+    /// fewest fields that the answer does not have, then the first. If none is marked, it is the first of `tops`.
+    ///
+    /// The time that it takes is in proportion to the description.
+    #[must_use]
+    pub fn top_of(&self, answer: &Value) -> Option<&Struct> {
+        let tops: Vec<&Struct> = self.tops().collect();
+        let marked = tops.iter().copied().filter(|of| of.top);
+        let fit = |of: &Struct| {
+            let described = of.fields.keys().filter(|&name| answer.get(name).is_some()).count();
+            (Reverse(described), of.fields.len())
+        };
+        marked.min_by_key(|of| fit(of)).or_else(|| tops.first().copied())
+    }
+
+    /// The names of structs that fields of others refer to.
+    fn inner_structs(&self) -> BTreeSet<&str> {
+        let mut inner = BTreeSet::new();
+        for (owner, of) in &self.structs {
+            inner.extend(of.fields.values().filter_map(struct_name).filter(|name| name != owner));
+        }
+        inner
     }
 
     /// Returns the struct that a field's values are, if it is described.
@@ -421,6 +469,43 @@ mod tests {
         let tops: Vec<bool> = meta.tops().map(|of| of.top).collect();
         assert_eq!(tops, [true, false, false]);
         assert_eq!(paths(&meta), ["n", "b.n"]);
+    }
+
+    #[test]
+    fn the_answer_decides_between_marked_structs() {
+        let meta = meta(json!({
+            "A": { "top": "true", "user": { "_om_prefix": "s_" }, "fields": { "n": { "datum": "u64" } } },
+            "B": { "top": "true", "fields": { "n": { "datum": "u64" }, "m": { "datum": "u64" } } },
+            "C": { "fields": { "n": { "datum": "u64" }, "m": { "datum": "u64" }, "o": { "datum": "u64" } } },
+        }));
+        let top = |answer: Value| {
+            meta.top_of(&answer).and_then(|top| meta.structs.iter().find(|(_, of)| std::ptr::eq(*of, top))).unwrap().0
+        };
+        assert_eq!(top(json!({ "n": 1, "m": 2 })), "B");
+        assert_eq!(top(json!({ "n": 1, "m": 2, "o": 3 })), "B", "the third is of another target");
+        assert_eq!(top(json!({ "n": 1 })), "A");
+        assert_eq!(top(json!([])), "A");
+        assert_eq!(Meta::default().top_of(&json!({})), None);
+    }
+
+    #[test]
+    fn a_marked_struct_inside_another_is_no_top() {
+        let cells = json!({ "dict": { "key": "u64", "datum": { "struct": "Cell" } } });
+        let meta = meta(json!({
+            "Cell": { "top": "true", "fields": { "n": { "datum": "u64" }, "of": { "datum": { "struct": "Cell" } } } },
+            "Whole": { "top": "true", "fields": { "cells": cells } },
+        }));
+        assert_eq!(paths(&meta), ["cells.*.n", "cells.*.of"]);
+        assert!(meta.top_of(&json!({ "n": 1 })).unwrap().fields.contains_key("cells"));
+    }
+
+    #[test]
+    fn marked_structs_that_refer_to_each_other_are_tops() {
+        let meta = meta(json!({
+            "A": { "top": "true", "fields": { "b": { "datum": { "struct": "B" } } } },
+            "B": { "top": "true", "fields": { "a": { "datum": { "struct": "A" } } } },
+        }));
+        assert_eq!(meta.tops().count(), 2);
     }
 
     #[test]

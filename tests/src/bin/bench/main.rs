@@ -19,6 +19,7 @@ mod agent_rows;
 mod back_end_rows;
 mod client_rows;
 mod device_rows;
+mod export_rows;
 mod guest_rows;
 mod measure;
 mod round_trips;
@@ -37,10 +38,9 @@ fn main() -> ExitCode {
         eprintln!("usage: bench FOLDER RELAY_STD SCX_VSOCK [ROW...]; ci/bench passes the arguments");
         return ExitCode::from(2);
     };
-    let all: Vec<&Measure> = [agent_rows::ALL, client_rows::ALL, device_rows::ALL, back_end_rows::ALL, guest_rows::ALL]
-        .into_iter()
-        .flatten()
-        .collect();
+    let modules =
+        [agent_rows::ALL, client_rows::ALL, device_rows::ALL, back_end_rows::ALL, guest_rows::ALL, export_rows::ALL];
+    let all: Vec<&Measure> = modules.into_iter().flatten().collect();
     if let Some(unknown) = chosen.iter().find(|chosen| all.iter().all(|(name, _)| name != chosen)) {
         let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
         eprintln!("bench: unknown row {unknown}: use {}", names.join(", "));

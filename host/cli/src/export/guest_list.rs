@@ -1,0 +1,138 @@
+//! The guests that are exported: those of the command line, of a file and of a folder.
+
+use std::collections::{BTreeMap, btree_map};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Result, bail};
+use scx_vsock::Endpoint;
+use scx_vsock::export::Exporter;
+
+use super::guests_file::GuestsFile;
+use super::guests_folder::GuestsFolder;
+use super::named_guest::NamedGuest;
+use crate::error_report::{one_line, wrong_arguments};
+use crate::output::eprintln;
+
+/// Guests by their names.
+pub type Guests = BTreeMap<String, Endpoint>;
+
+/// The guests, and where they come from.
+#[derive(Debug)]
+pub struct GuestList {
+    named: Guests,
+    file: Option<Source<GuestsFile>>,
+    folder: Option<Source<GuestsFolder>>,
+    /// Those that the exporter has.
+    exported: Guests,
+}
+
+/// A source that may change, and its guests when it was right last.
+#[derive(Debug)]
+struct Source<T> {
+    from: T,
+    guests: Guests,
+}
+
+impl<T> Source<T> {
+    /// Takes the guests that were read if they are new ones.
+    fn update(&mut self, read: Result<Option<Guests>>) {
+        match read {
+            Ok(Some(guests)) => self.guests = guests,
+            Ok(None) => {}
+            Err(error) => report(&error),
+        }
+    }
+}
+
+fn report(error: &anyhow::Error) {
+    eprintln!("scx-vsock: {}; the guests stay as they were", one_line(&format!("{error:#}")));
+}
+
+impl GuestList {
+    /// Reads all sources.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be read, or two guests have one name, which of arguments is an error of usage.
+    pub fn new(named: &[NamedGuest], file: Option<GuestsFile>, folder: Option<GuestsFolder>) -> Result<Self> {
+        let named = merge(named.iter().map(|guest| (&guest.name, &guest.endpoint))).map_err(wrong_arguments)?;
+        let file = file.map(|from| Ok::<_, anyhow::Error>(Source { guests: from.read()?, from })).transpose()?;
+        let folder = folder.map(|from| Ok::<_, anyhow::Error>(Source { guests: from.read()?, from })).transpose()?;
+        let list = Self { named, file, folder, exported: Guests::new() };
+        list.all()?;
+        Ok(list)
+    }
+
+    /// The descriptors that are readable when the list may have changed.
+    pub fn watches(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let file = self.file.iter().map(|file| file.from.watch.as_fd());
+        file.chain(self.folder.iter().map(|folder| folder.from.watch.as_fd()))
+    }
+
+    /// Reads again what has changed. What is wrong is reported, and leaves the guests as they were.
+    pub fn refresh(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.update(file.from.changed());
+        }
+        if let Some(folder) = &mut self.folder {
+            folder.update(folder.from.changed());
+        }
+    }
+
+    /// Gives the exporter the guests that are new, and takes from it those that are gone. Returns how many it has if
+    /// something changed.
+    pub fn apply(&mut self, exporter: &mut Exporter) -> Option<usize> {
+        let guests = match self.all() {
+            Ok(guests) => guests,
+            Err(error) => {
+                report(&error);
+                return None;
+            }
+        };
+        let before = std::mem::replace(&mut self.exported, guests);
+        let (gone, new) = (missing_in(&before, &self.exported), missing_in(&self.exported, &before));
+        gone.iter().for_each(|(name, _)| exporter.remove(name));
+        new.iter().for_each(|(name, endpoint)| exporter.add(*name, (*endpoint).clone()));
+        (!gone.is_empty() || !new.is_empty()).then_some(self.exported.len())
+    }
+
+    fn all(&self) -> Result<Guests> {
+        let file = self.file.iter().flat_map(|file| &file.guests);
+        merge(self.named.iter().chain(file).chain(self.folder.iter().flat_map(|folder| &folder.guests)))
+    }
+}
+
+/// The guests that the others are not, or have at another address.
+fn missing_in<'g>(guests: &'g Guests, others: &Guests) -> Vec<(&'g String, &'g Endpoint)> {
+    guests.iter().filter(|(name, endpoint)| others.get(*name) != Some(endpoint)).collect()
+}
+
+fn merge<'g>(guests: impl Iterator<Item = (&'g String, &'g Endpoint)>) -> Result<Guests> {
+    let mut merged = Guests::new();
+    for (name, endpoint) in guests {
+        match merged.entry(name.clone()) {
+            btree_map::Entry::Vacant(entry) => drop(entry.insert(endpoint.clone())),
+            btree_map::Entry::Occupied(_) => {
+                bail!("two guests are named {name:?}; give each a name of its own, as in NAME=URI")
+            }
+        }
+    }
+    Ok(merged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guests(of: &[(&str, u32)]) -> Guests {
+        of.iter().map(|&(name, cid)| (name.to_owned(), Endpoint::Vsock { cid, port: 729 })).collect()
+    }
+
+    #[test]
+    fn a_guest_at_another_address_is_another_guest() {
+        let (before, now) = (guests(&[("a", 3), ("b", 4), ("c", 5)]), guests(&[("a", 3), ("b", 6), ("d", 7)]));
+        let names = |of: Vec<(&String, &Endpoint)>| of.iter().map(|(name, _)| (*name).clone()).collect::<Vec<_>>();
+        assert_eq!(names(missing_in(&before, &now)), ["b", "c"]);
+        assert_eq!(names(missing_in(&now, &before)), ["b", "d"]);
+    }
+}
