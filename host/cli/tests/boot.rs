@@ -290,7 +290,7 @@ fn the_commands_output_comes_clean_to_a_terminal() {
     let mut child = command.stdout(Stdio::null()).stderr(terminal.stdio()).spawn().unwrap();
     drop(command);
     let boots = Duration::from_secs(300);
-    let mut printed = terminal.wait_for_within(r"ab\u{202e}c\u{2066}d\u{1}e", boots);
+    let mut printed = terminal.wait_for_within(r"ab\u{202e}c\u{2066}de", boots);
     printed += &terminal.wait_for_within("error", boots);
     child.kill().unwrap();
     child.wait().unwrap();
