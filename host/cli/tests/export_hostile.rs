@@ -105,10 +105,11 @@ fn peak_kib(exporter: &Exporter) -> u64 {
 }
 
 struct Fleet {
+    /// Dropped first: what breaks in their scripts when the exporter ends is no fault.
+    _hostile: [FakeAgent; 2],
     exporter: Exporter,
     _scheduler: ScriptedScheduler,
     _honest: Vec<Agent>,
-    _hostile: [FakeAgent; 2],
 }
 
 fn fleet() -> Fleet {
@@ -122,7 +123,7 @@ fn fleet() -> Fleet {
         .collect();
     let hostile = [endless_descriptions(), never_answers()];
     let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
-    command.args(["export", "--interval", "1", "--deadline", "2"]);
+    command.args(["export", "--interval", "1", "--deadline", "5"]);
     for (at, agent) in honest.iter().enumerate() {
         command.arg(format!("honest{at}=unix:{}", agent.host_path(0).display()));
     }
