@@ -26,8 +26,9 @@ const HONEST: usize = 30;
 /// The scrape timeout of an honest scraper, as is Prometheus' default.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// KiB that the process may have at most: its own code and memory, the metrics of two hostile guests, and eight pages.
-const MAX_KIB: u64 = 192 * 1024;
+/// KiB that the process may have at most: 32 MiB of its own and of honest guests, and of two hostile guests what the module
+/// `export` states, with eight pages.
+const MAX_KIB: u64 = (32 + 2 * (10 + 8 * 6)) * 1024;
 
 /// A guest whose scheduler has another description each time, of a thousand deep fields that all have one name, and ends
 /// each session after its answer.
