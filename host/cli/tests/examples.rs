@@ -208,7 +208,8 @@ fn the(pattern: &str) -> String {
 
 /// What the commands with a guest name: this run's kernel, and scx_bpfland.
 fn prologue(stage: &Path) -> String {
-    let Kernel { image, modules, config } = Kernel::of_this_run();
+    let kernel = Kernel::of_this_run();
+    let Kernel { image, modules, config } = kernel;
     let script = agent::repository().join("ci/scheduler");
     let output = Command::new(script).arg("scx_bpfland").output().unwrap();
     let scheduler = String::from_utf8(output.stdout).unwrap();
@@ -219,10 +220,12 @@ fn prologue(stage: &Path) -> String {
     fs::write(stage.join("initrd"), guest.initramfs().unwrap()).unwrap();
     format!(
         "export SCX_VSOCK_AGENT=$PWD/scx-vsock-agent; busybox ifconfig lo up; mount -t tmpfs t /boot; \
-         ln -s {} /boot/vmlinuz-7.2.0; ln -s {} /boot/config-7.2.0; mkdir -p /lib/modules; \
+         ln -s {} /boot/vmlinuz-7.2.0; ln -s {} /boot/config-{}; mkdir -p /lib/modules; \
          mount -t tmpfs t /lib/modules; ln -s {} /lib/modules/7.2.0; ",
         image.display(),
         config.display(),
+        // A kernel of the name that the docs have is of that release.
+        kernel.release(),
         modules.display()
     )
 }
@@ -238,7 +241,8 @@ fn commands_with_a_guest_work() {
     shell.enter(&the("scx-vsock serve --socket /tmp/g1.sock &"));
     shell.wait_for("waiting for QEMU");
     shell.enter(&the("qemu-system-x86_64"));
-    shell.wait_for("QEMU connected");
+    // So that the time that the next command waits is enough on a busy machine.
+    shell.wait_for("the guest's agent is ready");
     let (code, output) = shell.run(&the("scx-vsock stats hybrid:/tmp/g1.sock.hybrid"));
     assert!(code == 0 && output.contains("nr_running"), "{output}");
 
