@@ -1,5 +1,5 @@
 //! `scx-vsock export` among hostile guests and scrapers of every kind, all at the same time.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
 use std::io::{Read, Write};

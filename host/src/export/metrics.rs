@@ -242,7 +242,7 @@ mod tests {
             Node::Value(metric) | Node::Buckets(metric) => {
                 found.insert(*metric, so_far.to_vec());
             }
-            Node::Each { label, inner } => labels(inner, &[so_far, &[label.clone()]].concat(), found),
+            Node::Each { label, inner } => labels(inner, &[so_far, std::slice::from_ref(label)].concat(), found),
             Node::Fields(fields) => fields.values().for_each(|node| labels(node, so_far, found)),
         }
     }

@@ -1,6 +1,6 @@
 //! The guests that are exported: those of the command line, of a file and of a folder.
 
-use std::collections::{BTreeMap, btree_map};
+use std::collections::btree_map;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Result, bail};
@@ -9,12 +9,9 @@ use scx_vsock::export::Exporter;
 
 use super::guests_file::GuestsFile;
 use super::guests_folder::GuestsFolder;
-use super::named_guest::NamedGuest;
+use super::named_guest::{Guests, NamedGuest};
 use crate::error_report::{one_line, wrong_arguments};
 use crate::output::eprintln;
-
-/// Guests by their names.
-pub type Guests = BTreeMap<String, Endpoint>;
 
 /// The guests, and where they come from.
 #[derive(Debug)]

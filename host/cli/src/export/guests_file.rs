@@ -11,8 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::OFlags;
 
 use super::file_watch::FileWatch;
-use super::guest_list::Guests;
-use super::named_guest::NamedGuest;
+use super::named_guest::{Guests, NamedGuest};
 
 /// Bytes of the longest file.
 const MAX_BYTES: u64 = 4 << 20;

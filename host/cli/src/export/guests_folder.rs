@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use scx_vsock::{AGENT_PORT, Endpoint};
 
 use super::folder_watch::FolderWatch;
-use super::guest_list::Guests;
+use super::named_guest::Guests;
 use crate::error_report::one_line;
 use crate::output::eprintln;
 

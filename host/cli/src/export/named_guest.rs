@@ -1,11 +1,15 @@
 //! A guest with the name that its series have.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use scx_vsock::Endpoint;
 use scx_vsock::endpoint::ParseEndpointError;
+
+/// Guests by their names.
+pub type Guests = BTreeMap<String, Endpoint>;
 
 /// A guest with a name.
 #[derive(Clone, Debug)]
