@@ -428,7 +428,7 @@ scx_waits_distribution_seconds_bucket{le="+Inf",guest="web"} 7
     const PLAIN_HISTOGRAM: &str = r#"scx_waits_distribution_seconds_bucket{guest="web",le="2"} 4
 scx_waits_distribution_seconds_bucket{guest="web",le="4"} 6
 scx_waits_distribution_seconds_bucket{guest="web",le="+Inf"} 7
-scx_waits_distribution_seconds_sum{guest="web"} 18
+scx_waits_distribution_seconds_sum{guest="web"} 18.0
 scx_waits_distribution_seconds_count{guest="web"} 7
 "#;
 
