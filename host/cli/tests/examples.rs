@@ -11,7 +11,6 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use scx_vsock::guest::initramfs::build::InitramfsBuilder;
 use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::{Kernel, builder};
-use scx_vsock_tests::program;
 use tempfile::TempDir;
 
 /// What becomes of a command.
@@ -38,7 +37,6 @@ const RULES: &[(&str, Run)] = &[
     ("--kernel vmlinuz-arm64", Run::Not("boots a guest of another architecture")),
     ("install -m", Run::Here(0)),
     ("image add", Run::Here(0)),
-    ("ci/build-agent", Run::Here(0)),
     ("scx-vsock completions", Run::Here(0)),
     ("scx-vsock man", Run::Here(0)),
     ("scx-vsock export --print", Run::Here(0)),
@@ -105,14 +103,11 @@ fn commands_are_found() {
 fn stage() -> TempDir {
     let stage = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = |name: &str| stage.path().join(name);
-    for folder in
-        ["bin", "ci", "tmp", "IMAGE/usr/sbin", ".local/share/bash-completion/completions", ".local/share/man/man1"]
+    for folder in ["bin", "tmp", "IMAGE/usr/sbin", ".local/share/bash-completion/completions", ".local/share/man/man1"]
     {
         fs::create_dir_all(path(folder)).unwrap();
     }
     symlink(env!("CARGO_BIN_EXE_scx-vsock"), path("bin/scx-vsock")).unwrap();
-    let build_agent = agent::repository().join("ci/build-agent");
-    program::write_script(&path("ci/build-agent"), &format!("exec {} \"$@\"", build_agent.display()));
     let mut image = InitramfsBuilder::new().unwrap();
     image.program("bin/sh", b"a shell").unwrap();
     image.program("init", b"an init").unwrap();
@@ -214,12 +209,11 @@ fn prologue(stage: &Path) -> String {
     let output = Command::new(script).arg("scx_bpfland").output().unwrap();
     let scheduler = String::from_utf8(output.stdout).unwrap();
     symlink(scheduler.trim(), stage.join("bin/scx_bpfland")).unwrap();
-    symlink(agent::file(), stage.join("scx-vsock-agent")).unwrap();
     symlink(image, stage.join("vmlinuz")).unwrap();
     let guest = builder().scheduler(scheduler.trim(), &[]);
     fs::write(stage.join("initrd"), guest.initramfs().unwrap()).unwrap();
     format!(
-        "export SCX_VSOCK_AGENT=$PWD/scx-vsock-agent; busybox ifconfig lo up; mount -t tmpfs t /boot; \
+        "busybox ifconfig lo up; mount -t tmpfs t /boot; \
          ln -s {} /boot/vmlinuz-7.2.0; ln -s {} /boot/config-{}; mkdir -p /lib/modules; \
          mount -t tmpfs t /lib/modules; ln -s {} /lib/modules/7.2.0; ",
         image.display(),

@@ -97,17 +97,8 @@ pub fn kvm_runs(qemu: impl AsRef<OsStr>, kernel: &Path) -> bool {
     let platform = Platform::of(Architecture::NATIVE);
     let mut command = Command::new(qemu);
     command
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-m",
-            "256",
-            "-machine",
-            platform.machine,
-        ])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-m", "256", "-machine", platform.machine])
         .args(Accelerator::Kvm.arguments(Architecture::NATIVE))
         .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
         .args(QmpEnds::arguments())
