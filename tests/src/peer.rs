@@ -86,6 +86,15 @@ impl Peer {
         self.stream.shutdown(Shutdown::Write).expect("the stream is connected");
     }
 
+    /// Closes the stream, at once: a child that another thread is starting has the descriptor until it executes its program.
+    ///
+    /// # Panics
+    ///
+    /// When the stream is not connected.
+    pub fn close(self) {
+        self.stream.shutdown(Shutdown::Both).expect("the stream is connected");
+    }
+
     /// Waits until something can be read, and reads nothing.
     ///
     /// # Panics

@@ -437,7 +437,7 @@ fn nobody_is_refused_while_a_session_ends_in_the_same_wake_up() {
     let agent = Agent::start();
     let mut sessions: Vec<Peer> = (0..SESSIONS).map(|_| agent.host()).collect();
     for _ in 0..200 {
-        sessions.remove(0);
+        sessions.remove(0).close();
         sessions.push(agent.host());
     }
 }

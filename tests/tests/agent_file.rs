@@ -39,7 +39,7 @@ fn every_carried_file_is_small_and_fits_every_size_of_pages() {
         // Only the native one is always there.
         let Ok(agent) = AgentFile::carried(architecture) else { continue };
         let data = agent.read().unwrap();
-        assert!(data.len() <= 16 * 1024, "{architecture}: {} bytes", data.len());
+        assert!(data.len() <= MAX_FILE_BYTES, "{architecture}: {} bytes", data.len());
         let file = ElfFile64::<object::Endianness>::parse(&*data).unwrap();
         let endian = file.endian();
         let loaded = file.elf_program_headers().iter().filter(|header| header.p_type(endian) == PT_LOAD);
