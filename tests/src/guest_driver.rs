@@ -2,16 +2,19 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::ops::{Deref, DerefMut};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Once;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{
     EVENT_BYTES, EVENT_QUEUE, EVENT_TRANSPORT_RESET, HOST_CID, RX_QUEUE, TX_QUEUE, TYPE_STREAM,
 };
 use scx_vsock::vsock::test_util::{GUEST_BUFFER_BYTES, Packet, QUEUE_SIZE, SimulatedDriver, guest_memory};
-use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, DeviceState, Handle, InvalidSnapshot};
+use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, DeviceState, Handle, Interrupts, InvalidSnapshot};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -102,6 +105,14 @@ fn word(memory: &GuestMemoryMmap, at: u64) -> u32 {
     u32::from_le(memory.read_obj(GuestAddress(at)).expect("the ring is in memory"))
 }
 
+/// Whether a descriptor is readable within this time.
+pub fn is_readable(fd: impl AsFd, within: Duration) -> bool {
+    let within = Timespec::try_from(within).expect("a short deadline");
+    // A fuzzer's clock interrupts.
+    let ready = || poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&within));
+    rustix::io::retry_on_intr(ready).expect("poll works") > 0
+}
+
 /// How a guest's device is attached to it.
 pub trait Attached {
     /// Lets the device do what there is to do.
@@ -130,6 +141,11 @@ impl Bare {
         Self { device: Device::new(CID).expect("a device"), rx, tx, event }
     }
 
+    fn service_once(&mut self, driver: &SimulatedDriver) -> Result<Interrupts, DeviceError> {
+        let Self { device, rx, tx, event } = self;
+        device.service(driver.memory(), rx, tx, Some(event))
+    }
+
     /// How many chains of the receive, the transmit and the event queue the device has used.
     #[must_use]
     pub fn used(&self) -> [u16; 3] {
@@ -138,9 +154,12 @@ impl Bare {
 }
 
 impl Attached for Bare {
+    /// As a transport does: as often as the device's descriptor says so, and once for a notification.
     fn service(&mut self, driver: &mut SimulatedDriver) -> Result<(), DeviceError> {
-        let Self { device, rx, tx, event } = self;
-        let _interrupts = device.service(driver.memory(), rx, tx, Some(event))?;
+        let _interrupts = self.service_once(driver)?;
+        while is_readable(self.device.fd(), Duration::ZERO) {
+            let _interrupts = self.service_once(driver)?;
+        }
         Ok(())
     }
 
@@ -221,6 +240,13 @@ impl Guest {
         allow_all_descriptors();
         let driver = SimulatedDriver::new(memory);
         Self { device: Bare::new(&driver), driver }
+    }
+
+    /// Lets the device do what it does in one call.
+    pub fn service_once(&mut self) -> Interrupts {
+        let interrupts = self.device.service_once(&self.driver).expect("an honest driver breaks nothing");
+        self.driver.take_sent();
+        interrupts
     }
 
     /// The driver starts anew on empty rings.
@@ -484,6 +510,15 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return got,
                 Err(error) => panic!("the host's stream failed: {error}"),
             }
+        }
+    }
+
+    /// Reads at most `most` bytes that the host can read now. Returns how many.
+    pub fn read_some(&mut self, most: usize) -> usize {
+        match self.stream.read(&mut vec![0; most]) {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => panic!("the host's stream failed: {error}"),
         }
     }
 

@@ -10,7 +10,7 @@ use scx_vsock::transport::mmio::{Error, Mmio, MmioSnapshot};
 use scx_vsock::vsock::{Device, DeviceError, Handle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::guest_driver::{Attached, CID, Guest};
+use crate::guest_driver::{Attached, CID, Guest, is_readable};
 use crate::peer::DEADLINE;
 use scx_vsock::vsock::test_util::{MEMORY_BYTES, Packet, QUEUE_SIZE, QueueAddresses, SimulatedDriver, guest_memory};
 
@@ -181,6 +181,18 @@ impl Registers {
         reasons
     }
 
+    /// Waits until the device has used a buffer of `driver`, notified by an interrupt, or `other` is readable.
+    pub fn wait_or(&self, driver: &SimulatedDriver, other: impl AsFd) {
+        driver.ask_for_interrupts();
+        if driver.has_used() {
+            return;
+        }
+        let within = Timespec::try_from(DEADLINE).expect("a short deadline");
+        let mut fds = [PollFd::new(&self.interrupt, PollFlags::IN), PollFd::new(&other, PollFlags::IN)];
+        assert!(poll(&mut fds, Some(&within)).expect("poll works") > 0, "no interrupt within {DEADLINE:?}");
+        let _reasons = self.take_interrupt();
+    }
+
     /// Waits until the device has used a buffer of `driver` for which `is_it` holds, notified by an interrupt.
     fn wait(&self, driver: &SimulatedDriver, is_it: impl Fn(&SimulatedDriver) -> bool) {
         loop {
@@ -192,13 +204,6 @@ impl Registers {
             let _reasons = self.take_interrupt();
         }
     }
-}
-
-fn is_readable(fd: impl AsFd, within: Duration) -> bool {
-    let within = Timespec::try_from(within).expect("a short deadline");
-    // A fuzzer's clock interrupts.
-    let ready = || poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&within));
-    rustix::io::retry_on_intr(ready).expect("poll works") > 0
 }
 
 impl Attached for Registers {

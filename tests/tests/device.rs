@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 
 use scx_vsock::vsock::BUFFER_BYTES;
 use scx_vsock::vsock::MAX_BACKLOG;
@@ -11,7 +12,7 @@ use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN
 use scx_vsock::vsock::test_util::QUEUE_SIZE;
 use scx_vsock::vsock::{Device, DeviceError};
 use scx_vsock::vsock::{MAX_CONNECTIONS, MAX_PORT_CONNECTIONS};
-use scx_vsock_tests::guest_driver::{CID, Connection, Guest, RawRings, interesting_sizes, pattern};
+use scx_vsock_tests::guest_driver::{CID, Connection, Guest, RawRings, interesting_sizes, is_readable, pattern};
 
 const PORT: u32 = 729;
 
@@ -575,6 +576,25 @@ fn a_jumping_available_index_stops_the_device() {
     assert!(matches!(guest.try_service(), Err(DeviceError::Ring(_))));
     guest.reboot();
     guest.serves_on();
+}
+
+#[test]
+fn a_driver_that_waits_is_interrupted_after_a_batch() {
+    const BATCH: u16 = 16;
+    let mut guest = Guest::new();
+    guest.received();
+    guest.ask_for_interrupts();
+    let before = guest.device.used();
+    for guest_port in 0..u32::from(QUEUE_SIZE) {
+        assert!(guest.queue_bytes(&Guest::header(Operation::Request, guest_port, 5).emit(), &[]));
+    }
+    let interrupts = guest.service_once();
+    assert!(interrupts.rx && interrupts.tx, "{interrupts:?}");
+    let after = guest.device.used();
+    assert_eq!([after[0].wrapping_sub(before[0]), after[1].wrapping_sub(before[1])], [BATCH; 2]);
+    // What is left wakes the device, and the driver, which does not wait any more, is not interrupted.
+    assert!(is_readable(guest.device.fd(), Duration::ZERO));
+    assert!(!guest.service_once().any());
 }
 
 #[test]

@@ -214,7 +214,8 @@ impl Device {
 
     /// Serves the guest and the host, without waiting, for at most 1,024 packets, 4 MiB of payload or 10 ms, each of which
     /// the last packets may exceed: if there is more to do, [`fd`](Self::fd) is readable. Both directions have their turn
-    /// every 16 packets. To be called when the guest notified a queue and when that descriptor is readable. A transport without
+    /// every 16 packets, and so have the streams of the host. A call ends then, too, when the driver waits for an interrupt,
+    /// so that the guest takes packets while the device goes on. To be called when the guest notified a queue and when that descriptor is readable. A transport without
     /// the event queue passes none, and one whose driver did not set it up may pass it: such a guest is not sent
     /// TRANSPORT_RESET.
     ///
@@ -283,6 +284,12 @@ impl Device {
                 break;
             }
             if received.end == BatchEnd::Full || sent.end == BatchEnd::Full {
+                let due = due_interrupts(memory, rx, tx, used)?;
+                if due.any() {
+                    self.host_side.wake();
+                    return Ok(due);
+                }
+                self.muxer.poll()?;
                 continue;
             }
             // Notifications of the transmit queue are enabled unless a packet is blocked there; those of the receive queue
@@ -294,11 +301,7 @@ impl Device {
                 break;
             }
         }
-        Ok(Interrupts {
-            rx: used.rx && rx.needs_notification(memory)?,
-            tx: used.tx && tx.needs_notification(memory)?,
-            event: false,
-        })
+        due_interrupts(memory, rx, tx, used)
     }
 
     /// Takes a batch of packets of the guest, as long as there is room for the RSTs that may answer them.
@@ -367,6 +370,20 @@ impl Device {
         let _long_enough = chain.write_header(&packet);
         u32::try_from(Header::BYTES).ok()?.checked_add(packet.len)
     }
+}
+
+/// Returns the interrupts of the queues in which buffers were `used` that the driver asked for (2.7.7).
+fn due_interrupts<M: GuestMemory>(
+    memory: &M,
+    rx: &mut Queue,
+    tx: &mut Queue,
+    used: Interrupts,
+) -> Result<Interrupts, DeviceError> {
+    Ok(Interrupts {
+        rx: used.rx && rx.needs_notification(memory)?,
+        tx: used.tx && tx.needs_notification(memory)?,
+        event: false,
+    })
 }
 
 /// What became of a batch of packets in one direction.

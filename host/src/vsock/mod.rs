@@ -47,7 +47,8 @@
 //!
 //! Between two packets of one connection every other connection that has something to send sends one, and so does the
 //! queue of RSTs, whatever the guest floods the device with. A call of [`Device::service`] is bounded in packets, bytes and
-//! time, and takes and sends packets in turn.
+//! time. It takes and sends packets in turn, a batch of each, between which it sees what the host's streams have, and ends
+//! where the driver waits for an interrupt.
 //!
 //! # Threads
 //!
