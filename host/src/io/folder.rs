@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, open, openat, stat, statat, unlinkat};
-use rustix::process::{getegid, geteuid};
+#[cfg(any(test, feature = "device"))]
+use rustix::fs::stat;
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, open, openat, statat, unlinkat};
+use rustix::process::getegid;
 
 /// Permission bits of a folder: any user may write, its group may, and only the owner of a file may replace that.
 const ANYONE_WRITES: u32 = 0o002;
@@ -93,6 +95,7 @@ impl Others {
     /// # Errors
     ///
     /// The kernel's.
+    #[cfg(any(test, feature = "device"))]
     pub(crate) fn beside(path: &Path) -> io::Result<Self> {
         Ok(Self::of(&stat(parent(path))?))
     }
@@ -123,6 +126,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// Whether a user's files can be trusted like this user's own: it is this user, or root.
+#[cfg(any(test, feature = "device"))]
 pub(crate) fn is_trusted(user: rustix::process::Uid) -> bool {
-    user.is_root() || user == geteuid()
+    user.is_root() || user == rustix::process::geteuid()
 }

@@ -5,9 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::io::Errno;
+#[cfg(any(test, feature = "device"))]
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
+#[cfg(any(test, feature = "device"))]
 use super::folder::{Others, is_trusted};
 
 /// Bytes of the longest path of a Unix socket (unix(7)), without its NUL.
@@ -31,6 +33,7 @@ pub(crate) fn connect(path: &Path) -> io::Result<OwnedFd> {
 
 /// Connects to a Unix socket as [`connect`] does. In a folder where others can create files, only to one of this user or of
 /// root.
+#[cfg(any(test, feature = "device"))]
 pub(crate) fn connect_trusted(path: &Path) -> io::Result<OwnedFd> {
     let is_shared = Others::beside(path)? != Others::Nobody;
     let stream = connect(path)?;
