@@ -89,6 +89,22 @@ fn a_program_is_connected_once_the_guest_accepts() {
 }
 
 #[test]
+fn a_program_that_waits_before_the_bridge_starts_has_its_guest() {
+    let served = Served::new();
+    let mut front_end = served.boot();
+    for turn in 0..50 {
+        let path = served.folder.path().join(format!("early-{turn}"));
+        let socket = OwnedUnixListener::bind(&path).unwrap();
+        let mut program = Peer::connect(&path);
+        program.send("CONNECT 729\n");
+        let _bridge = UnixBridge::start_for(socket, served.server.handle()).unwrap();
+        let connection = accepted(&mut front_end, &mut program);
+        front_end.send(&connection.header(Operation::Rst), &[]);
+        program.expect_end();
+    }
+}
+
+#[test]
 fn bytes_after_the_line_reach_the_guest() {
     let served = Served::new();
     let mut front_end = served.boot();

@@ -81,9 +81,22 @@ impl UnixBridge {
     ///
     /// The kernel's, if it has no event descriptor or thread.
     pub fn start(socket: OwnedUnixListener) -> io::Result<Self> {
+        Self::start_with(socket, None)
+    }
+
+    /// Serves programs on `socket`, those that wait in its backlog among them, and connects them to this guest.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start).
+    pub fn start_for(socket: OwnedUnixListener, guest: Handle) -> io::Result<Self> {
+        Self::start_with(socket, Some(guest))
+    }
+
+    fn start_with(socket: OwnedUnixListener, guest: Option<Handle>) -> io::Result<Self> {
         socket.listener().set_nonblocking(true)?;
-        let shared =
-            Arc::new(BridgeShared { guest: Mutex::default(), wake: EventFd::new()?, closed: AtomicBool::new(false) });
+        let (wake, closed) = (EventFd::new()?, AtomicBool::new(false));
+        let shared = Arc::new(BridgeShared { guest: Mutex::new(guest), wake, closed });
         let acceptor = Acceptor::new()?;
         let mut programs = Programs { socket, acceptor, shared: Arc::clone(&shared), connecting: Vec::new() };
         let thread = thread::Builder::new().name("unix-bridge".into()).spawn(move || programs.run())?;

@@ -57,8 +57,8 @@ impl HybridSocket {
                 "scx-vsock: other programs can reach the guest: scx-vsock stats hybrid:{}",
                 socket.path().display()
             );
-            let bridge = UnixBridge::start(socket)?;
-            bridge.set_guest(guest.handle());
+            // Programs may have connected during the boot: they are this guest's from the beginning.
+            let bridge = UnixBridge::start_for(socket, guest.handle())?;
             *state = State::Connected { _bridge: bridge };
         }
         Ok(())
