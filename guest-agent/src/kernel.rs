@@ -59,11 +59,10 @@ fn no_scheduler(buffer: &mut [u8], errno: i32) -> usize {
 
 /// Why the kernel disabled the latest scheduler; `scratch` is overwritten.
 fn read_cause<'o>(scratch: &mut [u8], since_us: u64, cause: &'o mut [u8; MAX_CAUSE_BYTES]) -> Text<'o> {
-    if !sys::exists(STATE_FILE) {
-        return Text::EMPTY;
+    match read_log(scratch) {
+        Some(Ok(log)) => kernel_log::cause(log, since_us, cause),
+        Some(Err(_)) | None => Text::EMPTY,
     }
-    let log = sys::read_kernel_log(log_room(scratch)).unwrap_or_default();
-    kernel_log::cause(log, since_us, cause)
 }
 
 #[inline(never)]
@@ -79,8 +78,11 @@ fn sched_ext(buffer: &mut [u8]) -> usize {
     }
     line.uptime(sys::now_us());
     add_events(&mut line, sys::read_file(EVENTS_FILE, &mut file));
-    let log_errno = add_log(&mut line, scratch).err();
-    line.end(log_errno.map(sys::Errno::into_raw))
+    let log = read_log(scratch);
+    if let Some(Ok(log)) = log {
+        add_messages(&mut line, log);
+    }
+    line.end(log.and_then(Result::err).map(sys::Errno::into_raw))
 }
 
 /// Adds the events of a file with a name and a number in each line.
@@ -99,24 +101,17 @@ fn add_events(line: &mut SchedExtLine<'_>, mut file: &[u8]) {
 }
 
 /// Adds the newest messages of the kernel's log.
-fn add_log(line: &mut SchedExtLine<'_>, scratch: &mut [u8]) -> sys::Result<()> {
-    // A kernel without sched_ext has nothing to say about it.
-    if !sys::exists(STATE_FILE) {
-        return Ok(());
-    }
-    add_messages(line, sys::read_kernel_log(log_room(scratch))?);
-    Ok(())
-}
-
 fn add_messages(line: &mut SchedExtLine<'_>, log: &[u8]) {
     line.begin_log();
     kernel_log::newest(log, |message| line.message(message));
     line.end_log();
 }
 
-fn log_room(scratch: &mut [u8]) -> &mut [u8] {
+/// Reads the newest of the kernel's log into `scratch`; `None` on a kernel without sched_ext, which has nothing to say
+/// about it.
+fn read_log(scratch: &mut [u8]) -> Option<sys::Result<&[u8]>> {
     let room = scratch.len().min(LOG_BYTES);
-    scratch.split_at_mut(room).0
+    sys::exists(STATE_FILE).then(|| sys::read_kernel_log(scratch.split_at_mut(room).0))
 }
 
 /// The first line of a small file of the kernel's; `None` where it cannot be read.
