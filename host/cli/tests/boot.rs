@@ -175,16 +175,21 @@ fn a_killed_boots_hybrid_socket_is_replaced() {
     assert!(stderr.ends_with("its last lines: it ends\n") && !socket.exists(), "{stderr}");
 }
 
-#[test]
-fn what_a_wrapper_of_qemu_started_ends_with_boot() {
+/// Kills a boot whose QEMU is this script, which prints the id of a process first; that must end with it.
+fn assert_ends_with_boot(script: &str) {
     let folder = stand_ins();
-    let mut command = boot_with_qemu(&folder, "/bin/sleep 1000 & echo $!; wait");
+    let mut command = boot_with_qemu(&folder, script);
     let (mut child, line) = started(&mut command, &folder.path().join("console"));
     let qemu = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
     let qemu = pidfd_open(qemu, PidfdFlags::empty()).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(has_ended(&qemu));
+}
+
+#[test]
+fn what_a_wrapper_of_qemu_started_ends_with_boot() {
+    assert_ends_with_boot("/bin/sleep 1000 & echo $!; wait");
 }
 
 /// The error of a boot with stand-ins, without an agent of its own and with these further options.
@@ -198,16 +203,9 @@ fn error_of(folder: &TempDir, options: &[&str]) -> String {
 
 #[test]
 fn a_qemu_in_a_session_of_its_own_is_asked_to_end() {
-    let folder = stand_ins();
     // It reads its end of the QMP connection, and that of the other side never hangs up.
     let qemu = "echo $$; while read -r line <&23; do [[ $line != *quit* ]] || exit; done; exec /bin/sleep 1000";
-    let mut command = boot_with_qemu(&folder, &format!("setsid bash -c '{qemu}' & wait"));
-    let (mut child, line) = started(&mut command, &folder.path().join("console"));
-    let qemu = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
-    let qemu = pidfd_open(qemu, PidfdFlags::empty()).unwrap();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(has_ended(&qemu));
+    assert_ends_with_boot(&format!("setsid bash -c '{qemu}' & wait"));
 }
 
 #[test]
