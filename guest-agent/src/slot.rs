@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(host.read(&mut [0]).unwrap(), 0);
     }
 
-    /// A session of a host and a scheduler, with the agent's part told of events by hand.
+    /// A session of a host and a scheduler, which is notified of events by hand.
     struct Fixture {
         epoll: Epoll,
         slot: Slot<1024>,
