@@ -38,6 +38,7 @@ pub mod program;
 pub mod scheduler_shapes;
 pub mod scripted_scheduler;
 pub mod terminal;
+pub mod thousand_guests;
 #[cfg(feature = "tls")]
 pub mod tls_client;
 pub mod traffic;
