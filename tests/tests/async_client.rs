@@ -56,9 +56,7 @@ fn a_call_that_is_dropped_before_its_turn_changes_nothing() {
             let client = client.clone();
             tokio::spawn(async move { client.stats(&[]).await })
         };
-        while client.session() == 0 {
-            tokio::task::yield_now().await;
-        }
+        agent.wait_for(&Event::Stalled(0));
         timeout(Duration::from_millis(20), client.stats(&[])).await.unwrap_err();
         agent.release();
         assert_eq!(first.await.unwrap(), Ok(json!(1)));
