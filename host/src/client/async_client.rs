@@ -10,14 +10,13 @@ use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::async_call::AsyncCall;
-use super::client::DEFAULT_DEADLINE;
+use super::client_builder::ClientBuilder;
 use super::decode::{self, Decoded};
 use super::poll_client::{Interest, PollClient};
 use super::reading::Reading;
 use super::session::{Answer, Request};
 use super::shared_client::SharedClient;
 use super::statistics::Statistics;
-use crate::control::RunControl;
 use crate::endpoint::{AgentListener, Connect};
 use crate::stats::{Meta, RequestLine, SchedExt, SchedStatsError, StatsRequest, StatsResponse};
 
@@ -120,27 +119,9 @@ impl fmt::Debug for AsyncSchedStatsClient {
 /// let client = builder.deadline(std::time::Duration::from_secs(1)).build();
 /// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
 /// ```
-#[derive(Debug)]
-#[must_use = "a builder does nothing until it builds"]
-pub struct AsyncSchedStatsClientBuilder {
-    poll_client: PollClient,
-    control: RunControl,
-    deadline: Duration,
-}
+pub type AsyncSchedStatsClientBuilder = ClientBuilder<AsyncSchedStatsClient>;
 
 impl AsyncSchedStatsClientBuilder {
-    /// Sets how long each call may take in all. The default is [`DEFAULT_DEADLINE`].
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    /// Sets the run whose freezes and cancel end the client's calls. By default nothing does.
-    pub fn control(mut self, control: &RunControl) -> Self {
-        self.control = control.clone();
-        self
-    }
-
     /// Builds the client. Does no I/O, and needs no runtime.
     #[must_use]
     pub fn build(self) -> AsyncSchedStatsClient {
@@ -152,8 +133,7 @@ impl AsyncSchedStatsClientBuilder {
 impl AsyncSchedStatsClient {
     /// Begins to build a client of the agent at an [`Endpoint`](crate::Endpoint) or another [`Connect`].
     pub fn builder(endpoint: impl Connect + 'static) -> AsyncSchedStatsClientBuilder {
-        let poll_client = PollClient::new(endpoint);
-        AsyncSchedStatsClientBuilder { poll_client, control: RunControl::new(), deadline: DEFAULT_DEADLINE }
+        ClientBuilder::new(endpoint)
     }
 
     /// Returns a clone, on the same session, whose calls may take this long.

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::blocking_call::BlockingCall;
+use super::client_builder::ClientBuilder;
 use super::decode::{self, Decoded};
 use super::fair_mutex::{Block, FairMutex, FairMutexGuard};
 use super::poll_client::{Interest, PollClient};
@@ -18,9 +19,6 @@ use super::statistics::Statistics;
 use crate::control::RunControl;
 use crate::endpoint::{AgentListener, Connect};
 use crate::stats::{Meta, RequestLine, SchedExt, SchedStatsError, StatsRequest, StatsResponse};
-
-/// How long a call may take by default.
-pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A client of one guest's scheduler. Its methods block.
 ///
@@ -82,27 +80,9 @@ impl fmt::Debug for SchedStatsClient {
 /// let client = builder.deadline(std::time::Duration::from_secs(1)).build();
 /// # Ok::<(), scx_vsock::endpoint::ParseEndpointError>(())
 /// ```
-#[derive(Debug)]
-#[must_use = "a builder does nothing until it builds"]
-pub struct SchedStatsClientBuilder {
-    poll_client: PollClient,
-    control: RunControl,
-    deadline: Duration,
-}
+pub type SchedStatsClientBuilder = ClientBuilder<SchedStatsClient>;
 
 impl SchedStatsClientBuilder {
-    /// Sets how long each call may take in all. The default is [`DEFAULT_DEADLINE`].
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    /// Sets the run whose freezes and cancel end the client's calls. By default nothing does.
-    pub fn control(mut self, control: &RunControl) -> Self {
-        self.control = control.clone();
-        self
-    }
-
     /// Builds the client. Does no I/O.
     #[must_use]
     pub fn build(self) -> SchedStatsClient {
@@ -114,8 +94,7 @@ impl SchedStatsClientBuilder {
 impl SchedStatsClient {
     /// Begins to build a client of the agent at an [`Endpoint`](crate::Endpoint) or another [`Connect`].
     pub fn builder(endpoint: impl Connect + 'static) -> SchedStatsClientBuilder {
-        let poll_client = PollClient::new(endpoint);
-        SchedStatsClientBuilder { poll_client, control: RunControl::new(), deadline: DEFAULT_DEADLINE }
+        ClientBuilder::new(endpoint)
     }
 
     /// Returns a clone, on the same session, whose calls may take this long.

@@ -19,6 +19,7 @@ mod baselines;
 mod blocking_call;
 #[allow(clippy::module_inception, reason = "the file is named after the noun that it defines")]
 mod client;
+mod client_builder;
 pub mod decode;
 pub(crate) mod fair_mutex;
 mod poll_client;
@@ -29,7 +30,8 @@ mod statistics;
 
 #[cfg(feature = "tokio")]
 pub use async_client::{AsyncSchedStatsClient, AsyncSchedStatsClientBuilder};
-pub use client::{DEFAULT_DEADLINE, SchedStatsClient, SchedStatsClientBuilder};
+pub use client::{SchedStatsClient, SchedStatsClientBuilder};
+pub use client_builder::{ClientBuilder, DEFAULT_DEADLINE};
 pub use poll_client::{Interest, PollClient, Traffic};
 pub use reading::Reading;
 pub use session::{AgentAnswer, Answer};

@@ -54,7 +54,10 @@ impl Drop for Reservation {
 /// That there are too many, if its number is a reserved one.
 pub(crate) fn may_keep(connection: &impl AsFd) -> io::Result<()> {
     let reserved = RESERVED.load(Ordering::Relaxed);
-    let Some(limit) = getrlimit(Resource::Nofile).current.filter(|_| reserved > 0) else { return Ok(()) };
+    if reserved == 0 {
+        return Ok(());
+    }
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(()) };
     let is_kept =
         u64::try_from(connection.as_fd().as_raw_fd()).is_ok_and(|number| number < unreserved(limit, reserved));
     if is_kept { Ok(()) } else { Err(Errno::MFILE.into()) }
