@@ -61,6 +61,7 @@ pub struct Exporter {
     access: Access,
     deadline: Duration,
     interval: Duration,
+    asks_kernel: bool,
     targets: Vec<Target>,
     /// The number of times that targets were added or removed.
     changes: u64,
@@ -95,6 +96,7 @@ impl Exporter {
             access: Access::default(),
             deadline: DEFAULT_DEADLINE,
             interval: DEFAULT_INTERVAL,
+            asks_kernel: false,
             targets: Vec::new(),
             changes: 0,
             others: None,
@@ -108,6 +110,15 @@ impl Exporter {
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// Reads what each guest's kernel says about sched_ext as well. Guests that are added before are not asked.
+    ///
+    /// An agent that does not know the request is asked once until it fails, since it costs the session's delta baseline.
+    #[must_use]
+    pub fn kernel(mut self) -> Self {
+        self.asks_kernel = true;
         self
     }
 
@@ -133,7 +144,12 @@ impl Exporter {
     /// first read of guests that are added before [`run`](Self::run), and for no others.
     pub fn add(&mut self, name: impl Into<String>, connect: impl Connect + 'static) {
         self.changes = self.changes.wrapping_add(1);
-        self.targets.push(Target::new(name.into(), connect, Instant::now(), self.others.is_none()));
+        let handshake = connect.handshake();
+        let mut target = Target::new(name.into(), connect, Instant::now(), self.others.is_none());
+        if self.asks_kernel {
+            target.ask_kernel(handshake);
+        }
+        self.targets.push(target);
     }
 
     /// Removes each guest with this name: its session ends, and the next page has none of its series.
