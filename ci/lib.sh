@@ -70,9 +70,11 @@ package_of() { # APT|DNF|PACMAN THING
     apt/aarch64-linux-gnu-gcc) echo "gcc-aarch64-linux-gnu libc6-dev-arm64-cross" ;;
     dnf/aarch64-linux-gnu-gcc) echo gcc-aarch64-linux-gnu ;;
     pacman/aarch64-linux-gnu-gcc) echo aarch64-linux-gnu-gcc ;;
+    apt/x86_64-linux-gnu-gcc) echo "gcc-x86-64-linux-gnu libc6-dev-amd64-cross" ;;
     apt/busybox) echo busybox-static ;;
     */busybox) echo busybox ;;
     */depmod) echo kmod ;;
+    */mke2fs) echo e2fsprogs ;;
     apt/dracut) echo dracut-core ;;
     apt/mkinitramfs) echo initramfs-tools ;;
     apt/xz) echo xz-utils ;;
@@ -198,6 +200,12 @@ apt_update_once() {
     say "updating the package lists"
     apt-get update >/dev/null 2>&1 || die "apt-get update failed: run it to see why, and try again"
     apt_updated=1
+}
+
+# Prints the mirror that this system's apt uses for Debian.
+debian_mirror() {
+    apt-get indextargets --format '$(ORIGIN)|$(COMPONENT)|$(CODENAME)|$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        awk -F'|' '$1 == "Debian" && $2 == "main" && $3 !~ /-/ { print $4; exit }'
 }
 
 # Runs "$@" holding the cache's lock $1, so that two runs do not fetch or build the same thing.

@@ -243,9 +243,11 @@ pub fn refuse(host: Fd, sessions: u32) {
 mod tests {
     use super::*;
 
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::fd::IntoRawFd;
     use std::os::unix::net::UnixStream;
+
+    use crate::sys::EPOLLIN;
 
     #[test]
     fn a_new_slot_is_free() {
@@ -259,5 +261,63 @@ mod tests {
         assert!(slot.open(Epoll::NONE, Fd::inherited(agent.into_raw_fd()), 0, 0).is_err());
         assert!(slot.is_free());
         assert_eq!(host.read(&mut [0]).unwrap(), 0);
+    }
+
+    /// A session of a host and a scheduler, which is notified of events by hand.
+    struct Fixture {
+        epoll: Epoll,
+        slot: Slot<1024>,
+        host: UnixStream,
+        scheduler: UnixStream,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let epoll = Epoll::new().unwrap();
+            let mut slot = Slot::new();
+            let (host, agent) = UnixStream::pair().unwrap();
+            // All that a step sends is there at its end.
+            host.set_nonblocking(true).unwrap();
+            slot.open(epoll, Fd::inherited(agent.into_raw_fd()), 0, 0).unwrap();
+            let (scheduler, agent) = UnixStream::pair().unwrap();
+            let token = slot.token(Source::Scheduler);
+            slot.scheduler.open(epoll, Fd::inherited(agent.into_raw_fd()), token).unwrap();
+            Self { epoll, slot, host, scheduler }
+        }
+
+        fn host_sends(&mut self, bytes: &[u8]) {
+            self.host.write_all(bytes).unwrap();
+            self.on_event(Source::Host);
+        }
+
+        fn scheduler_sends(&mut self, bytes: &[u8]) {
+            self.scheduler.write_all(bytes).unwrap();
+            self.on_event(Source::Scheduler);
+        }
+
+        fn on_event(&mut self, source: Source) {
+            let token = Token { source, index: 0, generation: self.slot.generation };
+            self.slot.on_event(token, EPOLLIN);
+            let nowhere = UnixAddress::new(b"/nowhere");
+            while self.slot.step(self.epoll, &nowhere, false) == Step::More {}
+        }
+
+        /// What is there to read for the host.
+        fn host_has(&mut self) -> String {
+            let mut buffer = [0; 1024];
+            let count = self.host.read(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..count]).into_owned()
+        }
+    }
+
+    #[test]
+    fn bytes_of_the_scheduler_whose_event_is_still_to_come_are_not_the_next_answer() {
+        let mut session = Fixture::new();
+        session.host_sends(b"one\n");
+        session.scheduler_sends(b"1\n");
+        assert!(session.host_has().ends_with("{\"stats\":1}\n"));
+        session.scheduler.write_all(b"stale\n").unwrap();
+        session.host_sends(b"two\n");
+        assert_eq!(session.host_has(), "{\"relay_error\":{\"unsolicited_data\":{}}}\n");
     }
 }

@@ -20,6 +20,7 @@
 //! | `test-util` | a simulated driver for a VMM's unit tests (`vsock::test_util`) |
 //! | `qemu` | throw-away guests, and the agent that runs in them (`guest`); a nested cargo builds it |
 //! | `expect` | what must be true of a series, as a line of text (`series::expectation`) |
+//! | `tokio` | a client for tasks of a Tokio runtime (`client::AsyncSchedStatsClient`) |
 //! | `export` | the stats of many guests for Prometheus (`export`) |
 //!
 //! The [`proxy`] serves a guest's scheduler as a plain scx_stats server on the host. [`guide`] has a page for each kind of

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::peer::DEADLINE;
@@ -64,6 +65,22 @@ impl Exporter {
     #[must_use]
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.at).expect("it listens");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a stream takes a time-out");
+        stream
+    }
+
+    /// Connects to it from another address of this host, as another host would.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be connected.
+    #[must_use]
+    pub fn connect_from(&self, address: [u8; 4]) -> TcpStream {
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
+        bind(&socket, &SocketAddr::from((address, 0))).expect("an address of this host");
+        rustix::net::connect(&socket, &self.at).expect("it listens");
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(DEADLINE)).expect("a stream takes a time-out");
         stream
     }
@@ -135,6 +152,26 @@ pub struct Response {
     pub head: String,
     /// The body.
     pub body: String,
+}
+
+/// The names of a series' labels, whose values may have anything.
+fn label_names(series: &str) -> Vec<String> {
+    let (mut names, mut name, mut is_escaped, mut is_value) = (Vec::new(), String::new(), false, false);
+    for char in series.split_once('{').map_or("", |(_, labels)| labels).chars() {
+        match (is_value, char) {
+            (true, _) if is_escaped => is_escaped = false,
+            (true, '\\') => is_escaped = true,
+            (true, '"') => is_value = false,
+            (true, _) => {}
+            (false, '"') => {
+                is_value = true;
+                names.push(std::mem::take(&mut name));
+            }
+            (false, '=' | ',' | '}') => {}
+            (false, char) => name.push(char),
+        }
+    }
+    names
 }
 
 /// Sends a GET request with these additional headers.
@@ -221,6 +258,8 @@ impl Metrics {
         assert!(of_family, "{line:?} is not of {family:?}");
         assert!(name.chars().all(|char| char.is_ascii_alphanumeric() || char == '_'), "{line:?}");
         assert!(value.parse::<f64>().is_ok_and(f64::is_finite), "{line:?}");
+        let mut labels = BTreeSet::new();
+        assert!(label_names(series).into_iter().all(|label| labels.insert(label)), "a label is there twice: {line:?}");
         assert!(self.values.insert(series.to_owned(), value.to_owned()).is_none(), "twice: {line:?}");
     }
 

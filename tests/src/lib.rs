@@ -30,6 +30,7 @@ pub mod mmio_driver;
 #[cfg(feature = "guests")]
 pub mod nested_guest;
 pub mod notifying_port;
+pub mod on_runtime;
 pub mod oracles;
 pub mod patched;
 pub mod pattern;
@@ -38,6 +39,7 @@ pub mod program;
 pub mod scheduler_shapes;
 pub mod scripted_scheduler;
 pub mod terminal;
+pub mod thousand_guests;
 #[cfg(feature = "tls")]
 pub mod tls_client;
 pub mod traffic;

@@ -16,6 +16,7 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Peer {
     stream: UnixStream,
+    deadline: Duration,
     buffered: Vec<u8>,
 }
 
@@ -27,9 +28,19 @@ impl Peer {
     /// When the stream cannot have time-outs.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(DEADLINE)).expect("a stream can have a time-out");
-        stream.set_write_timeout(Some(DEADLINE)).expect("a stream can have a time-out");
-        Self { stream, buffered: Vec::new() }
+        Self::within(stream, DEADLINE)
+    }
+
+    /// As [`new`](Self::new), with another deadline than [`DEADLINE`].
+    ///
+    /// # Panics
+    ///
+    /// When the stream cannot have time-outs.
+    #[must_use]
+    pub fn within(stream: UnixStream, deadline: Duration) -> Self {
+        stream.set_read_timeout(Some(deadline)).expect("a stream can have a time-out");
+        stream.set_write_timeout(Some(deadline)).expect("a stream can have a time-out");
+        Self { stream, deadline, buffered: Vec::new() }
     }
 
     /// Connects to a Unix socket.
@@ -49,7 +60,7 @@ impl Peer {
     /// When none comes within [`DEADLINE`].
     #[must_use]
     pub fn accept(listener: &UnixListener) -> Self {
-        wait_for_input(listener);
+        wait_for_input(listener, DEADLINE);
         Self::new(listener.accept().expect("a connection waits").0)
     }
 
@@ -63,7 +74,7 @@ impl Peer {
     ///
     /// # Panics
     ///
-    /// When the other end does not take them within [`DEADLINE`].
+    /// When the other end does not take them within its deadline.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).expect("the other end takes the bytes");
     }
@@ -99,16 +110,16 @@ impl Peer {
     ///
     /// # Panics
     ///
-    /// When nothing comes within [`DEADLINE`].
+    /// When nothing comes within its deadline.
     pub fn wait_readable(&self) {
-        wait_for_input(&self.stream);
+        wait_for_input(&self.stream, self.deadline);
     }
 
     /// Returns the next line with its LF, or what is left at the end of the stream.
     ///
     /// # Panics
     ///
-    /// When neither comes within [`DEADLINE`].
+    /// When neither comes within its deadline.
     pub fn line(&mut self) -> Vec<u8> {
         let mut chunk = vec![0; 64 * 1024];
         loop {
@@ -122,7 +133,7 @@ impl Peer {
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return std::mem::take(&mut self.buffered),
                 // Also where the process was stopped and continued (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => panic!("no line within {DEADLINE:?}: {error}"),
+                Err(error) => panic!("no line within {:?}: {error}", self.deadline),
             }
         }
     }
@@ -151,9 +162,9 @@ impl Peer {
     }
 }
 
-fn wait_for_input(fd: &impl AsFd) {
+fn wait_for_input(fd: &impl AsFd, within: Duration) {
     let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    let seconds = i64::try_from(DEADLINE.as_secs()).expect("a short deadline");
-    let ready = poll(&mut fds, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).expect("poll works");
-    assert!(ready > 0, "nothing came within {DEADLINE:?}");
+    let time = Timespec::try_from(within).expect("a short deadline");
+    let ready = poll(&mut fds, Some(&time)).expect("poll works");
+    assert!(ready > 0, "nothing came within {within:?}");
 }

@@ -2,8 +2,12 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::agent;
 
@@ -40,6 +44,31 @@ pub fn with_all_signals(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("env");
     command.arg("--default-signal").arg(program);
     command
+}
+
+/// Waits for the end of a process.
+///
+/// # Panics
+///
+/// When it has not ended after a minute. It is killed then.
+pub fn end_of(child: &mut Child) -> ExitStatus {
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("it was not waited for");
+    let has_ended = has_ended(&process);
+    let _ended_already = child.kill();
+    let status = child.wait().expect("its end can be waited for");
+    assert!(has_ended, "the process goes on");
+    status
+}
+
+/// Waits for at most a minute until a process ends. Returns whether it did.
+///
+/// # Panics
+///
+/// When the kernel refuses to wait for it.
+#[must_use]
+pub fn has_ended(process: &OwnedFd) -> bool {
+    let within = Timespec { tv_sec: 60, tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&within)).expect("a descriptor to wait on") == 1
 }
 
 /// Copies a program, so that the copy can be run.

@@ -19,7 +19,7 @@ use crate::peer::DEADLINE;
 pub struct Terminal {
     /// Keys go in here.
     controller: File,
-    /// Keeps the terminal while nobody else has it open.
+    /// The programs' end, which stays open while none of them has it open.
     terminal: OwnedFd,
     output: Receiver<Vec<u8>>,
     printed: String,
@@ -80,12 +80,13 @@ impl Terminal {
         !tcgetattr(&self.terminal).unwrap().local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO)
     }
 
-    /// Returns all that was printed after what was waited for last, once no program has the terminal any more.
+    /// Returns all that was printed up to now after what was waited for last.
     #[must_use]
-    pub fn rest(mut self) -> String {
-        drop(self.terminal);
-        self.output.iter().for_each(|bytes| self.printed += &String::from_utf8_lossy(&bytes));
-        self.printed
+    pub fn rest(&mut self) -> String {
+        // A control character that no program of these tests prints.
+        const END: &str = "\u{1e}";
+        rustix::io::write(&self.terminal, END.as_bytes()).unwrap();
+        self.wait_for(END)
     }
 }
 

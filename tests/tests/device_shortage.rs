@@ -1,21 +1,36 @@
-//! The device where the kernel has no descriptors left. Alone in its process, which it makes short of them.
+//! The device and its hybrid socket where the process may have no further descriptors. Alone in their process, which they
+//! make short of them one after the other.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::vsock::packet::{Header, Operation};
+use scx_vsock::vsock::unix_bridge::UnixBridge;
 use scx_vsock::vsock::{Device, DeviceError};
-use scx_vsock_tests::guest_driver::{CID, Guest};
+use scx_vsock_tests::guest_driver::{CID, Guest, is_readable};
+use scx_vsock_tests::peer::DEADLINE;
 
 const EMFILE: i32 = 24;
 
+/// Held by the test that makes the process short of descriptors.
+static SHORTAGE: Mutex<()> = Mutex::new(());
+
 /// Runs `f` while this process can open no descriptor.
 fn without_descriptors<T>(f: impl FnOnce() -> T) -> T {
-    let limit = getrlimit(Resource::Nofile);
     // All below the lowest free one are taken.
     let lowest_free = std::os::fd::AsRawFd::as_raw_fd(&File::open("/").unwrap());
-    let current = Some(u64::try_from(lowest_free).unwrap());
+    with_descriptors_below(u64::try_from(lowest_free).unwrap(), f)
+}
+
+/// Runs `f` while this process may have only descriptors below this one, and keeps the others that it has.
+fn with_descriptors_below<T>(lowest: u64, f: impl FnOnce() -> T) -> T {
+    let limit = getrlimit(Resource::Nofile);
+    let current = Some(lowest);
     setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
     let result = f();
     setrlimit(Resource::Nofile, limit).unwrap();
@@ -24,6 +39,7 @@ fn without_descriptors<T>(f: impl FnOnce() -> T) -> T {
 
 #[test]
 fn without_descriptors_open_connections_go_on() {
+    let _alone = SHORTAGE.lock().unwrap();
     let mut guest = Guest::new();
     let handle = guest.device.handle();
     let listener = handle.listen(1).unwrap();
@@ -47,4 +63,29 @@ fn without_descriptors_open_connections_go_on() {
     handle.listen(2).unwrap();
     guest.connect_from_guest(&listener, 50_001, 1);
     guest.serves_on();
+}
+
+#[test]
+fn a_hybrid_socket_serves_more_programs_than_the_kernel_waits_for() {
+    const PROGRAMS: usize = 40;
+    const LIMIT: u64 = 30;
+    let _alone = SHORTAGE.lock().unwrap();
+    let mut guest = Guest::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest");
+    let _bridge = UnixBridge::start_for(OwnedUnixListener::bind(&path).unwrap(), guest.handle()).unwrap();
+    let mut programs: Vec<UnixStream> = (0..PROGRAMS).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let mut connects = |mut program: UnixStream| {
+        program.write_all(b"CONNECT 729\n").unwrap();
+        assert!(is_readable(guest.device.fd(), DEADLINE), "nobody reads the line");
+        assert_eq!(guest.operations(), [Operation::Request]);
+        program
+    };
+    // The last one is served after the others were accepted.
+    let mut connected = vec![connects(programs.pop().unwrap())];
+    with_descriptors_below(LIMIT, || {
+        for program in programs.drain(..3) {
+            connected.push(connects(program));
+        }
+    });
 }

@@ -14,7 +14,7 @@ use crate::output;
 Examples:
   scx-vsock completions bash >/usr/share/bash-completion/completions/scx-vsock
   scx-vsock completions zsh >/usr/share/zsh/vendor-completions/_scx-vsock
-  scx-vsock completions fish >~/.config/fish/completions/scx-vsock.fish")]
+  scx-vsock completions fish >/usr/share/fish/vendor_completions.d/scx-vsock.fish")]
 pub struct Completions {
     /// The shell
     shell: Shell,

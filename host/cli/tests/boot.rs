@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use scx_vsock_tests::guest::Kernel;
 use scx_vsock_tests::program;
@@ -108,11 +107,6 @@ fn started(command: &mut Command, console: &Path) -> (Child, String) {
     (child, line)
 }
 
-fn has_ended(process: &OwnedFd) -> bool {
-    let within = Timespec { tv_sec: 60, tv_nsec: 0 };
-    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&within)).unwrap() == 1
-}
-
 #[test]
 fn a_missing_temporary_folder_is_named() {
     let folder = stand_ins();
@@ -157,8 +151,8 @@ fn a_signal_leaves_no_hybrid_socket() {
         let qemu = pidfd_open(qemu, PidfdFlags::empty()).unwrap();
         assert!(socket.exists());
         kill_process(Pid::from_child(&child), signal).unwrap();
-        assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()));
-        assert!(!socket.exists() && has_ended(&qemu));
+        assert_eq!(program::end_of(&mut child).signal(), Some(signal.as_raw()));
+        assert!(!socket.exists() && program::has_ended(&qemu));
     }
 }
 
@@ -184,7 +178,7 @@ fn assert_ends_with_boot(script: &str) {
     let qemu = pidfd_open(qemu, PidfdFlags::empty()).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(has_ended(&qemu));
+    assert!(program::has_ended(&qemu));
 }
 
 #[test]
@@ -358,7 +352,7 @@ fn a_guest_does_not_outlive_a_command_that_is_killed() {
     let started: Vec<OwnedFd> = started.collect();
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(started.len() == 2 && started.iter().all(has_ended), "QEMU and its guard have ended");
+    assert!(started.len() == 2 && started.iter().all(program::has_ended), "QEMU and its guard have ended");
 }
 
 /// The process whose id is in a file.
@@ -382,7 +376,7 @@ fn a_wrapped_qemu_in_a_session_of_its_own_ends_with_boot() {
         let signal = if is_killed { Signal::KILL } else { Signal::TERM };
         kill_process(Pid::from_child(&child), signal).unwrap();
         child.wait().unwrap();
-        assert!(has_ended(&qemu), "{signal:?}");
+        assert!(program::has_ended(&qemu), "{signal:?}");
     }
 }
 

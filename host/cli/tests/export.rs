@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -417,6 +418,22 @@ fn the_example_dashboard_shows_what_every_guest_has() {
     }
 }
 
+fn make_fifo(path: &Path) {
+    rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RWXU).unwrap();
+}
+
+fn remove_file(path: &Path) {
+    fs::remove_file(path).unwrap();
+}
+
+fn make_folder(path: &Path) {
+    fs::create_dir(path).unwrap();
+}
+
+fn remove_folder(path: &Path) {
+    fs::remove_dir(path).unwrap();
+}
+
 /// Replaces a file by another one of its folder.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
@@ -463,8 +480,29 @@ fn guests_come_and_go_with_a_file() {
     fs::remove_file(&file).unwrap();
     assert!(exporter.message().contains("cannot read the guests from "), "it is gone");
     assert!(exporter.scrape().is_up("b"));
+    let others: [[fn(&Path); 2]; 2] = [[make_fifo, remove_file], [make_folder, remove_folder]];
+    for [create, remove] in others {
+        create(&file);
+        assert!(exporter.message().contains("it is not a regular file; the guests stay as they were"));
+        assert!(exporter.scrape().is_up("b"));
+        remove(&file);
+        assert!(exporter.message().contains("cannot read the guests from "), "it is gone");
+    }
     replace(&file, &(line("b") + &line("c")));
     assert_eq!(exporter.message(), "scx-vsock: serving the stats of 2 guests");
+}
+
+#[test]
+fn a_fleet_that_leaves_at_once_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("guests");
+    fs::write(&file, (0..30_000).map(|at| format!("guest{at}=scx:/nowhere\n")).collect::<String>()).unwrap();
+    let mut command = export();
+    command.args(["--interval", "1000", "--guests"]).arg(&file);
+    let exporter = Exporter::start(command);
+    replace(&file, "guest1=scx:/nowhere\n");
+    assert_eq!(exporter.message(), "scx-vsock: serving the stats of 1 guest");
+    assert_eq!(exporter.scrape().get("scx_vsock_up{guest=\"guest1\"}"), Some("0"));
 }
 
 /// A socket that a VMM would have: it answers CONNECT, and then is an agent.
@@ -560,6 +598,40 @@ fn a_flood_of_connections_at_few_descriptors_ends_nothing() {
     assert!(exporter.scrape().is_up("fine"));
 }
 
+#[test]
+fn guests_leave_scrapers_their_descriptors() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("stats");
+    // Those that are connected keep their descriptors, since nobody answers; the others try it again and again.
+    let _silent = UnixListener::bind(&socket).unwrap();
+    let guests = (0..60).map(|at| format!("guest{at}=scx:{}", socket.display()));
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 32 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_scx-vsock"), "export"]).args(guests);
+    command.args(["--interval", "100ms", "--deadline", "1000"]);
+    let exporter = Exporter::start(command);
+    let headers = "Accept: application/openmetrics-text\r\nX-Prometheus-Scrape-Timeout-Seconds: 0.3\r\n";
+    for _ in 0..5 {
+        let response = get(exporter.at(), "/metrics", headers);
+        assert!(response.head.starts_with("HTTP/1.1 200 OK\r\n"), "{}", response.head);
+        assert!(Metrics::parse(&response.body).missing("guest59", "no_scheduler") > 0, "{}", response.body);
+    }
+}
+
+#[test]
+fn a_kernel_without_memory_for_connections_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("guests");
+    fs::write(&file, "a=unix:/nowhere\n").unwrap();
+    let mut command = Command::new(program::built("limited"));
+    // ENOMEM.
+    command.args(["accept4=12", env!("CARGO_BIN_EXE_scx-vsock"), "export", "--guests"]).arg(&file);
+    let exporter = Exporter::start(command);
+    let _waiting = exporter.connect();
+    // What it prints after a change shows that it has tried to accept before.
+    fs::write(&file, "a=unix:/nowhere\nb=unix:/nowhere\n").unwrap();
+    assert_eq!(exporter.message(), "scx-vsock: serving the stats of 2 guests");
+}
+
 /// The exposition of a scheduler with this description and these stats.
 fn page_of(meta: &Value, stats: &Value) -> Metrics {
     let scheduler = scheduler(meta, stats);
@@ -576,12 +648,16 @@ fn a_hostile_scheduler_cannot_break_the_exposition() {
             "vsock_up": { "datum": "u64", "desc": "a lie" },
             "d": { "dict": { "key": "string", "datum": { "struct": "D" } }, "desc": evil },
             "text": { "datum": "float" },
+            "waits": { "dict": { "key": "string", "datum": { "struct": "W" } } },
             "zz_many": { "array": "u64" },
         } },
         "D": { "user": { "_om_label": "__name__", "_om_prefix": evil }, "fields": { "guest": { "datum": "i64" } } },
+        "W": { "user": { "_om_label": "le" }, "fields": {
+            "w": { "array": "u64", "user": { "_om_histogram": "log2_us" } } } },
     });
     let many: Vec<u32> = (0..20_000).collect();
-    let stats = json!({ evil: 1, "vsock_up": 0, "d": { evil: { "guest": -5 } }, "text": "NaN", "zz_many": many });
+    let stats = json!({ evil: 1, "vsock_up": 0, "d": { evil: { "guest": -5 } }, "text": "NaN",
+        "waits": { evil: { "w": [1, 2] } }, "zz_many": many });
     let page = page_of(&meta, &stats);
     assert!(page.is_up("guest"), "{page:?}");
     assert_eq!(page.get("scx_guest_vsock_up{guest=\"guest\"}"), Some("0"));

@@ -162,6 +162,26 @@ fn wrong_passwords_keep_nobody_out() {
 }
 
 #[test]
+fn passwords_from_one_host_keep_no_other_host_out() {
+    // A check of a password takes long enough for many others to come.
+    let served =
+        Served::with("basic_auth_users:\n  alice: $2y$10$abcdefghijklmnopqrstuuqflPDzB6gcMhKa1rZqKiun2YGL5sa2u\n");
+    let guess = |guess: usize| {
+        let mut stream = served.exporter.connect_from([127, 0, 0, 2]);
+        let _may_be_refused =
+            write!(stream, "GET /metrics HTTP/1.0\r\nAuthorization: Basic YWxpY2U6c2Vjc{guess:03}\r\n\r\n");
+        stream
+    };
+    let mut guesses: Vec<TcpStream> = (0..MAX_SCRAPERS).map(guess).collect();
+    let mut honest = served.exporter.connect();
+    write!(honest, "GET /metrics HTTP/1.0\r\n{ALICE}\r\n").unwrap();
+    guesses.extend((MAX_SCRAPERS..2 * MAX_SCRAPERS).map(guess));
+    let mut response = String::new();
+    honest.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response:?}");
+}
+
+#[test]
 fn a_new_certificate_is_used_at_once() {
     let served = Served::with(&format!("{TLS}{USERS}"));
     assert!(served.page("server.crt").is_up("web"));

@@ -88,8 +88,10 @@ fn floods(at: SocketAddr) {
 fn scrape(exporter: &Exporter) -> Metrics {
     let timeout = format!("X-Prometheus-Scrape-Timeout-Seconds: {}\r\n", TIMEOUT.as_secs());
     let mut stream = request(exporter.at(), &timeout).expect("it listens");
+    let sent = Instant::now();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let response = response(&mut stream);
+    assert!(sent.elapsed() < TIMEOUT, "it took {:?}", sent.elapsed());
     assert!(response.head.starts_with("HTTP/1.1 200 OK\r\n"), "{}", response.head);
     Metrics::parse(&response.body)
 }

@@ -185,7 +185,7 @@ fn the_run_folder_is_the_hosts() {
 #[test]
 fn a_run_folder_that_cannot_be_written_is_the_hosts() {
     let inside =
-        format!("touch $other/later; ls -I mount /run /var/run; test -S {SOCKET}; touch /var/made || echo refused");
+        format!("touch $other/later; ls -I mount /run /var/run; test -S {SOCKET}; touch /var/made.$$ || echo refused");
     let script =
         format!("mount -o remount,ro,bind /run; $command proxy unix:/nowhere -- sh -c '{inside}'; ls -I mount /run");
     let output = with_a_run_folder_of_its_own(&script);

@@ -1,14 +1,16 @@
 //! `scx-vsock serve` as a process: its sockets, a simulated QEMU and a real one, and its errors.
-#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_setfl};
@@ -18,6 +20,7 @@ use scx_vsock::vsock::spec::TX_QUEUE;
 use scx_vsock_tests::front_end::{FrontEnd, SET_VRING_CALL, SET_VRING_KICK};
 use scx_vsock_tests::guest::{TypedQemu, builder};
 use scx_vsock_tests::guest_driver::Connection;
+use scx_vsock_tests::peer::DEADLINE;
 use scx_vsock_tests::program;
 use tempfile::TempDir;
 
@@ -30,20 +33,32 @@ fn serve(arguments: &[&str]) -> Command {
 /// A serving command. Killed on drop.
 struct Serving {
     child: Child,
-    messages: Lines<BufReader<ChildStderr>>,
+    messages: Receiver<String>,
 }
 
 impl Serving {
     fn start(arguments: &[&str]) -> Self {
         let mut child = serve(arguments).stderr(Stdio::piped()).spawn().unwrap();
-        let messages = BufReader::new(child.stderr.take().unwrap()).lines();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, messages) = channel();
+        thread::spawn(move || lines.map_while(Result::ok).all(|line| sender.send(line).is_ok()));
         Self { child, messages }
+    }
+
+    /// The next message.
+    fn message(&mut self) -> String {
+        self.messages.recv_timeout(DEADLINE).expect("it prints a message")
     }
 
     /// Skips messages until one with this text.
     fn wait_for(&mut self, text: &str) -> String {
-        let found = self.messages.by_ref().map(Result::unwrap).find(|message| message.contains(text));
-        found.unwrap_or_else(|| panic!("it never printed {text:?}"))
+        loop {
+            match self.messages.recv_timeout(DEADLINE) {
+                Ok(message) if message.contains(text) => return message,
+                Ok(_) => {}
+                Err(error) => panic!("it never printed {text:?}: {error}"),
+            }
+        }
     }
 
     fn end_by(mut self, signal: Signal) -> Option<i32> {
@@ -82,8 +97,7 @@ fn it_outlives_front_ends_and_removes_sockets() {
             drop(UnixStream::connect(&socket).unwrap());
             let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
             let (mut program, _connection) = front_end.accept(&path_with(&socket, ".hybrid"));
-            let connected = serving.messages.next().unwrap().unwrap();
-            assert_eq!(connected, format!("scx-vsock: {socket}: QEMU connected"));
+            assert_eq!(serving.message(), format!("scx-vsock: {socket}: QEMU connected"));
             serving.wait_for("the guest's driver is up");
             drop(front_end);
             program.expect_end();
@@ -255,6 +269,47 @@ fn a_shortage_of_descriptors_is_reported_and_ends() {
     serving.wait_for(&failed(&second));
     limit_descriptors(&serving.child, before);
     FrontEnd::new(UnixStream::connect(&second).unwrap()).accept(&path_with(&second, ".hybrid"));
+    assert_eq!(serving.end_by(Signal::TERM), Some(0));
+}
+
+#[test]
+fn programs_leave_a_front_end_its_descriptors() {
+    let (_folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    let mut front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
+    serving.wait_for("the guest's driver is up");
+    limit_descriptors(&serving.child, Some(80));
+    let hybrid = path_with(&socket, ".hybrid");
+    let mut programs: Vec<UnixStream> = (0..60).map(|_| UnixStream::connect(&hybrid).unwrap()).collect();
+    // There is no room for the last one, which is closed.
+    let last = programs.last_mut().unwrap();
+    last.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!(last.read(&mut [0]).unwrap(), 0);
+    // Everything that the back end has is sent anew.
+    front_end.reboot_in_other_memory();
+    let refused = Connection::new(UnixStream::pair().unwrap().0, 1023, 9);
+    front_end.send(&refused.header(Operation::Request), &[]);
+    front_end.expect(Operation::Rst);
+}
+
+#[test]
+fn a_front_end_whose_descriptors_are_lost_is_named_and_disconnected() {
+    let (_folder, socket) = folder();
+    let mut serving = Serving::start(&["--socket", &socket]);
+    serving.wait_for("waiting for QEMU");
+    let front_end = FrontEnd::new(UnixStream::connect(&socket).unwrap());
+    serving.wait_for("the guest's driver is up");
+    let before = exhaust_descriptors(&serving.child);
+    let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    for queue in [0, 1] {
+        front_end.send_descriptor(SET_VRING_CALL, queue, event.as_fd());
+    }
+    let message = serving.wait_for("Too many open files");
+    assert!(message.starts_with(&format!("scx-vsock: {socket}: the host's kernel refuses")), "{message}");
+    serving.wait_for("QEMU disconnected; waiting for the next one to connect");
+    limit_descriptors(&serving.child, before);
+    FrontEnd::new(UnixStream::connect(&socket).unwrap()).accept(&path_with(&socket, ".hybrid"));
     assert_eq!(serving.end_by(Signal::TERM), Some(0));
 }
 

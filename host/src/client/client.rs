@@ -1,9 +1,7 @@
 //! The blocking client.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -15,6 +13,7 @@ use super::fair_mutex::{Block, FairMutex, FairMutexGuard};
 use super::poll_client::{Interest, PollClient};
 use super::reading::Reading;
 use super::session::{Answer, Request};
+use super::shared_client::SharedClient;
 use super::statistics::Statistics;
 use crate::control::RunControl;
 use crate::endpoint::{AgentListener, Connect};
@@ -48,23 +47,11 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 /// ```
 #[derive(Clone)]
 pub struct SchedStatsClient {
-    shared: Arc<SharedClient>,
+    shared: Arc<SharedClient<FairMutex<PollClient>>>,
     deadline: Duration,
 }
 
-/// What the clones of a client share.
-struct SharedClient {
-    endpoint: Arc<dyn Connect>,
-    control: RunControl,
-    poll_client: FairMutex<PollClient>,
-    /// The number of the newest session, to be read without a lock.
-    session: AtomicU64,
-    /// Whether its agent has sent hello, or sends none: how far a call came that could not lock the session.
-    is_greeted: AtomicBool,
-    statistics: Mutex<Statistics>,
-}
-
-impl SharedClient {
+impl SharedClient<FairMutex<PollClient>> {
     /// Locks the session for a request.
     ///
     /// # Errors
@@ -72,34 +59,7 @@ impl SharedClient {
     /// What ended the call before it was its turn.
     fn lock(&self, call: &BlockingCall, request: &Request) -> Result<FairMutexGuard<'_, PollClient>, SchedStatsError> {
         let locked = self.poll_client.lock(call).and_then(|guard| call.check().map(|()| guard));
-        locked.map_err(|error| match error {
-            SchedStatsError::TimedOut { after_ms } => self.before_its_turn(request, after_ms),
-            other => other,
-        })
-    }
-
-    /// Returns the error of a call whose time was over before its request was begun: how far others on its session came.
-    fn before_its_turn(&self, request: &Request, after_ms: u64) -> SchedStatsError {
-        if !self.is_greeted.load(Ordering::Relaxed) {
-            let reason = format!("{}: no hello within {after_ms} ms, before this call had its turn", self.endpoint);
-            SchedStatsError::unreachable(reason)
-        } else if request.awaits_scheduler() {
-            let reason = format!("the agent was not asked within {after_ms} ms: this call did not have its turn");
-            SchedStatsError::NoScheduler { reason }
-        } else {
-            SchedStatsError::TimedOut { after_ms }
-        }
-    }
-
-    /// Publishes how far the locked session is.
-    fn publish(&self, poll_client: &PollClient) {
-        self.session.store(poll_client.session(), Ordering::Relaxed);
-        self.is_greeted.store(poll_client.is_greeted(), Ordering::Relaxed);
-    }
-
-    fn statistics(&self) -> MutexGuard<'_, Statistics> {
-        // Whole at every point where a thread could panic.
-        self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
+        locked.map_err(|error| self.before_its_turn(error, request))
     }
 }
 
@@ -146,14 +106,7 @@ impl SchedStatsClientBuilder {
     /// Builds the client. Does no I/O.
     #[must_use]
     pub fn build(self) -> SchedStatsClient {
-        let shared = SharedClient {
-            endpoint: Arc::clone(self.poll_client.endpoint()),
-            control: self.control,
-            session: AtomicU64::new(0),
-            is_greeted: AtomicBool::new(self.poll_client.is_greeted()),
-            poll_client: FairMutex::new(self.poll_client),
-            statistics: Mutex::default(),
-        };
+        let shared = SharedClient::new(self.poll_client, self.control, FairMutex::new);
         SchedStatsClient { shared: Arc::new(shared), deadline: self.deadline }
     }
 }
@@ -186,7 +139,7 @@ impl SchedStatsClient {
     /// ```
     #[must_use]
     pub fn session(&self) -> u64 {
-        self.shared.session.load(Ordering::Relaxed)
+        self.shared.session()
     }
 
     /// Sends one line and returns the scheduler's line without its LF, byte for byte. The LF of `line` is optional.
@@ -409,17 +362,14 @@ impl SchedStatsClient {
         // Before the first session, so that an agent is heard that comes up right after it has failed.
         let listener = self.shared.endpoint.listen_for_agent();
         loop {
-            let (reason, source) = match self.open_session(call) {
-                Err(SchedStatsError::AgentUnreachable { reason, source }) => (reason, source),
+            let error = match self.open_session(call) {
+                Err(error @ SchedStatsError::AgentUnreachable { .. }) => error,
                 outcome => return outcome.map(drop),
             };
             match &listener {
                 Ok(Some(listener)) if has_come_up(listener.as_ref(), call)? => {}
-                Ok(_) => return Err(SchedStatsError::AgentUnreachable { reason, source }),
-                Err(error) => {
-                    let cause = source.map(|source| format!(": {}", source.get())).unwrap_or_default();
-                    return Err(SchedStatsError::unreachable(format!("{reason}{cause}; cannot wait for it: {error}")));
-                }
+                Ok(_) => return Err(error),
+                Err(problem) => return Err(error.cannot_wait_for_agent(problem)),
             }
         }
     }
@@ -431,9 +381,7 @@ impl SchedStatsClient {
         call: &BlockingCall,
         request: Request,
     ) -> Result<(), SchedStatsError> {
-        let begun = poll_client.begin(request, call.deadline());
-        self.shared.publish(poll_client);
-        begun.map_err(|error| call.check_stops().err().unwrap_or(error))
+        self.shared.begin(poll_client, request, call.deadline(), || call.check_stops())
     }
 
     /// Waits for the outcome of a request that was begun.
@@ -444,8 +392,7 @@ impl SchedStatsClient {
         decode: impl Fn(Answer<'_>) -> Result<Decoded<T>, SchedStatsError>,
     ) -> Result<T, SchedStatsError> {
         let outcome = self.wait_for_outcome(poll_client, call, decode);
-        self.shared.publish(poll_client);
-        self.shared.statistics().record_traffic(poll_client.traffic());
+        self.shared.publish_end(poll_client);
         outcome
     }
 
@@ -460,23 +407,13 @@ impl SchedStatsClient {
         // Nothing is written for a call that has ended already.
         let mut may_be_ready = end.is_ok();
         loop {
-            if may_be_ready {
-                match poll_client.on_ready(Instant::now(), &decode) {
-                    Poll::Ready(Err(error)) if poll_client.yields_to_stops(&error) => {
-                        return call.check_stops().and(Err(error));
-                    }
-                    Poll::Ready(outcome) => return outcome,
-                    Poll::Pending => self.shared.publish(poll_client),
-                }
+            if may_be_ready && let Some(outcome) = self.shared.advance(poll_client, &decode, || call.check_stops()) {
+                return outcome;
             }
             let stream = poll_client.fd().map(|fd| (fd, poll_client.interest().flags()));
             match end.and_then(|()| call.wait_for(stream)) {
                 Ok(ready) => may_be_ready = ready,
-                Err(error) => {
-                    let error = poll_client.end_error(error);
-                    poll_client.abandon();
-                    return Err(error);
-                }
+                Err(error) => return Err(poll_client.give_up(error)),
             }
             // Checked before the stream is read, which finds a complete answer that came first. A request that is still
             // to be written has no answer, and is not written any more.

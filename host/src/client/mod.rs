@@ -1,6 +1,6 @@
 //! Clients of a guest's scheduler.
 //!
-//! [`SchedStatsClient`] blocks. Underneath is a machine that never waits, for programs that serve many guests on one
+//! [`SchedStatsClient`] blocks; `AsyncSchedStatsClient` (feature `tokio`) is the same for tasks. Underneath is a machine that never waits, for programs that serve many guests on one
 //! thread: [`PollClient`] opens and renews sessions and keeps deadlines; one session is a state machine without I/O;
 //! [`decode`] turns answers into values.
 //!
@@ -10,6 +10,11 @@
 //! [`MAX_RESPONSE_BYTES`](crate::MAX_RESPONSE_BYTES) a session.
 
 mod agent_message;
+#[cfg(feature = "tokio")]
+#[allow(unsafe_code, reason = "Tokio cannot know that a descriptor outlives its registration")]
+mod async_call;
+#[cfg(feature = "tokio")]
+mod async_client;
 mod baselines;
 mod blocking_call;
 #[allow(clippy::module_inception, reason = "the file is named after the noun that it defines")]
@@ -19,8 +24,11 @@ pub(crate) mod fair_mutex;
 mod poll_client;
 mod reading;
 mod session;
+mod shared_client;
 mod statistics;
 
+#[cfg(feature = "tokio")]
+pub use async_client::{AsyncSchedStatsClient, AsyncSchedStatsClientBuilder};
 pub use client::{DEFAULT_DEADLINE, SchedStatsClient, SchedStatsClientBuilder};
 pub use poll_client::{Interest, PollClient, Traffic};
 pub use reading::Reading;

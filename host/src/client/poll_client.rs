@@ -294,14 +294,17 @@ impl PollClient {
         }
     }
 
-    /// Returns what a call returns whose wait for the pending request ended with this: at the deadline, how far it came.
-    pub(super) fn end_error(&self, error: SchedStatsError) -> SchedStatsError {
-        match (error, self.pending()) {
+    /// Abandons the pending request of a call whose wait ended with this error. Returns the call's error: at the deadline,
+    /// how far the request came.
+    pub(super) fn give_up(&mut self, error: SchedStatsError) -> SchedStatsError {
+        let error = match (error, self.pending()) {
             (SchedStatsError::TimedOut { .. }, Some(active)) => {
                 self.with_endpoint(active.deadline_error(&*self.endpoint))
             }
             (error, _) => error,
-        }
+        };
+        self.abandon();
+        error
     }
 
     fn pending(&self) -> Option<&ActiveSession> {

@@ -97,7 +97,7 @@ pub enum ConnectProgress {
 /// reads the agent's hello, so nothing is read from the connection itself.
 ///
 /// Its descriptor is readable when there is a connection.
-pub trait AgentListener: AsFd {
+pub trait AgentListener: AsFd + Send + Sync {
     /// Accepts a connection without waiting; returns whether there was one.
     ///
     /// # Errors

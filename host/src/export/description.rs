@@ -60,6 +60,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_description_that_did_not_change_costs_nothing_again() {
+        let line = |desc: &str| {
+            let meta = json!({ "T": { "top": "true", "desc": desc, "fields": { "n": { "datum": "u64" } } } });
+            json!({ "errno": 0, "args": { "resp": meta } }).to_string()
+        };
+        let read =
+            |description: &Description, line: &str| description.read(Answer::Scheduler(line.as_bytes())).unwrap().value;
+        let mut first = read(&Description::default(), &line("a"));
+        let metrics = first.metrics_of(&json!({ "n": 1 }));
+        let mut same = read(&first, &line("a"));
+        assert!(Arc::ptr_eq(&first.meta, &same.meta));
+        assert!(Arc::ptr_eq(&metrics, &same.metrics_of(&json!({ "n": 2 }))));
+        assert!(!Arc::ptr_eq(&first.meta, &read(&same, &line("b")).meta));
+    }
+
+    #[test]
     fn answers_of_one_struct_share_their_metrics() {
         let meta = json!({
             "A": { "top": "true", "fields": { "n": { "datum": "u64" } } },

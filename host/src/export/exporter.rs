@@ -1,10 +1,11 @@
 //! The exporter's loop: targets are read at an interval, and scrapers are sent what was read.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +30,9 @@ use crate::io::poll::PollSet;
 
 /// Scrapers that are served at a time, where the process may have that many descriptors.
 pub const MAX_SCRAPERS: usize = 256;
+
+/// Scrapers that are served at a time however many descriptors guests take.
+const RESERVED_SCRAPERS: usize = 3;
 
 /// Connections that are accepted at a time, so that a flood of them delays nobody.
 const MAX_ACCEPTS: usize = 32;
@@ -92,7 +96,7 @@ impl Exporter {
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener,
-            acceptor: Acceptor::new()?,
+            acceptor: Acceptor::with_reserve(RESERVED_SCRAPERS)?,
             access: Access::default(),
             deadline: DEFAULT_DEADLINE,
             interval: DEFAULT_INTERVAL,
@@ -154,8 +158,13 @@ impl Exporter {
 
     /// Removes each guest with this name: its session ends, and the next page has none of its series.
     pub fn remove(&mut self, name: &str) {
+        self.retain(|other| other != name);
+    }
+
+    /// Removes each guest whose name is not to be kept, as [`remove`](Self::remove) does one, in the time that one takes.
+    pub fn retain(&mut self, mut is_kept: impl FnMut(&str) -> bool) {
         self.changes = self.changes.wrapping_add(1);
-        self.targets.retain(|target| target.name != name);
+        self.targets.retain(|target| is_kept(&target.name));
     }
 
     /// Serves until one of these descriptors is readable or ends, and returns its index. It can be called again, after
@@ -215,6 +224,8 @@ impl Exporter {
         self.access.decide(&mut self.scrapers, now);
         Form::ALL.into_iter().for_each(|form| self.answer(form, now));
         self.scrapers.retain(|scraper| !scraper.is_closed());
+        // Before guests take their descriptors.
+        self.acceptor.restore_reserve();
     }
 
     /// Begins to read each target whose time has come.
@@ -281,12 +292,22 @@ impl Exporter {
         if self.scrapers.len() < self.max_scrapers {
             return true;
         }
-        // Of the same rank, the one that came first.
-        let ranks =
-            self.scrapers.iter().enumerate().filter_map(|(at, scraper)| Some((scraper.eviction_rank(now)?, at)));
-        let evicted = ranks.max_by_key(|&rank| Reverse(rank));
-        evicted.map(|(_, at)| self.scrapers.remove(at)).is_some()
+        let candidates = self.scrapers.iter().map(|scraper| Some((scraper.eviction_rank(now)?, scraper.host())));
+        evicted(candidates).map(|at| self.scrapers.remove(at)).is_some()
     }
+}
+
+/// Returns which scraper is closed for another one, of those that have a rank: one of the host that has most of these, so
+/// that no host takes the turn of others; there, of the least rank, the one that came first.
+fn evicted(candidates: impl Iterator<Item = Option<(u8, Option<IpAddr>)>>) -> Option<usize> {
+    let candidates: Vec<_> =
+        candidates.enumerate().filter_map(|(at, candidate)| candidate.map(|(rank, host)| (host, rank, at))).collect();
+    let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();
+    for (host, ..) in &candidates {
+        *counts.entry(*host).or_default() += 1;
+    }
+    let first = candidates.into_iter().min_by_key(|&(host, rank, at)| (Reverse(counts.get(&host).copied()), rank, at));
+    first.map(|(.., at)| at)
 }
 
 /// Returns how many scrapers the process can have a descriptor for if each target has one, and there are so many others.
@@ -294,5 +315,19 @@ fn scrapers_beside(targets: usize, others: usize) -> usize {
     let Some(limit) = getrlimit(Resource::Nofile).current else { return MAX_SCRAPERS };
     let taken = [others, targets].into_iter().filter_map(|count| u64::try_from(count).ok()).sum::<u64>();
     let left = limit.saturating_sub(taken).saturating_sub(SPARE_DESCRIPTORS);
-    usize::try_from(left).unwrap_or(MAX_SCRAPERS).clamp(1, MAX_SCRAPERS)
+    usize::try_from(left).unwrap_or(MAX_SCRAPERS).clamp(RESERVED_SCRAPERS, MAX_SCRAPERS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_with_most_scrapers_loses_one_of_them() {
+        let [few, many] = [1, 2].map(|host| Some(IpAddr::from([127, 0, 0, host])));
+        assert_eq!(evicted([None, Some((3, many)), Some((2, few)), Some((3, many))].into_iter()), Some(1));
+        assert_eq!(evicted([Some((2, many)), Some((1, many)), Some((1, many))].into_iter()), Some(1));
+        assert_eq!(evicted([Some((2, many)), Some((1, few))].into_iter()), Some(1));
+        assert_eq!(evicted([None, None].into_iter()), None);
+    }
 }

@@ -12,6 +12,10 @@ pub const MAX_METRICS: usize = 1_000;
 /// The label that names the guest.
 pub(super) const GUEST: &str = "guest";
 
+/// Labels that no part of an answer may have: the guest's, and those that a histogram and a summary have of their own.
+/// Prometheus takes nothing of a page in which a series has a label twice.
+const RESERVED_LABELS: [&str; 3] = [GUEST, "le", "quantile"];
+
 /// The metrics of one guest, and where an answer has their values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MetricSet {
@@ -200,8 +204,7 @@ fn histogram(leaf: &Leaf<'_>) -> Option<Duration> {
 
 /// The label of a text, named after its field.
 fn text_label(leaf: &Leaf<'_>, steps: &[Step]) -> String {
-    let mut labels = Names::default();
-    labels.take(GUEST.to_owned());
+    let mut labels = reserved_labels();
     for step in steps {
         if let Step::Each(label) = step {
             labels.take(label.clone());
@@ -210,9 +213,14 @@ fn text_label(leaf: &Leaf<'_>, steps: &[Step]) -> String {
     labels.take(names::label(fields(leaf).next_back().unwrap_or_default()))
 }
 
-fn steps(meta: &Meta, leaf: &Leaf<'_>) -> Vec<Step> {
+fn reserved_labels() -> Names {
     let mut labels = Names::default();
-    labels.take(GUEST.to_owned());
+    RESERVED_LABELS.iter().for_each(|label| drop(labels.take((*label).to_owned())));
+    labels
+}
+
+fn steps(meta: &Meta, leaf: &Leaf<'_>) -> Vec<Step> {
+    let mut labels = reserved_labels();
     let step = |step: &meta::Step<'_>| match step {
         meta::Step::Field(name) => Step::Field((*name).to_owned()),
         meta::Step::Each(field) => {
@@ -340,6 +348,20 @@ mod tests {
             "+ scx_x_y_2{}",
         ];
         assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn no_label_is_that_of_a_histogram_or_summary() {
+        let set = metric_set(json!({
+            "Top": { "top": true, "fields": { "d": { "dict": { "key": "string", "datum": { "struct": "D" } } } } },
+            "D": { "user": { "_om_label": "le" }, "fields": {
+                "quantile": { "datum": "string" },
+                "waits": { "array": "u64", "user": { "_om_histogram": "log2_us" } },
+            } },
+        }));
+        let shown = shown(&set);
+        assert!(shown[0].starts_with("=quantile_2 scx_d_quantile_info{le_2} "), "{shown:?}");
+        assert!(shown[1].starts_with("1µs scx_d_waits_distribution{le_2} "), "{shown:?}");
     }
 
     #[test]

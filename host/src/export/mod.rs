@@ -36,7 +36,7 @@
 //! | reads of a guest | one in [`MIN_INTERVAL`] at most |
 //! | a scrape that waits for first reads | the exporter's deadline, or 9/10 of the scraper's timeout if that is less, but 100 ms at least |
 //! | building pages | a fifth of the time: one is sent for four times as long as it took to build it, and for 100 ms at least, unless a guest came or went |
-//! | scrapers at a time | [`MAX_SCRAPERS`], and fewer where the process may not have a descriptor for each and for each guest; one more replaces one that has closed, that has not sent its request, or that has read nothing for 100 ms, or is answered 503 |
+//! | scrapers at a time | [`MAX_SCRAPERS`], and fewer where the process may not have a descriptor for each and for each guest; however many guests there are, 3; one more replaces one that has closed, that has not sent its request, or that has read nothing for 100 ms, of the host that has most of these, or is answered 503 |
 //! | memory of a guest | its description, metrics and newest series, which are bounded by the 256 KiB of an answer and the bounds above, 10 MiB at most, and 6 MiB at most of each page |
 //! | pages at a time | 8, which scrapers share; those that still read the oldest are closed for one more |
 //! | a request | 8 KiB, 64 headers and 5 s, with the TLS handshake before it |

@@ -1,7 +1,6 @@
 //! One connection of a scraper: its request, its wait for the metrics, and its response.
 
-#[cfg(feature = "tls")]
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +41,7 @@ const RECEIVE_BUFFER_BYTES: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Scraper {
     stream: ScraperStream,
+    host: Option<IpAddr>,
     /// Whether it must say who it is.
     needs_password: bool,
     state: State,
@@ -98,8 +98,8 @@ impl Scraper {
         // Without these the kernel's own bounds apply.
         let _bounded = sockopt::set_socket_send_buffer_size(stream.tcp(), SEND_BUFFER_BYTES);
         let _bounded = sockopt::set_socket_recv_buffer_size(stream.tcp(), RECEIVE_BUFFER_BYTES);
-        let deadline = after(now, READ_TIMEOUT);
-        Self { stream, needs_password, state: State::ReadingRequest { received: Vec::new(), deadline } }
+        let (host, deadline) = (host_of(stream.tcp()), after(now, READ_TIMEOUT));
+        Self { stream, host, needs_password, state: State::ReadingRequest { received: Vec::new(), deadline } }
     }
 
     /// Sends a new connection this status at once, and closes it.
@@ -160,9 +160,8 @@ impl Scraper {
     }
 
     /// Returns the address of its host.
-    #[cfg(feature = "tls")]
     pub(super) fn host(&self) -> Option<IpAddr> {
-        self.stream.tcp().peer_addr().ok().map(|address| address.ip())
+        self.host
     }
 
     /// Whether it waits, and its own time is over.
@@ -317,10 +316,18 @@ impl Scraper {
     }
 }
 
+/// The address of a connection's host; with IPv6 that of its network, since a host may have each address of that.
+fn host_of(tcp: &TcpStream) -> Option<IpAddr> {
+    match tcp.peer_addr().ok()?.ip().to_canonical() {
+        IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()),
+        address @ IpAddr::V4(_) => Some(address),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpListener;
 
     use super::*;
     use crate::endpoint::Endpoint;
@@ -371,7 +378,8 @@ mod tests {
         assert_eq!(scraper.eviction_rank(now), None);
         drop(client);
         scraper.on_event(PollFlags::RDHUP, now);
-        assert!(scraper.eviction_rank(now) < Scraper::new(waiting(now).0.stream, now, false).eviction_rank(now));
+        let reading = Scraper::new(waiting(now).0.stream, now, false);
+        assert_eq!([scraper.eviction_rank(now), reading.eviction_rank(now)], [Some(1), Some(2)]);
         assert!(scraper.waiting().is_some(), "it may have closed its sending side alone");
     }
 }

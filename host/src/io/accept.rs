@@ -8,6 +8,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
+use crate::io::descriptors::may_keep;
 use crate::io::eventfd::{EventFd, Notify};
 use crate::io::poll::PollSet;
 
@@ -15,10 +16,13 @@ use crate::io::poll::PollSet;
 /// meanwhile: nothing tells when there is some again.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Accepts connections and keeps one descriptor in reserve, so that a connection can be refused when there is no other.
+/// Accepts connections and keeps descriptors in reserve: with the last one a connection can be refused when there is no
+/// other, and those before it are for connections.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
-    reserve: Option<EventFd>,
+    reserve: Vec<EventFd>,
+    /// The descriptors that are to be in reserve.
+    size: usize,
     retry_at: Option<Instant>,
 }
 
@@ -27,7 +31,7 @@ pub(crate) struct Acceptor {
 pub(crate) enum Accepted {
     /// It can be served.
     Stream(OwnedFd),
-    /// It has the last descriptor, and must be closed at once.
+    /// It has the last descriptor that a connection may have, and must be closed at once.
     LastDescriptor(OwnedFd),
 }
 
@@ -66,11 +70,24 @@ fn cause(errno: Errno) -> Cause {
 }
 
 impl Acceptor {
+    /// An acceptor that can refuse connections when there are no descriptors.
+    ///
     /// # Errors
     ///
     /// If no descriptor is left.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { reserve: Some(EventFd::new()?), retry_at: None })
+        Self::with_reserve(0)
+    }
+
+    /// An acceptor that can accept so many connections, and refuse others, when there are no other descriptors.
+    ///
+    /// # Errors
+    ///
+    /// If so many descriptors are not left.
+    pub(crate) fn with_reserve(connections: usize) -> io::Result<Self> {
+        let size = connections + 1;
+        let reserve = (0..size).map(|_| EventFd::new()).collect::<io::Result<_>>()?;
+        Ok(Self { reserve, size, retry_at: None })
     }
 
     /// Adds the listener to what is waited for, or the time until the next try.
@@ -94,13 +111,15 @@ impl Acceptor {
         self.restore_reserve();
         loop {
             let errno = match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(stream) if self.restore_reserve() => return Ok(Some(Accepted::Stream(stream))),
+                Ok(stream) if self.restore_reserve() && may_keep(&stream).is_ok() => {
+                    return Ok(Some(Accepted::Stream(stream)));
+                }
                 Ok(stream) => return Ok(Some(Accepted::LastDescriptor(stream))),
                 Err(errno) => errno,
             };
             match cause(errno) {
                 Cause::Connection => {}
-                Cause::Descriptors if self.reserve.take().is_some() => {}
+                Cause::Descriptors if self.reserve.pop().is_some() => {}
                 Cause::NoConnection => return Ok(None),
                 Cause::Descriptors | Cause::Host => {
                     self.retry_at = Instant::now().checked_add(RETRY_DELAY);
@@ -111,12 +130,12 @@ impl Acceptor {
         }
     }
 
-    /// Creates the reserve unless it is there; returns whether it is.
-    fn restore_reserve(&mut self) -> bool {
-        if self.reserve.is_none() {
-            self.reserve = EventFd::new().ok();
-        }
-        self.reserve.is_some()
+    /// Takes what the reserve lacks, as far as there are descriptors; returns whether it has one. To be called when one may
+    /// be free, before others take it.
+    pub(crate) fn restore_reserve(&mut self) -> bool {
+        let missing = (self.reserve.len()..self.size).map_while(|_| EventFd::new().ok());
+        self.reserve.extend(missing);
+        !self.reserve.is_empty()
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod accept;
 mod deadline;
+pub(crate) mod descriptors;
 pub(crate) mod eventfd;
 pub(crate) mod folder;
 pub(crate) mod line_reader;

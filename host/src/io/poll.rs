@@ -6,6 +6,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{self, Errno};
 
+/// How many descriptors the kernel can wait for whatever it is short of: it needs memory for more (ENOMEM), and lets a
+/// process wait for no more than it may have (EINVAL), which may be fewer than it has.
+const FEW: usize = 4;
+
+/// How long these are waited for alone: nothing tells when the kernel can wait for all again.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+
 /// Descriptors and a moment, whichever comes first. Built for each iteration of the loop.
 #[derive(Debug, Default)]
 pub(crate) struct PollSet<'a> {
@@ -24,17 +31,31 @@ impl<'a> PollSet<'a> {
         self.until = Some(self.until.map_or(moment, |earlier| earlier.min(moment)));
     }
 
-    /// Waits, and returns the events of each descriptor, in the order in which they were added.
+    /// Waits, and returns the events of each descriptor, in the order in which they were added. Where the kernel cannot wait
+    /// for so many, those added first are waited for alone, and the others have no event, so that the loop goes on and
+    /// tries again.
     ///
     /// # Errors
     ///
-    /// If the kernel cannot wait.
+    /// If the kernel cannot wait. No peer and no shortage can be the cause.
     pub(crate) fn wait(mut self) -> io::Result<Vec<PollFlags>> {
-        let left = self.until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
-        match poll(&mut self.fds, left.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(self.fds.iter().map(PollFd::revents).collect()),
-            Err(errno) => Err(errno),
-        }
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        match wait_for(&mut self.fds, left) {
+            Err(Errno::NOMEM | Errno::INVAL) if self.fds.len() > FEW => {
+                let few = self.fds.get_mut(..FEW).unwrap_or_default();
+                wait_for(few, Some(left.map_or(RETRY_DELAY, |left| left.min(RETRY_DELAY))))
+            }
+            outcome => outcome,
+        }?;
+        Ok(self.fds.iter().map(PollFd::revents).collect())
+    }
+}
+
+/// Waits for one of these descriptors, at most for this time.
+fn wait_for(fds: &mut [PollFd<'_>], left: Option<Duration>) -> io::Result<()> {
+    match poll(fds, left.map(timespec).as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -10,6 +10,8 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 #[cfg(any(test, feature = "device"))]
+use super::descriptors::may_keep;
+#[cfg(any(test, feature = "device"))]
 use super::folder::{Others, is_trusted};
 
 /// Bytes of the longest path of a Unix socket (unix(7)), without its NUL.
@@ -37,6 +39,7 @@ pub(crate) fn connect(path: &Path) -> io::Result<OwnedFd> {
 pub(crate) fn connect_trusted(path: &Path) -> io::Result<OwnedFd> {
     let is_shared = Others::beside(path)? != Others::Nobody;
     let stream = connect(path)?;
+    may_keep(&stream)?;
     // The kernel keeps who listened, so that no change of the name can matter.
     if is_shared && !is_trusted(socket_peercred(&stream)?.uid) {
         let reason = "the socket is another user's, in a folder where others can create files";

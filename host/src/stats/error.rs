@@ -178,6 +178,17 @@ impl SchedStatsError {
         Self::unreachable_by("cannot create an event descriptor to wait on", error)
     }
 
+    /// This error of an agent that is not up, with why nobody could wait until it is.
+    pub(crate) fn cannot_wait_for_agent(self, problem: &io::Error) -> Self {
+        match self {
+            Self::AgentUnreachable { reason, source } => {
+                let cause = source.map(|source| format!(": {}", source.get())).unwrap_or_default();
+                Self::unreachable(format!("{reason}{cause}; cannot wait for it: {problem}"))
+            }
+            other => other,
+        }
+    }
+
     /// Whether the session that ended with this may carry another request.
     pub(crate) fn keeps_session(&self) -> bool {
         self.session() == Session::Kept

@@ -19,6 +19,7 @@ use super::key::Key;
 use super::limits::{BUFFER_BYTES, SEND_BUFFER_BYTES};
 use super::poller::{Interest, Poller, Token};
 use super::transfer::{self, SEND};
+use crate::io::descriptors::may_keep;
 
 /// Neither waits for bytes nor takes them.
 const PEEK: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::PEEK);
@@ -27,10 +28,11 @@ const PEEK: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::PEEK);
 ///
 /// # Errors
 ///
-/// The kernel's, if it has no socket pair.
+/// The kernel's, if it has no socket pair, or only descriptors that are reserved.
 pub fn pair() -> io::Result<(UnixStream, UnixStream)> {
     let (host, device) = UnixStream::pair()?;
     for end in [&host, &device] {
+        may_keep(end)?;
         end.set_nonblocking(true)?;
         bound_send_buffer(end)?;
     }

@@ -173,6 +173,7 @@ enum LineState {
 }
 
 impl Programs {
+    /// Serves programs until the bridge is dropped. No program and no shortage is the cause of an error.
     fn run(&mut self) {
         while !self.shared.closed.load(Ordering::SeqCst) && self.wait().is_ok() {
             let now = Instant::now();

@@ -40,7 +40,7 @@ impl FileWatch {
         // What a link leads to may have been replaced by any name of the folder.
         let is_link = || fs::symlink_metadata(&self.path).is_ok_and(|file| file.is_symlink());
         let is_named = changes.names.iter().any(|name| **name == *self.name);
-        changes.has_more || is_named || (!changes.names.is_empty() && is_link())
+        changes.has_more || changes.is_gone || is_named || (!changes.names.is_empty() && is_link())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The guests that are exported: those of the command line, of a file and of a folder.
 
-use std::collections::btree_map;
+use std::collections::{BTreeSet, btree_map};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Result, bail};
@@ -45,6 +45,10 @@ fn report(error: &anyhow::Error) {
     eprintln!("scx-vsock: {}; the guests stay as they were", one_line(&format!("{error:#}")));
 }
 
+fn report_skipped(name: &str) {
+    eprintln!("scx-vsock: the socket {} in the folder is skipped: another guest has its name", one_line(name));
+}
+
 impl GuestList {
     /// Reads all sources.
     ///
@@ -80,7 +84,10 @@ impl GuestList {
     /// something changed.
     pub fn apply(&mut self, exporter: &mut Exporter) -> Option<usize> {
         let guests = match self.all() {
-            Ok(guests) => guests,
+            Ok((guests, skipped)) => {
+                skipped.iter().for_each(|name| report_skipped(name));
+                guests
+            }
             Err(error) => {
                 report(&error);
                 return None;
@@ -88,15 +95,35 @@ impl GuestList {
         };
         let before = std::mem::replace(&mut self.exported, guests);
         let (gone, new) = (missing_in(&before, &self.exported), missing_in(&self.exported, &before));
-        gone.iter().for_each(|(name, _)| exporter.remove(name));
+        // All at once: a fleet may leave at once.
+        let gone: BTreeSet<&str> = gone.into_iter().map(|(name, _)| name.as_str()).collect();
+        if !gone.is_empty() {
+            exporter.retain(|name| !gone.contains(name));
+        }
         new.iter().for_each(|(name, endpoint)| exporter.add(*name, (*endpoint).clone()));
         (!gone.is_empty() || !new.is_empty()).then_some(self.exported.len())
     }
 
-    fn all(&self) -> Result<Guests> {
+    /// Returns all guests, and the names of sockets in the folder that are skipped.
+    fn all(&self) -> Result<(Guests, Vec<&String>)> {
         let file = self.file.iter().flat_map(|file| &file.guests);
-        merge(self.named.iter().chain(file).chain(self.folder.iter().flat_map(|folder| &folder.guests)))
+        let mut guests = merge(self.named.iter().chain(file))?;
+        let skipped = add_new(&mut guests, self.folder.iter().flat_map(|folder| &folder.guests));
+        Ok((guests, skipped))
     }
+}
+
+/// Adds the guests of a folder. One whose name is taken is skipped: who creates sockets there keeps no other guest out.
+/// Returns the names of those.
+fn add_new<'g>(guests: &mut Guests, folder: impl Iterator<Item = (&'g String, &'g Endpoint)>) -> Vec<&'g String> {
+    let mut skipped = Vec::new();
+    for (name, endpoint) in folder {
+        match guests.entry(name.clone()) {
+            btree_map::Entry::Vacant(entry) => drop(entry.insert(endpoint.clone())),
+            btree_map::Entry::Occupied(_) => skipped.push(name),
+        }
+    }
+    skipped
 }
 
 /// The guests that the others are not, or have at another address.
@@ -123,6 +150,13 @@ mod tests {
 
     fn guests(of: &[(&str, u32)]) -> Guests {
         of.iter().map(|&(name, cid)| (name.to_owned(), Endpoint::Vsock { cid, port: 729 })).collect()
+    }
+
+    #[test]
+    fn a_socket_with_the_name_of_another_guest_keeps_nobody_out() {
+        let (mut named, folder) = (guests(&[("a", 3)]), guests(&[("a", 4), ("b", 5)]));
+        assert_eq!(add_new(&mut named, folder.iter()), ["a"]);
+        assert_eq!(named, guests(&[("a", 3), ("b", 5)]));
     }
 
     #[test]

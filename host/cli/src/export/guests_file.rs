@@ -16,6 +16,9 @@ use super::named_guest::{Guests, NamedGuest};
 /// Bytes of the longest file.
 const MAX_BYTES: u64 = 4 << 20;
 
+/// Bytes of the longest line. The path of a socket has 107 at most.
+const MAX_LINE: usize = 1024;
+
 /// A file of lines `NAME=URI`; a line that begins with `#` is a comment.
 #[derive(Debug)]
 pub struct GuestsFile {
@@ -50,10 +53,14 @@ impl GuestsFile {
         let path = self.watch.path();
         let shown = path.display();
         let mut text = Vec::new();
-        // A FIFO in its place is not waited for.
+        // What takes its place may be a FIFO, which is not waited for.
         let flags = i32::try_from(OFlags::NONBLOCK.bits())?;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-        let mut file = file.with_context(|| format!("cannot read the guests from {shown}"))?.take(MAX_BYTES + 1);
+        let file = file.with_context(|| format!("cannot read the guests from {shown}"))?;
+        // Of something else the end, or nothing yet, would be a list without guests.
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        ensure!(is_file, "cannot read the guests from {shown}: it is not a regular file");
+        let mut file = file.take(MAX_BYTES + 1);
         file.read_to_end(&mut text).with_context(|| format!("cannot read the guests from {shown}"))?;
         ensure!(file.limit() > 0, "{shown} is longer than {} MiB", MAX_BYTES >> 20);
         parse(&text).map_err(|(line, problem)| anyhow!("{shown}:{line}: {problem:#}"))
@@ -73,6 +80,7 @@ fn parse(text: &[u8]) -> Result<Guests, (usize, anyhow::Error)> {
 }
 
 fn add(guests: &mut Guests, line: &[u8]) -> Result<()> {
+    ensure!(line.len() <= MAX_LINE, "the line has {} bytes, and one may have {MAX_LINE}", line.len());
     let NamedGuest { name, endpoint } = NamedGuest::parse(OsStr::from_bytes(line))?;
     if guests.contains_key(&name) {
         bail!("another line names {name:?}");
@@ -99,6 +107,7 @@ mod tests {
             (&b"web=vsock://3\nweb2=nowhere\n"[..], 2, "it has no scheme"),
             (b"#\n\nweb=vsock://3\nweb=vsock://4", 4, "another line names \"web\""),
             (b"web=vsock://x", 1, "vsock://x"),
+            (&[b'x'; 3_000_000], 1, "the line has 3000000 bytes, and one may have 1024"),
         ] {
             let (at, problem) = parse(text).unwrap_err();
             assert!(at == line && problem.to_string().contains(named), "{at}: {problem}");

@@ -58,7 +58,7 @@ impl GuestsFolder {
         let is_guest = |name: &&OsString| !listens_for_guest(name, &sockets);
         let guest = |name: &OsString| {
             let endpoint = Endpoint::Hybrid { path: self.path.join(name), port: AGENT_PORT };
-            (name.to_string_lossy().into_owned(), endpoint)
+            (shown(name), endpoint)
         };
         Ok(sockets.iter().filter(is_guest).map(guest).collect())
     }
@@ -76,6 +76,11 @@ impl GuestsFolder {
     }
 }
 
+/// The name of a guest, after that of its socket. Bytes that are no UTF-8 are escaped, so that two names stay two.
+fn shown(name: &OsStr) -> String {
+    name.to_str().map_or_else(|| name.as_bytes().escape_ascii().to_string(), str::to_owned)
+}
+
 /// Whether this is the socket of a host program that a guest connects to: another socket's name, and the port after it.
 fn listens_for_guest(name: &OsStr, sockets: &BTreeSet<OsString>) -> bool {
     let bytes = name.as_bytes();
@@ -91,6 +96,15 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn names_that_are_not_utf_8_stay_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = [&b"a\xff"[..], b"a\xfe"].map(OsStr::from_bytes);
+        let _sockets = names.map(|name| UnixListener::bind(folder.path().join(name)).unwrap());
+        let guests = GuestsFolder::watch(folder.path()).unwrap().read().unwrap();
+        assert_eq!(guests.keys().collect::<Vec<_>>(), ["a\\xfe", "a\\xff"]);
+    }
 
     #[test]
     fn each_hybrid_socket_is_a_guest() {

@@ -17,6 +17,10 @@
 //! Kicks and calls must be event descriptors (eventfd), as they are in every front end on Linux, and `/proc` be mounted so
 //! that this can be seen. Anything else ends the session, with [`Error::NotAnEvent`].
 //!
+//! Descriptors that a front end sends are lost without a word where the process may not have more. So as long as there is
+//! a server, connections through hybrid sockets and to the host leave it enough of them, and a front end is not accepted
+//! before there are. If there are none all the same, as when the limit is lowered, its session ends with [`Error::Host`].
+//!
 //! A front end cannot end this process by truncating guest memory: the first server installs a handler of SIGBUS for
 //! the process, which passes on what is not about guest memory. A program that installs one of its own later must do the
 //! same.

@@ -16,10 +16,15 @@ use super::error::Error;
 use super::events::{Event, Events};
 use super::exit_consumer::ExitConsumer;
 use super::shutdown::Shutdown;
+use crate::io::descriptors::Reservation;
 use crate::vsock::{Device, Handle};
 
 /// The event of the device's own descriptor. Numbers up to that of the queues, included, belong to the framework.
 const HOST_EVENT: u64 = QUEUES as u64 + 1;
+
+/// Descriptors that a front end sends: those of 8 memory regions, also while it replaces them, and of each queue a kick, its
+/// duplicate, a call, and one for errors.
+const FRONT_END_DESCRIPTORS: u64 = 2 * 8 + 4 * QUEUES as u64;
 
 /// A vhost-user back end that serves one front end. Dropping it ends the device, and with it every connection.
 ///
@@ -66,7 +71,8 @@ impl Server {
         for handler in daemon.get_epoll_handlers() {
             handler.register_listener(host_events.as_raw_fd(), EventSet::IN, HOST_EVENT)?;
         }
-        let mut session = Session { back_end, daemon, shutdown: Arc::clone(&shutdown), events: Arc::clone(&events) };
+        let (owned_shutdown, reserved) = (Arc::clone(&shutdown), Reservation::new(FRONT_END_DESCRIPTORS));
+        let mut session = Session { back_end, daemon, shutdown: owned_shutdown, events: Arc::clone(&events), reserved };
         let thread = thread::Builder::new().name("vhost-user-wait".into()).spawn(move || {
             if let Err(error) = session.run(listener) {
                 session.events.report(Event::Error(error));
@@ -97,6 +103,7 @@ struct Session {
     daemon: VhostUserDaemon<Arc<BackEnd>>,
     shutdown: Arc<Shutdown>,
     events: Arc<Events>,
+    reserved: Reservation,
 }
 
 impl Session {
@@ -108,17 +115,29 @@ impl Session {
     fn run(&mut self, listener: UnixListener) -> Result<(), Error> {
         let mut connections = Listener::from(listener.try_clone()?);
         while self.shutdown.wait_for_front_end(&listener)? {
+            // One that is lost would leave the guest a dead device.
+            self.reserved.check()?;
             self.daemon.start(&mut connections)?;
             self.shutdown.on_front_end(self.daemon.shutdown_handle());
             let ended = self.daemon.wait();
             if self.back_end.has_front_end() {
-                return ended.map_err(Error::of_session).or_else(|error| error.map_or(Ok(()), Err));
+                return self.outcome(ended);
             }
             if !self.shutdown.wait_again() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Returns why the front end's session ended, unless the front end only left.
+    fn outcome(&self, ended: Result<(), vhost_user_backend::Error>) -> Result<(), Error> {
+        let Some(error) = ended.err().and_then(Error::of_session) else { return Ok(()) };
+        // The framework drops the head of a message whose descriptors are lost, and takes what follows for a head.
+        if matches!(error, Error::FrontEnd { .. }) {
+            self.reserved.check()?;
+        }
+        Err(error)
     }
 
     fn end(self) {

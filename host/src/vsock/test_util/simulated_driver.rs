@@ -19,8 +19,8 @@ const EVENT_BUFFERS: u64 = 0x80_0000;
 /// Buffers for events, as Linux posts them.
 const EVENTS: usize = 8;
 
-/// Guest memory for one receive buffer.
-const RX_BUFFER_STRIDE: u64 = 0x1_0000;
+/// Guest memory for one receive buffer. No power of two, which would put every header into the same set of a cache.
+const RX_BUFFER_STRIDE: u64 = 0x1_1040;
 
 /// Returns memory of a guest: [`MEMORY_BYTES`] at address 0.
 #[must_use]
@@ -233,15 +233,25 @@ impl SimulatedDriver {
         let (head, length) = self.rx.take_used(&self.memory)?;
         let (address, size) = self.rx_buffers[usize::from(head)];
         assert!(length <= size, "the device wrote {length} bytes into {size}");
-        let mut bytes = vec![0; length as usize];
-        self.memory.read_slice(&mut bytes, GuestAddress(address)).expect("the buffer is in memory");
+        let packet = self.read_packet(address, length as usize);
         if self.reposts {
             self.post(size);
         }
-        let (header, payload) = bytes.split_first_chunk()?;
-        let header = Header::parse(header);
+        packet
+    }
+
+    /// Returns the packet of so many bytes at this address, if there is room for a header in them.
+    fn read_packet(&self, address: u64, length: usize) -> Option<Packet> {
+        let mut header = [0; Header::BYTES];
+        let mut payload = vec![0; length.checked_sub(Header::BYTES)?];
+        self.memory.read_slice(&mut header, GuestAddress(address)).expect("the buffer is in memory");
+        if !payload.is_empty() {
+            let from = GuestAddress(address + Header::BYTES as u64);
+            self.memory.read_slice(&mut payload, from).expect("the buffer is in memory");
+        }
+        let header = Header::parse(&header);
         assert_eq!(header.len as usize, payload.len(), "the used length is the header's and the payload's");
-        Some(Packet { header, payload: payload.to_vec() })
+        Some(Packet { header, payload })
     }
 
     /// Takes back one receive buffer that the device says it used, whatever is in it. False if there is none.

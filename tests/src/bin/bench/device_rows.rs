@@ -1,20 +1,23 @@
 //! The device in the VMM's process, against bare sockets and threads.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use scx_vsock::transport::mmio::Mmio;
 use scx_vsock::vsock::Device;
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::test_util::{SimulatedDriver, guest_memory};
+use scx_vsock::vsock::test_util::{MAX_PACKET_BYTES, Packet, QUEUE_SIZE, SimulatedDriver, TX_BUFFERS, guest_memory};
 use scx_vsock_tests::cgroup::{Group, resident_bytes};
 use scx_vsock_tests::device_thread::DeviceThread;
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest};
 use scx_vsock_tests::mmio_driver::Registers;
 use scx_vsock_tests::peer::DEADLINE;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::measure::{Measure, Programs, micros};
 use crate::round_trips::{PAYLOAD, round_trips};
@@ -24,6 +27,7 @@ use crate::row::{Goal, Row, quantile};
 pub const ALL: &[Measure] = &[
     ("in-process", in_process_round_trip),
     ("connect-loop", beside_a_connect_loop),
+    ("connect-loop-turns", turns_beside_a_connect_loop),
     ("many-guests", many_guests),
     ("idle-device", idle_device),
 ];
@@ -86,46 +90,147 @@ fn device_round_trips(times: usize, serve: impl Fn(&mut Guest<Registers>, &mut C
     })
 }
 
-/// Requests of an agent's client while a process of the guest connects to a closed port in a loop, against alone.
+/// Packets that the guest of a connect loop takes before it notifies the device and its client looks for the answer.
+const TURN: usize = 16;
+
+/// Connects that the loop keeps outstanding: as many as there are receive buffers, and a turn's, so that there is always an
+/// RST that waits for a buffer, and that the device could prefer to a request.
+const OUTSTANDING: usize = QUEUE_SIZE as usize + TURN;
+
+/// The port of the process' first connect.
+const FIRST_LOOP_PORT: u32 = 1 << 16;
+
+/// Repetitions of a round.
+const LOOP_ROUNDS: usize = 20;
+
+/// Where the guest's REQUEST packets are: close to each other, as a kernel allocates them.
+const CONNECTS: u64 = TX_BUFFERS + QUEUE_SIZE as u64 * MAX_PACKET_BYTES as u64;
+
+/// Bytes of memory for one of them.
+const CONNECT_STRIDE: u64 = 64;
+
+/// An agent's requests while a process of the guest connects to a closed port in a loop, against alone.
+///
+/// The rings are queues that the device cannot reorder, so that a request goes around with all outstanding connects: the
+/// difference is what device and guest need for as many REQUESTs and RSTs. The guest does little for a packet, and the
+/// client shares its thread, since with a thread each the kernel's scheduler decides where two processors are busy.
 fn beside_a_connect_loop(_: &Programs) -> Row {
-    const ROUNDS: usize = 10;
-    const TIMES: usize = 2_000;
-    /// More than there are receive buffers: each RST is answered by another REQUEST.
-    const OUTSTANDING: usize = 150;
-    let p99 = |outstanding| {
-        let mut times = device_round_trips(TIMES, |guest, connection| echo_and_connect(guest, connection, outstanding));
-        times.sort_by(f64::total_cmp);
-        quantile(&times, 0.99)
-    };
     let (mut beside, mut alone) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        beside.push(p99(OUTSTANDING));
-        alone.push(p99(0));
+    for _ in 0..LOOP_ROUNDS {
+        beside.push(loop_round(OUTSTANDING).request_p99);
+        alone.push(loop_round(0).request_p99);
     }
     Row::median("request beside a guest's connect loop / alone, p99 us", &mut beside, &mut alone, Goal::Ratio(2.0))
 }
 
-/// Echoes in the guest until the host closes, while a process connects anew for each connect that is refused.
-fn echo_and_connect(guest: &mut Guest<Registers>, connection: &mut Connection, outstanding: usize) {
-    let mut wanted = outstanding;
-    let mut guest_port = 1 << 16;
-    loop {
-        let request = |guest_port| Guest::header(Operation::Request, guest_port, PORT + 1).emit();
-        while wanted > 0 && guest.queue_bytes(&request(guest_port), &[]) {
-            wanted -= 1;
-            guest_port += 1;
+/// An agent's requests beside a connect loop, against that loop's connects, from REQUEST to RST: each of them goes around
+/// the rings once, so that this is whether the device gives both their turns, however fast the machine is. A request that
+/// has no answer within [`DEADLINE`] fails the row.
+fn turns_beside_a_connect_loop(_: &Programs) -> Row {
+    let rounds: Vec<LoopRound> = (0..LOOP_ROUNDS).map(|_| loop_round(OUTSTANDING)).collect();
+    let mut requests: Vec<f64> = rounds.iter().map(|round| round.request_p99).collect();
+    let mut connects: Vec<f64> = rounds.iter().map(|round| round.connect_p99).collect();
+    let name = "request beside a connect loop / refused connect, p99 us";
+    Row::median(name, &mut requests, &mut connects, Goal::Ratio(2.0))
+}
+
+/// The 99th percentiles of a round, in microseconds.
+struct LoopRound {
+    request_p99: f64,
+    /// From a connect of the process to its refusal; none without a connect.
+    connect_p99: f64,
+}
+
+/// Requests to an agent in a guest that keeps so many connects to a closed port outstanding.
+fn loop_round(outstanding: usize) -> LoopRound {
+    const TIMES: usize = 1_000;
+    let mut guests = [Guest::behind_registers()];
+    let _served = DeviceThread::serving(&mut guests);
+    let [mut guest] = guests;
+    let connection = connect(&mut guest);
+    connection.stream.set_nonblocking(true).unwrap();
+    let mut looping =
+        LoopingGuest { guest, connection, wanted: outstanding, connects: VecDeque::new(), refused: vec![] };
+    let requests: Vec<f64> = (0..TIMES).map(|_| micros(looping.request())).collect();
+    let p99 = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        if times.is_empty() { 0.0 } else { quantile(&times, 0.99) }
+    };
+    LoopRound { request_p99: p99(requests), connect_p99: p99(looping.refused) }
+}
+
+/// A guest whose agent answers, while a process connects anew for each connect that is refused.
+struct LoopingGuest {
+    guest: Guest<Registers>,
+    connection: Connection,
+    /// Connects that the process is to ask for.
+    wanted: usize,
+    /// When each connect began that has no answer, in order.
+    connects: VecDeque<Instant>,
+    /// The microseconds of each that was refused.
+    refused: Vec<f64>,
+}
+
+impl LoopingGuest {
+    /// Returns the time from a request of the host to its answer.
+    fn request(&mut self) -> Duration {
+        let started = Instant::now();
+        (&self.connection.stream).write_all(&[b'x'; PAYLOAD]).unwrap();
+        let mut missing = PAYLOAD;
+        while missing > 0 {
+            let now = Instant::now();
+            assert!(now - started < DEADLINE, "no answer within {DEADLINE:?}");
+            if self.turn(now) == 0 {
+                self.guest.device.wait_or(&self.guest, &self.connection.stream);
+            }
+            missing -= self.connection.read_some(missing);
         }
-        let _sent = guest.try_service();
-        let packet = guest.packet();
+        started.elapsed()
+    }
+
+    /// Takes a few packets, and sends what follows from them. Returns how many there were.
+    fn turn(&mut self, now: Instant) -> usize {
+        let mut taken = 0;
+        while taken < TURN
+            && let Some(packet) = self.guest.receive()
+        {
+            self.on_packet(&packet, now);
+            taken += 1;
+        }
+        while self.wanted > 0 && self.connect_again(now) {}
+        self.guest.service();
+        taken
+    }
+
+    /// Returns false if the transmit queue is full.
+    fn connect_again(&mut self, now: Instant) -> bool {
+        let number = self.refused.len() + self.connects.len();
+        let header = Guest::header(Operation::Request, FIRST_LOOP_PORT + number as u32, PORT + 1);
+        // More places than the queue has.
+        let place = CONNECTS + CONNECT_STRIDE * (number % (2 * QUEUE_SIZE as usize)) as u64;
+        self.guest.memory().write_slice(&header.emit(), GuestAddress(place)).unwrap();
+        let queued = self.guest.queue_pieces(&[(place, Header::BYTES as u32)]);
+        if queued {
+            self.wanted -= 1;
+            self.connects.push_back(now);
+        }
+        queued
+    }
+
+    fn on_packet(&mut self, packet: &Packet, now: Instant) {
         match packet.operation() {
-            Operation::Rst => wanted += 1,
-            Operation::Shutdown => return,
+            Operation::Rst => {
+                let began = self.connects.pop_front().expect("the device refuses each connect once");
+                self.refused.push(micros(now - began));
+                self.wanted += 1;
+            }
             Operation::ReadWrite => {
+                let connection = &mut self.connection;
                 connection.on_packet(&packet.header);
                 connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
-                answer(guest, connection, &packet.payload);
+                answer(&mut self.guest, connection, &packet.payload);
             }
-            _ => connection.on_packet(&packet.header),
+            _ => self.connection.on_packet(&packet.header),
         }
     }
 }
@@ -134,11 +239,9 @@ fn echo_and_connect(guest: &mut Guest<Registers>, connection: &mut Connection, o
 fn answer(guest: &mut Guest<Registers>, connection: &mut Connection, payload: &[u8]) {
     let len = u32::try_from(payload.len()).unwrap();
     let header = Header { len, ..connection.header(Operation::ReadWrite) };
-    let bytes = [&header.emit()[..], payload].concat();
-    while !guest.queue_bytes(&bytes, &[Header::BYTES]) {
+    while !guest.queue_packet(&header, payload) {
         guest.take_sent();
     }
-    let _sent = guest.try_service();
     connection.sent = connection.sent.wrapping_add(len);
 }
 

@@ -19,14 +19,12 @@ use anyhow::{Context, Result, anyhow};
 use kvm_ioctls::Kvm;
 use scx_vsock::guest::Console;
 use scx_vsock_tests::microvm::{Guest, GuestImage};
+use scx_vsock_tests::nested_guest::LIMIT;
 
 use scenario::Scenario;
 
-/// How long the guest may take until its agent is ready, emulated twice.
-const BOOT: Duration = Duration::from_secs(60);
-
-/// How long the whole scenario may take.
-const LIMIT: Duration = Duration::from_secs(240);
+/// How long the guest may take until its agent is ready.
+const BOOT: Duration = Duration::from_secs(180);
 
 /// The guest's memory.
 const MEMORY: usize = 256 << 20;

@@ -14,7 +14,7 @@ use scx_vsock_tests::peer::Peer;
 use serde_json::{Value, json};
 
 /// How long anything may take, in a guest that is emulated twice on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Consecutive restores: more than the agent has sessions, so that each session must end in the guest, too.
 const RESTORES: usize = 10;
@@ -34,7 +34,7 @@ const MANY_RESTORES: usize = 30;
 /// The guest's port of these connections.
 const ECHO: u32 = 5001;
 /// How long all of these restores may take.
-const MANY_RESTORES_END: Duration = Duration::from_secs(180);
+const MANY_RESTORES_END: Duration = Duration::from_secs(400);
 
 /// A guest, and the run control of its clients.
 pub struct Scenario {
@@ -138,7 +138,7 @@ impl Scenario {
         let held = thread::spawn(move || shell.output(&["guest_peer", "hold", "2", &HELD.to_string()], DEADLINE));
         let stream = listener.accept_within(DEADLINE)?;
         stream.set_nonblocking(false)?;
-        let mut connection = Peer::new(stream);
+        let mut connection = Peer::within(stream, DEADLINE);
         ensure!(connection.line() == b"held\n");
         let in_flight = |client: SchedStatsClient| thread::spawn(move || client.stats(&[]));
         let (port, connected) = NotifyingPort::new(self.guest.handle().agent());
@@ -228,7 +228,7 @@ fn connect_many(handle: &Handle) -> Result<Vec<Peer>> {
     let connect = |number: usize| {
         let stream = handle.connect(ECHO)?;
         stream.set_nonblocking(false)?;
-        let mut connection = Peer::new(stream);
+        let mut connection = Peer::within(stream, DEADLINE);
         connection.send(format!("{number}\n"));
         Ok(connection)
     };
