@@ -19,6 +19,10 @@ pub mod vmms {}
 #[doc = include_str!("../guide/ci.md")]
 pub mod ci {}
 
+/// What must be true of a run, and a verdict.
+#[doc = include_str!("../guide/expectations.md")]
+pub mod expectations {}
+
 /// Many guests in Prometheus.
 #[doc = include_str!("../guide/export.md")]
 pub mod export {}

@@ -19,6 +19,7 @@
 //! | `vhost-user` | a back end for a VMM in another process (`transport::vhost_user`) |
 //! | `test-util` | a simulated driver for a VMM's unit tests (`vsock::test_util`) |
 //! | `qemu` | throw-away guests, and the agent that runs in them (`guest`); a nested cargo builds it |
+//! | `expect` | what must be true of a series, as a line of text (`series::expectation`) |
 //! | `tokio` | a client for tasks of a Tokio runtime (`client::AsyncSchedStatsClient`) |
 //! | `export` | the stats of many guests for Prometheus (`export`) |
 //!

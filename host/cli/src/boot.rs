@@ -15,6 +15,7 @@ use scx_vsock::guest::qemu::Guest;
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Sampler, SchedStatsClient};
 
+use crate::expectations::{Evaluations, Expectations};
 use crate::output::eprintln;
 use crate::{display, duration};
 use hybrid_socket::HybridSocket;
@@ -31,13 +32,18 @@ use sampling::Sampling;
 ///
 /// A scheduler that exits before it serves stats ends boot with exit code 3. One that exits later is a warning, or with
 /// --require-stats an error with that code.
+///
+/// With --expect, the samples are judged at the end, a line each on stderr. If CMD succeeds and an expectation is not met,
+/// the exit code is 4.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   scx-vsock boot --kernel /boot/vmlinuz-$(uname -r) --modules /lib/modules/$(uname -r)
   scx-vsock boot --kernel vmlinuz --modules /lib/modules/7.2.0 --scheduler ./scx_bpfland
   scx-vsock boot --kernel vmlinuz --modules /lib/modules/7.2.0 --scheduler ./scx_bpfland --jsonl \\
-    --require-stats -- sh -c 'ls -R /sys >/dev/null'")]
+    --require-stats -- sh -c 'ls -R /sys >/dev/null'
+  scx-vsock boot --kernel vmlinuz --modules /lib/modules/7.2.0 --scheduler ./scx_bpfland --junit verdicts.xml \\
+    --expect 'nr_running <= 64' --expect 'kernel:state = enabled' -- sh -c 'ls -R /sys >/dev/null'")]
 pub struct Boot {
     /// The kernel's bzImage, such as /boot/vmlinuz-$(uname -r), or an arm64 Image, whose guest is emulated
     #[arg(long, value_name = "FILE")]
@@ -84,6 +90,10 @@ pub struct Boot {
     #[arg(long, requires = "scheduler")]
     require_stats: bool,
 
+    /// The scheduler serves no stats: do not wait for them, and sample what the kernel says from the beginning
+    #[arg(long, requires = "scheduler", conflicts_with = "require_stats")]
+    no_stats: bool,
+
     /// Write the guest's console to this file as it comes
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
@@ -108,6 +118,9 @@ pub struct Boot {
     #[arg(long, value_name = "PATH")]
     hybrid: Option<PathBuf>,
 
+    #[command(flatten)]
+    expectations: Expectations,
+
     /// A command to run in the guest
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -117,6 +130,12 @@ impl Boot {
     /// Boots the guest, samples it and ends it.
     pub fn run(&self) -> Result<ExitCode> {
         let schedule = Schedule::Every(self.interval).validate()?;
+        let mut evaluations = self.expectations.prepare("boot", &[self.kernel.display().to_string()])?;
+        let outcome = self.run_guest(schedule, &mut evaluations);
+        evaluations.conclude(outcome)
+    }
+
+    fn run_guest(&self, schedule: Schedule, evaluations: &mut Evaluations) -> Result<ExitCode> {
         let started = Instant::now();
         let hybrid = self.hybrid.as_deref().map(HybridSocket::bind).transpose()?;
         eprintln!("scx-vsock: booting {}", self.kernel.display());
@@ -126,11 +145,14 @@ impl Boot {
         }
         eprintln!("scx-vsock: the agent is ready after {:.1} s", started.elapsed().as_secs_f32());
         let mut sampler = Sampler::new(self.client(&guest)?);
+        if self.no_stats || evaluations.ask_the_kernel() {
+            sampler = sampler.kernel(guest.client());
+        }
         // Without a scheduler, each sample says why.
         let _reason = sampler.prime();
-        let sampling = Sampling { schedule, jsonl: self.jsonl, requires_stats: self.require_stats };
+        let mut sampling = Sampling { schedule, jsonl: self.jsonl, requires_stats: self.require_stats, evaluations };
         if self.command.is_empty() {
-            sampling.take(guest, self.samples, &mut sampler, self.scheduler.is_some())
+            sampling.take(guest, self.samples, &mut sampler, self.scheduler.is_some() && !self.no_stats)
         } else {
             sampling.take_while_running(guest, &self.command, &mut sampler)
         }
@@ -164,9 +186,12 @@ impl Boot {
         Ok(builder.boot()?)
     }
 
-    /// A client once the scheduler serves stats; `None` without a scheduler.
+    /// A client once the scheduler serves stats, or at once if it will serve none; `None` without a scheduler.
     fn client(&self, guest: &Guest) -> Result<Option<SchedStatsClient>> {
         let Some(scheduler) = &self.scheduler else { return Ok(None) };
+        if self.no_stats {
+            return Ok(Some(guest.client()));
+        }
         let scheduler = scheduler.file_name().unwrap_or(scheduler.as_os_str()).display();
         let started = Instant::now();
         guest.wait_for_scheduler(self.timeout)?;

@@ -19,11 +19,22 @@ const MAX_FIELDS: usize = 24;
 /// A sample as a heading and a line for each field.
 pub fn sample(sample: &Sample) -> String {
     let mut text = heading(sample);
+    text += &kernel_summary(sample).map(|summary| format!("  {summary}\n")).unwrap_or_default();
     match &sample.stats {
         Ok(stats) => text += &fields(stats, MAX_FIELDS),
         Err(reason) => text += &format!("  no stats: {reason}\n"),
     }
     text
+}
+
+/// The state of sched_ext and the scheduler that the kernel runs, where it was asked and has answered.
+pub fn kernel_summary(sample: &Sample) -> Option<String> {
+    let kernel = sample.kernel.as_ref()?.as_ref().ok()?;
+    Some(match (&kernel.state, &kernel.ops) {
+        (Some(state), Some(ops)) if !ops.is_empty() => format!("sched_ext {}: {}", clean(state), clean(ops)),
+        (Some(state), _) => format!("sched_ext {}", clean(state)),
+        (None, _) => "no sched_ext".into(),
+    })
 }
 
 /// Milliseconds as seconds.

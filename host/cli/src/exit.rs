@@ -5,30 +5,43 @@ use std::process::ExitCode;
 use scx_vsock::MissingStatsReason;
 use scx_vsock::guest;
 
+use crate::expectations::ExpectationsBroken;
+
 /// The code of an error that has none of its own.
 pub const FAILURE: u8 = 1;
 
 /// The code of a scheduler that `boot` started and that exited.
 const SCHEDULER_ENDED: u8 = 3;
 
+/// The code of expectations that were not met.
+const EXPECTATION_BROKEN: u8 = 4;
+
 /// Codes that are not those of a reason. `boot` and `proxy` exit with the code of the command that they ran instead.
-const OWN: [(u8, &str, &str); 5] = [
+const OWN: [(u8, &str, &str); 6] = [
     (0, "success", "the command completed"),
     (FAILURE, "failure", "any error that is not listed here; see the message"),
     (2, "usage", "the arguments are invalid"),
     (SCHEDULER_ENDED, "scheduler_ended", "the scheduler that boot started in the guest exited"),
+    (
+        EXPECTATION_BROKEN,
+        "expectation_broken",
+        "an expectation of --expect was broken, or no sample had a value for it",
+    ),
     (130, "interrupted", "the command was interrupted by Ctrl-C"),
 ];
 
 /// Returns every code in order: its number, its name, and what it means.
 fn codes() -> impl Iterator<Item = (u8, &'static str, &'static str)> {
     let reasons = MissingStatsReason::KINDS.iter().map(|reason| (reason.exit_code, reason.kind, reason.summary));
-    let (before, after) = OWN.split_at(4);
+    let (before, after) = OWN.split_at(5);
     before.iter().copied().chain(reasons).chain(after.iter().copied())
 }
 
 /// Returns the exit code of an error.
 pub fn code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<ExpectationsBroken>() {
+        return ExitCode::from(EXPECTATION_BROKEN);
+    }
     let of_reason = || MissingStatsReason::find(error).map_or(FAILURE, |reason| reason.exit_code());
     ExitCode::from(if has_ended_scheduler(error) { SCHEDULER_ENDED } else { of_reason() })
 }

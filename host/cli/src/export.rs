@@ -106,6 +106,11 @@ pub struct Export {
     #[arg(long, value_name = "TIME", default_value = "5", value_parser = duration::parse)]
     deadline: Duration,
 
+    /// Read what each guest's kernel says about sched_ext as well: its state, the scheduler's name, and counters that go on
+    /// across schedulers; also for schedulers that serve no stats
+    #[arg(long)]
+    kernel: bool,
+
     /// Print alerting rules for Prometheus, or a dashboard for Grafana, and exit
     #[arg(long, value_name = "EXAMPLE", exclusive = true)]
     print: Option<Example>,
@@ -144,6 +149,9 @@ impl Export {
             .map_err(|error| anyhow!("cannot listen on {}: {error}; choose another --listen HOST:PORT", self.listen))?;
         let address = listener.local_addr()?;
         let mut exporter = Exporter::new(listener)?.deadline(self.deadline).interval(self.interval);
+        if self.kernel {
+            exporter = exporter.kernel();
+        }
         let mut guests = self.guest_list()?;
         let count = guests.apply(&mut exporter).unwrap_or(0);
         let web_config = self.web_config.as_deref().map(|path| WebConfigFile::read(path, &mut exporter)).transpose()?;

@@ -14,6 +14,7 @@ mod duration;
 mod environment;
 mod error_report;
 mod exit;
+mod expectations;
 mod export;
 mod image;
 mod man;

@@ -51,6 +51,7 @@ const RULES: &[(&str, Run)] = &[
         "$(uname -r)",
         Run::Not("boots the kernel of this machine, which need not have a file here; the same with names runs"),
     ),
+    ("scx-vsock watch vsock://3", Run::Here(21)),
     ("scx-vsock boot", Run::WithGuest),
     ("scx-vsock serve", Run::WithGuest),
     ("qemu-system-x86_64", Run::WithGuest),
@@ -232,7 +233,10 @@ fn prologue(stage: &Path) -> String {
 fn commands_with_a_guest_work() {
     let stage = stage();
     let mut shell = Shell::start(stage.path(), &prologue(stage.path()));
-    let (code, output) = shell.run(&the("scx-vsock boot"));
+    let (code, output) = shell.run(&the("--junit"));
+    assert!(code == 0 && output.contains("kernel:state = enabled: held: 4 values"), "{output}");
+    assert!(fs::read_to_string(stage.path().join("verdicts.xml")).unwrap().contains(r#"tests="5""#));
+    let (code, output) = shell.run(&the("--jsonl"));
     assert!(code == 0 && output.contains(r#""stats":{"Ok":{"#), "{output}");
 
     shell.enter(&the("scx-vsock serve --socket /tmp/g1.sock &"));

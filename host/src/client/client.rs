@@ -283,6 +283,12 @@ impl SchedStatsClient {
         self.request_in(Some(run), StatsRequest::stats(&[]).line(), decode::resp)
     }
 
+    /// Returns what the guest's kernel says, unless `run` is frozen or cancelled before.
+    pub(crate) fn sched_ext_until(&self, run: &RunControl) -> Result<SchedExt, SchedStatsError> {
+        let reading = self.request_in(Some(run), Ok(RequestLine::sched_ext()), decode::sched_ext).1;
+        reading.map(|reading| reading.value)
+    }
+
     /// Returns the counters of the calls of this client and its clones so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {

@@ -65,6 +65,7 @@ pub struct Exporter {
     access: Access,
     deadline: Duration,
     interval: Duration,
+    asks_kernel: bool,
     targets: Vec<Target>,
     /// The number of times that targets were added or removed.
     changes: u64,
@@ -99,6 +100,7 @@ impl Exporter {
             access: Access::default(),
             deadline: DEFAULT_DEADLINE,
             interval: DEFAULT_INTERVAL,
+            asks_kernel: false,
             targets: Vec::new(),
             changes: 0,
             others: None,
@@ -112,6 +114,15 @@ impl Exporter {
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// Reads what each guest's kernel says about sched_ext as well. Guests that are added before are not asked.
+    ///
+    /// An agent that does not know the request is asked once until it fails, since it costs the session's delta baseline.
+    #[must_use]
+    pub fn kernel(mut self) -> Self {
+        self.asks_kernel = true;
         self
     }
 
@@ -137,7 +148,12 @@ impl Exporter {
     /// first read of guests that are added before [`run`](Self::run), and for no others.
     pub fn add(&mut self, name: impl Into<String>, connect: impl Connect + 'static) {
         self.changes = self.changes.wrapping_add(1);
-        self.targets.push(Target::new(name.into(), connect, Instant::now(), self.others.is_none()));
+        let handshake = connect.handshake();
+        let mut target = Target::new(name.into(), connect, Instant::now(), self.others.is_none());
+        if self.asks_kernel {
+            target.ask_kernel(handshake);
+        }
+        self.targets.push(target);
     }
 
     /// Removes each guest with this name: its session ends, and the next page has none of its series.

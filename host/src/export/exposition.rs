@@ -126,7 +126,8 @@ impl Family {
 
 impl Families {
     fn new(scraped: &[Scraped<'_>]) -> Self {
-        let mut families = Self { own: own(scraped), ..Self::default() };
+        let own = own(scraped).into_iter().chain(of_kernels(scraped)).collect();
+        let mut families = Self { own, ..Self::default() };
         for (target, outcome) in scraped {
             if let Some(Outcome { stats: Some(stats), .. }) = outcome {
                 families.add(&target.name, stats);
@@ -222,6 +223,30 @@ fn own(scraped: &[Scraped<'_>]) -> Vec<Family> {
             "Values of the scheduler that are not what its description says, or whose key is too long for a label",
             |stats| stats.values.unusable,
         ),
+    ]
+}
+
+/// The families about what the kernels say.
+fn of_kernels(scraped: &[Scraped<'_>]) -> [Family; 4] {
+    let labels = |target: &Target, name: &str, value: &str| {
+        [labels_of(&target.name), vec![(name.to_owned(), value.to_owned())]].concat()
+    };
+    let (mut states, mut infos, mut enables, mut events) = (vec![], vec![], vec![], vec![]);
+    for (target, _) in scraped {
+        if let Some((state, ops)) = &target.kernel.newest {
+            states.push((labels(target, "state", state), Number::Unsigned(1)));
+            infos.extend(ops.iter().map(|ops| (labels(target, "ops", ops), Number::Unsigned(1))));
+        }
+        enables.extend(target.kernel.enables().map(|sum| (labels_of(&target.name), Number::Unsigned(sum))));
+        let event = |(name, sum): (&String, u64)| (labels(target, "event", name), Number::Unsigned(sum));
+        events.extend(target.kernel.events().map(event));
+    }
+    let counter = |name, help, series| Family { kind: MetricType::Counter, ..Family::gauge(name, help, series) };
+    [
+        Family::gauge("sched_ext_state", "The state of sched_ext in the guest's kernel", states),
+        Family::gauge("sched_ext_info", "The sched_ext scheduler that the guest's kernel runs", infos),
+        counter("sched_ext_enables", "Schedulers that the guest's kernel enabled", enables),
+        counter("sched_ext_events", "Events of the guest's kernel about its schedulers", events),
     ]
 }
 

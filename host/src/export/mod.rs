@@ -20,6 +20,10 @@
 //! a label, named `..._info`. An array with the attribute `_om_histogram` is a histogram. Fields with `_om_skip` are
 //! skipped, unless they are texts. What an answer has beside that counts in `scx_vsock_undescribed_fields`.
 //!
+//! With [`Exporter::kernel`], each read is followed by one of what the guest's kernel says, also where no scheduler serves
+//! stats: `sched_ext_state` and `sched_ext_info` (gauges of 1 with the state and the scheduler's name as labels), and the
+//! counters `sched_ext_enables_total` and `sched_ext_events_total`, which go on where the kernel's own begin anew.
+//!
 //! | | bound |
 //! | --- | --- |
 //! | series of a guest | [`MAX_SERIES`], of at most [`MAX_METRICS`] metrics, and 2 MiB of names and labels, the counters beside them not counted; `scx_vsock_series_truncated` is 1 where there are more |
@@ -27,7 +31,8 @@
 //! | a text that becomes a label's value | its first 256 bytes |
 //! | a histogram | 64 buckets |
 //! | a metric's name | 200 bytes, but for a number that makes it unique |
-//! | a read | the exporter's deadline |
+//! | a read | the exporter's deadline, that of the kernel included |
+//! | the kernel's events | 64, with names of 128 characters |
 //! | reads of a guest | one in [`MIN_INTERVAL`] at most |
 //! | a scrape that waits for first reads | the exporter's deadline, or 9/10 of the scraper's timeout if that is less, but 100 ms at least |
 //! | building pages | a fifth of the time: one is sent for four times as long as it took to build it, and for 100 ms at least, unless a guest came or went |
@@ -46,6 +51,7 @@ mod description;
 mod exporter;
 mod exposition;
 mod http;
+mod kernel;
 mod metrics;
 mod names;
 mod page;

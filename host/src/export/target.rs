@@ -9,14 +9,15 @@ use rustix::event::PollFlags;
 use serde_json::Value;
 
 use super::description::Description;
+use super::kernel::KernelState;
 use super::metrics::MetricSet;
 use super::sums::accumulate;
 use super::values::Values;
 use crate::client::{PollClient, decode};
-use crate::endpoint::Connect;
+use crate::endpoint::{Connect, Handshake};
 use crate::io::Deadline;
 use crate::io::poll::PollSet;
-use crate::stats::{SchedStatsError, StatsRequest};
+use crate::stats::{RequestLine, SchedExt, SchedStatsError, StatsRequest};
 
 #[derive(Debug)]
 pub(super) struct Target {
@@ -38,6 +39,18 @@ pub(super) struct Target {
     pub(super) reads: u64,
     /// Whether scrapers wait for its first outcome.
     is_awaited: bool,
+    asks_kernel: AsksKernel,
+    /// What its kernel said.
+    pub(super) kernel: KernelState,
+}
+
+/// Whether the kernel is asked after each read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AsksKernel {
+    Never,
+    Always,
+    /// It was asked in vain, and is not until a read fails: the agent may not know the request, which ends the session.
+    Refused,
 }
 
 /// The request in flight, and when the read began.
@@ -46,6 +59,8 @@ enum State {
     Idle,
     ReadingMeta(Instant),
     ReadingStats(Instant),
+    /// What the kernel says. The outcome is there already.
+    ReadingKernel,
 }
 
 /// The outcome of a read.
@@ -81,6 +96,15 @@ impl Target {
             due,
             reads: 0,
             is_awaited,
+            asks_kernel: AsksKernel::Never,
+            kernel: KernelState::default(),
+        }
+    }
+
+    /// Asks the kernel after each read, if there is an agent that can be asked.
+    pub(super) fn ask_kernel(&mut self, handshake: Handshake) {
+        if handshake != Handshake::Plain {
+            self.asks_kernel = AsksKernel::Always;
         }
     }
 
@@ -113,7 +137,7 @@ impl Target {
     pub(super) fn outcome(&self, now: Instant) -> Option<Outcome> {
         match (&self.last, self.state) {
             (Some(last), _) => Some(last.clone()),
-            (None, State::Idle) => None,
+            (None, State::Idle | State::ReadingKernel) => None,
             (None, State::ReadingMeta(began) | State::ReadingStats(began)) => {
                 let duration = now.saturating_duration_since(began);
                 Some(Outcome { duration, session: self.client.session(), stats: None })
@@ -156,16 +180,25 @@ impl Target {
                     self.described = Some(self.client.session());
                     self.start(&StatsRequest::stats(&[]), State::ReadingStats(since), deadline);
                 }
-                (Poll::Ready(Err(error)), _) => self.fail(&error, since, now),
+                (Poll::Ready(Err(error)), _) => self.fail_but_for_kernel(&error, since, now, deadline),
                 (Poll::Ready(Ok(_)) | Poll::Pending, _) => {}
             }
         }
         if let State::ReadingStats(since) = self.state {
+            let deadline = self.client.deadline();
             match self.client.on_ready(now, decode::resp::<Value>) {
-                Poll::Ready(Ok(stats)) => self.succeed(&stats, since, now),
-                Poll::Ready(Err(error)) => self.fail(&error, since, now),
+                Poll::Ready(Ok(stats)) => {
+                    self.succeed(&stats, since, now);
+                    self.start_kernel(deadline);
+                }
+                Poll::Ready(Err(error)) => self.fail_but_for_kernel(&error, since, now, deadline),
                 Poll::Pending => {}
             }
+        }
+        if let State::ReadingKernel = self.state
+            && let Poll::Ready(said) = self.client.on_ready(now, decode::sched_ext)
+        {
+            self.end_kernel(said.ok().as_ref());
         }
     }
 
@@ -180,7 +213,44 @@ impl Target {
         self.finish(since, now, Some(stats));
     }
 
+    /// Fails a read, and asks the kernel all the same where the agent is there.
+    fn fail_but_for_kernel(
+        &mut self,
+        error: &SchedStatsError,
+        since: Instant,
+        now: Instant,
+        deadline: Option<Deadline>,
+    ) {
+        self.fail(error, since, now);
+        if matches!(error, SchedStatsError::NoScheduler { .. } | SchedStatsError::SchedulerGone { .. }) {
+            self.start_kernel(deadline);
+        } else {
+            self.kernel.update(None);
+        }
+    }
+
+    fn start_kernel(&mut self, deadline: Option<Deadline>) {
+        let Some(deadline) = deadline.filter(|_| self.asks_kernel == AsksKernel::Always) else { return };
+        self.state = State::ReadingKernel;
+        if self.client.start(RequestLine::sched_ext(), deadline).is_err() {
+            self.end_kernel(None);
+        }
+    }
+
+    fn end_kernel(&mut self, said: Option<&SchedExt>) {
+        self.state = State::Idle;
+        self.reads = self.reads.wrapping_add(1);
+        self.kernel.update(said);
+        if said.is_none() {
+            self.asks_kernel = AsksKernel::Refused;
+            self.described = None;
+        }
+    }
+
     fn fail(&mut self, error: &SchedStatsError, since: Instant, now: Instant) {
+        if self.asks_kernel == AsksKernel::Refused {
+            self.asks_kernel = AsksKernel::Always;
+        }
         let count = self.missing.entry(error.kind()).or_default();
         *count = count.saturating_add(1);
         self.finish(since, now, None);

@@ -289,9 +289,7 @@ mod tests {
     fn older_samples_are_dropped_and_counted() {
         let shared = Shared::default();
         for n in 0..10u64 {
-            let stats = Err(MissingStatsReason::Cancelled);
-            let sample = Sample { tag: n.to_string(), elapsed_ms: n, session: 0, interval_ms: None, stats };
-            shared.push(sample, 3);
+            shared.push(Sample::new(n.to_string(), Err(MissingStatsReason::Cancelled)), 3);
         }
         let tags: Vec<_> = shared.state().buffer.iter().map(|sample| sample.tag.clone()).collect();
         assert_eq!((tags, shared.state().stats.dropped), (vec!["7".into(), "8".into(), "9".into()], 7));

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::stats::MissingStatsReason;
+use crate::stats::{MissingStatsReason, SchedExt};
 
 /// One moment's stats.
 ///
@@ -17,11 +17,12 @@ use crate::stats::MissingStatsReason;
 /// assert_eq!(sample.stats, Ok(serde_json::json!({ "nr": 1 })));
 /// assert_eq!(serde_json::to_string(&sample)?, line);
 ///
-/// let missing = Sample { stats: Err(MissingStatsReason::Cancelled), ..sample };
+/// let missing = Sample::new("boot", Err(MissingStatsReason::Cancelled));
 /// assert!(serde_json::to_string(&missing)?.ends_with(r#""stats":{"Err":"Cancelled"}}"#));
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Sample {
     /// What the caller calls this moment.
     pub tag: String,
@@ -35,4 +36,16 @@ pub struct Sample {
     pub interval_ms: Option<u64>,
     /// The stats, or why there are none.
     pub stats: Result<Value, MissingStatsReason>,
+    /// What the guest's kernel said about sched_ext right after the stats, or why it did not. `None`, and absent in JSON,
+    /// where the sampler [was not asked to](super::Sampler::kernel).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Result<SchedExt, MissingStatsReason>>,
+}
+
+impl Sample {
+    /// Returns a sample at 0 ms, on no session, without what the kernel says.
+    #[must_use]
+    pub fn new(tag: impl Into<String>, stats: Result<Value, MissingStatsReason>) -> Self {
+        Self { tag: tag.into(), elapsed_ms: 0, session: 0, interval_ms: None, stats, kernel: None }
+    }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::sample::Sample;
 use crate::client::{Reading, SchedStatsClient};
 use crate::control::RunControl;
-use crate::stats::MissingStatsReason;
+use crate::stats::{MissingStatsReason, SchedExt};
 
 /// Takes samples of one scheduler.
 ///
@@ -25,6 +25,8 @@ use crate::stats::MissingStatsReason;
 #[derive(Debug)]
 pub struct Sampler {
     client: Option<SchedStatsClient>,
+    /// Asked for what the kernel says.
+    kernel: Option<SchedStatsClient>,
     pub(super) started: Instant,
     /// What ends a sample beside the client's own run.
     pub(super) stop: RunControl,
@@ -34,7 +36,29 @@ impl Sampler {
     /// Returns a sampler of this client's scheduler, or of none if the run is configured without one. Does no I/O.
     #[must_use]
     pub fn new(client: Option<SchedStatsClient>) -> Self {
-        Self { client, started: Instant::now(), stop: RunControl::new() }
+        Self { client, kernel: None, started: Instant::now(), stop: RunControl::new() }
+    }
+
+    /// Adds to each sample what the guest's kernel says about sched_ext, as this client reads it: also where there is no
+    /// client for stats, since no scheduler is needed. A clone of the client for stats shares its session.
+    ///
+    /// A sample then takes up to two deadlines. If there is no agent, or the run is frozen or cancelled, the kernel is not
+    /// asked in vain.
+    ///
+    /// ```no_run
+    /// use scx_vsock::{Endpoint, Sampler, SchedStatsClient};
+    ///
+    /// let client = SchedStatsClient::builder("vsock://3".parse::<Endpoint>()?).build();
+    /// let sample = Sampler::new(Some(client.clone())).kernel(client).sample("now");
+    /// if let Some(Ok(kernel)) = sample.kernel {
+    ///     println!("{:?}", kernel.state);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn kernel(mut self, client: SchedStatsClient) -> Self {
+        self.kernel = Some(client);
+        self
     }
 
     /// Reads the stats once and drops them, so that the next sample's deltas span the time from here.
@@ -51,7 +75,22 @@ impl Sampler {
         let (session, reading) = self.read();
         let elapsed_ms = milliseconds(self.started.elapsed());
         let interval_ms = reading.as_ref().ok().and_then(|reading| reading.interval).map(milliseconds);
-        Sample { tag: tag.into(), elapsed_ms, session, interval_ms, stats: reading.map(|reading| reading.value) }
+        let stats = reading.map(|reading| reading.value);
+        let kernel = self.kernel.as_ref().map(|client| self.ask_kernel(client, stats.as_ref().err()));
+        Sample { tag: tag.into(), elapsed_ms, session, interval_ms, stats, kernel }
+    }
+
+    /// Reads what the kernel says, unless what ended the request for stats would end this one as well.
+    fn ask_kernel(
+        &self,
+        client: &SchedStatsClient,
+        missing: Option<&MissingStatsReason>,
+    ) -> Result<SchedExt, MissingStatsReason> {
+        use MissingStatsReason::{AgentUnreachable, Cancelled, DuringFreeze};
+        match missing {
+            Some(reason @ (AgentUnreachable { .. } | Cancelled | DuringFreeze)) => Err(reason.clone()),
+            _ => client.sched_ext_until(&self.stop).map_err(MissingStatsReason::from),
+        }
     }
 
     /// Reads the stats; also returns the session, 0 without one.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::number::Number;
 use super::series::SampleSeries;
 use super::snapshot_error::{SnapshotError, stat};
 use crate::sample::Sample;
@@ -103,38 +104,11 @@ impl Delta {
     }
 }
 
-/// A number of a sample, as JSON has it.
-#[derive(Clone, Copy)]
-enum Number {
-    Integer(i128),
-    Float(f64),
-}
-
 impl FromStat for Number {
     const NAME: &'static str = "number";
 
     fn from_stat(value: &Value) -> Option<Self> {
-        let unsigned = value.as_u64().map(i128::from);
-        let integer = unsigned.or_else(|| value.as_i64().map(i128::from)).map(Self::Integer);
-        integer.or_else(|| value.as_f64().map(Self::Float))
-    }
-}
-
-impl Number {
-    #[allow(clippy::cast_precision_loss, reason = "the difference of a float is one")]
-    const fn as_f64(self) -> f64 {
-        match self {
-            Self::Integer(number) => number as f64,
-            Self::Float(number) => number,
-        }
-    }
-
-    /// Integers have 64 bits, so that their difference never overflows.
-    fn since(self, earlier: Self) -> Delta {
-        match (self, earlier) {
-            (Self::Integer(later), Self::Integer(earlier)) => Delta::Integer(later.saturating_sub(earlier)),
-            (later, earlier) => Delta::Float(later.as_f64() - earlier.as_f64()),
-        }
+        Self::of(value)
     }
 }
 
@@ -162,7 +136,9 @@ impl SampleSeries {
             Ok(value) => {
                 let change = before
                     .filter(|(before, _)| before.session == sample.session)
-                    .map_or(Change::NewBaseline, |(before, earlier)| since(before, earlier, sample, value));
+                    .map_or(Change::NewBaseline, |(before, earlier)| {
+                        since(earlier, value, sample.elapsed_ms.saturating_sub(before.elapsed_ms))
+                    });
                 before = Some((sample, value));
                 change
             }
@@ -185,8 +161,13 @@ fn typed<T: FromStat>(path: &StatPath, sample: &Sample) -> Result<T, SnapshotErr
     })
 }
 
-fn since(before: &Sample, earlier: Number, sample: &Sample, value: Number) -> Change {
-    let delta = value.since(earlier);
-    let seconds = Duration::from_millis(sample.elapsed_ms.saturating_sub(before.elapsed_ms)).as_secs_f64();
+/// Returns the change of a number within this time.
+pub(super) fn since(earlier: Number, later: Number, elapsed_ms: u64) -> Change {
+    let delta = match (later, earlier) {
+        // Integers have 64 bits, so that their difference never overflows.
+        (Number::Integer(later), Number::Integer(earlier)) => Delta::Integer(later.saturating_sub(earlier)),
+        (later, earlier) => Delta::Float(later.as_f64() - earlier.as_f64()),
+    };
+    let seconds = Duration::from_millis(elapsed_ms).as_secs_f64();
     Change::Since { delta, rate: (seconds > 0.0).then(|| delta.as_f64() / seconds) }
 }

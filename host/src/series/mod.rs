@@ -4,7 +4,10 @@
 //! [`SnapshotError`].
 
 mod column;
+#[cfg(feature = "expect")]
+pub mod expectation;
 mod lines;
+mod number;
 #[allow(clippy::module_inception, reason = "the file is named after the noun that it defines")]
 mod series;
 mod snapshot_error;

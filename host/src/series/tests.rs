@@ -9,7 +9,7 @@ use crate::sample::Sample;
 use crate::stats::MissingStatsReason;
 
 fn sample(tag: &str, elapsed_ms: u64, session: u64, stats: Result<Value, MissingStatsReason>) -> Sample {
-    Sample { tag: tag.into(), elapsed_ms, session, interval_ms: None, stats }
+    Sample { elapsed_ms, session, ..Sample::new(tag, stats) }
 }
 
 fn series() -> SampleSeries {

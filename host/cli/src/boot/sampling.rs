@@ -14,20 +14,23 @@ use scx_vsock::sample::Schedule;
 use scx_vsock::{Sample, Sampler};
 
 use super::command_text::CommandPrinter;
+use crate::expectations::Evaluations;
 use crate::output::eprintln;
 use crate::{display, error_report};
 
 /// How long a command may run in the guest.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How samples are taken and printed.
-pub struct Sampling {
+/// How samples are taken, printed and judged.
+pub struct Sampling<'e> {
     /// When they are due.
     pub schedule: Schedule,
     /// Whether they are printed as JSON Lines.
     pub jsonl: bool,
     /// Whether a fault of the guest, or a last sample without stats, ends the run with an error.
     pub requires_stats: bool,
+    /// What must be true of them.
+    pub evaluations: &'e mut Evaluations,
 }
 
 /// What happens while samples are taken.
@@ -46,9 +49,9 @@ struct Run {
     _watch: FaultWatch,
 }
 
-impl Sampling {
+impl Sampling<'_> {
     /// Takes this many samples. Where stats are expected, the last sample must have some.
-    pub fn take(&self, guest: Guest, count: u32, sampler: &mut Sampler, expects_stats: bool) -> Result<ExitCode> {
+    pub fn take(&mut self, guest: Guest, count: u32, sampler: &mut Sampler, expects_stats: bool) -> Result<ExitCode> {
         let run = Run::new(guest);
         let started = Instant::now();
         let mut last = Ok(());
@@ -56,7 +59,7 @@ impl Sampling {
         for _ in 0..count {
             self.wait(&run, started, n)?;
             let sample = sampler.sample(format!("sample {n}"));
-            self.print(&sample)?;
+            self.record(&sample)?;
             last = sample.stats.map(drop);
             n = self.schedule.next_after(n, started.elapsed());
         }
@@ -67,26 +70,26 @@ impl Sampling {
     }
 
     /// Runs a command in the guest, and takes samples until it ends.
-    pub fn take_while_running(&self, guest: Guest, command: &[String], sampler: &mut Sampler) -> Result<ExitCode> {
+    pub fn take_while_running(&mut self, guest: Guest, command: &[String], sampler: &mut Sampler) -> Result<ExitCode> {
         let run = Run::new(guest);
         run.start(command.to_vec());
         let status = self.take_until_ended(&run, sampler)?;
         let last = sampler.sample("end");
-        self.print(&last)?;
+        self.record(&last)?;
         if self.requires_stats {
             last.stats.context("the last sample has no stats")?;
         }
         Ok(ExitCode::from(u8::try_from(status?).unwrap_or(1)))
     }
 
-    fn take_until_ended(&self, run: &Run, sampler: &mut Sampler) -> Result<Result<i32, Error>> {
+    fn take_until_ended(&mut self, run: &Run, sampler: &mut Sampler) -> Result<Result<i32, Error>> {
         let started = Instant::now();
         let mut n = 1;
         loop {
             if let Some(ended) = self.wait(run, started, n)? {
                 return Ok(ended);
             }
-            self.print(&sampler.sample(format!("sample {n}")))?;
+            self.record(&sampler.sample(format!("sample {n}")))?;
             n = self.schedule.next_after(n, started.elapsed());
         }
     }
@@ -120,7 +123,9 @@ impl Sampling {
         self.schedule.due(n).unwrap_or(Duration::MAX).saturating_sub(started.elapsed())
     }
 
-    fn print(&self, sample: &Sample) -> Result<()> {
+    /// Judges a sample and prints it.
+    fn record(&mut self, sample: &Sample) -> Result<()> {
+        self.evaluations.record(0, sample);
         let mut stdout = anstream::stdout().lock();
         if self.jsonl {
             serde_json::to_writer(&mut stdout, sample).map_err(io::Error::from)?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use scx_vsock::Sample;
 use scx_vsock::stats::StatPath;
 
-use crate::display::{BOLD, DIM, clean, number_rows, seconds, value_text};
+use crate::display::{BOLD, DIM, clean, kernel_summary, number_rows, seconds, value_text};
 
 /// The most values in a sparkline.
 const HISTORY: usize = 120;
@@ -87,10 +87,11 @@ impl Guest {
     fn record(&mut self, sample: &Sample, fields: &[StatPath]) {
         match &sample.stats {
             Ok(stats) => {
-                self.status = match sample.interval_ms {
+                let session = match sample.interval_ms {
                     Some(ms) => format!("session {}, deltas over {}", sample.session, seconds(ms)),
                     None => format!("session {}, new baseline", sample.session),
                 };
+                self.status = kernel_text(sample) + &session;
                 let value = |field: &StatPath| field.get(stats).map_or_else(|_| "missing".into(), value_text);
                 let mut rows = if fields.is_empty() {
                     number_rows(stats)
@@ -102,7 +103,7 @@ impl Guest {
                 self.newest = rows;
             }
             Err(reason) => {
-                self.status = format!("no stats: {}", clean(&reason.to_string()));
+                self.status = format!("{}no stats: {}", kernel_text(sample), clean(&reason.to_string()));
                 self.newest.iter_mut().for_each(|(_, value)| *value = "-".into());
             }
         }
@@ -143,6 +144,11 @@ impl Guest {
         let text = truncated(&format!("{}  {hidden}{}", self.name, self.status), width);
         format!("{BOLD}{text}{BOLD:#}")
     }
+}
+
+/// What the kernel says, as the beginning of a status; nothing where it was not asked or did not answer.
+fn kernel_text(sample: &Sample) -> String {
+    kernel_summary(sample).map(|summary| summary + ", ").unwrap_or_default()
 }
 
 fn dim(text: &str, width: usize) -> String {
@@ -279,6 +285,22 @@ mod tests {
                 "g2  waiting for the first sample"
             ]
         );
+    }
+
+    #[test]
+    fn the_heading_has_what_the_kernel_says() {
+        let mut table = table(&[]);
+        let heading = |table: &mut Table, kernel: Value| {
+            let mut sample = sample(Err(MissingStatsReason::Cancelled));
+            sample.kernel = Some(Ok(serde_json::from_value(kernel).unwrap()));
+            table.record(0, &sample);
+            shown(table, 60, 24).remove(0)
+        };
+        let enabled = json!({ "state": "enabled", "ops": "a\u{1b}", "uptime_us": 1 });
+        assert!(heading(&mut table, enabled).starts_with("g1  sched_ext enabled: a\\u{1b}, no stats: the run"));
+        let disabled = json!({ "state": "disabled", "uptime_us": 1 });
+        assert!(heading(&mut table, disabled).starts_with("g1  sched_ext disabled, no stats: the run"));
+        assert!(heading(&mut table, json!({ "uptime_us": 1 })).starts_with("g1  no sched_ext, no stats"));
     }
 
     #[test]

@@ -1,0 +1,106 @@
+//! The verdicts as a JUnit report, which CI systems show.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
+use scx_vsock::series::expectation::{Expectation, Verdict};
+
+use crate::error_report::one_line;
+
+/// A file that is made before the run, so that one that cannot be written is known by then.
+pub struct JunitFile {
+    path: PathBuf,
+    file: File,
+    /// The verb that the report is about.
+    verb: String,
+}
+
+impl JunitFile {
+    /// Makes the file.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn create(path: &Path, verb: &str) -> Result<Self> {
+        let file = File::create(path).with_context(|| cannot_write(path))?;
+        Ok(Self { path: path.to_owned(), file, verb: verb.to_owned() })
+    }
+
+    /// Writes the report: a case for the run and one for each expectation.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn write(&self, verdicts: &[(&str, &Expectation, Verdict)], error: Option<&anyhow::Error>) -> Result<()> {
+        let text = report(&self.verb, verdicts, error).to_string().context("cannot make the JUnit report")?;
+        (&self.file).write_all(text.as_bytes()).with_context(|| cannot_write(&self.path))
+    }
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}", path.display())
+}
+
+fn report(verb: &str, verdicts: &[(&str, &Expectation, Verdict)], error: Option<&anyhow::Error>) -> Report {
+    let mut report = Report::new(format!("scx-vsock {verb}"));
+    let mut run = TestSuite::new("run");
+    let status = error.map_or_else(TestCaseStatus::success, |error| {
+        not_met(NonSuccessKind::Error, "error", &one_line(&format!("{error:#}")))
+    });
+    run.add_test_case(TestCase::new(verb, status));
+    report.add_test_suite(run);
+    for of_guest in verdicts.chunk_by(|(one, ..), (next, ..)| one == next) {
+        let Some((guest, ..)) = of_guest.first() else { continue };
+        let mut suite = TestSuite::new(*guest);
+        suite.add_test_cases(of_guest.iter().map(|(_, expectation, verdict)| case(guest, expectation, verdict)));
+        report.add_test_suite(suite);
+    }
+    report
+}
+
+fn case(guest: &str, expectation: &Expectation, verdict: &Verdict) -> TestCase {
+    let status = match verdict {
+        Verdict::Held { .. } => TestCaseStatus::success(),
+        other => not_met(NonSuccessKind::Failure, other.name(), &other.to_string()),
+    };
+    let mut case = TestCase::new(expectation.to_string(), status);
+    case.set_classname(guest);
+    case
+}
+
+fn not_met(kind: NonSuccessKind, name: &str, message: &str) -> TestCaseStatus {
+    let mut status = TestCaseStatus::non_success(kind);
+    status.set_type(name).set_message(message);
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_a_case_for_the_run_and_for_each_expectation() {
+        let expectations: [Expectation; 2] = ["nr <= 1".parse().unwrap(), "eventually nr > 3".parse().unwrap()];
+        let held = Verdict::Held { values: 3, without: 0 };
+        let verdicts = [
+            ("g1", &expectations[0], held.clone()),
+            ("g1", &expectations[1], scx_vsock::SampleSeries::new().check(&expectations[1])),
+            ("g<2>", &expectations[0], held),
+        ];
+        let error = anyhow::anyhow!("a \u{1b}[31m\"bad\"\nguest");
+        let text = report("boot", &verdicts, Some(&error)).to_string().unwrap();
+        for expected in [
+            r#"<testsuites name="scx-vsock boot" tests="4" skipped="0" failures="1" errors="1">"#,
+            r#"<error message="a [31m&quot;bad&quot;; guest" type="error"/>"#,
+            r#"<testcase name="nr &lt;= 1" classname="g1"/>"#,
+            r#"<failure message="no data: there is no sample" type="no data"/>"#,
+            r#"<testsuite name="g&lt;2&gt;" tests="1" skipped="0" errors="0" failures="0">"#,
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+        assert!(report("watch", &[], None).to_string().unwrap().contains(r#"<testcase name="watch"/>"#));
+    }
+}
