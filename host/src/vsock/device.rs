@@ -238,6 +238,7 @@ impl Device {
             self.broken = served.is_err();
             served
         };
+        self.muxer.arm_timer();
         self.muxer.publish_counters();
         served
     }
