@@ -82,7 +82,7 @@ fn device_round_trips(times: usize, serve: impl Fn(&mut Guest<Registers>, &mut C
     let mut host = connection.stream.try_clone().unwrap();
     thread::scope(|scope| {
         scope.spawn(|| serve(&mut guest, &mut connection));
-        let times = round_trips(&mut host, times);
+        let times = round_trips(&mut host, PAYLOAD, times);
         host.shutdown(Shutdown::Both).unwrap();
         times
     })
@@ -242,7 +242,7 @@ fn bare_round_trips(times: usize) -> Vec<f64> {
                 guest.write_all(&bytes).unwrap();
             }
         });
-        round_trips(&mut host, times)
+        round_trips(&mut host, PAYLOAD, times)
     })
 }
 
