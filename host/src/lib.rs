@@ -17,6 +17,7 @@
 //! | `event-manager` | many such devices on one thread (`transport::event_manager`) |
 //! | `kvm` | ioeventfd and irqfd (`transport::kvm`) |
 //! | `vhost-user` | a back end for a VMM in another process (`transport::vhost_user`) |
+//! | `microvm` | a VMM for one Linux guest on KVM, in this process (`guest::microvm`, on x86_64) |
 //! | `test-util` | a simulated driver for a VMM's unit tests (`vsock::test_util`) |
 //! | `qemu` | throw-away guests, and the agent that runs in them (`guest`); a nested cargo builds it |
 //! | `expect` | what must be true of a series, as a line of text (`series::expectation`) |
@@ -104,7 +105,7 @@ pub mod vsock;
 #[cfg(feature = "device")]
 pub mod transport;
 
-#[cfg(feature = "qemu")]
+#[cfg(any(feature = "qemu", feature = "microvm"))]
 pub mod guest;
 
 /// The versions that this crate's interfaces have types of.

@@ -26,7 +26,7 @@ pub mod guest;
 pub mod guest_driver;
 pub mod meta_scheduler;
 #[cfg(feature = "guests")]
-pub mod microvm;
+pub mod microvm_guest;
 pub mod mmio_driver;
 #[cfg(feature = "guests")]
 pub mod nested_guest;

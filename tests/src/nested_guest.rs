@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::guest::{Kernel, builder, builder_with_kvm};
-use crate::microvm::STUCK;
+use crate::microvm_guest::STUCK;
 use crate::program;
 
 /// How long the program `microvm` takes at most: it ends itself then, and says which step it was in.

@@ -8,6 +8,7 @@
 
 mod scenario;
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,9 +17,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use kvm_ioctls::Kvm;
 use scx_vsock::guest::Console;
-use scx_vsock_tests::microvm::{Guest, GuestImage};
+use scx_vsock::guest::microvm::Microvm;
+use scx_vsock_tests::microvm_guest::MicrovmGuest;
 use scx_vsock_tests::nested_guest::LIMIT;
 
 use scenario::Scenario;
@@ -27,7 +28,7 @@ use scenario::Scenario;
 const BOOT: Duration = Duration::from_secs(180);
 
 /// The guest's memory.
-const MEMORY: usize = 256 << 20;
+const MEMORY_MIB: u32 = 256;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -76,9 +77,10 @@ const RESTORES: &[(&str, Step)] = &[("restore with many connections", Scenario::
 
 /// Runs the steps, and prints how long each took.
 fn run(kernel: &Path, initramfs: &Path, console: &Console, steps: &[(&str, Step)]) -> Result<()> {
-    let kvm = Kvm::new().context("there is no KVM here")?;
-    let image = GuestImage { kernel, initramfs, command_line: "console=ttyS0 quiet panic=-1 rdinit=/init" };
-    let guest = timed("boot", || Guest::boot(&kvm, MEMORY, &image, console, BOOT))?;
+    let initramfs = fs::read(initramfs).context("the initramfs")?;
+    let builder = Microvm::builder(kernel).initramfs(initramfs).memory_mib(MEMORY_MIB);
+    let builder = builder.command_line("console=ttyS0 quiet panic=-1 rdinit=/init");
+    let guest = timed("boot", || MicrovmGuest::boot(&builder, console, BOOT))?;
     let mut scenario = Scenario::new(guest);
     for (name, step) in steps {
         scenario = timed(name, || step(scenario))?;

@@ -4,11 +4,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use scx_vsock::guest::microvm::Outcome;
 use scx_vsock::vsock::Handle;
 use scx_vsock::vsock::spec::{F_EVENT_IDX, F_VERSION_1};
 use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::guest::{begin_traffic, exchange_traffic_with};
-use scx_vsock_tests::microvm::{ExitReason, Guest, PausedGuest};
+use scx_vsock_tests::microvm_guest::MicrovmGuest;
 use scx_vsock_tests::notifying_port::NotifyingPort;
 use scx_vsock_tests::peer::Peer;
 use serde_json::{Value, json};
@@ -38,13 +39,13 @@ const MANY_RESTORES_END: Duration = Duration::from_secs(400);
 
 /// A guest, and the run control of its clients.
 pub struct Scenario {
-    guest: Guest,
+    guest: MicrovmGuest,
     run: RunControl,
 }
 
 impl Scenario {
     /// Returns the scenario of a guest whose agent is ready.
-    pub fn new(guest: Guest) -> Self {
+    pub fn new(guest: MicrovmGuest) -> Self {
         Self { guest, run: RunControl::new() }
     }
 
@@ -59,21 +60,23 @@ impl Scenario {
     }
 
     /// Pauses the guest for a change.
-    fn while_paused(self, change: impl FnOnce(PausedGuest) -> Result<PausedGuest>) -> Result<Self> {
+    fn while_paused(self, change: impl FnOnce(&MicrovmGuest) -> Result<()>) -> Result<Self> {
         let frozen = self.run.freeze();
-        let guest = change(self.guest.pause()?)?.resume()?;
+        self.guest.microvm().pause()?;
+        change(&self.guest)?;
+        self.guest.microvm().resume()?;
         drop(frozen);
-        Ok(Self { guest, run: self.run })
+        Ok(self)
     }
 
     fn restore_device(self) -> Result<Self> {
-        self.while_paused(PausedGuest::restore_device)
+        self.while_paused(MicrovmGuest::restore_device)
     }
 
     /// The driver has initialised the device, as far as its snapshot shows.
     pub fn negotiate(self) -> Result<Self> {
         self.while_paused(|paused| {
-            let snapshot: Value = serde_json::from_str(&paused.snapshot()?)?;
+            let snapshot = serde_json::to_value(paused.microvm().device_snapshot()?)?;
             let is = |pointer: &str, value: Value| snapshot.pointer(pointer) == Some(&value);
             let ready = (0..3).all(|queue| is(&format!("/queues/{queue}/ready"), json!(true)));
             let features = is("/features", json!(F_VERSION_1 | F_EVENT_IDX));
@@ -81,7 +84,7 @@ impl Scenario {
                 is("/status", json!(15)) && features && ready,
                 "the driver has not initialised the device: {snapshot}"
             );
-            Ok(paused)
+            Ok(())
         })
     }
 
@@ -110,9 +113,9 @@ impl Scenario {
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..PAUSES {
             thread::sleep(Duration::from_millis(random.u64(0..200)));
-            self = self.while_paused(|paused| {
+            self = self.while_paused(|_| {
                 thread::sleep(Duration::from_millis(random.u64(0..50)));
-                Ok(paused)
+                Ok(())
             })?;
         }
         let [outside, inside] = transfer.join().map_err(|_| anyhow::anyhow!("the transfer failed"))?;
@@ -214,11 +217,10 @@ impl Scenario {
     /// The guest turns itself off.
     pub fn power_off(self) -> Result<()> {
         let shell = self.guest.shell();
-        let paused = self.guest.pause()?;
-        ensure!(paused.notify_exits() == 0, "{} queue notifications came as exits", paused.notify_exits());
-        let guest = paused.resume()?;
+        let notify_exits = self.guest.microvm().notify_exits();
+        ensure!(notify_exits == 0, "{notify_exits} queue notifications came as exits");
         ensure!(shell.run(&["poweroff", "-f"], DEADLINE).is_err(), "the guest still runs");
-        ensure!(guest.wait_for_end(DEADLINE)? == ExitReason::PoweredOff);
+        ensure!(self.guest.wait_for_end(DEADLINE)? == Outcome::PoweredOff);
         Ok(())
     }
 }

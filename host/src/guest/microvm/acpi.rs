@@ -9,13 +9,12 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
-use anyhow::Result;
-use scx_vsock::transport::mmio::BYTES;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::memory_map::{ACPI, IO_APIC, LOCAL_APIC, REGISTERS, VSOCK_IRQ};
+use super::layout::{ACPI, IO_APIC, LOCAL_APIC, REGISTERS, VSOCK_IRQ};
 use super::power;
-use super::serial::{COMMANDS, CONSOLE, SerialAddress};
+use super::serial_address::{COMMANDS, CONSOLE, SerialAddress};
+use crate::transport::mmio::BYTES;
 
 const OEM: [u8; 6] = *b"SCXVSK";
 const TABLE: [u8; 8] = *b"MICROVM ";
@@ -28,17 +27,21 @@ const NO_CLOCK: u16 = 1 << 5;
 /// Tables begin at multiples of this.
 const ALIGNMENT: u64 = 64;
 
-/// Writes the tables, whose root is at [`ACPI`].
-pub fn write(memory: &GuestMemoryMmap) -> Result<()> {
+/// The bytes of the vsock device's registers.
+const REGISTER_BYTES: u32 = 0x200;
+const _: () = assert!(REGISTER_BYTES as u64 == BYTES);
+
+/// Writes the tables of a machine with this many vCPUs. Their root is at [`ACPI`].
+pub(super) fn write(memory: &GuestMemoryMmap, vcpus: u8) -> Result<(), GuestMemoryError> {
     let mut tables = Tables { memory, next: ACPI.unchecked_add(ALIGNMENT) };
     let devices = tables.add(&Definition(devices()))?;
     let description = tables.add(&description(devices))?;
-    let interrupts = tables.add(&interrupts())?;
+    let interrupts = tables.add(&interrupts(vcpus))?;
     let mut list = XSDT::new(OEM, TABLE, REVISION);
     list.add_entry(description.raw_value());
     list.add_entry(interrupts.raw_value());
     let list = tables.add(&list)?;
-    Ok(memory.write_slice(&bytes(&Rsdp::new(OEM, list.raw_value())), ACPI)?)
+    memory.write_slice(&bytes(&Rsdp::new(OEM, list.raw_value())), ACPI)
 }
 
 struct Tables<'a> {
@@ -48,7 +51,7 @@ struct Tables<'a> {
 
 impl Tables<'_> {
     /// Writes a table after the previous ones, and returns its address.
-    fn add(&mut self, table: &dyn Aml) -> Result<GuestAddress> {
+    fn add(&mut self, table: &dyn Aml) -> Result<GuestAddress, GuestMemoryError> {
         let (address, bytes) = (self.next, bytes(table));
         self.memory.write_slice(&bytes, address)?;
         self.next = address.unchecked_add((bytes.len() as u64).next_multiple_of(ALIGNMENT));
@@ -82,10 +85,12 @@ fn port(number: u16) -> GAS {
     GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, number.into())
 }
 
-/// One processor and one interrupt controller.
-fn interrupts() -> impl Aml {
+/// The vCPUs, whose APIC ids are their numbers, and one interrupt controller.
+fn interrupts(vcpus: u8) -> impl Aml {
     let mut table = MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(LOCAL_APIC));
-    table.add_structure(ProcessorLocalApic::new(0, 0, EnabledStatus::Enabled));
+    for vcpu in 0..vcpus {
+        table.add_structure(ProcessorLocalApic::new(vcpu, vcpu, EnabledStatus::Enabled));
+    }
     table.add_structure(IoApic::new(0, IO_APIC, 0));
     table
 }
@@ -115,9 +120,7 @@ fn serial(name: &str, number: u8, address: SerialAddress) -> Vec<u8> {
 
 /// "LNRO0005" is the identity of every virtio-mmio device; its registers identify the kind.
 fn vsock() -> Vec<u8> {
-    let length = u32::try_from(BYTES).expect("few registers");
-    let registers = u32::try_from(REGISTERS).expect("below 4 GiB");
-    let registers = aml::Memory32Fixed::new(true, registers, length);
+    let registers = aml::Memory32Fixed::new(true, REGISTERS, REGISTER_BYTES);
     device("VSCK", &"LNRO0005", 0, &registers, VSOCK_IRQ)
 }
 

@@ -4,12 +4,15 @@
 //! not there: kernels panic early in their boot then. The TSC deadline timer is hidden, too, since nested KVM under
 //! emulation loses its interrupts.
 
-use anyhow::Result;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
+use super::error::Error;
+
 /// Leaves that are kept: identity and features, KVM's own, and the same of AMD.
-const LEAVES: [(u32, u32); 3] = [(0, 1), (0x4000_0000, 0x4000_0001), (0x8000_0000, 0x8000_0008)];
+const LEAVES: [(u32, u32); 3] = [(0, LAST_PLAIN), (0x4000_0000, 0x4000_0001), (0x8000_0000, LAST_EXTENDED)];
+const LAST_PLAIN: u32 = 1;
+const LAST_EXTENDED: u32 = 0x8000_0008;
 
 /// Leaf 1, EDX: everything that x86-64 began with, floating point and SSE2 included.
 const FEATURES_EDX: u32 = 0x0789_fbff;
@@ -27,28 +30,28 @@ const EXTENDED_EDX: u32 = 0x0183_f3ff | 1 << 11 | 1 << 20 | 1 << 29;
 /// Leaf 0x80000001, ECX: LAHF in long mode.
 const EXTENDED_ECX: u32 = 1;
 
-/// Returns the features of the guest's one processor.
-pub fn plain(kvm: &Kvm) -> Result<CpuId> {
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+/// Returns the features of the vCPU with this number, which is its APIC id.
+pub(super) fn plain(kvm: &Kvm, number: u8) -> Result<CpuId, Error> {
+    let supported =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("to list the vCPU's features"))?;
     let kept = supported.as_slice().iter().filter(|entry| is_kept(entry.function));
-    let entries: Vec<_> = kept.map(|entry| reduced(*entry)).collect();
-    CpuId::from_entries(&entries).map_err(|error| anyhow::anyhow!("the processor's features: {error:?}"))
+    let entries: Vec<_> = kept.map(|entry| reduced(*entry, number)).collect();
+    CpuId::from_entries(&entries).map_err(|error| std::io::Error::other(format!("{error:?}")).into())
 }
 
 fn is_kept(leaf: u32) -> bool {
     LEAVES.iter().any(|&(first, last)| (first..=last).contains(&leaf))
 }
 
-fn reduced(mut entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
+fn reduced(mut entry: kvm_cpuid_entry2, number: u8) -> kvm_cpuid_entry2 {
     match entry.function {
         // The last leaf of each kind.
-        0 => entry.eax = LEAVES[0].1,
-        0x8000_0000 => entry.eax = LEAVES[2].1,
+        0 => entry.eax = LAST_PLAIN,
+        0x8000_0000 => entry.eax = LAST_EXTENDED,
         1 => {
             entry.ecx &= FEATURES_ECX;
             entry.edx &= FEATURES_EDX;
-            // One processor, whose number is 0.
-            entry.ebx = entry.ebx & 0xff00 | 1 << 16;
+            entry.ebx = entry.ebx & 0xff00 | 1 << 16 | u32::from(number) << 24;
         }
         0x4000_0001 => entry.eax &= KVM_CLOCK,
         0x8000_0001 => {

@@ -1,0 +1,221 @@
+//! The guest's serial ports: the console, and one for commands.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use vm_superio::serial::{Error, NoEvents};
+use vm_superio::{Serial, Trigger};
+
+use crate::io::lock::lock;
+use crate::transport::mmio::Interrupt;
+
+/// The most bytes of input that wait until the port has room.
+const MAX_TYPED: usize = 4096;
+
+/// A serial port, shared by the vCPUs and the writer of its input.
+pub(super) struct SerialPort<W: Write, I: Interrupt> {
+    uart: Mutex<Uart<W, I>>,
+    has_room: Condvar,
+}
+
+struct Uart<W: Write, I: Interrupt> {
+    serial: Serial<Line<I>, NoEvents, W>,
+    /// Bytes of input that the port has had no room for.
+    typed: VecDeque<u8>,
+    /// Nobody writes input any more, or takes it.
+    closed: bool,
+}
+
+/// The port's interrupt line.
+struct Line<I>(I);
+
+impl<I: Interrupt> Trigger for Line<I> {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.trigger()
+    }
+}
+
+/// What became of a byte that the guest wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// It was written, or nobody reads the output any more.
+    Done,
+    /// The output takes no more now. The same byte is to be written again.
+    Full,
+}
+
+impl<W: Write, I: Interrupt> SerialPort<W, I> {
+    /// Returns a port whose output goes to `output`.
+    pub(super) fn new(interrupt: I, output: W) -> Self {
+        let uart = Uart { serial: Serial::new(Line(interrupt), output), typed: VecDeque::new(), closed: false };
+        Self { uart: Mutex::new(uart), has_room: Condvar::new() }
+    }
+
+    /// The guest reads a register.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the interrupt from the guest.
+    pub(super) fn read(&self, register: u8) -> io::Result<u8> {
+        let mut uart = self.lock();
+        let value = uart.serial.read(register);
+        self.refill(&mut uart)?;
+        Ok(value)
+    }
+
+    /// The guest writes a register.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the interrupt from the guest.
+    pub(super) fn write(&self, register: u8, value: u8) -> io::Result<Written> {
+        let mut uart = self.lock();
+        let written = match uart.serial.write(register, value) {
+            Err(Error::Trigger(error)) => return Err(error),
+            Err(Error::IOError(error)) if error.kind() == io::ErrorKind::WouldBlock => Written::Full,
+            _ => Written::Done,
+        };
+        self.refill(&mut uart)?;
+        Ok(written)
+    }
+
+    /// Sends bytes to the guest, once it has read most of those before. Returns whether it still reads.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the interrupt from the guest.
+    pub(super) fn type_in(&self, bytes: &[u8]) -> io::Result<bool> {
+        let mut uart = self.lock();
+        while !uart.closed && uart.typed.len() + bytes.len() > MAX_TYPED {
+            uart = self.has_room.wait(uart).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        uart.typed.extend(bytes);
+        self.refill(&mut uart)?;
+        Ok(!uart.closed)
+    }
+
+    /// Ends the input.
+    pub(super) fn close_input(&self) {
+        self.lock().closed = true;
+        self.has_room.notify_all();
+    }
+
+    /// Calls `look` with what the output goes to.
+    pub(super) fn with_output<T>(&self, look: impl FnOnce(&W) -> T) -> T {
+        look(self.lock().serial.writer())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Uart<W, I>> {
+        lock(&self.uart)
+    }
+
+    /// Moves input to the port, as far as it has room.
+    fn refill(&self, uart: &mut Uart<W, I>) -> io::Result<()> {
+        let room = uart.serial.fifo_capacity().min(uart.typed.len());
+        if room > 0 {
+            let bytes: Vec<u8> = uart.typed.range(..room).copied().collect();
+            let taken = match uart.serial.enqueue_raw_bytes(&bytes) {
+                Ok(taken) => taken,
+                Err(Error::Trigger(error)) => return Err(error),
+                // A port in loopback mode takes no input.
+                Err(_) => 0,
+            };
+            uart.typed.drain(..taken);
+            self.has_room.notify_all();
+        }
+        Ok(())
+    }
+}
+
+impl<W: Write, I: Interrupt> fmt::Debug for SerialPort<W, I> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("SerialPort").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::thread;
+
+    type Port = SerialPort<UnixStream, fn() -> io::Result<()>>;
+
+    /// The registers for data, for line control's mirror (MCR) and for the line's status (LSR).
+    const DATA: u8 = 0;
+    const MODEM_CONTROL: u8 = 4;
+    const LINE_STATUS: u8 = 5;
+    const LOOPBACK: u8 = 1 << 4;
+    const HAS_DATA: u8 = 1;
+
+    fn port() -> (Port, UnixStream) {
+        let (output, reader) = UnixStream::pair().unwrap();
+        output.set_nonblocking(true).unwrap();
+        (SerialPort::new(|| Ok(()), output), reader)
+    }
+
+    #[test]
+    fn a_full_output_loses_no_byte() {
+        let (port, mut reader) = port();
+        let mut count = 0usize;
+        while port.write(DATA, count.to_le_bytes()[0]).unwrap() == Written::Done {
+            count += 1;
+        }
+        let mut bytes = vec![0; count];
+        reader.read_exact(&mut bytes).unwrap();
+        assert!(bytes.iter().enumerate().all(|(index, &byte)| byte == index.to_le_bytes()[0]));
+        assert_eq!(port.write(DATA, b'x').unwrap(), Written::Done);
+        reader.read_exact(&mut bytes[..1]).unwrap();
+        assert_eq!(bytes[0], b'x');
+    }
+
+    #[test]
+    fn an_output_that_nobody_reads_is_dropped() {
+        let (port, reader) = port();
+        drop(reader);
+        assert_eq!(port.write(DATA, b'x').unwrap(), Written::Done);
+    }
+
+    #[test]
+    fn input_waits_for_the_guest_and_arrives_in_order() {
+        let (port, _reader) = port();
+        let port = Arc::new(port);
+        let sent: Vec<u8> = (0..3 * MAX_TYPED).map(|index| index.to_le_bytes()[0]).collect();
+        let (typing, bytes) = (Arc::clone(&port), sent.clone());
+        let typist = thread::spawn(move || bytes.chunks(100).all(|chunk| typing.type_in(chunk).unwrap()));
+        let mut received = Vec::new();
+        while received.len() < sent.len() {
+            if port.read(LINE_STATUS).unwrap() & HAS_DATA != 0 {
+                received.push(port.read(DATA).unwrap());
+            }
+        }
+        assert!(typist.join().unwrap());
+        assert_eq!(received, sent);
+    }
+
+    #[test]
+    fn a_closed_input_ends_the_wait_of_its_writer() {
+        let (port, _reader) = port();
+        let port = Arc::new(port);
+        let typing = Arc::clone(&port);
+        let typist = thread::spawn(move || while typing.type_in(&[b'x'; 1000]).unwrap() {});
+        port.close_input();
+        typist.join().unwrap();
+    }
+
+    #[test]
+    fn loopback_keeps_the_input() {
+        let (port, _reader) = port();
+        port.write(MODEM_CONTROL, LOOPBACK).unwrap();
+        assert!(port.type_in(b"ab").unwrap());
+        port.write(MODEM_CONTROL, 0).unwrap();
+        port.write(LINE_STATUS, 0).unwrap();
+        assert_eq!([port.read(DATA).unwrap(), port.read(DATA).unwrap()], *b"ab");
+    }
+}
