@@ -55,7 +55,7 @@ impl Outcomes {
             Err(SchedStatsError::AgentUnreachable { reason, .. }) if reason.contains(" no hello within ") => {
                 self.abandoned += 1
             }
-            Err(error) => *self.failed.entry(error.to_string()).or_default() += 1,
+            Err(error) => *self.failed.entry(format!("{:#}", anyhow::Error::from(error))).or_default() += 1,
         }
     }
 
