@@ -201,7 +201,8 @@ impl Connection {
     pub fn on_event(&mut self, event: StreamEvent, poller: &Poller) -> Outcome {
         match event {
             StreamEvent::Writable => {}
-            StreamEvent::Readable | StreamEvent::Ended => self.stream.on_readable(),
+            StreamEvent::Readable => self.stream.on_readable(),
+            StreamEvent::Ended => self.stream.on_end(),
             StreamEvent::HungUp => self.stream.on_hang_up(),
         }
         // The end needs no credit, and a guest that gives none is sent it all the same.

@@ -104,9 +104,8 @@ impl HostSide {
         Ok(())
     }
 
-    /// Takes the connections that were asked for since the last call, and clears the wake-up.
+    /// Takes the connections that were asked for since the last call.
     pub fn take_requests(&self) -> Vec<ConnectRequest> {
-        self.wake.clear();
         std::mem::take(&mut lock(&self.requests).pending)
     }
 

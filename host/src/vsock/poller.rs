@@ -127,7 +127,8 @@ impl Poller {
     /// The kernel's, if it has no epoll instance.
     pub fn new(wake: BorrowedFd<'_>) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        // Each wake-up is reported once, so that nobody has to clear it.
+        epoll::add(&epoll, wake, EventData::new_u64(WAKE), EventFlags::IN | EventFlags::ET)?;
         Ok(Self { epoll, timer: None })
     }
 

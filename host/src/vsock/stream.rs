@@ -18,7 +18,7 @@ use super::chain::Chain;
 use super::key::Key;
 use super::limits::{BUFFER_BYTES, SEND_BUFFER_BYTES};
 use super::poller::{Interest, Poller, Token};
-use super::transfer::{self, SEND};
+use super::transfer::{self, Read, SEND};
 use crate::io::descriptors::may_keep;
 
 /// Neither waits for bytes nor takes them.
@@ -63,8 +63,10 @@ pub enum Received {
 /// The direction from the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReadHalf {
-    /// A read may return something, if only the end.
+    /// A read may return something.
     Ready,
+    /// The host has sent its last byte, and reads go on until they return the end.
+    Ending,
     /// A read would block.
     Idle,
     /// The host sends no more, or the guest receives no more.
@@ -132,21 +134,28 @@ impl Stream {
 
     /// A read may return something.
     pub fn on_readable(&mut self) {
-        if self.read != ReadHalf::Closed {
+        if self.read == ReadHalf::Idle {
             self.read = ReadHalf::Ready;
+        }
+    }
+
+    /// The host sends no more.
+    pub fn on_end(&mut self) {
+        if self.read != ReadHalf::Closed {
+            self.read = ReadHalf::Ending;
         }
     }
 
     /// The host closed its end.
     pub fn on_hang_up(&mut self) {
-        self.on_readable();
+        self.on_end();
         self.write = WriteHalf::HungUp;
     }
 
     /// Whether a read may return something.
     #[must_use]
     pub fn is_readable(&self) -> bool {
-        self.read == ReadHalf::Ready
+        matches!(self.read, ReadHalf::Ready | ReadHalf::Ending)
     }
 
     /// Whether all that the host sends was read.
@@ -301,7 +310,13 @@ impl Stream {
     /// Reads from the host into the chain's bytes from `offset` on, at most `count`.
     pub fn read<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>, offset: usize, count: usize) -> Received {
         match transfer::receive(self.socket.as_fd(), chain.slices_of(offset, count)) {
-            Ok(received @ 1..) => Received::Bytes(received),
+            Ok(Read { bytes: bytes @ 1.., may_have_more }) => {
+                // An event reports what comes from now on; the end has had its own.
+                if !may_have_more && self.read == ReadHalf::Ready {
+                    self.read = ReadHalf::Idle;
+                }
+                Received::Bytes(bytes)
+            }
             Err(error) if is_transient(&error) => {
                 self.read = ReadHalf::Idle;
                 Received::WouldBlock

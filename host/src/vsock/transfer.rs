@@ -41,6 +41,15 @@ pub fn send<'m, B: BitmapSlice>(
     count(sent)
 }
 
+/// What [`receive`] read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// At most as many as the memory has room for; zero is the end.
+    pub bytes: usize,
+    /// Whether there may be more than these now: they fill the memory, or a message with descriptors ended the read early.
+    pub may_have_more: bool,
+}
+
 /// Reads what is available from a socket into guest memory.
 ///
 /// # Errors
@@ -49,7 +58,7 @@ pub fn send<'m, B: BitmapSlice>(
 pub fn receive<'m, B: BitmapSlice>(
     socket: BorrowedFd<'_>,
     slices: impl Iterator<Item = VolatileSlice<'m, B>>,
-) -> io::Result<usize> {
+) -> io::Result<Read> {
     let slices: Vec<VolatileSlice<'m, B>> = slices.take(MAX_SLICES).collect();
     let guards: Vec<PtrGuardMut> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
     let mut vectors: Vec<libc::iovec> =
@@ -58,9 +67,10 @@ pub fn receive<'m, B: BitmapSlice>(
     // SAFETY: the guards keep the guest memory that the vectors name mapped through the call, which writes no more
     // than the vectors' lengths; guest memory has no invariants that a write could break.
     let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
-    let received = count(received)?;
-    mark_dirty(&slices, received);
-    Ok(received)
+    let bytes = count(received)?;
+    mark_dirty(&slices, bytes);
+    let room: usize = slices.iter().map(VolatileSlice::len).sum();
+    Ok(Read { bytes, may_have_more: bytes == room || message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
 /// Returns how many bytes of what was sent on a socket its peer has not read, as the kernel counts them: more than were
@@ -120,7 +130,8 @@ mod tests {
             .map(|(address, length)| memory.get_slice(GuestAddress(address), length).unwrap());
         let (mut host, device) = UnixStream::pair().unwrap();
         host.write_all(&[7; 2 + 50]).unwrap();
-        assert_eq!(receive(device.as_fd(), slices.into_iter()).unwrap(), 2 + 50);
+        let read = receive(device.as_fd(), slices.into_iter()).unwrap();
+        assert_eq!(read, Read { bytes: 2 + 50, may_have_more: false });
         let marked: Vec<usize> = (0..bitmap.len()).filter(|&page| bitmap.is_bit_set(page)).collect();
         assert_eq!(marked, [1, 2, 4, 5]);
     }

@@ -1,12 +1,14 @@
 //! The muxer packet for packet, between a guest that is written here and the host's ends of its streams.
 
 use std::array;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -1456,6 +1458,26 @@ fn a_connect_learns_how_it_ended() {
     let connecting = full.handle.start_connect(PORT).unwrap();
     full.poll();
     assert!(matches!(connecting.wait(Duration::ZERO), Err(ConnectError::TableFull)));
+}
+
+/// Sends bytes with a descriptor, behind which the kernel ends a read.
+fn write_with_descriptor(stream: &UnixStream, bytes: &[u8]) {
+    let descriptors = [stream.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    let sent = sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::empty());
+    assert_eq!(sent, Ok(bytes.len()));
+}
+
+#[test]
+fn bytes_behind_a_descriptor_reach_the_guest() {
+    let mut bench = Bench::new();
+    let (stream, _) = bench.connect(PORT);
+    write_with_descriptor(&stream, b"first");
+    write(&stream, b"second");
+    bench.poll();
+    assert_eq!(bench.sent_payload(), b"firstsecond");
 }
 
 #[test]
