@@ -56,9 +56,15 @@ impl Source {
     /// Closes the descriptor, if there is one.
     pub fn close(&mut self) {
         if self.is_open() {
-            self.fd.close();
+            self.take().close();
         }
+    }
+
+    /// Returns the descriptor, which is no longer this source's.
+    pub fn take(&mut self) -> Fd {
+        let fd = self.fd;
         (self.fd, self.events) = (Fd::NONE, 0);
+        fd
     }
 
     /// Whether there is a descriptor.
@@ -133,7 +139,7 @@ impl Source {
         if (before ^ self.events) & NO_ROOM != 0 {
             let watched = sys::watch(epoll, EPOLL_CTL_MOD, self.fd, watch, self.token);
             if watched < 0 {
-                outcome = Outcome::failed(-watched);
+                outcome = Outcome(watched);
             }
         }
         outcome
@@ -143,7 +149,7 @@ impl Source {
 fn outcome(outcome: i32) -> Outcome {
     match outcome {
         EAGAIN | EINTR => Outcome::BLOCKED,
-        _ => Outcome::failed(-outcome),
+        _ => Outcome(outcome),
     }
 }
 

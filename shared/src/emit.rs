@@ -34,23 +34,29 @@ pub enum Notice {
     ResponseTooLarge,
 }
 
-/// A line for each notice, and one for each of the relay errors with texts. Those of the last two notices have the cap
-/// after them.
+/// What follows `{"agent":{` or `{"relay_error":{`: a line for each notice, and one for the beginning of each envelope with
+/// texts. Those of the last two notices have the cap after them.
 const TEMPLATES: &str = "\
-{\"agent\":{\"scheduler_ready\":{}}}
-{\"relay_error\":{\"unsolicited_data\":{}}}
-{\"relay_error\":{\"unknown_verb\":{}}}
-{\"relay_error\":{\"busy\":{\"sessions\":#}}}
-{\"relay_error\":{\"request_too_large\":{\"size\":#,
-{\"relay_error\":{\"response_too_large\":{\"size\":#,
-{\"relay_error\":{\"no_scheduler\":{\"errno\":#,
-{\"relay_error\":{\"scheduler_gone\":{\"errno\":#,";
+\"scheduler_ready\":{}}}
+\"unsolicited_data\":{}}}
+\"unknown_verb\":{}}}
+\"busy\":{\"sessions\":#}}}
+\"request_too_large\":{\"size\":#,
+\"response_too_large\":{\"size\":#,
+\"no_scheduler\":{\"errno\":#,
+\"scheduler_gone\":{\"errno\":#,
+\"sched_ext\":{";
+const SCHEDULER_READY: usize = 0;
 const NO_SCHEDULER: usize = 6;
 const SCHEDULER_GONE: usize = 7;
+pub(crate) const SCHED_EXT: usize = 8;
 
 /// Begins an envelope.
-fn begin(out: &mut [u8], template: usize, number: u32) -> Writer<'_> {
+pub(crate) fn begin(out: &mut [u8], template: usize, number: u32) -> Writer<'_> {
+    let is_answer = matches!(template, SCHEDULER_READY | SCHED_EXT);
+    let key: &[u8] = if is_answer { b"{\"agent\":{" } else { b"{\"relay_error\":{" };
     let mut writer = Writer::new(out);
+    writer.add_plain(key);
     writer.add(nth_line(TEMPLATES, template), number.into(), Text::EMPTY);
     writer
 }
@@ -65,7 +71,19 @@ pub fn notice(out: &mut [u8], notice: Notice, number: u32, max: u32) -> usize {
 
 /// Writes the hello of an agent of this protocol.
 pub fn hello(out: &mut [u8], agent: Text<'_>, boot_id: Text<'_>, max_line_bytes: u32) -> usize {
-    any_hello(out, agent, boot_id, [PROTOCOL, MIN_PROTOCOL, max_line_bytes, max_line_bytes])
+    const { assert!(PROTOCOL == MIN_PROTOCOL, "one number stands for both") };
+    let mut writer = Writer::new(out);
+    writer.add(
+        b"{\"hello\":{\"protocol\":#,\"min_protocol\":#,\"agent\":\"$\",",
+        PROTOCOL.into(),
+        agent.truncated(MAX_NAME_BYTES),
+    );
+    writer.add(
+        b"\"boot_id\":\"$\",\"max_request_bytes\":#,\"max_response_bytes\":#}}\n",
+        max_line_bytes.into(),
+        boot_id.truncated(MAX_NAME_BYTES),
+    );
+    writer.length()
 }
 
 /// Writes a hello: `numbers` are the newest and the oldest protocol and the caps of requests and of responses.
