@@ -82,7 +82,6 @@ impl<const SESSIONS: usize, const MAX: usize> Storage<SESSIONS, MAX> {
 
     /// Does what there is to do, or the first to come within the time. Returns a negative error number, 0 if there is more
     /// to do at once, else 1.
-    #[inline(never)]
     fn turn(&mut self, timeout_ms: i32) -> i32 {
         let outcome = self.take_events(timeout_ms);
         if outcome < 0 {
@@ -96,7 +95,8 @@ impl<const SESSIONS: usize, const MAX: usize> Storage<SESSIONS, MAX> {
         self.sources.announce(saturate(MAX));
         let mut more_to_do = self.step_sessions(timer_fired);
         for map in 0..MAX_MAPS {
-            if let Some(host) = self.sources.accept(map) {
+            let host = self.sources.accept(map);
+            if host >= 0 {
                 more_to_do = true;
                 self.serve(host, map);
             }
@@ -129,20 +129,23 @@ impl<const SESSIONS: usize, const MAX: usize> Storage<SESSIONS, MAX> {
 
     #[inline(never)]
     fn serve(&mut self, host: i32, map: usize) {
-        if self.free_slot().is_none() {
+        let mut number = self.free_slot();
+        if number == SESSIONS {
             // A session that its host closed before it made this connection is over, so its event comes first.
             self.take_events(0);
             self.step_sessions(false);
+            number = self.free_slot();
         }
-        let number = self.free_slot().unwrap_or(SESSIONS);
         match self.slots.get_mut(number) {
             Some(slot) => slot.open(self.sources.epoll, host, saturate(SOURCES + 2 * number), map),
             None => refuse(host, saturate(SESSIONS)),
         }
     }
 
-    fn free_slot(&mut self) -> Option<usize> {
-        self.slots.iter().position(Slot::is_free)
+    /// Returns the number of a free slot; that of the slots where there is none.
+    #[inline(never)]
+    fn free_slot(&self) -> usize {
+        self.slots.iter().take_while(|slot| !slot.is_free()).count()
     }
 
     /// Closes all connections and everything else.

@@ -245,7 +245,10 @@ fn add_map<'a>(config: &mut Config<'a>, map: Map<'a>) -> Result<(), UsageProblem
 }
 
 fn add_listener(config: &mut Config<'_>, number: u32) -> Result<(), UsageProblem> {
-    let descriptor = i32::try_from(number).map_err(|_| UsageProblem::NotANumber)?;
+    let descriptor = number.cast_signed();
+    if descriptor < 0 {
+        return Err(UsageProblem::NotANumber);
+    }
     #[allow(clippy::manual_contains, reason = "that one is unrolled, which four descriptors are not worth")]
     if config.listeners.iter().any(|&listener| listener == descriptor) {
         return Err(UsageProblem::NamedTwice);

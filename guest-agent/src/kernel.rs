@@ -47,7 +47,8 @@ pub fn report(report: KernelReport, buffer: &mut [u8], connected_us: u64) -> usi
 /// Why the kernel disabled the latest scheduler; `scratch` is overwritten.
 fn read_cause<'o>(scratch: &mut [u8], since_us: u64, cause: &'o mut [u8]) -> Text<'o> {
     let count = read_log(scratch);
-    kernel_log::cause(log(scratch, count), since_us, cause)
+    let log = up_to(scratch, usize::try_from(count).unwrap_or(0));
+    kernel_log::cause(log, since_us, cause)
 }
 
 fn sched_ext(buffer: &mut [u8]) -> usize {

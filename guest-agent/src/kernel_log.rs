@@ -56,11 +56,9 @@ pub fn cause<'o>(log: &[u8], since_us: u64, out: &'o mut [u8]) -> Text<'o> {
         }
     }
     let mut writer = Writer::new(out);
-    if !reason.is_empty() {
-        writer.add(b"$", 0, Text::line(reason));
-        if !detail.is_empty() {
-            writer.add(b": $", 0, Text::line(detail));
-        }
+    writer.add(b"$", 0, Text::line(reason));
+    if !reason.is_empty() && !detail.is_empty() {
+        writer.add(b": $", 0, Text::line(detail));
     }
     let length = writer.length();
     Text::line(up_to(out, length))

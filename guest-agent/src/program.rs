@@ -1,5 +1,6 @@
 //! What the program does, from its arguments to its exit status.
 
+use heapless::Vec;
 use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS, Text, Writer};
 
 use crate::agent::Storage;
@@ -31,7 +32,7 @@ pub fn run<'a>(
     let mut text = [0; MAX_MESSAGE_BYTES];
     let mut line = Writer::new(&mut text);
     line.add_plain(b"scx-vsock-agent: ");
-    let mut config = Config::default();
+    let mut config = Config { maps: Vec::new(), listeners: Vec::new(), allow_cid: None };
     let status = match arguments::parse(arguments, activated_descriptors(environment), &mut config) {
         Ok(Command::Run) => {
             // The end of the process closes its descriptors.
@@ -67,10 +68,7 @@ fn activated_descriptors<'a>(environment: impl Iterator<Item = &'a [u8]>) -> usi
             process = arguments::number(value);
         }
     }
-    match count {
-        Some(count) if process == Some(sys::process_id()) => count as usize,
-        _ => 0,
-    }
+    if process == Some(sys::process_id()) { count.unwrap_or(0) as usize } else { 0 }
 }
 
 fn print(text: &str) -> i32 {

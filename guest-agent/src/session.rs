@@ -340,6 +340,7 @@ impl<const MAX: usize> Session<MAX> {
         self.request_filled(fill, dropped);
     }
 
+    #[inline(never)]
     fn scheduler_read(&mut self, count: usize) {
         let next = match self.line.fill(count) {
             Fill::Partial => return,
@@ -401,7 +402,7 @@ impl<const MAX: usize> Session<MAX> {
 
     fn request_filled(&mut self, fill: Fill, dropped: u32) {
         let length = if let Fill::Line { .. } = fill { self.line.line().len() } else { self.line.len() };
-        let size = dropped.saturating_add(saturate(length));
+        let size = saturate(dropped as usize + length);
         match fill {
             Fill::Partial => {}
             Fill::Over => {

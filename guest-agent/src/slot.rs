@@ -73,10 +73,14 @@ impl<const MAX: usize> Slot<MAX> {
             self.session.host_closed();
         }
         let outcome = match self.session.action(self.scheduler.is_ready()) {
-            Action::Read(Peer::Host, buffer) => self.host.receive(buffer),
-            Action::Read(Peer::Scheduler, buffer) => self.scheduler.receive(buffer),
-            Action::Write(Peer::Host, pieces) => self.host.send(sources.epoll, &pieces),
-            Action::Write(Peer::Scheduler, pieces) => self.scheduler.send(sources.epoll, &pieces),
+            Action::Read(peer, buffer) => {
+                let stream = if peer == Peer::Host { &mut self.host } else { &mut self.scheduler };
+                stream.receive(buffer)
+            }
+            Action::Write(peer, pieces) => {
+                let stream = if peer == Peer::Host { &mut self.host } else { &mut self.scheduler };
+                stream.send(sources.epoll, &pieces)
+            }
             Action::Connect { timeout_ms } => self.connect(sources, timeout_ms, timer_fired),
             Action::Check => {
                 let outcome = self.scheduler.receive_now(&mut [0]);

@@ -13,9 +13,9 @@ pub const WATCH_STREAM: u32 = WATCH_INPUT | EPOLLRDHUP;
 /// The peer ended its sending side, or more than that.
 const ENDED: u32 = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 /// It did, and its end was looked at: reads never block again. No event has this bit.
-const ENDED_BEFORE: u32 = 1 << 16;
+const ENDED_BEFORE: u32 = 1 << 5;
 /// A write found no room, and the kernel was asked to report it. No event has this bit.
-const NO_ROOM: u32 = 1 << 17;
+const NO_ROOM: u32 = 1 << 6;
 
 /// A descriptor that epoll watches, if there is one.
 ///

@@ -58,12 +58,13 @@ impl Port {
     const NONE: Self = Self { number: 0, is_unsupported: false, scheduler: UnixAddress::NONE };
 
     /// Creates a listener; returns its descriptor.
+    #[inline(never)]
     fn listen(&mut self, backlog: u32) -> i32 {
         // Asking the kernel for a family that it does not know makes it start modprobe: ask only when the module is there,
         // where that can be seen.
         if self.is_unsupported
-            && sys::exists(b"/sys/module", Text::EMPTY)
-            && !sys::exists(b"/sys/module/vsock", Text::EMPTY)
+            && sys::exists(b"/sys/module/$", Text::EMPTY)
+            && !sys::exists(b"/sys/module/$", Text::line(b"vsock"))
         {
             return EAFNOSUPPORT;
         }
@@ -102,9 +103,9 @@ impl Sources {
             return outcome;
         }
         let mut inherited = config.listeners.iter();
-        let mut listeners = listeners.iter_mut();
-        for ((port, map), token) in self.ports.iter_mut().zip(&config.maps).zip(LISTENERS..) {
-            let Some(listener) = listeners.next() else { break };
+        for (index, (port, map)) in self.ports.iter_mut().zip(&config.maps).enumerate() {
+            let Some(listener) = listeners.get_mut(index) else { break };
+            let token = LISTENERS + saturate(index);
             port.number = map.port;
             port.scheduler.set(map.socket);
             if let Some(&number) = inherited.next() {
@@ -193,15 +194,13 @@ impl Sources {
 
     /// Accepts the next connection of a listener, if there is one of a peer that may be served. Any process of the guest
     /// with a vsock loopback could otherwise read a socket that only root may read, or take every slot.
-    pub fn accept(&mut self, map: usize) -> Option<i32> {
+    #[inline(never)]
+    pub fn accept(&mut self, map: usize) -> i32 {
         let [_, _, listeners @ ..] = &mut self.watched;
-        let listener = listeners.get_mut(map)?;
-        if !listener.is_ready() {
-            return None;
-        }
+        let Some(listener) = listeners.get_mut(map).filter(|listener| listener.is_ready()) else { return EAGAIN };
         let (connection, cid) = sys::accept(listener.fd());
         match connection {
-            0.. if cid == VMADDR_CID_HOST || cid == self.allow_cid => return Some(connection),
+            0.. if cid == VMADDR_CID_HOST || cid == self.allow_cid => return connection,
             0.. => Fd::new(connection).close(),
             EAGAIN => listener.set_idle(),
             // A shortage, or the connection ended before it was accepted.
@@ -210,7 +209,7 @@ impl Sources {
                 self.retry();
             }
         }
-        None
+        EAGAIN
     }
 
     /// Closes everything.

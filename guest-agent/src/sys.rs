@@ -288,6 +288,7 @@ pub fn receive(socket: Fd, buffer: &mut [u8]) -> i32 {
 ///
 /// No bytes at all show whether the peer still reads: this succeeds after the peer ended only its sending side and
 /// fails after it closed, on vsock and on Unix sockets, where epoll reports the two alike.
+#[inline(never)]
 pub fn send(socket: Fd, bytes: &[u8]) -> i32 {
     let flags = MSG_DONTWAIT | MSG_NOSIGNAL;
     // SAFETY: the kernel reads `bytes`, which live through the call; no address is given.
@@ -360,6 +361,7 @@ pub fn process_id() -> u32 {
 }
 
 /// Writes to a descriptor, as much as it takes at once.
+#[inline(never)]
 pub fn write(fd: i32, bytes: &[u8]) {
     // SAFETY: the kernel reads `bytes`, which live through the call.
     let _written = unsafe { raw_syscall!(Sysno::write, fd as usize, bytes.as_ptr(), bytes.len()) };

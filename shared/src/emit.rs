@@ -52,18 +52,17 @@ const SCHEDULER_GONE: usize = 7;
 pub(crate) const SCHED_EXT: usize = 8;
 
 /// Begins an envelope.
-pub(crate) fn begin(out: &mut [u8], template: usize, number: u32) -> Writer<'_> {
+pub(crate) fn begin(writer: &mut Writer<'_>, template: usize, number: u32) {
     let is_answer = matches!(template, SCHEDULER_READY | SCHED_EXT);
     let key: &[u8] = if is_answer { b"{\"agent\":{" } else { b"{\"relay_error\":{" };
-    let mut writer = Writer::new(out);
     writer.add_plain(key);
     writer.add(nth_line(TEMPLATES, template), number.into(), Text::EMPTY);
-    writer
 }
 
 /// Writes a notice with its number; `max` is the cap that a line is over.
 pub fn notice(out: &mut [u8], notice: Notice, number: u32, max: u32) -> usize {
-    let mut writer = begin(out, notice as usize, number);
+    let mut writer = Writer::new(out);
+    begin(&mut writer, notice as usize, number);
     let end: &[u8] = if notice >= Notice::RequestTooLarge { b"\"max\":#}}}\n" } else { b"\n" };
     writer.add(end, max.into(), Text::EMPTY);
     writer.length()
@@ -100,7 +99,8 @@ pub fn any_hello(out: &mut [u8], agent: Text<'_>, boot_id: Text<'_>, numbers: [u
 
 /// Writes the relay error `no_scheduler`.
 pub fn no_scheduler(out: &mut [u8], errno: i32, sched_ext: Text<'_>, ops: Text<'_>, cause: Text<'_>) -> usize {
-    let mut writer = begin(out, NO_SCHEDULER, errno.unsigned_abs());
+    let mut writer = Writer::new(out);
+    begin(&mut writer, NO_SCHEDULER, errno.unsigned_abs());
     writer.add(b"\"sched_ext\":\"$\",", 0, sched_ext.truncated(MAX_NAME_BYTES));
     writer.add(b"\"ops\":\"$\",", 0, ops.truncated(MAX_OPS_BYTES));
     end_with_cause(writer, cause)
@@ -108,7 +108,9 @@ pub fn no_scheduler(out: &mut [u8], errno: i32, sched_ext: Text<'_>, ops: Text<'
 
 /// Writes the relay error `scheduler_gone`.
 pub fn scheduler_gone(out: &mut [u8], errno: i32, cause: Text<'_>) -> usize {
-    end_with_cause(begin(out, SCHEDULER_GONE, errno.unsigned_abs()), cause)
+    let mut writer = Writer::new(out);
+    begin(&mut writer, SCHEDULER_GONE, errno.unsigned_abs());
+    end_with_cause(writer, cause)
 }
 
 fn end_with_cause(mut writer: Writer<'_>, cause: Text<'_>) -> usize {

@@ -156,7 +156,8 @@ impl<'o> SchedExtLine<'o> {
     /// Begins the answer in `out`, which is at least 512 bytes long.
     pub fn begin(out: &'o mut [u8]) -> Self {
         let room = out.len().min(MAX_SCHED_EXT_BYTES);
-        let writer = emit::begin(out.split_at_mut(room).0, emit::SCHED_EXT, 0);
+        let mut writer = Writer::new(out.split_at_mut(room).0);
+        emit::begin(&mut writer, emit::SCHED_EXT, 0);
         Self { writer, list: 0, left: 0, truncated: false }
     }
 
@@ -184,7 +185,7 @@ impl<'o> SchedExtLine<'o> {
 
     /// Ends the events.
     pub fn end_events(&mut self) {
-        self.end_list(b"}");
+        self.end_list(b'}');
     }
 
     /// Begins the log.
@@ -204,7 +205,7 @@ impl<'o> SchedExtLine<'o> {
 
     /// Ends the log.
     pub fn end_log(&mut self) {
-        self.end_list(b"]");
+        self.end_list(b']');
     }
 
     /// Ends the line and returns its length; `log_errno` is what reading the log failed with.
@@ -213,10 +214,8 @@ impl<'o> SchedExtLine<'o> {
         if let Some(errno) = log_errno {
             self.writer.add(b",\"log_errno\":#", errno.unsigned_abs().into(), Text::EMPTY);
         }
-        if self.truncated {
-            self.writer.add_plain(b",\"truncated\":true");
-        }
-        self.writer.add_plain(b"}}}\n");
+        let end: &[u8] = if self.truncated { b",\"truncated\":true}}}\n" } else { b"}}}\n" };
+        self.writer.add_plain(end);
         self.writer.length()
     }
 
@@ -234,11 +233,11 @@ impl<'o> SchedExtLine<'o> {
     }
 
     /// Writes `close` in place of the last comma, or drops the list if there is no room for it.
-    fn end_list(&mut self, close: &[u8]) {
-        if self.writer.written().ends_with(b",") {
+    fn end_list(&mut self, close: u8) {
+        if self.writer.written().last() == Some(&b',') {
             self.writer.truncate(self.writer.length() - 1);
         }
-        self.writer.add_plain(close);
+        self.writer.put(close);
         self.truncated |= self.writer.length() + END_BYTES > self.writer.room();
         if self.truncated {
             self.writer.truncate(self.list);

@@ -48,7 +48,6 @@ impl Verb {
     /// Parses what follows [`AGENT_LINE_PREFIX`] in a line, with or without the line's LF. `None` for a verb that this
     /// version does not know.
     #[must_use]
-    #[inline(never)]
     pub fn parse(rest: &[u8]) -> Option<Self> {
         let mut bytes = rest.iter();
         let (mut verb, mut name) = (NAMES.len(), NAMES.len());

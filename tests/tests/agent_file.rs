@@ -10,8 +10,8 @@ use scx_vsock_tests::{agent, patched};
 /// Bytes that the file may take.
 fn max_file_bytes(architecture: Architecture) -> usize {
     match architecture {
-        Architecture::Aarch64 => 14_400,
-        _ => 13_100,
+        Architecture::Aarch64 => 14_336,
+        _ => 12_800,
     }
 }
 
