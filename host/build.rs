@@ -215,7 +215,8 @@ impl Build {
 
     fn built(&self, target: &str) -> Result<Vec<u8>> {
         let file = self.out.join("target").join(target).join("agent").join(PROGRAM);
-        fs::read(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))
+        let program = fs::read(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        without_sections(program).ok_or_else(|| format!("{} is no ELF program of 64 bits", file.display()))
     }
 
     fn cargo(&self, architecture: &Architecture, target: &str) -> Result<()> {
@@ -279,6 +280,32 @@ impl Build {
         let output = output.map_err(|error| format!("cannot run {}: {error}", self.rustc.display()))?;
         Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
     }
+}
+
+/// Cuts off what follows the last segment: the table of sections and their names, which a kernel does not read. Not every
+/// linker can leave them out.
+fn without_sections(mut program: Vec<u8>) -> Option<Vec<u8>> {
+    /// Where an ELF header has the offset of the segments' table, its entries' size and their number.
+    const SEGMENTS: [usize; 3] = [0x20, 0x36, 0x38];
+    /// Where it has the offset of the sections' table, and the number of sections with the number of that of their names.
+    const SECTIONS: [std::ops::Range<usize>; 2] = [0x28..0x30, 0x3c..0x40];
+    /// Where a segment has its offset and its size in the file.
+    const SEGMENT: [usize; 2] = [0x08, 0x20];
+    let number = |at: usize, bytes: usize| {
+        let mut number = [0; 8];
+        number.get_mut(..bytes)?.copy_from_slice(program.get(at..at + bytes)?);
+        usize::try_from(u64::from_le_bytes(number)).ok()
+    };
+    let [table, size, count] = [number(SEGMENTS[0], 8)?, number(SEGMENTS[1], 2)?, number(SEGMENTS[2], 2)?];
+    let mut end = table + size * count;
+    for segment in (0..count).map(|index| table + size * index) {
+        end = end.max(number(segment + SEGMENT[0], 8)? + number(segment + SEGMENT[1], 8)?);
+    }
+    program.truncate(end);
+    for range in SECTIONS {
+        program.get_mut(range)?.fill(0);
+    }
+    Some(program)
 }
 
 /// Writes a file as a program, unless it is there with these bytes: nothing is built again, and a copy that runs stays.

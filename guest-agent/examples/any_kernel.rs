@@ -41,12 +41,12 @@ fn drive(session: &mut Session<MAX>, streams: &mut Streams) {
             Action::Read(Peer::Host, _) if streams.from_host.is_empty() => return,
             Action::Read(Peer::Host, buffer) => {
                 let count = take(&mut streams.from_host, buffer);
-                session.done(Outcome::done(saturate(count)));
+                session.done(Outcome::done(count));
             }
             Action::Write(Peer::Host, pieces) => {
                 let bytes = pieces.concat();
                 streams.to_host.extend_from_slice(&bytes);
-                session.done(Outcome::done(saturate(bytes.len())));
+                session.done(Outcome::done(bytes.len()));
             }
             Action::Connect { .. } => session.done(Outcome::done(0)),
             Action::Check if streams.from_scheduler.is_empty() => session.checked(Outcome::BLOCKED),
@@ -54,15 +54,15 @@ fn drive(session: &mut Session<MAX>, streams: &mut Streams) {
             Action::Write(Peer::Scheduler, pieces) => {
                 let request = pieces.concat();
                 streams.ask_scheduler(&request);
-                session.done(Outcome::done(saturate(request.len())));
+                session.done(Outcome::done(request.len()));
             }
             Action::Read(Peer::Scheduler, buffer) => {
                 let count = take(&mut streams.from_scheduler, buffer);
-                session.done(Outcome::done(saturate(count)));
+                session.done(Outcome::done(count));
             }
             Action::Report(report, buffer) => {
                 let length = report_of_a_kernel_without_sched_ext(report, buffer);
-                session.done(Outcome::done(saturate(length)));
+                session.done(Outcome::done(length));
             }
             Action::Close => return,
         }
@@ -72,6 +72,9 @@ fn drive(session: &mut Session<MAX>, streams: &mut Streams) {
 fn report_of_a_kernel_without_sched_ext(report: KernelReport, out: &mut [u8]) -> usize {
     let nothing = Text::EMPTY;
     match report {
+        KernelReport::Hello => {
+            emit::hello(out, Text::line(env!("CARGO_PKG_VERSION").as_bytes()), nothing, saturate(out.len()))
+        }
         KernelReport::SchedExt => {
             let mut line = SchedExtLine::begin(out);
             line.uptime(0);
@@ -92,7 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut session = Box::new(Session::<MAX>::new());
     let mut streams = Streams::default();
 
-    session.open(Text::first_line(env!("CARGO_PKG_VERSION").as_bytes()), Text::EMPTY);
+    session.open();
     streams.from_host.extend(b"{\"req\":\"stats\"}\n");
     drive(&mut session, &mut streams);
 

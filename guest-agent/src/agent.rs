@@ -11,10 +11,10 @@ use scx_vsock_wire::envelope::saturate;
 
 use crate::arguments::{Config, MAX_MAPS};
 use crate::session::Peer;
-use crate::slot::{self, Slot};
+use crate::slot::Slot;
 use crate::source::Source;
-use crate::sources::{SOURCES, Sources};
-use crate::sys::{self, Fd};
+use crate::sources::{SOURCES, Sources, refuse};
+use crate::sys;
 
 pub use crate::error::{Error, Problem};
 pub use crate::sys::Errno;
@@ -60,45 +60,61 @@ impl<const SESSIONS: usize, const MAX: usize> Storage<SESSIONS, MAX> {
     }
 
     /// Starts an agent in this memory.
-    pub(crate) fn start(&mut self, config: &Config<'_>) -> Result<(), Error> {
-        self.sources.start(config, Self::BACKLOG)
+    pub(crate) fn start(&mut self, config: &Config<'_>) -> Result<i32, Error> {
+        let outcome = self.sources.start(config, Self::BACKLOG);
+        self.result(outcome)
     }
 
     /// Serves without end.
     pub(crate) fn run(&mut self) -> Result<Infallible, Error> {
-        let mut timeout_ms = 0;
+        let mut is_idle = 0;
         loop {
-            timeout_ms = match self.turn(timeout_ms)? {
-                Turn::More => 0,
-                Turn::Idle => -1,
-            };
+            is_idle = self.turn(-is_idle);
+            self.result(is_idle)?;
         }
     }
 
-    /// Does what there is to do, or the first to come within the time.
-    #[inline(never)]
-    fn turn(&mut self, timeout_ms: i32) -> Result<Turn, Error> {
-        self.take_events(timeout_ms)?;
-        let timer_fired = self.sources.on_timer(Self::BACKLOG)?;
+    /// Returns an outcome, or the error that a negative one is.
+    fn result(&self, outcome: i32) -> Result<i32, Error> {
+        let problem = self.sources.problem;
+        if outcome < 0 { Err(Error { problem, errno: Errno::new(-outcome) }) } else { Ok(outcome) }
+    }
+
+    /// Does what there is to do, or the first to come within the time. Returns a negative error number, 0 if there is more
+    /// to do at once, else 1.
+    fn turn(&mut self, timeout_ms: i32) -> i32 {
+        let outcome = self.take_events(timeout_ms);
+        if outcome < 0 {
+            return outcome;
+        }
+        let timer_fired = self.sources.timer_fired();
+        let outcome = self.sources.on_timer(timer_fired, Self::BACKLOG);
+        if outcome < 0 {
+            return outcome;
+        }
         self.sources.announce(saturate(MAX));
-        let more_to_do = self.step_sessions(timer_fired);
+        let mut more_to_do = self.step_sessions(timer_fired);
         for map in 0..MAX_MAPS {
-            if let Some(host) = self.sources.accept(map) {
-                self.serve(host, map)?;
+            let host = self.sources.accept(map);
+            if host >= 0 {
+                more_to_do = true;
+                self.serve(host, map);
             }
         }
-        Ok(if more_to_do || self.sources.may_accept() { Turn::More } else { Turn::Idle })
+        i32::from(!more_to_do)
     }
 
-    /// Takes in the events that are there, or the first to come within the time.
-    fn take_events(&mut self, timeout_ms: i32) -> Result<(), Error> {
+    /// Takes in the events that are there, or the first to come within the time; returns a negative error number where the
+    /// kernel has none.
+    fn take_events(&mut self, timeout_ms: i32) -> i32 {
         let Self { sources, slots } = self;
+        sources.problem = Problem::Events;
         let outcome = sys::wait(sources.epoll, timeout_ms, |token, events| {
             if let Some(source) = source(&mut sources.watched, slots, token) {
                 source.on_event(events);
             }
         });
-        if outcome == sys::EINTR { Ok(()) } else { Problem::Events.check(outcome) }
+        if outcome == sys::EINTR { 0 } else { outcome }
     }
 
     /// Returns whether there is more to do at once.
@@ -112,18 +128,24 @@ impl<const SESSIONS: usize, const MAX: usize> Storage<SESSIONS, MAX> {
     }
 
     #[inline(never)]
-    fn serve(&mut self, host: i32, map: usize) -> Result<(), Error> {
-        if !self.slots.iter().any(Slot::is_free) {
+    fn serve(&mut self, host: i32, map: usize) {
+        let mut number = self.free_slot();
+        if number == SESSIONS {
             // A session that its host closed before it made this connection is over, so its event comes first.
-            self.take_events(0).inspect_err(|_| Fd::new(host).close())?;
+            self.take_events(0);
             self.step_sessions(false);
+            number = self.free_slot();
         }
-        let free = self.slots.iter_mut().zip((saturate(SOURCES)..).step_by(2)).find(|(slot, _)| slot.is_free());
-        match free {
-            Some((slot, token)) => slot.open(self.sources.epoll, host, token, map),
-            None => slot::refuse(Fd::new(host), saturate(SESSIONS)),
+        match self.slots.get_mut(number) {
+            Some(slot) => slot.open(self.sources.epoll, host, saturate(SOURCES + 2 * number), map),
+            None => refuse(host, saturate(SESSIONS)),
         }
-        Ok(())
+    }
+
+    /// Returns the number of a free slot; that of the slots where there is none.
+    #[inline(never)]
+    fn free_slot(&self) -> usize {
+        self.slots.iter().take_while(|slot| !slot.is_free()).count()
     }
 
     /// Closes all connections and everything else.
@@ -202,7 +224,7 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
     /// See [`Error`]. A missing vsock module or transport is not one: the agent waits for them.
     pub fn new(storage: &'a mut Storage<SESSIONS, MAX>, config: &Config<'_>) -> Result<Self, Error> {
         match storage.start(config) {
-            Ok(()) => Ok(Self { storage }),
+            Ok(_) => Ok(Self { storage }),
             Err(error) => {
                 storage.close();
                 Err(error)
@@ -223,7 +245,8 @@ impl<'a, const SESSIONS: usize, const MAX: usize> Agent<'a, SESSIONS, MAX> {
     /// A port that could not be tried before (the vsock module came later) is taken or not permitted, or the
     /// kernel's event calls fail.
     pub fn turn(&mut self) -> Result<Turn, Error> {
-        self.storage.turn(0)
+        let outcome = self.storage.turn(0);
+        Ok(if self.storage.result(outcome)? == 0 { Turn::More } else { Turn::Idle })
     }
 
     /// Serves without end.

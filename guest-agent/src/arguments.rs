@@ -2,7 +2,7 @@
 
 use heapless::Vec;
 use scx_vsock_wire::limits::SCHEDULER_SOCKET;
-use scx_vsock_wire::line::{after, line_number, nth_line, position, up_to};
+use scx_vsock_wire::line::{line_number, nth_line, take_until};
 use scx_vsock_wire::{AGENT_PORT, Text};
 
 /// How many ports one agent serves at most.
@@ -111,7 +111,7 @@ impl UsageProblem {
     /// Returns the message.
     #[must_use]
     pub fn text(self) -> Text<'static> {
-        Text::first_line(nth_line(PROBLEMS, self as usize))
+        Text::line(nth_line(PROBLEMS, self as usize))
     }
 }
 
@@ -132,18 +132,17 @@ as many listening descriptors as maps are needed";
 
 /// `--help`'s text.
 pub const HELP: &str = "\
-scx-vsock-agent: relays the stats of a sched_ext scheduler to the host over vsock
+Relays the stats of a sched_ext scheduler to the host over vsock.
 
 Usage: scx-vsock-agent [OPTION]...
 
   --port N         vsock port to listen on (729)
   --socket PATH    the scheduler's stats socket (/var/run/scx/root/stats)
-  --map PORT=PATH  a port and its socket, instead of the two above; up to 4 times
-  --listen-fd N    inherited listening socket to use instead of a port; the
-                   n-th serves the n-th map, as those of LISTEN_FDS do
-  --allow-cid CID  vsock peer to serve beside the host (CID 2)
-  -V, --version    print the version
-  -h, --help       print this
+  --map PORT=PATH  a port and its socket, instead of these; up to 4 times
+  --listen-fd N    inherited listening socket of the n-th map, as LISTEN_FDS
+  --allow-cid CID  vsock peer to serve beside the host (2)
+  -V, --version
+  -h, --help
 ";
 
 /// Reads the arguments after the program's name into `config`, which is replaced. `activated` is how many descriptors
@@ -206,33 +205,50 @@ struct Usual<'a> {
 }
 
 #[inline(never)]
+/// Takes in the value of an option.
 fn set<'a>(config: &mut Config<'a>, usual: &mut Usual<'a>, option: usize, value: &'a [u8]) -> Result<(), UsageProblem> {
+    let (mut digits, mut path) = (value, value);
+    if option == MAP {
+        digits = take_until(&mut path, b'=');
+        if digits.len() == value.len() {
+            return Err(UsageProblem::NotAMap);
+        }
+    }
+    let number = number(digits);
+    if matches!(option, PORT | MAP) && number.is_none_or(|port| port == u32::MAX) {
+        return Err(UsageProblem::NotAPort);
+    }
+    if matches!(option, SOCKET | MAP) {
+        match path.len() {
+            0 => return Err(UsageProblem::EmptyPath),
+            1..=MAX_PATH_BYTES => {}
+            _ => return Err(UsageProblem::LongPath),
+        }
+    }
     usual.is_changed |= option <= SOCKET;
-    match option {
-        PORT => usual.map.port = port(value)?,
-        SOCKET => usual.map.socket = path(value)?,
-        MAP => add_map(config, value)?,
-        LISTEN_FD => add_listener(config, value)?,
-        _ => config.allow_cid = Some(number(value).ok_or(UsageProblem::NotANumber)?),
+    match (option, number) {
+        (SOCKET, _) => usual.map.socket = path,
+        (_, None) => return Err(UsageProblem::NotANumber),
+        (PORT, Some(port)) => usual.map.port = port,
+        (MAP, Some(port)) => return add_map(config, Map { port, socket: path }),
+        (LISTEN_FD, Some(number)) => return add_listener(config, number),
+        (_, Some(cid)) => config.allow_cid = Some(cid),
     }
     Ok(())
 }
 
-fn add_map<'a>(config: &mut Config<'a>, value: &'a [u8]) -> Result<(), UsageProblem> {
-    let at = position(value, b'=');
-    if at == value.len() {
-        return Err(UsageProblem::NotAMap);
-    }
-    let port = port(up_to(value, at))?;
-    if config.maps.iter().any(|map| map.port == port) {
+fn add_map<'a>(config: &mut Config<'a>, map: Map<'a>) -> Result<(), UsageProblem> {
+    if config.maps.iter().any(|other| other.port == map.port) {
         return Err(UsageProblem::MappedTwice);
     }
-    let map = Map { port, socket: path(after(value, at + 1))? };
     config.maps.push(map).map_err(|_| UsageProblem::TooMany)
 }
 
-fn add_listener(config: &mut Config<'_>, value: &[u8]) -> Result<(), UsageProblem> {
-    let descriptor = number(value).and_then(|number| i32::try_from(number).ok()).ok_or(UsageProblem::NotANumber)?;
+fn add_listener(config: &mut Config<'_>, number: u32) -> Result<(), UsageProblem> {
+    let descriptor = number.cast_signed();
+    if descriptor < 0 {
+        return Err(UsageProblem::NotANumber);
+    }
     #[allow(clippy::manual_contains, reason = "that one is unrolled, which four descriptors are not worth")]
     if config.listeners.iter().any(|&listener| listener == descriptor) {
         return Err(UsageProblem::NamedTwice);
@@ -247,29 +263,14 @@ fn complete<'a>(config: &mut Config<'a>, usual: &Usual<'a>, activated: usize) ->
     } else if usual.is_changed {
         return Err(UsageError { problem: UsageProblem::BesideAMap, argument: b"--map" });
     }
-    let mut count = config.listeners.len();
-    if count == 0 {
-        count = activated;
-        for descriptor in (FIRST_ACTIVATED..).take(activated.min(MAX_MAPS)) {
+    if config.listeners.is_empty() && activated == config.maps.len() {
+        for descriptor in (FIRST_ACTIVATED..).take(activated) {
             let _fits = config.listeners.push(descriptor);
         }
-    }
-    if count != 0 && count != config.maps.len() {
+    } else if config.listeners.len() != config.maps.len() && (activated != 0 || !config.listeners.is_empty()) {
         return Err(UsageError { problem: UsageProblem::NotAsMany, argument: b"--listen-fd (LISTEN_FDS)" });
     }
     Ok(())
-}
-
-fn port(digits: &[u8]) -> Result<u32, UsageProblem> {
-    number(digits).filter(|&port| port != u32::MAX).ok_or(UsageProblem::NotAPort)
-}
-
-fn path(value: &[u8]) -> Result<&[u8], UsageProblem> {
-    match value.len() {
-        0 => Err(UsageProblem::EmptyPath),
-        1..=MAX_PATH_BYTES => Ok(value),
-        _ => Err(UsageProblem::LongPath),
-    }
 }
 
 /// Returns the value of a decimal number without sign.

@@ -34,6 +34,7 @@ pub enum Problem {
 
 impl Error {
     /// Writes what is impossible, why and what to do.
+    #[inline(never)]
     pub(crate) fn write(self, line: &mut Writer<'_>) {
         let errno = self.errno.into_raw();
         let (template, number): (&[u8], u32) = match self.problem {
@@ -61,13 +62,6 @@ impl fmt::Display for Error {
 }
 
 impl core::error::Error for Error {}
-
-impl Problem {
-    /// Returns this problem with its error number if a system call returned one.
-    pub(crate) fn check(self, outcome: i32) -> Result<(), Error> {
-        if outcome < 0 { Err(Error { problem: self, errno: Errno::new(-outcome) }) } else { Ok(()) }
-    }
-}
 
 #[cfg(test)]
 mod tests {

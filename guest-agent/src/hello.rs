@@ -1,16 +1,16 @@
-//! What the agent says of itself in its hello.
+//! What the agent says of itself.
 
-use scx_vsock_wire::Text;
-use scx_vsock_wire::limits::MAX_NAME_BYTES;
+use scx_vsock_wire::{Text, emit};
 
 use crate::sys;
 
-/// This program's version.
-pub fn version() -> Text<'static> {
-    Text::first_line(env!("CARGO_PKG_VERSION").as_bytes())
-}
+/// Bytes of the kernel's file that are read: more than it has.
+const FILE_BYTES: usize = 256;
 
-/// The kernel's boot id.
-pub fn boot_id(buffer: &mut [u8; MAX_NAME_BYTES]) -> Text<'_> {
-    Text::first_line(sys::read_file(b"/proc/sys/kernel/random/boot_id", Text::EMPTY, buffer))
+/// Writes the hello, with this program's version and the kernel's boot id, to the beginning of `out`; returns its length.
+#[inline(never)]
+pub fn hello(out: &mut [u8], max_line_bytes: u32) -> usize {
+    let mut boot_id = [0; FILE_BYTES];
+    let boot_id = Text::first_line(sys::read_file(b"/proc/sys/kernel/random/boot_id", Text::EMPTY, &mut boot_id));
+    emit::hello(out, Text::line(env!("CARGO_PKG_VERSION").as_bytes()), boot_id, max_line_bytes)
 }

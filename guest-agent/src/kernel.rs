@@ -3,11 +3,13 @@
 //! A report takes one system call for the log and three for each file, whatever a guest's programs write, and waits for
 //! nobody.
 
+use scx_vsock_wire::envelope::saturate;
 use scx_vsock_wire::limits::{MAX_CAUSE_BYTES, MAX_NAME_BYTES, MAX_OPS_BYTES, MAX_SCHED_EXT_BYTES};
 use scx_vsock_wire::line::{position, take_until, up_to};
 use scx_vsock_wire::sched_ext::{Field, OPS, STATE};
 use scx_vsock_wire::{SchedExtLine, Text, emit};
 
+use crate::hello::hello;
 use crate::kernel_log;
 use crate::session::KernelReport;
 use crate::sys;
@@ -29,6 +31,7 @@ pub fn report(report: KernelReport, buffer: &mut [u8], connected_us: u64) -> usi
     let (state, texts) = texts.split_at_mut(MAX_NAME_BYTES);
     let (ops, cause) = texts.split_at_mut(MAX_OPS_BYTES);
     match report {
+        KernelReport::Hello => hello(buffer, saturate(buffer.len())),
         KernelReport::SchedExt => sched_ext(buffer),
         KernelReport::NoScheduler { errno } => {
             let cause = read_cause(buffer, 0, cause);
@@ -44,7 +47,8 @@ pub fn report(report: KernelReport, buffer: &mut [u8], connected_us: u64) -> usi
 /// Why the kernel disabled the latest scheduler; `scratch` is overwritten.
 fn read_cause<'o>(scratch: &mut [u8], since_us: u64, cause: &'o mut [u8]) -> Text<'o> {
     let count = read_log(scratch);
-    kernel_log::cause(log(scratch, count), since_us, cause)
+    let log = up_to(scratch, usize::try_from(count).unwrap_or(0));
+    kernel_log::cause(log, since_us, cause)
 }
 
 fn sched_ext(buffer: &mut [u8]) -> usize {
@@ -58,7 +62,7 @@ fn sched_ext(buffer: &mut [u8]) -> usize {
         }
     }
     line.uptime(sys::now_us());
-    add_events(&mut line, sys::read_file(FILES, Text::first_line(b"root/events"), scratch));
+    add_events(&mut line, sys::read_file(FILES, Text::line(b"root/events"), scratch));
     let count = read_log(scratch);
     if count > 0 {
         add_messages(&mut line, log(scratch, count));
@@ -79,7 +83,7 @@ fn add_events(line: &mut SchedExtLine<'_>, mut file: &[u8]) {
         while let [b' ', digits @ ..] = number {
             number = digits;
         }
-        line.event(Text::first_line(name), Text::first_line(number));
+        line.event(Text::line(name), Text::line(number));
     }
     line.end_events();
 }
@@ -94,7 +98,7 @@ fn add_messages(line: &mut SchedExtLine<'_>, log: &[u8]) {
 /// Reads the newest of the kernel's log into `scratch`; returns its length or a negative error number. Nothing is read on a
 /// kernel without sched_ext, which has nothing to say about it.
 fn read_log(scratch: &mut [u8]) -> i32 {
-    if !sys::exists(FILES, STATE.path()) {
+    if !sys::exists(FILES, Text::line(b"state")) {
         return 0;
     }
     let room = scratch.len().min(LOG_BYTES);

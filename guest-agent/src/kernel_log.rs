@@ -30,7 +30,7 @@ pub fn newest(log: &[u8], mut take: impl FnMut(KernelMessage<Text<'_>>)) {
     rest = log;
     while let Some(message) = next_message(&mut rest) {
         if count <= MAX_KERNEL_MESSAGES {
-            take(KernelMessage { time_us: message.time_us, text: Text::first_line(message.text) });
+            take(KernelMessage { time_us: message.time_us, text: Text::line(message.text) });
         }
         count = count.wrapping_sub(1);
     }
@@ -56,14 +56,12 @@ pub fn cause<'o>(log: &[u8], since_us: u64, out: &'o mut [u8]) -> Text<'o> {
         }
     }
     let mut writer = Writer::new(out);
-    if !reason.is_empty() {
-        writer.add(b"$", 0, Text::first_line(reason));
-        if !detail.is_empty() {
-            writer.add(b": $", 0, Text::first_line(detail));
-        }
+    writer.add(b"$", 0, Text::line(reason));
+    if !reason.is_empty() && !detail.is_empty() {
+        writer.add(b": $", 0, Text::line(detail));
     }
     let length = writer.length();
-    Text::first_line(up_to(out, length))
+    Text::line(up_to(out, length))
 }
 
 /// Takes lines off `log` up to the next that the kernel itself wrote about sched_ext.

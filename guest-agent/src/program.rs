@@ -1,5 +1,6 @@
 //! What the program does, from its arguments to its exit status.
 
+use heapless::Vec;
 use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS, Text, Writer};
 
 use crate::agent::Storage;
@@ -28,52 +29,46 @@ pub fn run<'a>(
     sessions: &'a mut Sessions,
 ) -> i32 {
     sys::open_standard_descriptors();
-    let mut config = Config::default();
-    match arguments::parse(arguments, activated_descriptors(environment), &mut config) {
-        Ok(Command::Run) => serve(&config, sessions),
-        Ok(Command::Help) => print(HELP),
-        Ok(Command::Version) => print(concat!("scx-vsock-agent ", env!("CARGO_PKG_VERSION"), "\n")),
+    let mut text = [0; MAX_MESSAGE_BYTES];
+    let mut line = Writer::new(&mut text);
+    line.add_plain(b"scx-vsock-agent: ");
+    let mut config = Config { maps: Vec::new(), listeners: Vec::new(), allow_cid: None };
+    let status = match arguments::parse(arguments, activated_descriptors(environment), &mut config) {
+        Ok(Command::Run) => {
+            // The end of the process closes its descriptors.
+            let Err(error) = sessions.start(&config).and_then(|_| sessions.run());
+            error.write(&mut line);
+            FAILURE
+        }
+        Ok(Command::Help) => return print(HELP),
+        Ok(Command::Version) => return print(concat!("scx-vsock-agent ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(UsageError { problem, argument }) => {
-            print_error(|line| {
-                line.add(b"$: ", 0, Text::first_line(argument).truncated(MAX_ARGUMENT_BYTES));
-                line.add(b"$", 0, problem.text());
-            });
+            line.add(b"$: ", 0, Text::first_line(argument).truncated(MAX_ARGUMENT_BYTES));
+            line.add(b"$", 0, problem.text());
             USAGE
         }
-    }
+    };
+    line.add_plain(b"\n");
+    sys::write(2, line.written());
+    status
 }
 
-fn serve(config: &Config<'_>, sessions: &mut Sessions) -> i32 {
-    // The end of the process closes its descriptors.
-    let Err(error) = sessions.start(config).and_then(|()| sessions.run());
-    print_error(|line| error.write(line));
-    FAILURE
-}
+/// How many descriptors socket activation passed.
+const COUNT: &[u8] = b"LISTEN_FDS=";
+/// To which process.
+const PROCESS: &[u8] = b"LISTEN_PID=";
 
 /// Returns how many descriptors socket activation passed to this very process.
 fn activated_descriptors<'a>(environment: impl Iterator<Item = &'a [u8]>) -> usize {
     let (mut count, mut process) = (None, None);
     for variable in environment {
-        if let Some(value) = variable.strip_prefix(b"LISTEN_FDS=") {
+        if let Some(value) = variable.strip_prefix(COUNT) {
             count = arguments::number(value);
-        } else if let Some(value) = variable.strip_prefix(b"LISTEN_PID=") {
+        } else if let Some(value) = variable.strip_prefix(PROCESS) {
             process = arguments::number(value);
         }
     }
-    match count {
-        Some(count) if process == Some(sys::process_id()) => count as usize,
-        _ => 0,
-    }
-}
-
-/// Prints one line to standard error.
-fn print_error(write: impl FnOnce(&mut Writer<'_>)) {
-    let mut text = [0; MAX_MESSAGE_BYTES];
-    let mut line = Writer::new(&mut text);
-    line.add(b"scx-vsock-agent: ", 0, Text::EMPTY);
-    write(&mut line);
-    line.add(b"\n", 0, Text::EMPTY);
-    sys::write(2, line.written());
+    if process == Some(sys::process_id()) { count.unwrap_or(0) as usize } else { 0 }
 }
 
 fn print(text: &str) -> i32 {

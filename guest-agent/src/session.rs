@@ -6,11 +6,12 @@
 //! driver may ask for the action as often as it likes.
 //!
 //! ```text
-//! Sending(hello) -> Request -> Connecting -> Checking -> Sending(request) -> Answer -> Sending(stats) -> Request
-//!                      |          |   `-> Reporting -> Sending(no_scheduler) -> Request
-//!                      |          `-> Sending(scheduler_ready) -> Request
-//!                      |-> Sending(request_too_large) -> Request
-//!                      `-> Reporting -> Sending(sched_ext) -> Request
+//! Reporting -> Sending(hello) -> Request
+//! Request -> Connecting -> Checking -> Sending(request) -> Answer -> Sending(stats) -> Request
+//!    |          |   `-> Reporting -> Sending(no_scheduler) -> Request
+//!    |          `-> Sending(scheduler_ready) -> Request
+//!    |-> Sending(request_too_large) -> Request
+//!    `-> Reporting -> Sending(sched_ext) -> Request
 //! ```
 //!
 //! A host that closes ends the session in every state. One that only ends its sending side has every complete line
@@ -20,39 +21,17 @@ use scx_vsock_wire::emit::{self, Notice};
 use scx_vsock_wire::envelope::saturate;
 use scx_vsock_wire::limits::{AGENT_LINE_PREFIX, MAX_AGENT_ENVELOPE_BYTES};
 use scx_vsock_wire::line::{after, copy_prefix, up_to};
-use scx_vsock_wire::{Fill, LineBuffer, STATS_PREFIX, STATS_SUFFIX, Text, Verb};
+use scx_vsock_wire::{Fill, LineBuffer, STATS_PREFIX, STATS_SUFFIX, Verb};
 
 /// Bytes of one read from the host, and so of what can stand after a request in the read-ahead.
 pub const READ_AHEAD: usize = 4096;
 
-/// What a host sent after the request that is being served.
+/// What a host sent after the request that is being served: no more than one read.
 #[derive(Debug)]
 #[repr(C)]
 struct ReadAhead {
-    start: usize,
-    end: usize,
+    length: usize,
     bytes: [u8; READ_AHEAD],
-}
-
-impl ReadAhead {
-    fn bytes(&self) -> &[u8] {
-        after(up_to(&self.bytes, self.end), self.start)
-    }
-
-    fn clear(&mut self) {
-        self.start = 0;
-        self.end = 0;
-    }
-
-    /// Keeps `bytes`, which are no more than one read.
-    fn keep(&mut self, bytes: &[u8]) {
-        self.start = 0;
-        self.end = copy_prefix(&mut self.bytes, bytes);
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.start = self.start.saturating_add(count).min(self.end);
-    }
 }
 
 /// A session's peer.
@@ -91,7 +70,7 @@ pub enum Action<'s> {
 ///
 /// One word, as system calls have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome(i32);
+pub struct Outcome(pub(crate) i32);
 
 impl Outcome {
     /// Nothing can be done now.
@@ -99,9 +78,8 @@ impl Outcome {
 
     /// The action is done, and moved so many bytes.
     #[must_use]
-    #[allow(clippy::cast_possible_wrap, reason = "the smaller of both fits")]
-    pub const fn done(bytes: u32) -> Self {
-        Self(if bytes > i32::MAX as u32 { i32::MAX } else { bytes as i32 })
+    pub fn done(bytes: usize) -> Self {
+        Self(i32::try_from(bytes).unwrap_or(i32::MAX))
     }
 
     /// The connection failed with this error number, which is positive.
@@ -117,9 +95,11 @@ impl Outcome {
     }
 }
 
-/// An envelope with what the guest's kernel says about sched_ext.
+/// An envelope with what the guest's kernel says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelReport {
+    /// The hello, with the kernel's boot id and the length of the buffer as the cap of lines.
+    Hello,
     /// The answer `sched_ext`.
     SchedExt,
     /// The relay error `no_scheduler`.
@@ -137,7 +117,7 @@ pub enum KernelReport {
 impl KernelReport {
     fn next(self) -> Next {
         match self {
-            Self::SchedExt | Self::NoScheduler { .. } => Next::Request,
+            Self::Hello | Self::SchedExt | Self::NoScheduler { .. } => Next::Request,
             Self::SchedulerGone { .. } => Next::Close,
         }
     }
@@ -204,15 +184,17 @@ enum Next {
 /// One session, with buffers for lines of at most `MAX` bytes, which are at least [`MAX_AGENT_ENVELOPE_BYTES`].
 ///
 /// ```
-/// use scx_vsock_agent::session::{Action, Outcome, Peer, Session};
-/// use scx_vsock_wire::Text;
-/// use scx_vsock_wire::envelope::saturate;
+/// use scx_vsock_agent::session::{Action, KernelReport, Outcome, Peer, Session};
+/// use scx_vsock_wire::{Text, emit};
 ///
 /// let mut session = Session::<4096>::new();
-/// session.open(Text::first_line(b"0.1.0"), Text::EMPTY);
+/// session.open();
+/// let Action::Report(KernelReport::Hello, buffer) = session.action(false) else { unreachable!() };
+/// let length = emit::hello(buffer, Text::line(b"0.1.0"), Text::EMPTY, 4096);
+/// session.done(Outcome::done(length));
 /// let Action::Write(Peer::Host, hello) = session.action(false) else { unreachable!() };
 /// let count = hello.concat().len(); // ... are written
-/// session.done(Outcome::done(saturate(count)));
+/// session.done(Outcome::done(count));
 /// let Action::Read(Peer::Host, buffer) = session.action(false) else { unreachable!() };
 /// buffer[..16].copy_from_slice(b"{\"req\":\"stats\"}\n");
 /// session.done(Outcome::done(16));
@@ -243,16 +225,14 @@ impl<const MAX: usize> Session<MAX> {
     #[must_use]
     pub const fn new() -> Self {
         const { assert!(MAX >= MAX_AGENT_ENVELOPE_BYTES, "the agent's own envelopes do not fit into this buffer") };
-        let ahead = ReadAhead { bytes: [0; READ_AHEAD], start: 0, end: 0 };
+        let ahead = ReadAhead { length: 0, bytes: [0; READ_AHEAD] };
         Self { line: LineBuffer::new(), ahead, state: State::Closed }
     }
 
-    /// Begins with hello after a host has connected: with the agent's own version and the kernel's boot id.
-    pub fn open(&mut self, version: Text<'_>, boot_id: Text<'_>) {
-        self.ahead.clear();
-        self.line.clear();
-        let length = emit::hello(self.line.spare(), version, boot_id, saturate(MAX));
-        self.send_envelope(length, Next::Request);
+    /// Begins with hello after a host has connected.
+    pub fn open(&mut self) {
+        self.ahead.length = 0;
+        self.report(KernelReport::Hello);
     }
 
     /// Whether the session is over.
@@ -341,7 +321,7 @@ impl<const MAX: usize> Session<MAX> {
             State::Connecting { next: Connected::Announce, .. } => self.send(Next::Request, Notice::SchedulerReady, 0),
             State::Answer => self.scheduler_read(count),
             State::Reporting(report) => self.send_envelope(count, report.next()),
-            State::Sending { frame, next, sent } => self.wrote(frame, next, sent.saturating_add(count)),
+            State::Sending { frame, next, sent } => self.wrote(frame, next, sent + count),
             State::Closed | State::Checking => {}
         }
     }
@@ -356,10 +336,11 @@ impl<const MAX: usize> Session<MAX> {
 
     fn host_read(&mut self, count: usize, dropped: u32) {
         let fill = self.line.fill(count);
-        self.ahead.keep(self.line.rest());
+        self.ahead.length = copy_prefix(&mut self.ahead.bytes, self.line.rest());
         self.request_filled(fill, dropped);
     }
 
+    #[inline(never)]
     fn scheduler_read(&mut self, count: usize) {
         let next = match self.line.fill(count) {
             Fill::Partial => return,
@@ -389,6 +370,7 @@ impl<const MAX: usize> Session<MAX> {
     }
 
     /// Gives up the buffer's line for an envelope that needs the kernel.
+    #[inline(never)]
     fn report(&mut self, report: KernelReport) {
         self.line.clear();
         self.state = State::Reporting(report);
@@ -408,27 +390,26 @@ impl<const MAX: usize> Session<MAX> {
         self.state = State::Sending { frame: Frame::None, next, sent: 0 };
     }
 
-    /// Serves what the host sent ahead before more is read from it.
+    /// Serves what the host sent ahead before more is read from it. The line's buffer is empty then, and holds all of it.
     fn take_read_ahead(&mut self) {
-        while let (State::Request { dropped }, false) = (self.state, self.ahead.bytes().is_empty()) {
-            let (taken, fill) = self.line.take_line(self.ahead.bytes());
-            self.ahead.consume(taken);
-            self.request_filled(fill, dropped);
+        while let State::Request { dropped } = self.state
+            && self.ahead.length > 0
+        {
+            let count = copy_prefix(self.line.spare(), up_to(&self.ahead.bytes, self.ahead.length));
+            self.host_read(count, dropped);
         }
     }
 
     fn request_filled(&mut self, fill: Fill, dropped: u32) {
-        let size = dropped.saturating_add(saturate(self.line.len()));
+        let length = if let Fill::Line { .. } = fill { self.line.line().len() } else { self.line.len() };
+        let size = saturate(dropped as usize + length);
         match fill {
             Fill::Partial => {}
             Fill::Over => {
                 self.line.clear();
                 self.state = State::Request { dropped: size };
             }
-            Fill::Line { .. } if dropped > 0 => {
-                let size = dropped.saturating_add(saturate(self.line.line().len()));
-                self.send(Next::Request, Notice::RequestTooLarge, size);
-            }
+            Fill::Line { .. } if dropped > 0 => self.send(Next::Request, Notice::RequestTooLarge, size),
             Fill::Line { .. } => self.route(),
         }
     }

@@ -1,11 +1,5 @@
 //! One place in the agent's table: a session machine and the connections that it drives.
 
-use scx_vsock_wire::emit::{self, Notice};
-use scx_vsock_wire::envelope::saturate;
-use scx_vsock_wire::limits::MAX_NAME_BYTES;
-use scx_vsock_wire::line::up_to;
-
-use crate::hello::{boot_id, version};
 use crate::kernel;
 use crate::session::{Action, Outcome, Peer, Session};
 use crate::source::{Source, WATCH_STREAM};
@@ -56,7 +50,7 @@ impl<const MAX: usize> Slot<MAX> {
         self.map = map;
         self.scheduler.token = token + 1;
         if self.host.open(epoll, host, WATCH_STREAM, token) >= 0 {
-            self.session.open(version(), boot_id(&mut [0; MAX_NAME_BYTES]));
+            self.session.open();
         }
     }
 
@@ -79,19 +73,21 @@ impl<const MAX: usize> Slot<MAX> {
             self.session.host_closed();
         }
         let outcome = match self.session.action(self.scheduler.is_ready()) {
-            Action::Read(Peer::Host, buffer) => self.host.receive(buffer),
-            Action::Read(Peer::Scheduler, buffer) => self.scheduler.receive(buffer),
-            Action::Write(Peer::Host, pieces) => self.host.send(sources.epoll, &pieces),
-            Action::Write(Peer::Scheduler, pieces) => self.scheduler.send(sources.epoll, &pieces),
+            Action::Read(peer, buffer) => {
+                let stream = if peer == Peer::Host { &mut self.host } else { &mut self.scheduler };
+                stream.receive(buffer)
+            }
+            Action::Write(peer, pieces) => {
+                let stream = if peer == Peer::Host { &mut self.host } else { &mut self.scheduler };
+                stream.send(sources.epoll, &pieces)
+            }
             Action::Connect { timeout_ms } => self.connect(sources, timeout_ms, timer_fired),
             Action::Check => {
                 let outcome = self.scheduler.receive_now(&mut [0]);
                 self.session.checked(outcome);
                 return true;
             }
-            Action::Report(report, buffer) => {
-                Outcome::done(saturate(kernel::report(report, buffer, self.connected_us)))
-            }
+            Action::Report(report, buffer) => Outcome::done(kernel::report(report, buffer, self.connected_us)),
             Action::Close => {
                 self.close();
                 return false;
@@ -103,7 +99,6 @@ impl<const MAX: usize> Slot<MAX> {
 
     /// Connects the scheduler, unless that is done. Where it fails and its time is not over it is tried again when the timer
     /// fires.
-    #[inline(never)]
     fn connect(&mut self, sources: &mut Sources, timeout_ms: u32, timer_fired: bool) -> Outcome {
         if self.scheduler.is_open() {
             return Outcome::done(0);
@@ -128,7 +123,7 @@ impl<const MAX: usize> Slot<MAX> {
             return Outcome::BLOCKED;
         }
         self.until_us = 0;
-        Outcome::failed(-outcome)
+        Outcome(outcome)
     }
 
     /// Closes both connections.
@@ -137,14 +132,6 @@ impl<const MAX: usize> Slot<MAX> {
         self.scheduler.close();
         self.until_us = 0;
     }
-}
-
-/// Reports to a host that every session is taken, as far as that goes without waiting, and closes its connection.
-pub fn refuse(host: Fd, sessions: u32) {
-    let mut line = [0; 64];
-    let length = emit::notice(&mut line, Notice::Busy, sessions, 0);
-    sys::send(host, up_to(&line, length));
-    host.close();
 }
 
 #[cfg(test)]

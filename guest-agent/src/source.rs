@@ -13,9 +13,9 @@ pub const WATCH_STREAM: u32 = WATCH_INPUT | EPOLLRDHUP;
 /// The peer ended its sending side, or more than that.
 const ENDED: u32 = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 /// It did, and its end was looked at: reads never block again. No event has this bit.
-const ENDED_BEFORE: u32 = 1 << 16;
+const ENDED_BEFORE: u32 = 1 << 5;
 /// A write found no room, and the kernel was asked to report it. No event has this bit.
-const NO_ROOM: u32 = 1 << 17;
+const NO_ROOM: u32 = 1 << 6;
 
 /// A descriptor that epoll watches, if there is one.
 ///
@@ -56,9 +56,15 @@ impl Source {
     /// Closes the descriptor, if there is one.
     pub fn close(&mut self) {
         if self.is_open() {
-            self.fd.close();
+            self.take().close();
         }
+    }
+
+    /// Returns the descriptor, which is no longer this source's.
+    pub fn take(&mut self) -> Fd {
+        let fd = self.fd;
         (self.fd, self.events) = (Fd::NONE, 0);
+        fd
     }
 
     /// Whether there is a descriptor.
@@ -133,7 +139,7 @@ impl Source {
         if (before ^ self.events) & NO_ROOM != 0 {
             let watched = sys::watch(epoll, EPOLL_CTL_MOD, self.fd, watch, self.token);
             if watched < 0 {
-                outcome = Outcome::failed(-watched);
+                outcome = Outcome(watched);
             }
         }
         outcome
@@ -143,7 +149,7 @@ impl Source {
 fn outcome(outcome: i32) -> Outcome {
     match outcome {
         EAGAIN | EINTR => Outcome::BLOCKED,
-        _ => Outcome::failed(-outcome),
+        _ => Outcome(outcome),
     }
 }
 

@@ -1,17 +1,17 @@
 //! What an agent watches beside its sessions: the ports that hosts connect to, the one connection by which the host learns
 //! that the agent listens, and a timer for what causes no event.
 
-use scx_vsock_wire::limits::{MAX_AGENT_ENVELOPE_BYTES, MAX_NAME_BYTES};
+use scx_vsock_wire::emit::{self, Notice};
+use scx_vsock_wire::envelope::saturate;
+use scx_vsock_wire::limits::MAX_AGENT_ENVELOPE_BYTES;
 use scx_vsock_wire::line::up_to;
-use scx_vsock_wire::{READY_PORT, Text, emit};
+use scx_vsock_wire::{READY_PORT, Text};
 
 use crate::arguments::{Config, MAX_MAPS};
-use crate::error::{Error, Problem};
-use crate::hello::{boot_id, version};
+use crate::error::Problem;
+use crate::hello::hello;
 use crate::source::{Source, WATCH_INPUT};
-use crate::sys::{
-    self, EAFNOSUPPORT, EAGAIN, ECONNABORTED, EINTR, EPOLLET, EPOLLOUT, Fd, UnixAddress, VMADDR_CID_HOST,
-};
+use crate::sys::{self, EAFNOSUPPORT, EAGAIN, EPOLLET, EPOLLOUT, Fd, UnixAddress, VMADDR_CID_HOST};
 
 /// Milliseconds until what causes no event is tried again.
 const RETRY_MS: u32 = 20;
@@ -28,6 +28,8 @@ pub const SOURCES: usize = 2 + MAX_MAPS;
 #[repr(C)]
 pub struct Sources {
     pub epoll: Fd,
+    /// What the latest system call was for whose failure ends the agent.
+    pub problem: Problem,
     /// The timer, the Ready connection and the listeners, at their tokens.
     pub watched: [Source; SOURCES],
     /// Whether the timer will fire.
@@ -56,12 +58,13 @@ impl Port {
     const NONE: Self = Self { number: 0, is_unsupported: false, scheduler: UnixAddress::NONE };
 
     /// Creates a listener; returns its descriptor.
+    #[inline(never)]
     fn listen(&mut self, backlog: u32) -> i32 {
         // Asking the kernel for a family that it does not know makes it start modprobe: ask only when the module is there,
         // where that can be seen.
         if self.is_unsupported
-            && sys::exists(b"/sys/module", Text::EMPTY)
-            && !sys::exists(b"/sys/module/vsock", Text::EMPTY)
+            && sys::exists(b"/sys/module/$", Text::EMPTY)
+            && !sys::exists(b"/sys/module/$", Text::line(b"vsock"))
         {
             return EAFNOSUPPORT;
         }
@@ -74,6 +77,7 @@ impl Port {
 impl Sources {
     pub const NONE: Self = Self {
         epoll: Fd::NONE,
+        problem: Problem::Events,
         watched: [Source::NONE; SOURCES],
         is_armed: false,
         announces: false,
@@ -82,52 +86,51 @@ impl Sources {
         ports: [Port::NONE; MAX_MAPS],
     };
 
-    /// Begins as `config` says, with what it inherits.
-    pub fn start(&mut self, config: &Config<'_>, backlog: u32) -> Result<(), Error> {
+    /// Begins as `config` says, with what it inherits. Returns a negative error number if that is impossible.
+    pub fn start(&mut self, config: &Config<'_>, backlog: u32) -> i32 {
         *self = Self::NONE;
         let epoll = sys::create_epoll();
-        Problem::Events.check(epoll)?;
+        if epoll < 0 {
+            return epoll;
+        }
         self.epoll = Fd::new(epoll);
         self.allow_cid = config.allow_cid.unwrap_or(VMADDR_CID_HOST);
         self.announces = config.listeners.is_empty();
         self.maps = config.maps.len();
         let [timer, _, listeners @ ..] = &mut self.watched;
-        Problem::Events.check(timer.open(self.epoll, sys::create_timer(), WATCH_INPUT, TIMER))?;
+        let outcome = timer.open(self.epoll, sys::create_timer(), WATCH_INPUT, TIMER);
+        if outcome < 0 {
+            return outcome;
+        }
         let mut inherited = config.listeners.iter();
-        for (((port, map), listener), token) in self.ports.iter_mut().zip(&config.maps).zip(listeners).zip(LISTENERS..)
-        {
+        for (index, (port, map)) in self.ports.iter_mut().zip(&config.maps).enumerate() {
+            let Some(listener) = listeners.get_mut(index) else { break };
+            let token = LISTENERS + saturate(index);
             port.number = map.port;
             port.scheduler.set(map.socket);
             if let Some(&number) = inherited.next() {
-                let socket = Fd::new(number);
-                let mut outcome = sys::listen(socket, backlog);
+                self.problem = Problem::Descriptor { number };
+                let mut outcome = sys::take_listener(number, backlog);
                 if outcome >= 0 {
-                    sys::set_nonblocking(socket);
                     outcome = listener.open(self.epoll, number, WATCH_INPUT, token);
                 }
-                Problem::Descriptor { number }.check(outcome)?;
+                if outcome < 0 {
+                    return outcome;
+                }
             }
         }
         self.open(backlog)
     }
 
-    /// Does what the timer fires for; returns whether it fired.
-    pub fn on_timer(&mut self, backlog: u32) -> Result<bool, Error> {
-        let [timer, ..] = &mut self.watched;
-        if !timer.is_ready() {
-            return Ok(false);
-        }
-        timer.set_idle();
-        self.is_armed = false;
-        self.open(backlog)?;
-        Ok(true)
-    }
-
-    /// Listens, as far as that is still to be done and possible, and then connects to the host.
-    fn open(&mut self, backlog: u32) -> Result<(), Error> {
+    /// Listens, as far as that is still to be done and possible, and then connects to the host. Returns a negative error
+    /// number where it is impossible.
+    #[inline(never)]
+    fn open(&mut self, backlog: u32) -> i32 {
         let [_, ready, listeners @ ..] = &mut self.watched;
         let mut is_complete = true;
-        for ((port, listener), token) in self.ports.iter_mut().zip(listeners).zip(LISTENERS..).take(self.maps) {
+        for map in 0..self.maps {
+            let (Some(port), Some(listener)) = (self.ports.get_mut(map), listeners.get_mut(map)) else { break };
+            let token = LISTENERS + saturate(map);
             if listener.is_open() {
                 // A shortage may be over.
                 listener.on_event(sys::EPOLLIN);
@@ -137,7 +140,8 @@ impl Sources {
             if outcome < 0 {
                 is_complete = false;
                 if !sys::may_pass(outcome) {
-                    return Problem::Listen { port: port.number }.check(outcome);
+                    self.problem = Problem::Listen { port: port.number };
+                    return outcome;
                 }
             }
         }
@@ -149,7 +153,24 @@ impl Sources {
         if !is_complete || self.announces {
             self.retry();
         }
-        Ok(())
+        0
+    }
+
+    /// Does what the timer fires for, if it did; returns a negative error number where that is impossible.
+    pub fn on_timer(&mut self, timer_fired: bool, backlog: u32) -> i32 {
+        if !timer_fired {
+            return 0;
+        }
+        self.is_armed = false;
+        self.open(backlog)
+    }
+
+    /// Returns whether the timer fired since the last call.
+    pub fn timer_fired(&mut self) -> bool {
+        let [timer, ..] = &mut self.watched;
+        let fired = timer.has_event();
+        timer.set_idle();
+        fired
     }
 
     /// Has the timer fire soon.
@@ -166,41 +187,29 @@ impl Sources {
     pub fn announce(&mut self, max_line_bytes: u32) {
         let [_, ready, ..] = &mut self.watched;
         if ready.has_event() {
-            let mut line = [0; MAX_AGENT_ENVELOPE_BYTES];
-            let length = emit::hello(&mut line, version(), boot_id(&mut [0; MAX_NAME_BYTES]), max_line_bytes);
-            sys::send(ready.fd(), up_to(&line, length));
-            ready.close();
+            let connection = ready.take();
+            say_and_close(connection, max_line_bytes, hello);
         }
     }
 
     /// Accepts the next connection of a listener, if there is one of a peer that may be served. Any process of the guest
     /// with a vsock loopback could otherwise read a socket that only root may read, or take every slot.
-    pub fn accept(&mut self, map: usize) -> Option<i32> {
+    #[inline(never)]
+    pub fn accept(&mut self, map: usize) -> i32 {
         let [_, _, listeners @ ..] = &mut self.watched;
-        let listener = listeners.get_mut(map)?;
-        if !listener.is_ready() {
-            return None;
-        }
+        let Some(listener) = listeners.get_mut(map).filter(|listener| listener.is_ready()) else { return EAGAIN };
         let (connection, cid) = sys::accept(listener.fd());
         match connection {
-            0.. if cid == VMADDR_CID_HOST || cid == self.allow_cid => return Some(connection),
+            0.. if cid == VMADDR_CID_HOST || cid == self.allow_cid => return connection,
             0.. => Fd::new(connection).close(),
-            // It ended before it was accepted; others may be there.
-            ECONNABORTED | EINTR => {}
             EAGAIN => listener.set_idle(),
-            // A shortage.
+            // A shortage, or the connection ended before it was accepted.
             _ => {
                 listener.set_idle();
                 self.retry();
             }
         }
-        None
-    }
-
-    /// Whether connections may be there that can be accepted now.
-    pub fn may_accept(&self) -> bool {
-        let [_, _, listeners @ ..] = &self.watched;
-        listeners.iter().any(Source::is_ready)
+        EAGAIN
     }
 
     /// Closes everything.
@@ -209,6 +218,18 @@ impl Sources {
         self.epoll.close();
         self.epoll = Fd::NONE;
     }
+}
+
+/// Reports to a host that every session is taken, as far as that goes without waiting, and closes its connection.
+pub fn refuse(host: i32, sessions: u32) {
+    say_and_close(Fd::new(host), sessions, |out, sessions| emit::notice(out, Notice::Busy, sessions, 0));
+}
+
+fn say_and_close(connection: Fd, number: u32, write: fn(&mut [u8], u32) -> usize) {
+    let mut line = [0; MAX_AGENT_ENVELOPE_BYTES];
+    let length = write(&mut line, number);
+    sys::send(connection, up_to(&line, length));
+    connection.close();
 }
 
 #[cfg(test)]

@@ -35,8 +35,6 @@ pub const EAFNOSUPPORT: i32 = -(errno::EAFNOSUPPORT as i32);
 /// See [`EAFNOSUPPORT`].
 pub const EAGAIN: i32 = -(errno::EAGAIN as i32);
 /// See [`EAFNOSUPPORT`].
-pub const ECONNABORTED: i32 = -(errno::ECONNABORTED as i32);
-/// See [`EAFNOSUPPORT`].
 pub const EINPROGRESS: i32 = -(errno::EINPROGRESS as i32);
 /// See [`EAFNOSUPPORT`].
 pub const EINTR: i32 = -(errno::EINTR as i32);
@@ -214,7 +212,7 @@ fn vsock(call: Sysno, cid: u32, port: u32) -> i32 {
 /// Creates a non-blocking vsock listener on every CID of this machine.
 pub fn listen_vsock(port: u32, backlog: u32) -> i32 {
     let socket = vsock(Sysno::bind, VMADDR_CID_ANY.cast_unsigned(), port);
-    kept(socket, listen(Fd::new(socket), backlog))
+    kept(socket, listen(socket, backlog))
 }
 
 /// Starts a non-blocking vsock connection. It is made, or has failed, when the descriptor becomes writable.
@@ -223,9 +221,17 @@ pub fn connect_vsock(cid: u32, port: u32) -> i32 {
 }
 
 /// Makes a bound socket listen. One that listens stays as it is but for its backlog.
-pub fn listen(socket: Fd, backlog: u32) -> i32 {
+fn listen(socket: i32, backlog: u32) -> i32 {
     // SAFETY: no memory is passed.
-    unsafe { raw_syscall!(Sysno::listen, socket.argument(), backlog) as i32 }
+    unsafe { raw_syscall!(Sysno::listen, socket, backlog) as i32 }
+}
+
+/// Makes an inherited listener non-blocking.
+pub fn take_listener(socket: i32, backlog: u32) -> i32 {
+    let outcome = listen(socket, backlog);
+    // SAFETY: no memory is passed.
+    let _set = unsafe { raw_syscall!(Sysno::fcntl, socket, F_SETFL, O_NONBLOCK) };
+    outcome
 }
 
 /// The address of a Unix socket: `struct sockaddr_un`.
@@ -243,7 +249,8 @@ impl UnixAddress {
 
     /// Sets the address to that of the socket at `path`, of which at most [`MAX_PATH_BYTES`] count.
     pub fn set(&mut self, path: &[u8]) {
-        *self = Self { family: AF_UNIX as u16, ..Self::NONE };
+        self.family = AF_UNIX as u16;
+        self.path = [0; MAX_PATH_BYTES];
         copy_prefix(&mut self.path, path);
     }
 }
@@ -281,6 +288,7 @@ pub fn receive(socket: Fd, buffer: &mut [u8]) -> i32 {
 ///
 /// No bytes at all show whether the peer still reads: this succeeds after the peer ended only its sending side and
 /// fails after it closed, on vsock and on Unix sockets, where epoll reports the two alike.
+#[inline(never)]
 pub fn send(socket: Fd, bytes: &[u8]) -> i32 {
     let flags = MSG_DONTWAIT | MSG_NOSIGNAL;
     // SAFETY: the kernel reads `bytes`, which live through the call; no address is given.
@@ -303,12 +311,6 @@ pub fn send_pieces(socket: Fd, pieces: &[&[u8]; 3]) -> i32 {
     };
     // SAFETY: `message` and the vectors and pieces that it points to live through the call, which only reads them.
     unsafe { raw_syscall!(Sysno::sendmsg, socket.argument(), &raw const message, MSG_DONTWAIT | MSG_NOSIGNAL) as i32 }
-}
-
-/// Makes an inherited socket non-blocking.
-pub fn set_nonblocking(socket: Fd) -> i32 {
-    // SAFETY: no memory is passed.
-    unsafe { raw_syscall!(Sysno::fcntl, socket.argument(), F_SETFL, O_NONBLOCK) as i32 }
 }
 
 /// Reads the beginning of a small file at `template`, in which `$` stands for `name`; nothing where that cannot be read.
@@ -359,6 +361,7 @@ pub fn process_id() -> u32 {
 }
 
 /// Writes to a descriptor, as much as it takes at once.
+#[inline(never)]
 pub fn write(fd: i32, bytes: &[u8]) {
     // SAFETY: the kernel reads `bytes`, which live through the call.
     let _written = unsafe { raw_syscall!(Sysno::write, fd as usize, bytes.as_ptr(), bytes.len()) };

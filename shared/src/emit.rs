@@ -34,30 +34,35 @@ pub enum Notice {
     ResponseTooLarge,
 }
 
-/// A line for each notice, and one for each of the relay errors with texts. Those of the last two notices have the cap
-/// after them.
+/// What follows `{"agent":{` or `{"relay_error":{`: a line for each notice, and one for the beginning of each envelope with
+/// texts. Those of the last two notices have the cap after them.
 const TEMPLATES: &str = "\
-{\"agent\":{\"scheduler_ready\":{}}}
-{\"relay_error\":{\"unsolicited_data\":{}}}
-{\"relay_error\":{\"unknown_verb\":{}}}
-{\"relay_error\":{\"busy\":{\"sessions\":#}}}
-{\"relay_error\":{\"request_too_large\":{\"size\":#,
-{\"relay_error\":{\"response_too_large\":{\"size\":#,
-{\"relay_error\":{\"no_scheduler\":{\"errno\":#,
-{\"relay_error\":{\"scheduler_gone\":{\"errno\":#,";
+\"scheduler_ready\":{}}}
+\"unsolicited_data\":{}}}
+\"unknown_verb\":{}}}
+\"busy\":{\"sessions\":#}}}
+\"request_too_large\":{\"size\":#,
+\"response_too_large\":{\"size\":#,
+\"no_scheduler\":{\"errno\":#,
+\"scheduler_gone\":{\"errno\":#,
+\"sched_ext\":{";
+const SCHEDULER_READY: usize = 0;
 const NO_SCHEDULER: usize = 6;
 const SCHEDULER_GONE: usize = 7;
+pub(crate) const SCHED_EXT: usize = 8;
 
 /// Begins an envelope.
-fn begin(out: &mut [u8], template: usize, number: u32) -> Writer<'_> {
-    let mut writer = Writer::new(out);
+pub(crate) fn begin(writer: &mut Writer<'_>, template: usize, number: u32) {
+    let is_answer = matches!(template, SCHEDULER_READY | SCHED_EXT);
+    let key: &[u8] = if is_answer { b"{\"agent\":{" } else { b"{\"relay_error\":{" };
+    writer.add_plain(key);
     writer.add(nth_line(TEMPLATES, template), number.into(), Text::EMPTY);
-    writer
 }
 
 /// Writes a notice with its number; `max` is the cap that a line is over.
 pub fn notice(out: &mut [u8], notice: Notice, number: u32, max: u32) -> usize {
-    let mut writer = begin(out, notice as usize, number);
+    let mut writer = Writer::new(out);
+    begin(&mut writer, notice as usize, number);
     let end: &[u8] = if notice >= Notice::RequestTooLarge { b"\"max\":#}}}\n" } else { b"\n" };
     writer.add(end, max.into(), Text::EMPTY);
     writer.length()
@@ -65,7 +70,19 @@ pub fn notice(out: &mut [u8], notice: Notice, number: u32, max: u32) -> usize {
 
 /// Writes the hello of an agent of this protocol.
 pub fn hello(out: &mut [u8], agent: Text<'_>, boot_id: Text<'_>, max_line_bytes: u32) -> usize {
-    any_hello(out, agent, boot_id, [PROTOCOL, MIN_PROTOCOL, max_line_bytes, max_line_bytes])
+    const { assert!(PROTOCOL == MIN_PROTOCOL, "one number stands for both") };
+    let mut writer = Writer::new(out);
+    writer.add(
+        b"{\"hello\":{\"protocol\":#,\"min_protocol\":#,\"agent\":\"$\",",
+        PROTOCOL.into(),
+        agent.truncated(MAX_NAME_BYTES),
+    );
+    writer.add(
+        b"\"boot_id\":\"$\",\"max_request_bytes\":#,\"max_response_bytes\":#}}\n",
+        max_line_bytes.into(),
+        boot_id.truncated(MAX_NAME_BYTES),
+    );
+    writer.length()
 }
 
 /// Writes a hello: `numbers` are the newest and the oldest protocol and the caps of requests and of responses.
@@ -82,7 +99,8 @@ pub fn any_hello(out: &mut [u8], agent: Text<'_>, boot_id: Text<'_>, numbers: [u
 
 /// Writes the relay error `no_scheduler`.
 pub fn no_scheduler(out: &mut [u8], errno: i32, sched_ext: Text<'_>, ops: Text<'_>, cause: Text<'_>) -> usize {
-    let mut writer = begin(out, NO_SCHEDULER, errno.unsigned_abs());
+    let mut writer = Writer::new(out);
+    begin(&mut writer, NO_SCHEDULER, errno.unsigned_abs());
     writer.add(b"\"sched_ext\":\"$\",", 0, sched_ext.truncated(MAX_NAME_BYTES));
     writer.add(b"\"ops\":\"$\",", 0, ops.truncated(MAX_OPS_BYTES));
     end_with_cause(writer, cause)
@@ -90,7 +108,9 @@ pub fn no_scheduler(out: &mut [u8], errno: i32, sched_ext: Text<'_>, ops: Text<'
 
 /// Writes the relay error `scheduler_gone`.
 pub fn scheduler_gone(out: &mut [u8], errno: i32, cause: Text<'_>) -> usize {
-    end_with_cause(begin(out, SCHEDULER_GONE, errno.unsigned_abs()), cause)
+    let mut writer = Writer::new(out);
+    begin(&mut writer, SCHEDULER_GONE, errno.unsigned_abs());
+    end_with_cause(writer, cause)
 }
 
 fn end_with_cause(mut writer: Writer<'_>, cause: Text<'_>) -> usize {

@@ -3,11 +3,12 @@
 //! The agent copies files of `/sys/kernel/sched_ext` and messages of the kernel's log into a [`SchedExtLine`]; a host reads
 //! the line as a [`SchedExt`]. Texts are truncated to their own bounds, and all of it stays within [`MAX_SCHED_EXT_BYTES`].
 
+use crate::emit;
 use crate::limits::{
     MAX_DECIMAL_BYTES, MAX_EVENTS, MAX_KERNEL_MESSAGE_BYTES, MAX_KERNEL_MESSAGES, MAX_NAME_BYTES, MAX_OPS_BYTES,
     MAX_SCHED_EXT_BYTES,
 };
-use crate::line::nth_line;
+use crate::line::{nth_line, take_until};
 use crate::template::Writer;
 use crate::text::Text;
 
@@ -109,21 +110,18 @@ impl Field {
     /// Returns where the file is in `/sys/kernel/sched_ext`.
     #[must_use]
     pub fn path(self) -> Text<'static> {
-        Text::first_line(nth_line(FILES, self.0))
+        Text::line(nth_line(FILES, self.0))
     }
 
-    /// The bytes of its text that are written.
+    /// The bytes of its text that are written. The state is no number, but shorter than one can be.
     fn max(self) -> usize {
-        match self {
-            STATE => MAX_NAME_BYTES,
-            OPS => MAX_OPS_BYTES,
-            _ => MAX_DECIMAL_BYTES,
-        }
+        if self == OPS { MAX_OPS_BYTES } else { MAX_DECIMAL_BYTES }
     }
 
     fn name(self) -> Text<'static> {
-        let path = nth_line(FILES, self.0);
-        Text::first_line(path.strip_prefix(b"root/").unwrap_or(path))
+        let mut name = nth_line(FILES, self.0);
+        let first = take_until(&mut name, b'/');
+        Text::line(if name.is_empty() { first } else { name })
     }
 }
 
@@ -158,10 +156,9 @@ impl<'o> SchedExtLine<'o> {
     /// Begins the answer in `out`, which is at least 512 bytes long.
     pub fn begin(out: &'o mut [u8]) -> Self {
         let room = out.len().min(MAX_SCHED_EXT_BYTES);
-        let writer = Writer::new(out.split_at_mut(room).0);
-        let mut line = Self { writer, list: 0, left: 0, truncated: false };
-        line.writer.add_plain(b"{\"agent\":{\"sched_ext\":{");
-        line
+        let mut writer = Writer::new(out.split_at_mut(room).0);
+        emit::begin(&mut writer, emit::SCHED_EXT, 0);
+        Self { writer, list: 0, left: 0, truncated: false }
     }
 
     /// Adds the text of one of the kernel's files.
@@ -188,7 +185,7 @@ impl<'o> SchedExtLine<'o> {
 
     /// Ends the events.
     pub fn end_events(&mut self) {
-        self.end_list(b"}");
+        self.end_list(b'}');
     }
 
     /// Begins the log.
@@ -199,17 +196,16 @@ impl<'o> SchedExtLine<'o> {
     /// Adds a message of the log.
     pub fn message(&mut self, message: KernelMessage<Text<'_>>) {
         if self.take_item() {
-            self.writer.add_plain(b"{");
-            if let Some(time_us) = message.time_us {
-                self.writer.add(b"\"time_us\":#,", time_us, Text::EMPTY);
-            }
-            self.writer.add(b"\"text\":\"$\"},", 0, message.text.truncated(MAX_KERNEL_MESSAGE_BYTES));
+            let template: &[u8] =
+                if message.time_us.is_some() { b"{\"time_us\":#,\"text\":\"$\"}," } else { b"{\"text\":\"$\"}," };
+            let text = message.text.truncated(MAX_KERNEL_MESSAGE_BYTES);
+            self.writer.add(template, message.time_us.unwrap_or(0), text);
         }
     }
 
     /// Ends the log.
     pub fn end_log(&mut self) {
-        self.end_list(b"]");
+        self.end_list(b']');
     }
 
     /// Ends the line and returns its length; `log_errno` is what reading the log failed with.
@@ -218,10 +214,8 @@ impl<'o> SchedExtLine<'o> {
         if let Some(errno) = log_errno {
             self.writer.add(b",\"log_errno\":#", errno.unsigned_abs().into(), Text::EMPTY);
         }
-        if self.truncated {
-            self.writer.add_plain(b",\"truncated\":true");
-        }
-        self.writer.add_plain(b"}}}\n");
+        let end: &[u8] = if self.truncated { b",\"truncated\":true}}}\n" } else { b"}}}\n" };
+        self.writer.add_plain(end);
         self.writer.length()
     }
 
@@ -239,11 +233,11 @@ impl<'o> SchedExtLine<'o> {
     }
 
     /// Writes `close` in place of the last comma, or drops the list if there is no room for it.
-    fn end_list(&mut self, close: &[u8]) {
-        if self.writer.written().ends_with(b",") {
+    fn end_list(&mut self, close: u8) {
+        if self.writer.written().last() == Some(&b',') {
             self.writer.truncate(self.writer.length() - 1);
         }
-        self.writer.add_plain(close);
+        self.writer.put(close);
         self.truncated |= self.writer.length() + END_BYTES > self.writer.room();
         if self.truncated {
             self.writer.truncate(self.list);

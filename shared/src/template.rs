@@ -48,7 +48,7 @@ impl<'o> Writer<'o> {
 
     /// Forgets what was written after the first `length` bytes.
     pub fn truncate(&mut self, length: usize) {
-        self.length = self.length.min(length);
+        self.length = length;
     }
 
     /// Adds `template`, in which each `#` stands for `number` and each `$` for `text`.
@@ -69,7 +69,7 @@ impl<'o> Writer<'o> {
     }
 
     #[inline(never)]
-    fn put(&mut self, byte: u8) {
+    pub(crate) fn put(&mut self, byte: u8) {
         if let Some(place) = self.out.get_mut(self.length) {
             *place = byte;
             self.length += 1;

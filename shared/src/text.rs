@@ -26,6 +26,12 @@ impl<'a> Text<'a> {
         Self(up_to(bytes, position(bytes, b'\n')))
     }
 
+    /// The text of `bytes`, which are one line: an LF in them is written as `?`.
+    #[must_use]
+    pub const fn line(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
     /// Whether there is no text.
     #[must_use]
     pub fn is_empty(self) -> bool {

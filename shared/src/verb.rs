@@ -3,7 +3,7 @@
 //! A line that begins with exactly [`AGENT_LINE_PREFIX`] is for the agent: an object with the one key `agent`, whose
 //! value is an object with one key, the verb, whose value is an object: the verb's body.
 //!
-//! The parser is liberal. ASCII whitespace may stand between any two tokens after the prefix; keys of a body may come in
+//! The parser is liberal. Whitespace and control characters may stand between any two tokens after the prefix; keys of a body may come in
 //! any order, the last of several of one name counts, and keys that it does not know are skipped with their values. It
 //! needs balanced brackets, one verb, an object as its body, and digits where a number belongs (a fraction is ignored);
 //! otherwise it does not judge the JSON. Names are compared as they are written: one with an escape is an unknown one.
@@ -70,7 +70,7 @@ impl Verb {
                 _ => {}
             }
         }
-        if !bytes.all(u8::is_ascii_whitespace) {
+        if !bytes.all(|&byte| byte <= b' ') {
             return None;
         }
         match verb {
@@ -119,7 +119,7 @@ fn take_name(bytes: &mut Iter<'_, u8>) -> Option<usize> {
             _ => {}
         }
     }
-    Some(line_number(NAMES, up_to(name, name.len().saturating_sub(bytes.len() + 1))))
+    Some(line_number(NAMES, up_to(name, name.len() - bytes.len() - 1)))
 }
 
 /// Takes a whole number, saturating, and whitespace before it.
@@ -127,14 +127,14 @@ fn take_number(bytes: &mut Iter<'_, u8>) -> Option<u32> {
     let mut number = None;
     loop {
         let rest = bytes.clone();
-        match bytes.next() {
-            Some(digit @ b'0'..=b'9') => {
-                number = Some(number.unwrap_or(0u32).saturating_mul(10).saturating_add(u32::from(digit - b'0')));
+        match (bytes.next(), number) {
+            (Some(digit @ b'0'..=b'9'), _) => {
+                number = Some((number.unwrap_or(0) * 10 + u64::from(digit & 0xf)).min(u64::from(u32::MAX)));
             }
-            Some(byte) if byte.is_ascii_whitespace() && number.is_none() => {}
+            (Some(..=b' '), None) => {}
             _ => {
                 *bytes = rest;
-                return number;
+                return u32::try_from(number?).ok();
             }
         }
     }

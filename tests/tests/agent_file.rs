@@ -10,8 +10,8 @@ use scx_vsock_tests::{agent, patched};
 /// Bytes that the file may take.
 fn max_file_bytes(architecture: Architecture) -> usize {
     match architecture {
-        Architecture::Aarch64 => 16_384,
-        _ => 15_000,
+        Architecture::Aarch64 => 14_336,
+        _ => 12_800,
     }
 }
 

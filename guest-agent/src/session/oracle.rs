@@ -23,7 +23,7 @@ pub fn hello() -> Vec<u8> {
 
 /// Opens a session whose agent says [`hello`].
 pub fn open(session: &mut Session<MAX>) {
-    session.open(Text::first_line(b"0.1.0"), Text::first_line(b"an-id\n"));
+    session.open();
 }
 
 /// A driver on memory: what the host and the scheduler sent, and what they received.
@@ -99,7 +99,7 @@ impl Driver {
             }
             Action::Write(Peer::Host, pieces) => {
                 let count = append(&mut self.to_host, &pieces.concat(), most);
-                session.done(Outcome::done(saturate(count)));
+                session.done(Outcome::done(count));
             }
             Action::Connect { .. } if self.connected || self.reachable => {
                 self.connected = true;
@@ -114,7 +114,7 @@ impl Driver {
             Action::Check => return self.check_scheduler(session),
             Action::Write(Peer::Scheduler, pieces) => {
                 let count = append(&mut self.to_scheduler, &pieces.concat(), most);
-                session.done(Outcome::done(saturate(count)));
+                session.done(Outcome::done(count));
             }
             Action::Read(Peer::Scheduler, buffer) => {
                 let count = take(&mut self.from_scheduler, buffer, most);
@@ -122,7 +122,7 @@ impl Driver {
             }
             Action::Report(report, buffer) => {
                 let length = write_report(report, buffer);
-                session.done(Outcome::done(saturate(length)));
+                session.done(Outcome::done(length));
             }
             Action::Close => return Step::Blocked,
         }
@@ -133,7 +133,7 @@ impl Driver {
         if count == 0 && !self.host_ended {
             return Step::Blocked;
         }
-        session.done(Outcome::done(saturate(count)));
+        session.done(Outcome::done(count));
         if count == 0 { Step::HostEnded } else { Step::Done }
     }
 
@@ -141,7 +141,7 @@ impl Driver {
         if count == 0 && !self.scheduler_closed {
             return Step::Blocked;
         }
-        session.done(Outcome::done(saturate(count)));
+        session.done(Outcome::done(count));
         if count == 0 { Step::SchedulerGone } else { Step::Done }
     }
 
@@ -172,6 +172,7 @@ impl Driver {
 /// Writes a report of a kernel that says nothing.
 pub(super) fn write_report(report: KernelReport, out: &mut [u8]) -> usize {
     match report {
+        KernelReport::Hello => emit::hello(out, Text::line(b"0.1.0"), Text::line(b"an-id"), saturate(out.len())),
         KernelReport::SchedExt => {
             let mut line = SchedExtLine::begin(out);
             line.uptime(0);

@@ -98,7 +98,7 @@ fn memory(name: &'static str, program: &Path, answer: usize, goal: Goal) -> Row 
 }
 
 fn idle_memory(programs: &Programs) -> Row {
-    memory("agent, 1 idle session / std relay, private KiB", &programs.relay, 600, Goal::Ours(64.0))
+    memory("agent, 1 idle session / std relay, private KiB", &programs.relay, 600, Goal::Ours(40.0))
 }
 
 fn full_memory(programs: &Programs) -> Row {
