@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::guest::Kernel;
 use scx_vsock_tests::program;
 use tempfile::TempDir;
@@ -92,6 +93,18 @@ fn a_suite_file_names_its_runs() {
     assert!(table.starts_with("mine-1") && table.lines().nth(1).unwrap().starts_with("mine-2"), "{table}");
     let (_, table, _) = run(boot(folder.path()).args(["--suite", "sub/suite.toml", "--repetitions", "1"]));
     assert_eq!(table.lines().count(), 1, "{table}");
+}
+
+#[test]
+fn the_guides_suite_is_one() {
+    let folder = folder(&[]);
+    let page = fs::read_to_string(repository().join("host/guide/suite.md")).unwrap();
+    let suite = page.split("\n```toml\n").nth(1).unwrap().split("\n```").next().unwrap();
+    fs::write(folder.path().join("suite.toml"), suite).unwrap();
+    let (code, table, _) = run(boot(folder.path()).args(["--suite", "suite.toml"]));
+    let names: Vec<&str> = table.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(names, ["old-1", "new-1", "old-2", "new-2", "old-3", "new-3", "old-4", "new-4"], "{table}");
+    assert!(code == 1 && table.lines().all(|line| line.contains("failed: ") && line.contains("vmlinuz")), "{table}");
 }
 
 #[test]
