@@ -23,9 +23,17 @@ pub mod ci {}
 #[doc = include_str!("../guide/expectations.md")]
 pub mod expectations {}
 
+/// Kernels and schedulers in all combinations.
+#[doc = include_str!("../guide/suite.md")]
+pub mod suite {}
+
 /// Recordings as one page, and runs compared.
 #[doc = include_str!("../guide/report.md")]
 pub mod report {}
+
+/// A scheduler under test by pytest.
+#[doc = include_str!("../guide/pytest.md")]
+pub mod pytest {}
 
 /// Many guests in Prometheus.
 #[doc = include_str!("../guide/export.md")]

@@ -1,25 +1,35 @@
 //! `scx-vsock boot`: a throw-away guest, sampled while a command runs in it.
 
+mod combination;
 mod command_text;
+mod forwarded;
 mod hybrid_socket;
+mod limited_run;
 mod sampling;
+mod suite;
+mod suite_file;
 
+use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use clap::Args;
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Command};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use scx_vsock::guest::qemu::Guest;
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Sampler, SchedStatsClient};
 
+use crate::error_report::wrong_arguments;
 use crate::expectations::{Evaluations, Expectations};
 use crate::output::eprintln;
 use crate::{display, duration};
 use hybrid_socket::HybridSocket;
 use sampling::Sampling;
+use suite::SuiteOptions;
+use suite_file::{Kernel, Scheduler, SuiteFile};
 
 /// Boot a throw-away QEMU guest and sample its scheduler
 ///
@@ -33,9 +43,16 @@ use sampling::Sampling;
 /// A scheduler that exits before it serves stats ends boot with exit code 3. One that exits later is a warning, or with
 /// --require-stats an error with that code.
 ///
+/// With several kernels or schedulers, --repetitions or --suite, boot runs each combination one after another, each within a
+/// --limit, and prints a table at the end. Samples and messages go to files, and the exit code is that of the first run that
+/// failed.
+///
 /// With --expect, the samples are judged at the end, a line each on stderr. If CMD succeeds and an expectation is not met,
 /// the exit code is 4.
 #[derive(Args)]
+#[command(override_usage = "\
+scx-vsock boot [OPTIONS] --kernel <FILE>... [-- <CMD>...]
+       scx-vsock boot [OPTIONS] --suite <FILE> [-- <CMD>...]")]
 #[command(after_long_help = "\
 Examples:
   scx-vsock boot --kernel /boot/vmlinuz-$(uname -r) --modules /lib/modules/$(uname -r)
@@ -46,21 +63,24 @@ Examples:
     --expect 'nr_running <= 64' --expect 'kernel:state = enabled' -- sh -c 'ls -R /sys >/dev/null'")]
 pub struct Boot {
     /// The kernel's bzImage, such as /boot/vmlinuz-$(uname -r), or an arm64 Image, whose guest is emulated
-    #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    ///
+    /// Several kernels, or schedulers, are run one after another.
+    #[arg(long = "kernel", value_name = "FILE", required_unless_present = "suite", id = "kernel")]
+    kernels: Vec<PathBuf>,
 
-    /// The folder of the kernel's modules, such as /lib/modules/$(uname -r); not needed if vsock is built in
+    /// The folder of the kernel's modules, such as /lib/modules/$(uname -r); not needed if vsock is built in; for several
+    /// kernels as often as --kernel
     #[arg(long, value_name = "FOLDER")]
-    modules: Option<PathBuf>,
+    modules: Vec<PathBuf>,
 
     /// The kernel's configuration, which scx_* schedulers read; by default config-RELEASE or config beside the kernel, else
-    /// /boot/config-RELEASE
+    /// /boot/config-RELEASE; for several kernels as often as --kernel
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    config: Vec<PathBuf>,
 
-    /// The scheduler to start in the guest, a program of this host
-    #[arg(long, value_name = "PROGRAM")]
-    scheduler: Option<PathBuf>,
+    /// The scheduler to start in the guest, a program of this host; each of several has runs of its own
+    #[arg(long = "scheduler", value_name = "PROGRAM", id = "scheduler")]
+    schedulers: Vec<PathBuf>,
 
     /// An argument for the scheduler; may be repeated
     #[arg(long = "scheduler-arg", value_name = "ARG", allow_hyphen_values = true, requires = "scheduler")]
@@ -121,6 +141,13 @@ pub struct Boot {
     #[command(flatten)]
     expectations: Expectations,
 
+    #[command(flatten)]
+    suite: SuiteOptions,
+
+    /// End with the process of this number, which has started this one
+    #[arg(long, value_name = "PID", hide = true)]
+    ends_with: Option<i32>,
+
     /// A command to run in the guest
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -129,16 +156,69 @@ pub struct Boot {
 impl Boot {
     /// Boots the guest, samples it and ends it.
     pub fn run(&self) -> Result<ExitCode> {
+        if let Some(parent) = self.ends_with {
+            end_with(parent)?;
+        }
+        if self.suite.is_asked_for() || self.kernels.len() > 1 || self.schedulers.len() > 1 {
+            return self.run_all();
+        }
         let schedule = Schedule::Every(self.interval).validate()?;
-        let mut evaluations = self.expectations.prepare("boot", &[self.kernel.display().to_string()])?;
+        let mut evaluations = self.expectations.prepare("boot", &[self.kernel().display().to_string()])?;
         let outcome = self.run_guest(schedule, &mut evaluations);
         evaluations.conclude(outcome)
+    }
+
+    /// Runs each kernel with each scheduler.
+    fn run_all(&self) -> Result<ExitCode> {
+        if self.console.is_some() || self.hybrid.is_some() {
+            return Err(wrong_arguments("--console and --hybrid are of one run, and there are several"));
+        }
+        let matrix = SuiteFile {
+            kernel: self.matrix_of_kernels()?,
+            scheduler: self.matrix_of_schedulers(),
+            ..SuiteFile::default()
+        };
+        let command = Self::augment_args(Command::new("boot"));
+        let matches = command.clone().try_get_matches_from(env::args_os().skip(1))?;
+        let suite = self.suite.suite(&command, &matches, matrix)?;
+        suite.run(self.expectations.junit("boot")?.as_ref())
+    }
+
+    fn matrix_of_kernels(&self) -> Result<Vec<Kernel>> {
+        let count = self.kernels.len();
+        for (name, paths) in [("modules", &self.modules), ("config", &self.config)] {
+            if !paths.is_empty() && paths.len() != count {
+                let given = paths.len();
+                let problem = format!(
+                    "--kernel is given {count} times and --{name} {given} times; give --{name} for every kernel or for none"
+                );
+                return Err(wrong_arguments(problem));
+            }
+        }
+        let of = |paths: &[PathBuf], at: usize| paths.get(at).cloned();
+        let kernel = |(at, file): (usize, &PathBuf)| Kernel {
+            name: None,
+            file: file.clone(),
+            modules: of(&self.modules, at),
+            config: of(&self.config, at),
+        };
+        Ok(self.kernels.iter().enumerate().map(kernel).collect())
+    }
+
+    /// The schedulers; what they have in common is forwarded.
+    fn matrix_of_schedulers(&self) -> Vec<Scheduler> {
+        self.schedulers.iter().map(|program| Scheduler { program: program.clone(), ..Scheduler::default() }).collect()
+    }
+
+    /// The kernel of a single run.
+    fn kernel(&self) -> &Path {
+        self.kernels.first().map_or(Path::new(""), PathBuf::as_path)
     }
 
     fn run_guest(&self, schedule: Schedule, evaluations: &mut Evaluations) -> Result<ExitCode> {
         let started = Instant::now();
         let hybrid = self.hybrid.as_deref().map(HybridSocket::bind).transpose()?;
-        eprintln!("scx-vsock: booting {}", self.kernel.display());
+        eprintln!("scx-vsock: booting {}", self.kernel().display());
         let guest = self.boot()?;
         if let Some(socket) = &hybrid {
             socket.connect_to(&guest)?;
@@ -152,7 +232,7 @@ impl Boot {
         let _reason = sampler.prime();
         let mut sampling = Sampling { schedule, jsonl: self.jsonl, requires_stats: self.require_stats, evaluations };
         if self.command.is_empty() {
-            sampling.take(guest, self.samples, &mut sampler, self.scheduler.is_some() && !self.no_stats)
+            sampling.take(guest, self.samples, &mut sampler, !self.schedulers.is_empty() && !self.no_stats)
         } else {
             sampling.take_while_running(guest, &self.command, &mut sampler)
         }
@@ -161,11 +241,11 @@ impl Boot {
     fn boot(&self) -> Result<Guest> {
         let arguments: Vec<&str> = self.scheduler_args.iter().map(String::as_str).collect();
         let mut builder =
-            Guest::builder().kernel(&self.kernel).memory_mib(self.memory).cpus(self.cpus).deadline(self.timeout);
-        if let Some(folder) = &self.modules {
+            Guest::builder().kernel(self.kernel()).memory_mib(self.memory).cpus(self.cpus).deadline(self.timeout);
+        if let Some(folder) = self.modules.first() {
             builder = builder.modules(folder);
         }
-        if let Some(file) = &self.config {
+        if let Some(file) = self.config.first() {
             builder = builder.config(file);
         }
         if let Some(file) = &self.agent {
@@ -180,7 +260,7 @@ impl Boot {
         if let Some(program) = &self.qemu {
             builder = builder.qemu(program);
         }
-        if let Some(program) = &self.scheduler {
+        if let Some(program) = self.schedulers.first() {
             builder = builder.scheduler(program, &arguments);
         }
         Ok(builder.boot()?)
@@ -188,7 +268,7 @@ impl Boot {
 
     /// A client once the scheduler serves stats, or at once if it will serve none; `None` without a scheduler.
     fn client(&self, guest: &Guest) -> Result<Option<SchedStatsClient>> {
-        let Some(scheduler) = &self.scheduler else { return Ok(None) };
+        let Some(scheduler) = self.schedulers.first() else { return Ok(None) };
         if self.no_stats {
             return Ok(Some(guest.client()));
         }
@@ -200,6 +280,13 @@ impl Boot {
         eprintln!("scx-vsock: {scheduler} serves stats after {seconds:.1} s ({name})");
         Ok(Some(guest.client()))
     }
+}
+
+/// Lets this process end with its parent, whose number is known in case it has ended already.
+fn end_with(parent: i32) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot end with the process that started this one")?;
+    ensure!(getppid() == Pid::from_raw(parent), "the process that started this one has ended");
+    Ok(())
 }
 
 /// The name of the sched_ext scheduler that the guest's kernel runs.

@@ -15,7 +15,7 @@ use scx_vsock::series::expectation::Expectation;
 
 use crate::error_report::{one_line, wrong_arguments};
 pub use evaluations::Evaluations;
-pub use junit::JunitFile;
+pub use junit::{JunitFile, JunitSuite};
 pub use named_verdicts::NamedVerdicts;
 pub use verdicts::{ExpectationsBroken, Verdicts};
 

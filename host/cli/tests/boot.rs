@@ -308,6 +308,21 @@ fn a_scheduler_that_exits_at_once_is_named() {
 
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_scheduler_without_stats_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let scheduler = folder.path().join("scx_quiet");
+    program::write_script(&scheduler, "sleep 100000");
+    // No test waits for this time.
+    let arguments = ["--timeout", "9999", "--no-stats", "--samples", "1", "--jsonl", "--expect", "holes(kernel) = 0"];
+    let output = booted(&[&arguments[..], &["--scheduler", scheduler.to_str().unwrap()]].concat()).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!((output.status.code(), stdout.lines().count()), (Some(0), 1), "{stderr}");
+    assert!(stdout.contains(r#""stats":{"Err":{"NoScheduler""#) && stdout.contains(r#""kernel":{"Ok":{"#), "{stdout}");
+    assert!(stderr.ends_with("scx-vsock: holes(kernel) = 0: held: 1 value\n"), "{stderr}");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
 fn missing_vsock_modules_are_named_at_once() {
     let kernel = Kernel::of_this_run();
     let mut command = boot();

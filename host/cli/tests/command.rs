@@ -168,7 +168,10 @@ fn every_verb_has_a_man_page() {
             "scx-vsock-proxy.1",
             "scx-vsock proxy [OPTIONS] <URI> --socket <PATH>\n.br\nscx-vsock proxy [OPTIONS] <URI> -- <CMD>...",
         ),
-        ("scx-vsock-boot.1", "scx-vsock boot [OPTIONS] --kernel <FILE> [-- <CMD>...]"),
+        (
+            "scx-vsock-boot.1",
+            "scx-vsock boot [OPTIONS] --kernel <FILE>... [-- <CMD>...]\n.br\nscx-vsock boot [OPTIONS] --suite <FILE> [-- <CMD>...]",
+        ),
     ] {
         let page = page(name).replace("\\-", "-");
         assert!(page.contains(&format!(".SH SYNOPSIS\n{synopsis}\n")), "{page}");

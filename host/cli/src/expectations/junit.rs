@@ -30,6 +30,18 @@ impl JunitFile {
         Ok(Self { path: path.to_owned(), file, verb: verb.to_owned() })
     }
 
+    /// Writes the report about several runs.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn write_suites<'s>(&self, suites: impl Iterator<Item = &'s JunitSuite>) -> Result<()> {
+        let mut report = Report::new(format!("scx-vsock {}", self.verb));
+        report.add_test_suites(suites.map(|of| of.suite.clone()));
+        let text = report.to_string().context("cannot make the JUnit report")?;
+        (&self.file).write_all(text.as_bytes()).with_context(|| cannot_write(&self.path))
+    }
+
     /// Writes the report: a case for the run and one for each expectation.
     ///
     /// # Errors
@@ -38,6 +50,51 @@ impl JunitFile {
     pub fn write(&self, verdicts: &[NamedVerdicts], error: Option<&anyhow::Error>) -> Result<()> {
         let text = report(&self.verb, verdicts, error).to_string().context("cannot make the JUnit report")?;
         (&self.file).write_all(text.as_bytes()).with_context(|| cannot_write(&self.path))
+    }
+}
+
+/// The part of a report that is about one run.
+#[derive(Debug)]
+pub struct JunitSuite {
+    suite: TestSuite,
+    /// Why the run failed.
+    pub error: Option<String>,
+    /// How many expectations there are, and how many were not met.
+    pub expectations: usize,
+    /// How many of them were not met.
+    pub broken: usize,
+}
+
+impl JunitSuite {
+    /// Returns the part about a run of this name, which has written this report about itself. `problem` is what it could not
+    /// write, such as that it was ended.
+    pub fn of_run(name: &str, report: &str, problem: Option<&str>) -> Self {
+        let report = Report::deserialize_from_str(report).ok();
+        let cases = report.into_iter().flat_map(|report| report.test_suites).flat_map(|suite| suite.test_cases);
+        let (mut runs, mut expectations): (Vec<TestCase>, Vec<TestCase>) =
+            cases.partition(|case| case.classname.is_none());
+        if let Some(problem) = problem {
+            runs = vec![TestCase::new("boot", not_met(NonSuccessKind::Error, "error", problem))];
+        }
+        let error = runs.iter().find_map(message);
+        let broken = expectations.iter().filter(|case| !matches!(case.status, TestCaseStatus::Success { .. })).count();
+        let count = expectations.len();
+        for case in expectations.iter_mut().chain(&mut runs) {
+            case.set_classname(name);
+        }
+        let mut suite = TestSuite::new(name);
+        suite.add_test_cases(runs.into_iter().chain(expectations));
+        Self { suite, error, expectations: count, broken }
+    }
+}
+
+/// What a case that did not succeed says.
+fn message(case: &TestCase) -> Option<String> {
+    match &case.status {
+        TestCaseStatus::NonSuccess { message, .. } => {
+            Some(message.as_ref().map(|text| text.as_str().to_owned()).unwrap_or_default())
+        }
+        _ => None,
     }
 }
 

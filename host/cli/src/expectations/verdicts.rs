@@ -19,8 +19,10 @@ pub struct Verdicts {
 #[derive(Debug, thiserror::Error)]
 #[error("{broken} of {all} expectations {} not met", if *broken == 1 { "was" } else { "were" })]
 pub struct ExpectationsBroken {
-    broken: usize,
-    all: usize,
+    /// How many.
+    pub broken: usize,
+    /// How many there were.
+    pub all: usize,
 }
 
 impl Verdicts {

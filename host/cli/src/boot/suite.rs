@@ -1,0 +1,147 @@
+//! Several runs, one after another: each kernel with each scheduler, as often as is asked for.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{ArgMatches, Args, Command};
+
+use super::combination::{Combination, combinations};
+use super::forwarded::Forwarded;
+use super::limited_run::{self, RunResult};
+use super::suite_file::SuiteFile;
+use crate::duration;
+use crate::expectations::{ExpectationsBroken, JunitFile};
+use crate::output::{self, eprintln};
+
+/// How long a run may take if nothing else is said.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Several runs.
+#[derive(Args)]
+pub struct SuiteOptions {
+    /// Run each combination of the kernels and schedulers in this TOML file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "modules", "config", "scheduler", "scheduler_args"])]
+    suite: Option<PathBuf>,
+
+    /// How often to run each kernel with each scheduler, in turns
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repetitions: Option<u32>,
+
+    /// With several runs: end a run that takes longer than this, in seconds or with a unit; by default 10m
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    limit: Option<Duration>,
+
+    /// With several runs: the folder for each run's samples, NAME.jsonl, and messages, NAME.log
+    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    folder: PathBuf,
+}
+
+/// The options that say which runs there are, and what a run of several has of its own.
+const OF_ALL: [&str; 9] =
+    ["suite", "repetitions", "limit", "folder", "kernel", "modules", "config", "scheduler", "junit"];
+
+impl SuiteOptions {
+    /// Whether there are several runs even of one kernel with one scheduler.
+    pub fn is_asked_for(&self) -> bool {
+        self.suite.is_some() || self.repetitions.is_some()
+    }
+
+    /// Returns the runs that the file describes, or else these. The command line's other options replace the file's.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`SuiteFile::read`]; two runs with one name.
+    pub fn suite(&self, command: &Command, matches: &ArgMatches, matrix: SuiteFile) -> Result<Suite> {
+        let forwarded = Forwarded::of(command, matches, &OF_ALL);
+        let (mut file, base) = match &self.suite {
+            Some(path) => (SuiteFile::read(path)?, path.parent().unwrap_or(Path::new(""))),
+            None => (matrix, Path::new("")),
+        };
+        file.forget(|option| forwarded.has(option));
+        let of_file = file.limit.as_ref().and_then(|limit| duration::parse(limit.get_ref()).ok());
+        let mut combinations = combinations(&file, base, self.repetitions.or(file.repetitions).unwrap_or(1))?;
+        for of in &mut combinations {
+            of.options.extend(forwarded.options.iter().cloned());
+            if !forwarded.command.is_empty() {
+                of.command.clone_from(&forwarded.command);
+            }
+        }
+        Ok(Suite { combinations, limit: self.limit.or(of_file).unwrap_or(LIMIT), folder: self.folder.clone() })
+    }
+}
+
+/// Runs of which each ends within a limit.
+pub struct Suite {
+    combinations: Vec<Combination>,
+    limit: Duration,
+    /// Where recordings and messages are written.
+    folder: PathBuf,
+}
+
+impl Suite {
+    /// Runs all of them, and prints a table at the end. The exit code is that of the first run that failed; that of broken
+    /// expectations if there is nothing worse.
+    ///
+    /// # Errors
+    ///
+    /// Files cannot be written, or [`ExpectationsBroken`].
+    pub fn run(&self, junit: Option<&JunitFile>) -> Result<ExitCode> {
+        fs::create_dir_all(&self.folder).with_context(|| format!("cannot create {}", self.folder.display()))?;
+        let mut results = Vec::new();
+        for (number, combination) in (1..).zip(&self.combinations) {
+            eprintln!("scx-vsock: run {number} of {}: {}", self.combinations.len(), combination.name);
+            results.push(limited_run::run(combination, &self.folder, self.limit)?);
+        }
+        output::print(&table(&results))?;
+        if let Some(junit) = junit {
+            junit.write_suites(results.iter().map(|result| &result.suite))?;
+        }
+        let failed = results.iter().find(|result| result.failure().is_some());
+        if let Some(failed) = failed {
+            return Ok(ExitCode::from(failed.code.filter(|code| *code != 0).unwrap_or(1)));
+        }
+        let broken = results.iter().map(|result| result.suite.broken).sum();
+        if broken > 0 {
+            let all = results.iter().map(|result| result.suite.expectations).sum();
+            return Err(ExpectationsBroken { broken, all }.into());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl RunResult {
+    /// Why the run failed; a broken expectation is no failure of the run.
+    fn failure(&self) -> Option<String> {
+        let of_command = || match self.code {
+            Some(0) => None,
+            Some(_) if self.suite.broken > 0 => None,
+            Some(code) => Some(format!("the command exited with status {code}")),
+            None => Some("it was ended".into()),
+        };
+        self.suite.error.clone().or_else(of_command)
+    }
+
+    fn outcome(&self) -> String {
+        match self.failure() {
+            Some(failure) => format!("failed: {failure}"),
+            None if self.suite.broken > 0 => {
+                format!("{} of {} expectations not met", self.suite.broken, self.suite.expectations)
+            }
+            None if self.suite.expectations > 0 => "ok, all expectations met".into(),
+            None => "ok".into(),
+        }
+    }
+}
+
+/// A line for each run.
+fn table(results: &[RunResult]) -> String {
+    let width = results.iter().map(|result| result.name.len()).max().unwrap_or(0);
+    let line = |result: &RunResult| {
+        let RunResult { name, samples, took, .. } = result;
+        format!("{name:<width$}  {samples:>6} samples  {:>7.1} s  {}\n", took.as_secs_f32(), result.outcome())
+    };
+    results.iter().map(line).collect()
+}
