@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::Guest;
 use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::guest::{builder, exchange_traffic, output, wait_for_scheduler};
 use scx_vsock_tests::notifying_port::NotifyingPort;

@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::Args;
-use scx_vsock::guest::qemu::Guest;
+use clap::{Args, ValueEnum};
+use scx_vsock::guest::{Guest, Vmm};
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Sampler, SchedStatsClient};
 
@@ -21,9 +21,9 @@ use crate::{display, duration};
 use hybrid_socket::HybridSocket;
 use sampling::Sampling;
 
-/// Boot a throw-away QEMU guest and sample its scheduler
+/// Boot a throw-away guest and sample its scheduler
 ///
-/// The guest has the kernel, the agent, the scheduler with its libraries, and busybox; no disk and no network. Neither
+/// The guest is a microVM in this process where /dev/kvm runs Linux, else it runs on QEMU. It has the kernel, the agent, the scheduler with its libraries, and busybox; no disk and no network. Neither
 /// root nor /dev/kvm is needed.
 ///
 /// With CMD, boot runs it in the guest, samples the scheduler's stats until it exits, and exits with its exit code. The
@@ -110,7 +110,11 @@ pub struct Boot {
     #[arg(long, value_name = "TIME", default_value = "120", value_parser = duration::parse)]
     timeout: Duration,
 
-    /// The QEMU program; by default $QEMU, else qemu-system-x86_64 or qemu-system-aarch64, as the kernel needs
+    /// What runs the guest: a microVM in this process (x86_64, needs KVM), QEMU, or a microVM where KVM runs Linux
+    #[arg(long, value_name = "VMM", default_value = "auto")]
+    vmm: VmmArgument,
+
+    /// The QEMU program, which runs the guest then; by default $QEMU, else qemu-system-x86_64 or qemu-system-aarch64, as the kernel needs
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<OsString>,
 
@@ -124,6 +128,24 @@ pub struct Boot {
     /// A command to run in the guest
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
+}
+
+/// What runs the guest.
+#[derive(Clone, Copy, ValueEnum)]
+enum VmmArgument {
+    Auto,
+    Microvm,
+    Qemu,
+}
+
+impl From<VmmArgument> for Vmm {
+    fn from(argument: VmmArgument) -> Self {
+        match argument {
+            VmmArgument::Auto => Self::Auto,
+            VmmArgument::Microvm => Self::Microvm,
+            VmmArgument::Qemu => Self::Qemu,
+        }
+    }
 }
 
 impl Boot {
@@ -143,6 +165,7 @@ impl Boot {
         if let Some(socket) = &hybrid {
             socket.connect_to(&guest)?;
         }
+        eprintln!("scx-vsock: on {}", display::clean(&guest.vmm().to_string()));
         eprintln!("scx-vsock: the agent is ready after {:.1} s", started.elapsed().as_secs_f32());
         let mut sampler = Sampler::new(self.client(&guest)?);
         if self.no_stats || evaluations.ask_the_kernel() {
@@ -177,6 +200,7 @@ impl Boot {
         if let Some(file) = &self.console {
             builder = builder.console_file(file);
         }
+        builder = builder.vmm(self.vmm.into());
         if let Some(program) = &self.qemu {
             builder = builder.qemu(program);
         }
