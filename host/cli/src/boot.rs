@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use scx_vsock::guest::{Guest, Vmm};
+use scx_vsock::guest::{Guest, Topology, Vmm};
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Sampler, SchedStatsClient};
 
@@ -102,9 +102,14 @@ pub struct Boot {
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..))]
     memory: u32,
 
-    /// The number of the guest's processors
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
-    cpus: u32,
+    /// The number of the guest's processors [default: that of the topology, or 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    cpus: Option<u32>,
+
+    /// How the processors are arranged, such as sockets=2,llcs=1,cores=2,threads=2,nodes=2: each number is that of a part of
+    /// the one before it, except that of NUMA nodes. QEMU shows sockets, cores and threads
+    #[arg(long, value_name = "LIST")]
+    topology: Option<Topology>,
 
     /// How long to wait for the agent, and again for the scheduler, in seconds or with a unit (2m)
     #[arg(long, value_name = "TIME", default_value = "120", value_parser = duration::parse)]
@@ -183,8 +188,13 @@ impl Boot {
 
     fn boot(&self) -> Result<Guest> {
         let arguments: Vec<&str> = self.scheduler_args.iter().map(String::as_str).collect();
-        let mut builder =
-            Guest::builder().kernel(&self.kernel).memory_mib(self.memory).cpus(self.cpus).deadline(self.timeout);
+        let mut builder = Guest::builder().kernel(&self.kernel).memory_mib(self.memory).deadline(self.timeout);
+        if let Some(cpus) = self.cpus {
+            builder = builder.cpus(cpus);
+        }
+        if let Some(topology) = self.topology {
+            builder = builder.topology(topology);
+        }
         if let Some(folder) = &self.modules {
             builder = builder.modules(folder);
         }

@@ -22,6 +22,7 @@ use super::machine_options::MachineOptions;
 use super::qemu::machine::{QemuMachine, QemuOptions};
 use super::qemu::programs::check_qemu;
 use super::qemu::{Accelerator, qemu_program};
+use super::topology::Topology;
 use super::vmm::{Choice, ChosenVmm, Circumstances, RunningVmm, Vmm, probe_kvm};
 use crate::vsock::ReadyListener;
 
@@ -74,7 +75,7 @@ impl Default for GuestBuilder {
             vmm: Vmm::Auto,
             qemu: None,
             deadline: DEADLINE,
-            machine: MachineOptions { memory_mib: 1024, cpus: 2, kernel_arguments: Vec::new() },
+            machine: MachineOptions { memory_mib: 1024, cpus: None, topology: None, kernel_arguments: Vec::new() },
             image: GuestImage::default(),
             console_file: None,
         }
@@ -158,9 +159,16 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the number of the guest's processors. The default is 2.
+    /// Sets the number of the guest's processors. The default is that of the topology, or 2.
     pub fn cpus(mut self, cpus: u32) -> Self {
-        self.machine.cpus = cpus;
+        self.machine.cpus = Some(cpus);
+        self
+    }
+
+    /// Sets how the guest's processors are arranged. QEMU shows sockets, cores and threads; a topology with more needs a
+    /// microVM.
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.machine.topology = Some(topology);
         self
     }
 
@@ -208,6 +216,9 @@ impl GuestBuilder {
     pub fn boot(&self) -> Result<Guest, Error> {
         let kernel = self.kernel.as_deref().ok_or(Error::NoKernel)?;
         let architecture = kernel_image::architecture(kernel)?;
+        if let Some(topology) = self.machine.topology {
+            topology.check_cpus(self.machine.cpus())?;
+        }
         let (commands, guest_commands) = UnixStream::pair()?;
         let console = Console::with_copy(self.create_console_file()?);
         let events = GuestEvents::new()?;

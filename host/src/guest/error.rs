@@ -208,6 +208,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The guest cannot have this topology.
+    #[error(transparent)]
+    Topology(#[from] super::topology::TopologyError),
     /// A guest cannot be the microVM that was asked for.
     #[error("the guest cannot be a microVM (--vmm qemu or GuestBuilder::vmm(Vmm::Qemu) takes QEMU): {reason}")]
     NoMicrovm {

@@ -12,7 +12,7 @@ use super::error::Error;
 #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
 use super::machine_options::MachineOptions;
 #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
-use super::microvm::Microvm;
+use super::microvm::{Microvm, MicrovmBuilder};
 use super::qemu::machine::QemuMachine;
 use crate::vsock::Handle;
 #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
@@ -40,7 +40,8 @@ impl Machine {
             .initramfs(initramfs)
             .command_line(options.kernel_command_line("ttyS0", &[]))
             .memory_mib(options.memory_mib)
-            .vcpus(options.cpus);
+            .vcpus(options.cpus());
+        let builder = options.topology.into_iter().fold(builder, MicrovmBuilder::topology);
         let microvm = builder.build(Box::new(console), commands)?;
         let ready = ReadyListener::listen(&microvm.handle())?;
         microvm.resume()?;

@@ -62,6 +62,7 @@ pub mod microvm;
 pub mod qemu;
 #[cfg(feature = "qemu")]
 mod timed_stream;
+mod topology;
 #[cfg(feature = "qemu")]
 mod vmm;
 
@@ -83,5 +84,6 @@ pub use guest::{FrozenGuest, Guest};
 pub use guest_events::FaultWatch;
 #[cfg(feature = "qemu")]
 pub use guest_message::OutputStream;
+pub use topology::{Topology, TopologyError};
 #[cfg(feature = "qemu")]
 pub use vmm::{ChosenVmm, RunningVmm, Vmm};

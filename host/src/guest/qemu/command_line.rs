@@ -52,7 +52,7 @@ impl QemuCommand<'_> {
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", platform.machine])
             .args(accelerator.arguments(architecture))
-            .args(["-smp", &machine.cpus.to_string(), "-m", &format!("{memory}M")])
+            .args(["-smp", &processors(machine), "-m", &format!("{memory}M")])
             .args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")])
             .args(["-numa", "node,memdev=memory"])
             .args(["-chardev", &format!("socket,id=vsock,fd={VSOCK_FD}")])
@@ -67,6 +67,15 @@ impl QemuCommand<'_> {
         command.fd_mappings(inherited.mappings()).map_err(io::Error::other)?;
         Ok(command)
     }
+}
+
+/// Returns the arrangement of the processors, as `-smp` takes it.
+fn processors(machine: &MachineOptions) -> String {
+    let cpus = machine.cpus();
+    machine.topology.map_or_else(
+        || cpus.to_string(),
+        |it| format!("{cpus},sockets={},cores={},threads={}", it.sockets(), it.cores(), it.threads()),
+    )
 }
 
 impl Inherited {

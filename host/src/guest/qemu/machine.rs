@@ -22,6 +22,7 @@ use crate::guest::architecture::Architecture;
 use crate::guest::console::Console;
 use crate::guest::error::Error;
 use crate::guest::machine_options::MachineOptions;
+use crate::guest::topology::TopologyError;
 use crate::io::lock::lock;
 use crate::transport::vhost_user::Server;
 use crate::vsock::{Handle, ReadyListener};
@@ -56,6 +57,7 @@ impl QemuMachine {
         commands: UnixStream,
         console: Console,
     ) -> Result<(Self, ReadyListener), Error> {
+        check_topology(options)?;
         let initramfs = memory_file("initramfs", initramfs)?;
         let (server, vsock) = start_device(&env::temp_dir())?;
         let ready = ReadyListener::listen(&server.handle())?;
@@ -107,6 +109,17 @@ impl QemuMachine {
 impl AsFd for QemuMachine {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.process.as_fd()
+    }
+}
+
+/// Refuses what QEMU would show as another topology: all cores of a socket share its last-level cache.
+fn check_topology(options: QemuOptions<'_>) -> Result<(), Error> {
+    let Some(topology) = options.machine.topology else { return Ok(()) };
+    let not_shown = |what| Err(TopologyError::NotShown { vmm: "QEMU", what }.into());
+    match topology {
+        _ if topology.llcs() > 1 => not_shown("several LLC domains of a socket (llcs)"),
+        _ if topology.nodes() > 1 => not_shown("NUMA nodes (nodes), as this library starts it"),
+        _ => Ok(()),
     }
 }
 
