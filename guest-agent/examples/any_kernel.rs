@@ -11,7 +11,8 @@
 use std::collections::VecDeque;
 use std::error::Error;
 
-use scx_vsock_agent::session::{Action, KernelReport, Session};
+use scx_vsock_agent::session::{Action, KernelReport, Outcome, Peer, Session};
+use scx_vsock_wire::envelope::saturate;
 use scx_vsock_wire::{SchedExtLine, Text, emit};
 
 /// The cap of a line; that of the program for Linux is 256 KiB.
@@ -36,32 +37,32 @@ impl Streams {
 /// Does the session's actions until it has to wait for the host.
 fn drive(session: &mut Session<MAX>, streams: &mut Streams) {
     loop {
-        match session.action() {
-            Action::ReadHost(_) if streams.from_host.is_empty() => return,
-            Action::ReadHost(buffer) => {
+        match session.action(!streams.from_scheduler.is_empty()) {
+            Action::Read(Peer::Host, _) if streams.from_host.is_empty() => return,
+            Action::Read(Peer::Host, buffer) => {
                 let count = take(&mut streams.from_host, buffer);
-                session.transferred(count);
+                session.done(Outcome::done(saturate(count)));
             }
-            Action::WriteHost(pieces) => {
+            Action::Write(Peer::Host, pieces) => {
                 let bytes = pieces.concat();
                 streams.to_host.extend_from_slice(&bytes);
-                session.transferred(bytes.len());
+                session.done(Outcome::done(saturate(bytes.len())));
             }
-            Action::ConnectScheduler | Action::AwaitScheduler { .. } => session.scheduler_connected(),
-            Action::CheckScheduler if streams.from_scheduler.is_empty() => session.scheduler_silent(),
-            Action::CheckScheduler => session.unsolicited_data(),
-            Action::WriteScheduler(line) => {
-                streams.ask_scheduler(line);
-                let count = line.len();
-                session.transferred(count);
+            Action::Connect { .. } => session.done(Outcome::done(0)),
+            Action::Check if streams.from_scheduler.is_empty() => session.checked(Outcome::BLOCKED),
+            Action::Check => session.checked(Outcome::done(1)),
+            Action::Write(Peer::Scheduler, pieces) => {
+                let request = pieces.concat();
+                streams.ask_scheduler(&request);
+                session.done(Outcome::done(saturate(request.len())));
             }
-            Action::ReadScheduler(buffer) => {
+            Action::Read(Peer::Scheduler, buffer) => {
                 let count = take(&mut streams.from_scheduler, buffer);
-                session.transferred(count);
+                session.done(Outcome::done(saturate(count)));
             }
             Action::Report(report, buffer) => {
                 let length = report_of_a_kernel_without_sched_ext(report, buffer);
-                session.transferred(length);
+                session.done(Outcome::done(saturate(length)));
             }
             Action::Close => return,
         }

@@ -2,7 +2,7 @@
 
 use heapless::Vec;
 use scx_vsock_wire::limits::SCHEDULER_SOCKET;
-use scx_vsock_wire::line::{after, up_to};
+use scx_vsock_wire::line::{after, line_number, nth_line, position, up_to};
 use scx_vsock_wire::{AGENT_PORT, Text};
 
 /// How many ports one agent serves at most.
@@ -111,11 +111,7 @@ impl UsageProblem {
     /// Returns the message.
     #[must_use]
     pub fn text(self) -> Text<'static> {
-        let mut lines = PROBLEMS.as_bytes();
-        for _ in 0..self as usize {
-            lines = after(lines, lines.iter().take_while(|&&byte| byte != b'\n').count() + 1);
-        }
-        Text::first_line(lines)
+        Text::first_line(nth_line(PROBLEMS, self as usize))
     }
 }
 
@@ -175,44 +171,33 @@ pub fn parse<'a>(
     config.allow_cid = None;
     let mut usual = Usual { map: Map::DEFAULT, is_changed: false };
     while let Some(name) = arguments.next() {
-        let fail = |problem| UsageError { problem, argument: name };
-        // One table and one comparison: a match on texts would be compared byte by byte in place.
-        let option = OPTIONS.iter().find(|(known, _)| *known == name);
-        match option.ok_or(fail(UsageProblem::Unknown))?.1 {
-            Opt::Help => return Ok(Command::Help),
-            Opt::Version => return Ok(Command::Version),
-            option => {
-                let value = arguments.next().ok_or(fail(UsageProblem::NoValue))?;
-                set(config, &mut usual, option, value).map_err(|problem| UsageError { problem, argument: value })?;
-            }
-        }
+        let option = line_number(OPTIONS, name);
+        let (problem, argument) = match (option, arguments.next()) {
+            (VERSION | SHORT_VERSION, _) => return Ok(Command::Version),
+            (HELP_OPTION | SHORT_HELP, _) => return Ok(Command::Help),
+            (PORT..=ALLOW_CID, Some(value)) => match set(config, &mut usual, option, value) {
+                Ok(()) => continue,
+                Err(problem) => (problem, value),
+            },
+            (PORT..=ALLOW_CID, None) => (UsageProblem::NoValue, name),
+            _ => (UsageProblem::Unknown, name),
+        };
+        return Err(UsageError { problem, argument });
     }
     complete(config, &usual, activated).map(|()| Command::Run)
 }
 
-/// The options that there are.
-#[derive(Clone, Copy)]
-enum Opt {
-    Port,
-    Socket,
-    Map,
-    ListenFd,
-    AllowCid,
-    Version,
-    Help,
-}
-
-const OPTIONS: [(&[u8], Opt); 9] = [
-    (b"--port", Opt::Port),
-    (b"--socket", Opt::Socket),
-    (b"--map", Opt::Map),
-    (b"--listen-fd", Opt::ListenFd),
-    (b"--allow-cid", Opt::AllowCid),
-    (b"--version", Opt::Version),
-    (b"-V", Opt::Version),
-    (b"--help", Opt::Help),
-    (b"-h", Opt::Help),
-];
+/// The options that there are, a line for each.
+const OPTIONS: &str = "--port\n--socket\n--map\n--listen-fd\n--allow-cid\n--version\n-V\n--help\n-h";
+const PORT: usize = 0;
+const SOCKET: usize = 1;
+const MAP: usize = 2;
+const LISTEN_FD: usize = 3;
+const ALLOW_CID: usize = 4;
+const VERSION: usize = 5;
+const SHORT_VERSION: usize = 6;
+const HELP_OPTION: usize = 7;
+const SHORT_HELP: usize = 8;
 
 /// The one map of a program that is started without `--map`.
 struct Usual<'a> {
@@ -220,20 +205,24 @@ struct Usual<'a> {
     is_changed: bool,
 }
 
-fn set<'a>(config: &mut Config<'a>, usual: &mut Usual<'a>, option: Opt, value: &'a [u8]) -> Result<(), UsageProblem> {
-    usual.is_changed |= matches!(option, Opt::Port | Opt::Socket);
+#[inline(never)]
+fn set<'a>(config: &mut Config<'a>, usual: &mut Usual<'a>, option: usize, value: &'a [u8]) -> Result<(), UsageProblem> {
+    usual.is_changed |= option <= SOCKET;
     match option {
-        Opt::Port => usual.map.port = port(value)?,
-        Opt::Socket => usual.map.socket = path(value)?,
-        Opt::Map => add_map(config, value)?,
-        Opt::ListenFd => add_listener(config, value)?,
+        PORT => usual.map.port = port(value)?,
+        SOCKET => usual.map.socket = path(value)?,
+        MAP => add_map(config, value)?,
+        LISTEN_FD => add_listener(config, value)?,
         _ => config.allow_cid = Some(number(value).ok_or(UsageProblem::NotANumber)?),
     }
     Ok(())
 }
 
 fn add_map<'a>(config: &mut Config<'a>, value: &'a [u8]) -> Result<(), UsageProblem> {
-    let at = value.iter().position(|&byte| byte == b'=').ok_or(UsageProblem::NotAMap)?;
+    let at = position(value, b'=');
+    if at == value.len() {
+        return Err(UsageProblem::NotAMap);
+    }
     let port = port(up_to(value, at))?;
     if config.maps.iter().any(|map| map.port == port) {
         return Err(UsageProblem::MappedTwice);
@@ -286,13 +275,14 @@ fn path(value: &[u8]) -> Result<&[u8], UsageProblem> {
 /// Returns the value of a decimal number without sign.
 #[must_use]
 pub fn number(digits: &[u8]) -> Option<u32> {
-    if digits.is_empty() {
-        return None;
+    let mut number = 0;
+    for digit in digits {
+        if !digit.is_ascii_digit() || number > u64::from(u32::MAX) {
+            return None;
+        }
+        number = number * 10 + u64::from(digit & 0xf);
     }
-    digits.iter().try_fold(0u32, |number, digit| match digit {
-        b'0'..=b'9' => number.checked_mul(10)?.checked_add(u32::from(digit - b'0')),
-        _ => None,
-    })
+    if digits.is_empty() { None } else { u32::try_from(number).ok() }
 }
 
 #[cfg(test)]

@@ -3,86 +3,67 @@
 //! A report takes one system call for the log and three for each file, whatever a guest's programs write, and waits for
 //! nobody.
 
-use core::ffi::CStr;
-
 use scx_vsock_wire::limits::{MAX_CAUSE_BYTES, MAX_NAME_BYTES, MAX_OPS_BYTES, MAX_SCHED_EXT_BYTES};
-use scx_vsock_wire::sched_ext::{ENABLE_SEQ, Field, HOTPLUG_SEQ, NR_REJECTED, OPS, STATE, SWITCH_ALL};
+use scx_vsock_wire::line::{position, take_until, up_to};
+use scx_vsock_wire::sched_ext::{Field, OPS, STATE};
 use scx_vsock_wire::{SchedExtLine, Text, emit};
 
-use crate::kernel_log::{self, split};
+use crate::kernel_log;
 use crate::session::KernelReport;
 use crate::sys;
 
 /// Bytes of the kernel's log that are read: its newest.
 const LOG_BYTES: usize = 64 * 1024;
 
-/// Bytes of a file that are read. The longest has the events: Linux 7.2 has 13 of about 45 bytes.
-const FILE_BYTES: usize = 4096;
-
 /// How far the clock of the kernel's log may be behind the monotonic clock.
 const CLOCK_OFFSET_US: u64 = 1_000_000;
 
-const STATE_FILE: &CStr = c"/sys/kernel/sched_ext/state";
-const OPS_FILE: &CStr = c"/sys/kernel/sched_ext/root/ops";
-const EVENTS_FILE: &CStr = c"/sys/kernel/sched_ext/root/events";
-
-const FILES: [(&CStr, &Field); 6] = [
-    (STATE_FILE, &STATE),
-    (OPS_FILE, &OPS),
-    (c"/sys/kernel/sched_ext/enable_seq", &ENABLE_SEQ),
-    (c"/sys/kernel/sched_ext/hotplug_seq", &HOTPLUG_SEQ),
-    (c"/sys/kernel/sched_ext/nr_rejected", &NR_REJECTED),
-    (c"/sys/kernel/sched_ext/switch_all", &SWITCH_ALL),
-];
+/// The kernel's files about sched_ext.
+const FILES: &[u8] = b"/sys/kernel/sched_ext/$";
 
 /// Writes the envelope of `report` to the beginning of `buffer`, whose rest is overwritten, and returns its length. A
 /// scheduler that is gone was connected at `connected_us`; what ended another before is not its cause.
+#[inline(never)]
 pub fn report(report: KernelReport, buffer: &mut [u8], connected_us: u64) -> usize {
+    let mut texts = [0; MAX_NAME_BYTES + MAX_OPS_BYTES + MAX_CAUSE_BYTES];
+    let (state, texts) = texts.split_at_mut(MAX_NAME_BYTES);
+    let (ops, cause) = texts.split_at_mut(MAX_OPS_BYTES);
     match report {
         KernelReport::SchedExt => sched_ext(buffer),
-        KernelReport::NoScheduler { errno } => no_scheduler(buffer, errno),
+        KernelReport::NoScheduler { errno } => {
+            let cause = read_cause(buffer, 0, cause);
+            emit::no_scheduler(buffer, errno, read(STATE, state), read(OPS, ops), cause)
+        }
         KernelReport::SchedulerGone { errno } => {
-            let mut cause = [0; MAX_CAUSE_BYTES];
-            let cause = read_cause(buffer, connected_us.saturating_sub(CLOCK_OFFSET_US), &mut cause);
+            let cause = read_cause(buffer, connected_us.saturating_sub(CLOCK_OFFSET_US), cause);
             emit::scheduler_gone(buffer, errno, cause)
         }
     }
 }
 
-fn no_scheduler(buffer: &mut [u8], errno: i32) -> usize {
-    let (mut state, mut ops, mut cause) = ([0; MAX_NAME_BYTES], [0; MAX_OPS_BYTES], [0; MAX_CAUSE_BYTES]);
-    let state = first_line(STATE_FILE, &mut state).unwrap_or_default();
-    let ops = first_line(OPS_FILE, &mut ops).unwrap_or_default();
-    let cause = read_cause(buffer, 0, &mut cause);
-    emit::no_scheduler(buffer, errno, state, ops, cause)
-}
-
 /// Why the kernel disabled the latest scheduler; `scratch` is overwritten.
-fn read_cause<'o>(scratch: &mut [u8], since_us: u64, cause: &'o mut [u8; MAX_CAUSE_BYTES]) -> Text<'o> {
-    match read_log(scratch) {
-        Some(Ok(log)) => kernel_log::cause(log, since_us, cause),
-        Some(Err(_)) | None => Text::EMPTY,
-    }
+fn read_cause<'o>(scratch: &mut [u8], since_us: u64, cause: &'o mut [u8]) -> Text<'o> {
+    let count = read_log(scratch);
+    kernel_log::cause(log(scratch, count), since_us, cause)
 }
 
-#[inline(never)]
 fn sched_ext(buffer: &mut [u8]) -> usize {
     let room = buffer.len() / 2;
     let (out, scratch) = buffer.split_at_mut(room.min(MAX_SCHED_EXT_BYTES));
     let mut line = SchedExtLine::begin(out);
-    let mut file = [0; FILE_BYTES];
-    for (path, field) in FILES {
-        if let Some(text) = first_line(path, &mut file) {
-            line.field(field, text);
+    for field in Field::all() {
+        let text = read(field, scratch);
+        if !text.is_empty() {
+            line.field(&field, text);
         }
     }
     line.uptime(sys::now_us());
-    add_events(&mut line, sys::read_file(EVENTS_FILE, &mut file));
-    let log = read_log(scratch);
-    if let Some(Ok(log)) = log {
-        add_messages(&mut line, log);
+    add_events(&mut line, sys::read_file(FILES, Text::first_line(b"root/events"), scratch));
+    let count = read_log(scratch);
+    if count > 0 {
+        add_messages(&mut line, log(scratch, count));
     }
-    line.end(log.and_then(Result::err).map(sys::Errno::into_raw))
+    line.end((count < 0).then_some(count))
 }
 
 /// Adds the events of a file with a name and a number in each line.
@@ -91,11 +72,14 @@ fn add_events(line: &mut SchedExtLine<'_>, mut file: &[u8]) {
         return;
     }
     line.begin_events();
-    while let Some((name, rest)) = split(file, b' ')
-        && let Some((number, rest)) = split(rest, b'\n')
-    {
-        line.event(Text::first_line(name), Text::first_line(number.trim_ascii_start()));
-        file = rest;
+    // A line without an end is truncated.
+    while position(file, b'\n') < file.len() {
+        let mut number = take_until(&mut file, b'\n');
+        let name = take_until(&mut number, b' ');
+        while let [b' ', digits @ ..] = number {
+            number = digits;
+        }
+        line.event(Text::first_line(name), Text::first_line(number));
     }
     line.end_events();
 }
@@ -107,17 +91,24 @@ fn add_messages(line: &mut SchedExtLine<'_>, log: &[u8]) {
     line.end_log();
 }
 
-/// Reads the newest of the kernel's log into `scratch`; `None` on a kernel without sched_ext, which has nothing to say
-/// about it.
-fn read_log(scratch: &mut [u8]) -> Option<sys::Result<&[u8]>> {
+/// Reads the newest of the kernel's log into `scratch`; returns its length or a negative error number. Nothing is read on a
+/// kernel without sched_ext, which has nothing to say about it.
+fn read_log(scratch: &mut [u8]) -> i32 {
+    if !sys::exists(FILES, STATE.path()) {
+        return 0;
+    }
     let room = scratch.len().min(LOG_BYTES);
-    sys::exists(STATE_FILE).then(|| sys::read_kernel_log(scratch.split_at_mut(room).0))
+    sys::read_kernel_log(scratch.split_at_mut(room).0)
 }
 
-/// The first line of a small file of the kernel's; `None` where it cannot be read.
-fn first_line<'b>(path: &CStr, buffer: &'b mut [u8]) -> Option<Text<'b>> {
-    let bytes = sys::read_file(path, buffer);
-    (!bytes.is_empty()).then(|| Text::first_line(bytes))
+/// The log of this length; empty where that is an error.
+fn log(scratch: &[u8], count: i32) -> &[u8] {
+    up_to(scratch, usize::try_from(count).unwrap_or(0))
+}
+
+/// The first line of a small file of the kernel's; empty where it cannot be read.
+fn read(file: Field, buffer: &mut [u8]) -> Text<'_> {
+    Text::first_line(sys::read_file(FILES, file.path(), buffer))
 }
 
 #[cfg(test)]

@@ -3,10 +3,9 @@
 //! A line is `<PRIORITY>[TIME] TEXT`, the priority a facility times 8 and a level. Facility 0 is the kernel's own: what a
 //! program writes to `/dev/kmsg` has another, and each line of a message has its own prefix.
 
-use scx_vsock_wire::limits::{MAX_CAUSE_BYTES, MAX_KERNEL_MESSAGES};
-use scx_vsock_wire::line::{after, up_to};
-use scx_vsock_wire::template::fill;
-use scx_vsock_wire::{KernelMessage, Text};
+use scx_vsock_wire::limits::MAX_KERNEL_MESSAGES;
+use scx_vsock_wire::line::{after, take_until, up_to};
+use scx_vsock_wire::{KernelMessage, Text, Writer};
 
 /// How the kernel's messages about sched_ext begin.
 const SUBJECT: &[u8] = b"sched_ext: ";
@@ -19,8 +18,6 @@ const DISABLED: &[u8] = b" disabled (";
 struct Message<'l> {
     time_us: Option<u64>,
     text: &'l [u8],
-    /// The text without [`SUBJECT`].
-    content: &'l [u8],
 }
 
 /// Passes the newest messages about sched_ext to `take`, oldest first.
@@ -40,41 +37,43 @@ pub fn newest(log: &[u8], mut take: impl FnMut(KernelMessage<Text<'_>>)) {
 }
 
 /// Returns why the kernel disabled the scheduler that it enabled last, with what it says next; nothing if it did not, or
-/// before `since_us`.
-pub fn cause<'o>(log: &[u8], since_us: u64, out: &'o mut [u8; MAX_CAUSE_BYTES]) -> Text<'o> {
+/// before `since_us`. Truncated to `out`.
+pub fn cause<'o>(log: &[u8], since_us: u64, out: &'o mut [u8]) -> Text<'o> {
     let mut rest = log;
     let (mut reason, mut detail): (&[u8], &[u8]) = (&[], &[]);
     while let Some(message) = next_message(&mut rest) {
-        if let Some(scheduler) = message.content.strip_prefix(SCHEDULER) {
+        let content = after(message.text, SUBJECT.len());
+        if let Some(mut scheduler) = content.strip_prefix(SCHEDULER) {
             (reason, detail) = (&[], &[]);
+            take_until(&mut scheduler, b'"');
             if message.time_us.unwrap_or(0) >= since_us
-                && let Some((_name, outcome)) = split(scheduler, b'"')
-                && let Some(disabled) = outcome.strip_prefix(DISABLED)
+                && let Some(mut disabled) = scheduler.strip_prefix(DISABLED)
             {
-                reason = disabled.strip_suffix(b")").unwrap_or(disabled);
+                reason = take_until(&mut disabled, b')');
             }
         } else if detail.is_empty() {
-            detail = message.content;
+            detail = content;
         }
     }
-    let template: &[u8] = match (reason, detail) {
-        ([], _) => b"",
-        (_, []) => b"$",
-        _ => b"$: $",
-    };
-    let length = fill(out, template, &[], &[Text::first_line(reason), Text::first_line(detail)]);
+    let mut writer = Writer::new(out);
+    if !reason.is_empty() {
+        writer.add(b"$", 0, Text::first_line(reason));
+        if !detail.is_empty() {
+            writer.add(b": $", 0, Text::first_line(detail));
+        }
+    }
+    let length = writer.length();
     Text::first_line(up_to(out, length))
 }
 
 /// Takes lines off `log` up to the next that the kernel itself wrote about sched_ext.
+#[inline(never)]
 fn next_message<'l>(log: &mut &'l [u8]) -> Option<Message<'l>> {
     while !log.is_empty() {
-        let (line, rest) = split(log, b'\n').unwrap_or((*log, &[]));
-        *log = rest;
-        if let [b'<', b'0'..=b'7', b'>', line @ ..] = line {
+        if let [b'<', b'0'..=b'7', b'>', line @ ..] = take_until(log, b'\n') {
             let (time_us, text) = split_time(line);
-            if let Some(content) = text.strip_prefix(SUBJECT) {
-                return Some(Message { time_us, text, content });
+            if text.starts_with(SUBJECT) {
+                return Some(Message { time_us, text });
             }
         }
     }
@@ -85,30 +84,25 @@ fn next_message<'l>(log: &mut &'l [u8]) -> Option<Message<'l>> {
 fn split_time(line: &[u8]) -> (Option<u64>, &[u8]) {
     let mut rest = line;
     let mut time_us = None;
-    while let [b'[', inside @ ..] = rest
-        && let Some((inside, after)) = split(inside, b']')
-    {
+    while let [b'[', ..] = rest {
+        let inside = take_until(&mut rest, b']');
         if time_us.is_none() {
             // There are always six digits after the point.
             let digits = inside.iter().filter(|byte| byte.is_ascii_digit());
             time_us = Some(digits.fold(0u64, |time, digit| time.wrapping_mul(10).wrapping_add(u64::from(digit & 0xf))));
         }
-        rest = after;
     }
-    (time_us, time_us.and_then(|_| rest.strip_prefix(b" ")).unwrap_or(rest))
-}
-
-/// Splits at the first `byte`, which is in neither part.
-#[inline(never)]
-pub fn split(bytes: &[u8], byte: u8) -> Option<(&[u8], &[u8])> {
-    let at = bytes.iter().position(|&other| other == byte)?;
-    Some((up_to(bytes, at), after(bytes, at.saturating_add(1))))
+    if let (Some(_), [b' ', text @ ..]) = (time_us, rest) {
+        rest = text;
+    }
+    (time_us, rest)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use scx_vsock_wire::limits::MAX_CAUSE_BYTES;
 
     const EJECTED: &str = "<6>[    2.000001] sched_ext: BPF scheduler \"rustland\" enabled\n\
                            <3>[   32.000002][  T17] sched_ext: BPF scheduler \"rustland\" disabled (runnable task stall)\n\

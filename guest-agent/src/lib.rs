@@ -1,8 +1,8 @@
 //! The guest's side of scx-vsock: a relay between vsock and a sched_ext scheduler's statistics socket.
 //!
-//! The path of one sample through this crate: [`agent`] accepts a host's connection on a `listener` and assigns it a
+//! The path of one sample through this crate: [`agent`] accepts a host's connection on one of its `sources` and assigns it a
 //! `slot`; the slot's [`session`] machine, which does no I/O, says what to do next; the slot does it on its two
-//! `stream`s with the calls of `sys`; the request goes to the scheduler when its whole line is there, and the
+//! `source`s with the calls of `sys`; the request goes to the scheduler when its whole line is there, and the
 //! scheduler's line comes back inside `{"stats":...}`. What the guest's kernel says about sched_ext is read by `kernel` and
 //! `kernel_log`.
 //!
@@ -28,28 +28,28 @@
 pub mod agent;
 pub mod arguments;
 #[cfg(target_os = "linux")]
+mod error;
+#[cfg(target_os = "linux")]
+mod hello;
+#[cfg(target_os = "linux")]
 mod kernel;
 #[cfg(target_os = "linux")]
 mod kernel_log;
-#[cfg(target_os = "linux")]
-mod listener;
 // Public for the program of the same name and its counterpart with std in tests.
 #[cfg(target_os = "linux")]
 #[doc(hidden)]
 pub mod program;
-#[cfg(target_os = "linux")]
-mod ready;
 pub mod session;
 #[cfg(target_os = "linux")]
 mod slot;
 #[cfg(target_os = "linux")]
-mod stream;
+mod source;
+#[cfg(target_os = "linux")]
+mod sources;
 // Public for the program of the same name and for tests; nothing else should build on it.
 #[cfg(target_os = "linux")]
 #[doc(hidden)]
 pub mod sys;
-#[cfg(target_os = "linux")]
-mod token;
 
 #[cfg(target_os = "linux")]
 pub use agent::{Agent, Error, Problem, Storage, Turn};

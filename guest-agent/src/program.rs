@@ -1,11 +1,8 @@
 //! What the program does, from its arguments to its exit status.
 
-use core::mem::ManuallyDrop;
+use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS, Text, Writer};
 
-use scx_vsock_wire::line::up_to;
-use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS, Text, template};
-
-use crate::agent::{Agent, Storage};
+use crate::agent::Storage;
 use crate::arguments::{self, Command, Config, HELP, UsageError};
 use crate::sys;
 
@@ -25,9 +22,9 @@ const MAX_ARGUMENT_BYTES: usize = 128;
 
 /// Does what the arguments after the program's name and the environment (each `NAME=VALUE`) ask for; returns the exit
 /// status.
-pub fn run<'a, E: Iterator<Item = &'a [u8]>>(
+pub fn run<'a>(
     arguments: impl Iterator<Item = &'a [u8]>,
-    environment: impl Fn() -> E,
+    environment: impl Iterator<Item = &'a [u8]>,
     sessions: &'a mut Sessions,
 ) -> i32 {
     sys::open_standard_descriptors();
@@ -37,8 +34,10 @@ pub fn run<'a, E: Iterator<Item = &'a [u8]>>(
         Ok(Command::Help) => print(HELP),
         Ok(Command::Version) => print(concat!("scx-vsock-agent ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(UsageError { problem, argument }) => {
-            let argument = Text::first_line(argument).truncated(MAX_ARGUMENT_BYTES);
-            print_error(b"$: $", &[], &[argument, problem.text()]);
+            print_error(|line| {
+                line.add(b"$: ", 0, Text::first_line(argument).truncated(MAX_ARGUMENT_BYTES));
+                line.add(b"$", 0, problem.text());
+            });
             USAGE
         }
     }
@@ -46,32 +45,35 @@ pub fn run<'a, E: Iterator<Item = &'a [u8]>>(
 
 fn serve(config: &Config<'_>, sessions: &mut Sessions) -> i32 {
     // The end of the process closes its descriptors.
-    let error = match Agent::new(sessions, config).and_then(|agent| ManuallyDrop::new(agent).run()) {
-        Ok(never) => match never {},
-        Err(error) => error,
-    };
-    let (template, numbers) = error.message();
-    print_error(template, &numbers, &[]);
+    let Err(error) = sessions.start(config).and_then(|()| sessions.run());
+    print_error(|line| error.write(line));
     FAILURE
 }
 
 /// Returns how many descriptors socket activation passed to this very process.
-fn activated_descriptors<'a, E: Iterator<Item = &'a [u8]>>(environment: impl Fn() -> E) -> usize {
-    let number =
-        |name: &[u8]| environment().find_map(|variable| variable.strip_prefix(name)).and_then(arguments::number);
-    match number(b"LISTEN_FDS=") {
-        Some(count) if number(b"LISTEN_PID=") == Some(sys::process_id()) => count as usize,
+fn activated_descriptors<'a>(environment: impl Iterator<Item = &'a [u8]>) -> usize {
+    let (mut count, mut process) = (None, None);
+    for variable in environment {
+        if let Some(value) = variable.strip_prefix(b"LISTEN_FDS=") {
+            count = arguments::number(value);
+        } else if let Some(value) = variable.strip_prefix(b"LISTEN_PID=") {
+            process = arguments::number(value);
+        }
+    }
+    match count {
+        Some(count) if process == Some(sys::process_id()) => count as usize,
         _ => 0,
     }
 }
 
 /// Prints one line to standard error.
-fn print_error(template: &[u8], numbers: &[u64], texts: &[Text<'_>]) {
-    let mut line = [0; MAX_MESSAGE_BYTES];
-    let length = template::fill(&mut line, template, numbers, texts);
-    sys::write(2, b"scx-vsock-agent: ");
-    sys::write(2, up_to(&line, length));
-    sys::write(2, b"\n");
+fn print_error(write: impl FnOnce(&mut Writer<'_>)) {
+    let mut text = [0; MAX_MESSAGE_BYTES];
+    let mut line = Writer::new(&mut text);
+    line.add(b"scx-vsock-agent: ", 0, Text::EMPTY);
+    write(&mut line);
+    line.add(b"\n", 0, Text::EMPTY);
+    sys::write(2, line.written());
 }
 
 fn print(text: &str) -> i32 {

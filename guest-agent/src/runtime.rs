@@ -60,7 +60,7 @@ unsafe extern "C" fn start(stack: *const usize) -> ! {
     let arguments = name.wrapping_add(count.min(1)).cast();
     // SAFETY: this function runs once, so that this is the only reference.
     let sessions = unsafe { &mut *MEMORY.0.get() };
-    sys::exit(program::run(strings(arguments), || strings(environment), sessions))
+    sys::exit(program::run(strings(arguments), strings(environment), sessions))
 }
 
 /// A panic that can be reached does not link: the symbol exists nowhere.

@@ -6,18 +6,17 @@
 //! driver may ask for the action as often as it likes.
 //!
 //! ```text
-//! Sending(hello) -> Request -> Connecting -> Checking -> Forwarding -> Answer -> Sending(stats) -> Request
-//!                      |            `-> Reporting -> Sending(no_scheduler) -> Request
-//!                      |-> Discarding -> Sending(request_too_large) -> Request
-//!                      |-> Waiting -> Sending(scheduler_ready) -> Request
-//!                      |      `-> Reporting -> Sending(no_scheduler) -> Request
+//! Sending(hello) -> Request -> Connecting -> Checking -> Sending(request) -> Answer -> Sending(stats) -> Request
+//!                      |          |   `-> Reporting -> Sending(no_scheduler) -> Request
+//!                      |          `-> Sending(scheduler_ready) -> Request
+//!                      |-> Sending(request_too_large) -> Request
 //!                      `-> Reporting -> Sending(sched_ext) -> Request
 //! ```
 //!
 //! A host that closes ends the session in every state. One that only ends its sending side has every complete line
 //! answered first: the end is read after them. The scheduler's end ends the session with an envelope that says so.
 
-use scx_vsock_wire::emit;
+use scx_vsock_wire::emit::{self, Notice};
 use scx_vsock_wire::envelope::saturate;
 use scx_vsock_wire::limits::{AGENT_LINE_PREFIX, MAX_AGENT_ENVELOPE_BYTES};
 use scx_vsock_wire::line::{after, copy_prefix, up_to};
@@ -56,34 +55,66 @@ impl ReadAhead {
     }
 }
 
-/// What is to be done next.
+/// A session's peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// The host.
+    Host,
+    /// The scheduler.
+    Scheduler,
+}
+
+/// What is to be done next. Its outcome is reported with [`Session::done`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<'s> {
-    /// Read from the host into this buffer; report with [`Session::transferred`] or [`Session::failed`].
-    ReadHost(&'s mut [u8]),
-    /// Write these pieces to the host, in order; report in the same way.
-    WriteHost([&'s [u8]; 3]),
-    /// Connect to the scheduler, unless that is done; report with [`Session::scheduler_connected`] or
-    /// [`Session::no_scheduler`].
-    ConnectScheduler,
-    /// As [`ConnectScheduler`](Self::ConnectScheduler), but try again while that fails, until this time is over.
-    AwaitScheduler {
+    /// Read from the peer into this buffer. No bytes mean that the peer ended its sending side.
+    Read(Peer, &'s mut [u8]),
+    /// Write these pieces to the peer, in order.
+    Write(Peer, [&'s [u8]; 3]),
+    /// Connect to the scheduler, unless that is done. Try again while that fails, until the time is over; a failure is the
+    /// last one's.
+    Connect {
         /// Milliseconds from the first time that this action was returned.
         timeout_ms: u32,
     },
-    /// Read one byte from the scheduler without waiting, as the last thing before the request is written. Report with
-    /// [`Session::scheduler_silent`] where none is there, else with [`Session::unsolicited_data`] or
-    /// [`Session::scheduler_gone`].
-    CheckScheduler,
-    /// Write this to the scheduler; report with [`Session::transferred`] or [`Session::failed`].
-    WriteScheduler(&'s [u8]),
-    /// Read from the scheduler into this buffer; report in the same way.
-    ReadScheduler(&'s mut [u8]),
-    /// Write the envelope of this report, which has what the guest's kernel says, to the beginning of this buffer; report
-    /// the length of its line with [`Session::transferred`]. [`emit`] has the functions.
+    /// Read one byte from the scheduler without waiting, where none should be; report the outcome with
+    /// [`Session::checked`]. It is done before anything else, and as the last thing before the request is written.
+    Check,
+    /// Write the envelope of this report, which has what the guest's kernel says, to the beginning of this buffer; the
+    /// outcome is the length of its line. [`emit`] has the functions.
     Report(KernelReport, &'s mut [u8]),
     /// Close both connections. Nothing follows.
     Close,
+}
+
+/// The outcome of an [`Action`]: how many bytes it moved, or an error number.
+///
+/// One word, as system calls have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome(i32);
+
+impl Outcome {
+    /// Nothing can be done now.
+    pub const BLOCKED: Self = Self(i32::MIN);
+
+    /// The action is done, and moved so many bytes.
+    #[must_use]
+    #[allow(clippy::cast_possible_wrap, reason = "the smaller of both fits")]
+    pub const fn done(bytes: u32) -> Self {
+        Self(if bytes > i32::MAX as u32 { i32::MAX } else { bytes as i32 })
+    }
+
+    /// The connection failed with this error number, which is positive.
+    #[must_use]
+    pub const fn failed(errno: i32) -> Self {
+        Self(-errno)
+    }
+
+    /// Returns how many bytes it moved, if it is done.
+    #[must_use]
+    pub fn bytes(self) -> Option<usize> {
+        usize::try_from(self.0).ok()
+    }
 }
 
 /// An envelope with what the guest's kernel says about sched_ext.
@@ -117,58 +148,53 @@ impl KernelReport {
 #[repr(u8)]
 enum State {
     Closed,
-    /// The buffer's line is on its way to the host.
-    Sending {
-        frame: Frame,
-        sent: usize,
-        next: Next,
-    },
     /// A request line is being read from the host.
-    Request,
-    /// A request line over the cap is being read and dropped.
-    Discarding {
-        size: u32,
+    Request {
+        /// Bytes of the line that were dropped, since it is over the cap.
+        dropped: u32,
     },
-    /// A request line is complete and needs a scheduler.
-    Connecting,
-    /// The host waits for a scheduler that accepts a connection.
-    Waiting {
+    /// A scheduler is needed.
+    Connecting {
         timeout_ms: u32,
+        next: Connected,
     },
     /// The request is to be forwarded if the scheduler has sent nothing.
     Checking,
-    /// The request line is on its way to the scheduler.
-    Forwarding {
-        sent: usize,
-    },
     /// The scheduler's line is being read.
     Answer,
     /// The buffer is to hold an envelope with what the kernel says.
     Reporting(KernelReport),
+    /// The buffer's line is on its way.
+    Sending {
+        frame: Frame,
+        next: Next,
+        sent: usize,
+    },
 }
 
-/// What stands around a line that is sent to the host.
+/// What a scheduler is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connected {
+    /// The request in the buffer.
+    Forward,
+    /// The host waits for it.
+    Announce,
+}
+
+/// What stands around a line that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Frame {
-    /// Nothing: it is an envelope.
+    /// Nothing: it is a request, or an envelope.
     None,
     /// The frame of a scheduler's answer.
     Stats,
 }
 
-impl Frame {
-    /// Bytes that it adds to the line.
-    fn bytes(self) -> usize {
-        match self {
-            Self::None => 0,
-            Self::Stats => STATS_PREFIX.len() + STATS_SUFFIX.len(),
-        }
-    }
-}
-
-/// What follows a line that is sent to the host.
+/// What follows a line that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
+    /// The scheduler's answer: the line is for the scheduler.
+    Answer,
     Request,
     Close,
     /// Bytes stood after the scheduler's line: report them, then close.
@@ -178,18 +204,19 @@ enum Next {
 /// One session, with buffers for lines of at most `MAX` bytes, which are at least [`MAX_AGENT_ENVELOPE_BYTES`].
 ///
 /// ```
-/// use scx_vsock_agent::session::{Action, Session};
+/// use scx_vsock_agent::session::{Action, Outcome, Peer, Session};
 /// use scx_vsock_wire::Text;
+/// use scx_vsock_wire::envelope::saturate;
 ///
 /// let mut session = Session::<4096>::new();
 /// session.open(Text::first_line(b"0.1.0"), Text::EMPTY);
-/// let Action::WriteHost(hello) = session.action() else { unreachable!() };
+/// let Action::Write(Peer::Host, hello) = session.action(false) else { unreachable!() };
 /// let count = hello.concat().len(); // ... are written
-/// session.transferred(count);
-/// let Action::ReadHost(buffer) = session.action() else { unreachable!() };
+/// session.done(Outcome::done(saturate(count)));
+/// let Action::Read(Peer::Host, buffer) = session.action(false) else { unreachable!() };
 /// buffer[..16].copy_from_slice(b"{\"req\":\"stats\"}\n");
-/// session.transferred(16);
-/// assert_eq!(session.action(), Action::ConnectScheduler);
+/// session.done(Outcome::done(16));
+/// assert_eq!(session.action(false), Action::Connect { timeout_ms: 0 });
 /// ```
 ///
 /// ```compile_fail
@@ -223,7 +250,9 @@ impl<const MAX: usize> Session<MAX> {
     /// Begins with hello after a host has connected: with the agent's own version and the kernel's boot id.
     pub fn open(&mut self, version: Text<'_>, boot_id: Text<'_>) {
         self.ahead.clear();
-        self.send(Next::Request, |out| emit::hello(out, version, boot_id, saturate(MAX)));
+        self.line.clear();
+        let length = emit::hello(self.line.spare(), version, boot_id, saturate(MAX));
+        self.send_envelope(length, Next::Request);
     }
 
     /// Whether the session is over.
@@ -232,157 +261,131 @@ impl<const MAX: usize> Session<MAX> {
         matches!(self.state, State::Closed)
     }
 
-    /// Whether bytes of the scheduler would be unsolicited now. The driver then reads from the scheduler's connection,
-    /// where something may be there, before it does anything else.
-    #[must_use]
-    pub fn expects_no_answer(&self) -> bool {
-        matches!(
-            self.state,
-            State::Request
-                | State::Discarding { .. }
-                | State::Connecting
-                | State::Waiting { .. }
-                | State::Checking
-                | State::Forwarding { .. }
-        )
-    }
-
     /// Whether the host waits for a scheduler that accepts a connection.
     #[must_use]
     pub fn awaits_scheduler(&self) -> bool {
-        matches!(self.state, State::Waiting { .. })
+        matches!(self.state, State::Connecting { next: Connected::Announce, .. })
     }
 
-    /// Returns what is to be done next.
-    pub fn action(&mut self) -> Action<'_> {
+    /// Whether bytes of the scheduler would be unsolicited now.
+    fn expects_no_answer(&self) -> bool {
+        matches!(
+            self.state,
+            State::Request { .. }
+                | State::Connecting { .. }
+                | State::Checking
+                | State::Sending { next: Next::Answer, .. }
+        )
+    }
+
+    /// Returns what is to be done next. `scheduler_is_ready` is whether the scheduler's connection may have something to
+    /// read; where that would be unsolicited it is checked first.
+    pub fn action(&mut self, scheduler_is_ready: bool) -> Action<'_> {
         self.take_read_ahead();
+        if scheduler_is_ready && self.expects_no_answer() {
+            return Action::Check;
+        }
         match self.state {
             State::Closed => Action::Close,
-            State::Sending { frame, sent, .. } => Action::WriteHost(unsent(&self.line, frame, sent)),
-            State::Request | State::Discarding { .. } => {
+            State::Request { .. } => {
                 let spare = self.line.spare();
                 let count = spare.len().min(READ_AHEAD);
-                Action::ReadHost(spare.split_at_mut(count).0)
+                Action::Read(Peer::Host, spare.split_at_mut(count).0)
             }
-            State::Connecting => Action::ConnectScheduler,
-            State::Waiting { timeout_ms } => Action::AwaitScheduler { timeout_ms },
-            State::Checking => Action::CheckScheduler,
-            State::Forwarding { sent } => Action::WriteScheduler(after(self.line.line(), sent)),
-            State::Answer => Action::ReadScheduler(self.line.spare()),
+            State::Connecting { timeout_ms, .. } => Action::Connect { timeout_ms },
+            State::Checking => Action::Check,
+            State::Answer => Action::Read(Peer::Scheduler, self.line.spare()),
             State::Reporting(report) => Action::Report(report, self.line.spare()),
+            State::Sending { frame, next, sent } => {
+                let peer = if next == Next::Answer { Peer::Scheduler } else { Peer::Host };
+                Action::Write(peer, unsent(&self.line, frame, sent))
+            }
         }
     }
 
-    /// Reports that the read or write of [`action`](Self::action) moved `count` bytes, or that its report has so many; none
-    /// of a read means that the peer ended its sending side.
-    pub fn transferred(&mut self, count: usize) {
-        match self.state {
-            State::Sending { .. } => self.host_wrote(count),
-            State::Request | State::Discarding { .. } => self.host_read(count),
-            State::Forwarding { .. } => self.scheduler_wrote(count),
-            State::Answer => self.scheduler_read(count),
-            State::Reporting(report) => self.begin_sending(count, report.next()),
-            State::Closed | State::Connecting | State::Waiting { .. } | State::Checking => {}
+    /// Reports the outcome of [`action`](Self::action).
+    pub fn done(&mut self, outcome: Outcome) {
+        match outcome.bytes() {
+            Some(count) => self.transferred(count),
+            None if outcome == Outcome::BLOCKED => {}
+            None => self.failed(-outcome.0),
         }
     }
 
-    /// Reports that the read or write of [`action`](Self::action) failed, and with it the connection.
-    pub fn failed(&mut self, errno: i32) {
-        match self.state {
-            State::Sending { .. } | State::Request | State::Discarding { .. } => self.host_closed(),
-            _ => self.scheduler_gone(errno),
+    /// Reports the outcome of [`Action::Check`].
+    pub fn checked(&mut self, outcome: Outcome) {
+        if !self.expects_no_answer() {
+            return;
+        }
+        match outcome {
+            Outcome(1..) => self.send(Next::Close, Notice::UnsolicitedData, 0),
+            Outcome::BLOCKED => {
+                if let State::Checking = self.state {
+                    self.state = State::Sending { frame: Frame::None, next: Next::Answer, sent: 0 };
+                }
+            }
+            Outcome(errno) => self.scheduler_gone(-errno),
         }
     }
 
-    fn host_read(&mut self, count: usize) {
-        if count == 0 {
-            return self.host_closed();
-        }
-        let fill = self.line.fill(count);
-        if let Fill::Line { after: 1.. } = fill {
-            self.ahead.keep(self.line.rest());
-        }
-        self.request_filled(fill);
-    }
-
-    /// Reports that the host closed its connection, or that it failed: so does the session.
+    /// Reports that the host closed its connection: so does the session.
     pub fn host_closed(&mut self) {
         self.state = State::Closed;
     }
 
-    fn host_wrote(&mut self, count: usize) {
-        if let State::Sending { frame, sent, next } = &mut self.state {
-            *sent = sent.saturating_add(count);
-            if *sent >= frame.bytes() + self.line.line().len() {
-                let next = *next;
-                self.proceed(next);
-            }
-        }
-    }
-
-    /// Reports that the scheduler is connected.
-    pub fn scheduler_connected(&mut self) {
+    fn transferred(&mut self, count: usize) {
         match self.state {
-            State::Connecting => self.state = State::Checking,
-            State::Waiting { .. } => self.send(Next::Request, emit::scheduler_ready),
-            _ => {}
+            State::Request { .. } | State::Answer if count == 0 => self.failed(0),
+            State::Request { dropped } => self.host_read(count, dropped),
+            State::Connecting { next: Connected::Forward, .. } => self.state = State::Checking,
+            State::Connecting { next: Connected::Announce, .. } => self.send(Next::Request, Notice::SchedulerReady, 0),
+            State::Answer => self.scheduler_read(count),
+            State::Reporting(report) => self.send_envelope(count, report.next()),
+            State::Sending { frame, next, sent } => self.wrote(frame, next, sent.saturating_add(count)),
+            State::Closed | State::Checking => {}
         }
     }
 
-    /// Reports that the scheduler could not be connected, within the time if the host waits for it.
-    pub fn no_scheduler(&mut self, errno: i32) {
-        if let State::Connecting | State::Waiting { .. } = self.state {
-            self.report(KernelReport::NoScheduler { errno });
+    fn failed(&mut self, errno: i32) {
+        match self.state {
+            State::Connecting { .. } => self.report(KernelReport::NoScheduler { errno }),
+            State::Sending { next: Next::Answer, .. } | State::Answer => self.scheduler_gone(errno),
+            _ => self.host_closed(),
         }
     }
 
-    /// Reports that the scheduler has sent nothing, see [`Action::CheckScheduler`].
-    pub fn scheduler_silent(&mut self) {
-        if let State::Checking = self.state {
-            self.state = State::Forwarding { sent: 0 };
-        }
-    }
-
-    fn scheduler_wrote(&mut self, count: usize) {
-        if let State::Forwarding { sent } = &mut self.state {
-            *sent = sent.saturating_add(count);
-            if *sent >= self.line.line().len() {
-                self.line.clear();
-                self.state = State::Answer;
-            }
-        }
+    fn host_read(&mut self, count: usize, dropped: u32) {
+        let fill = self.line.fill(count);
+        self.ahead.keep(self.line.rest());
+        self.request_filled(fill, dropped);
     }
 
     fn scheduler_read(&mut self, count: usize) {
-        if count == 0 {
-            return self.scheduler_gone(0);
-        }
-        if let State::Answer = self.state {
-            let next = match self.line.fill(count) {
-                Fill::Partial => return,
-                Fill::Line { after: 0 } => Next::Request,
-                Fill::Line { .. } => Next::ReportUnsolicited,
-                Fill::Over => {
-                    let max = saturate(MAX);
-                    return self.send(Next::Close, |out| emit::response_too_large(out, max.saturating_add(1), max));
-                }
-            };
-            self.state = State::Sending { frame: Frame::Stats, sent: 0, next };
-        }
+        let next = match self.line.fill(count) {
+            Fill::Partial => return,
+            Fill::Line { after: 0 } => Next::Request,
+            Fill::Line { .. } => Next::ReportUnsolicited,
+            Fill::Over => return self.send(Next::Close, Notice::ResponseTooLarge, saturate(MAX + 1)),
+        };
+        self.state = State::Sending { frame: Frame::Stats, next, sent: 0 };
     }
 
-    /// Reports that the scheduler closed its connection (errno 0) or that it failed.
-    pub fn scheduler_gone(&mut self, errno: i32) {
-        if !self.is_closed() {
-            self.report(KernelReport::SchedulerGone { errno });
+    fn wrote(&mut self, frame: Frame, next: Next, sent: usize) {
+        self.state = State::Sending { frame, next, sent };
+        if sent < frame.bytes() + self.line.line().len() {
+            return;
         }
+        self.line.clear();
+        self.state = match next {
+            Next::Answer => State::Answer,
+            Next::Request => State::Request { dropped: 0 },
+            Next::Close => State::Closed,
+            Next::ReportUnsolicited => return self.send(Next::Close, Notice::UnsolicitedData, 0),
+        };
     }
 
-    /// Reports bytes of the scheduler although [`expects_no_answer`](Self::expects_no_answer).
-    pub fn unsolicited_data(&mut self) {
-        if !self.is_closed() {
-            self.send(Next::Close, emit::unsolicited_data);
-        }
+    fn scheduler_gone(&mut self, errno: i32) {
+        self.report(KernelReport::SchedulerGone { errno });
     }
 
     /// Gives up the buffer's line for an envelope that needs the kernel.
@@ -391,66 +394,64 @@ impl<const MAX: usize> Session<MAX> {
         self.state = State::Reporting(report);
     }
 
-    /// Sends an envelope that `emit` writes.
-    fn send(&mut self, next: Next, emit: impl FnOnce(&mut [u8]) -> usize) {
-        self.line.clear();
-        let length = emit(self.line.spare());
-        self.begin_sending(length, next);
-    }
-
-    // One copy for all envelopes.
+    /// Gives up the buffer's line for an envelope without texts.
     #[inline(never)]
-    fn begin_sending(&mut self, length: usize, next: Next) {
-        self.line.fill(length);
-        self.state = State::Sending { frame: Frame::None, sent: 0, next };
+    fn send(&mut self, next: Next, notice: Notice, number: u32) {
+        self.line.clear();
+        let length = emit::notice(self.line.spare(), notice, number, saturate(MAX));
+        self.send_envelope(length, next);
     }
 
-    fn proceed(&mut self, next: Next) {
-        match next {
-            Next::Request => {
-                self.line.clear();
-                self.state = State::Request;
-            }
-            Next::Close => self.state = State::Closed,
-            Next::ReportUnsolicited => self.unsolicited_data(),
-        }
+    /// Sends the envelope that was written to the buffer.
+    fn send_envelope(&mut self, length: usize, next: Next) {
+        self.line.fill(length);
+        self.state = State::Sending { frame: Frame::None, next, sent: 0 };
     }
 
     /// Serves what the host sent ahead before more is read from it.
     fn take_read_ahead(&mut self) {
-        while let (State::Request | State::Discarding { .. }, false) = (self.state, self.ahead.bytes().is_empty()) {
+        while let (State::Request { dropped }, false) = (self.state, self.ahead.bytes().is_empty()) {
             let (taken, fill) = self.line.take_line(self.ahead.bytes());
             self.ahead.consume(taken);
-            self.request_filled(fill);
+            self.request_filled(fill, dropped);
         }
     }
 
-    fn request_filled(&mut self, fill: Fill) {
-        match (self.state, fill) {
-            (State::Request, Fill::Line { .. }) => self.route(),
-            (State::Request, Fill::Over) => self.discard(0),
-            (State::Discarding { size }, Fill::Line { .. }) => {
-                let size = size.saturating_add(saturate(self.line.line().len()));
-                self.send(Next::Request, |out| emit::request_too_large(out, size, saturate(MAX)));
+    fn request_filled(&mut self, fill: Fill, dropped: u32) {
+        let size = dropped.saturating_add(saturate(self.line.len()));
+        match fill {
+            Fill::Partial => {}
+            Fill::Over => {
+                self.line.clear();
+                self.state = State::Request { dropped: size };
             }
-            (State::Discarding { size }, Fill::Partial | Fill::Over) => self.discard(size),
-            _ => {}
+            Fill::Line { .. } if dropped > 0 => {
+                let size = dropped.saturating_add(saturate(self.line.line().len()));
+                self.send(Next::Request, Notice::RequestTooLarge, size);
+            }
+            Fill::Line { .. } => self.route(),
         }
-    }
-
-    fn discard(&mut self, before: u32) {
-        let size = before.saturating_add(saturate(self.line.len()));
-        self.line.clear();
-        self.state = State::Discarding { size };
     }
 
     /// Decides who a complete request line is for.
     fn route(&mut self) {
-        match self.line.line().strip_prefix(AGENT_LINE_PREFIX).map(Verb::parse) {
-            None => self.state = State::Connecting,
-            Some(Some(Verb::WaitScheduler { timeout_ms })) => self.state = State::Waiting { timeout_ms },
-            Some(Some(Verb::SchedExt {})) => self.report(KernelReport::SchedExt),
-            Some(None) => self.send(Next::Request, emit::unknown_verb),
+        self.state = match self.line.line().strip_prefix(AGENT_LINE_PREFIX).map(Verb::parse) {
+            None => State::Connecting { timeout_ms: 0, next: Connected::Forward },
+            Some(Some(Verb::WaitScheduler { timeout_ms })) => {
+                State::Connecting { timeout_ms, next: Connected::Announce }
+            }
+            Some(Some(Verb::SchedExt {})) => return self.report(KernelReport::SchedExt),
+            Some(None) => return self.send(Next::Request, Notice::UnknownVerb, 0),
+        };
+    }
+}
+
+impl Frame {
+    /// Bytes that it adds to the line.
+    fn bytes(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Stats => STATS_PREFIX.len() + STATS_SUFFIX.len(),
         }
     }
 }
@@ -461,16 +462,13 @@ const _: () = assert!(FRAME_END.len() == STATS_SUFFIX.len() + 1);
 
 /// The line in its frame, without the first `sent` bytes.
 fn unsent<const MAX: usize>(line: &LineBuffer<MAX>, frame: Frame, sent: usize) -> [&[u8]; 3] {
-    let mut skip = sent;
-    let pieces = match frame {
-        Frame::None => [line.line(), &[], &[]],
-        Frame::Stats => [STATS_PREFIX, line.content(), FRAME_END],
+    let (prefix, line, end): (&[u8], &[u8], &[u8]) = match frame {
+        Frame::None => (&[], line.line(), &[]),
+        Frame::Stats => (STATS_PREFIX, line.content(), FRAME_END),
     };
-    pieces.map(|piece| {
-        let rest = after(piece, skip);
-        skip = skip.saturating_sub(piece.len());
-        rest
-    })
+    let sent_of_line = sent.saturating_sub(prefix.len());
+    let sent_of_end = sent_of_line.saturating_sub(line.len());
+    [after(prefix, sent), after(line, sent_of_line), after(end, sent_of_end)]
 }
 
 #[cfg(any(test, fuzzing))]

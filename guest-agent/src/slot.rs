@@ -1,43 +1,19 @@
 //! One place in the agent's table: a session machine and the connections that it drives.
 
+use scx_vsock_wire::emit::{self, Notice};
+use scx_vsock_wire::envelope::saturate;
 use scx_vsock_wire::limits::MAX_NAME_BYTES;
 use scx_vsock_wire::line::up_to;
-use scx_vsock_wire::{Text, emit};
 
+use crate::hello::{boot_id, version};
 use crate::kernel;
-use crate::session::{Action, Session};
-use crate::stream::{Connection, Stream, Transfer};
-use crate::sys::{self, Epoll, Errno, Fd, UnixAddress};
-use crate::token::{Source, Token};
-
-/// This program's version.
-pub fn version() -> Text<'static> {
-    Text::first_line(env!("CARGO_PKG_VERSION").as_bytes())
-}
+use crate::session::{Action, Outcome, Peer, Session};
+use crate::source::{Source, WATCH_STREAM};
+use crate::sources::Sources;
+use crate::sys::{self, Fd};
 
 /// Actions of one session before the others have their turn.
 const ACTIONS_A_TURN: usize = 16;
-
-/// How a session stands after its turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// There is more to do at once.
-    More,
-    /// An event will come.
-    Idle,
-    /// It waits for the timer.
-    Wait,
-}
-
-/// Where the waiting for a scheduler is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-enum Wait {
-    /// Nothing was tried yet.
-    NotBegun,
-    /// There is another attempt whenever the timer fires, the last at this time.
-    Until { end_ms: u64 },
-}
 
 /// One place in the table. All zero when new, see [`Session::new`].
 ///
@@ -45,15 +21,14 @@ enum Wait {
 #[derive(Debug)]
 #[repr(C)]
 pub struct Slot<const MAX: usize> {
-    generation: u32,
-    number: u8,
+    host: Source,
+    scheduler: Source,
     /// The number of the map whose scheduler is served.
-    pub map: u8,
-    wait: Wait,
+    map: usize,
+    /// When to try to connect the scheduler for the last time, in microseconds; 0 where nothing was tried yet.
+    until_us: u64,
     /// When the scheduler was connected last, in microseconds.
     connected_us: u64,
-    host: Stream,
-    scheduler: Stream,
     session: Session<MAX>,
 }
 
@@ -62,180 +37,113 @@ impl<const MAX: usize> Slot<MAX> {
     pub const fn new() -> Self {
         Self {
             session: Session::new(),
-            generation: 0,
-            number: 0,
             map: 0,
-            wait: Wait::NotBegun,
+            until_us: 0,
             connected_us: 0,
-            host: Stream::None,
-            scheduler: Stream::None,
+            host: Source::NONE,
+            scheduler: Source::NONE,
         }
     }
 
     /// Whether no session is open here.
     pub fn is_free(&self) -> bool {
-        matches!(self.host, Stream::None)
+        !self.host.is_open()
     }
 
-    /// Starts a session with a host for the scheduler of `map`, as slot `number`. Closes the connection where that
-    /// fails.
-    pub fn open(&mut self, epoll: Epoll, host: Fd, number: usize, map: usize) -> sys::Result<()> {
-        // The table and the maps are never longer.
-        self.number = u8::try_from(number).unwrap_or(u8::MAX);
-        self.map = u8::try_from(map).unwrap_or(u8::MAX);
-        self.wait = Wait::NotBegun;
-        self.host.open(epoll, host, self.token(Source::Host))?;
-        self.session.open(version(), boot_id(&mut [0; MAX_NAME_BYTES]));
-        Ok(())
-    }
-
-    fn token(&self, source: Source) -> u64 {
-        Token { source, index: self.number, generation: self.generation }.pack()
-    }
-
-    /// Takes in an event of one of the connections, unless it is a former session's.
-    pub fn on_event(&mut self, token: Token, events: u32) {
-        if token.generation == self.generation {
-            match token.source {
-                Source::Host => self.host.on_event(events),
-                _ => self.scheduler.on_event(events),
-            }
+    /// Starts a session with the host of this connection for the scheduler of `map`; its streams have `token` and the next
+    /// one. Closes the connection where that fails.
+    pub fn open(&mut self, epoll: Fd, host: i32, token: u32, map: usize) {
+        self.map = map;
+        self.scheduler.token = token + 1;
+        if self.host.open(epoll, host, WATCH_STREAM, token) >= 0 {
+            self.session.open(version(), boot_id(&mut [0; MAX_NAME_BYTES]));
         }
     }
 
-    /// Does the session's actions until it has to wait, or its turn is over.
-    pub fn step(&mut self, epoll: Epoll, scheduler: &UnixAddress, timer_fired: bool) -> Step {
-        for _ in 0..ACTIONS_A_TURN {
-            self.check_peers();
-            if let Some(step) = self.act(epoll, scheduler, timer_fired) {
-                return step;
-            }
+    /// Returns the connection with this peer.
+    pub fn stream(&mut self, peer: Peer) -> &mut Source {
+        match peer {
+            Peer::Host => &mut self.host,
+            Peer::Scheduler => &mut self.scheduler,
         }
-        Step::More
     }
 
-    /// What decides before any action: that the host closed, and what the scheduler sends unsolicited.
-    fn check_peers(&mut self) {
-        if let Stream::Open(host) = &self.host
-            && host.is_closed()
-        {
+    /// Does the session's actions until it has to wait, or its turn is over; returns whether there is more to do at once.
+    pub fn step(&mut self, sources: &mut Sources, timer_fired: bool) -> bool {
+        !self.is_free() && (0..ACTIONS_A_TURN).all(|_| self.act(sources, timer_fired))
+    }
+
+    /// Does one action; returns whether the session can do more now.
+    fn act(&mut self, sources: &mut Sources, timer_fired: bool) -> bool {
+        if self.host.is_closed() {
             self.session.host_closed();
         }
-        if let Stream::Open(scheduler) = &mut self.scheduler
-            && scheduler.is_readable()
-            && self.session.expects_no_answer()
-        {
-            check(&mut self.session, scheduler);
-        }
-    }
-
-    /// Does one action; returns how the session stands where it can do no more now.
-    fn act(&mut self, epoll: Epoll, address: &UnixAddress, timer_fired: bool) -> Option<Step> {
-        let Stream::Open(host) = &mut self.host else { return Some(Step::Idle) };
-        let session = &mut self.session;
-        let transfer = match (session.action(), &mut self.scheduler) {
-            (Action::ReadHost(buffer), _) => host.receive(buffer),
-            (Action::WriteHost(pieces), _) => host.send(epoll, pieces),
-            (Action::WriteScheduler(line), Stream::Open(scheduler)) => scheduler.send(epoll, [line, &[], &[]]),
-            (Action::ReadScheduler(buffer), Stream::Open(scheduler)) => scheduler.receive(buffer),
-            (Action::CheckScheduler, Stream::Open(scheduler)) => {
-                check(session, scheduler);
-                return None;
+        let outcome = match self.session.action(self.scheduler.is_ready()) {
+            Action::Read(Peer::Host, buffer) => self.host.receive(buffer),
+            Action::Read(Peer::Scheduler, buffer) => self.scheduler.receive(buffer),
+            Action::Write(Peer::Host, pieces) => self.host.send(sources.epoll, &pieces),
+            Action::Write(Peer::Scheduler, pieces) => self.scheduler.send(sources.epoll, &pieces),
+            Action::Connect { timeout_ms } => self.connect(sources, timeout_ms, timer_fired),
+            Action::Check => {
+                let outcome = self.scheduler.receive_now(&mut [0]);
+                self.session.checked(outcome);
+                return true;
             }
-            (Action::ConnectScheduler | Action::AwaitScheduler { .. }, Stream::Open(_)) => {
-                session.scheduler_connected();
-                return None;
+            Action::Report(report, buffer) => {
+                Outcome::done(saturate(kernel::report(report, buffer, self.connected_us)))
             }
-            (Action::ConnectScheduler, Stream::None) => {
-                self.connect(epoll, address);
-                return None;
-            }
-            (Action::AwaitScheduler { timeout_ms }, Stream::None) => {
-                return self.wait(epoll, address, timeout_ms, timer_fired);
-            }
-            // Without a scheduler there is nothing to write to or read from: its end was reported before.
-            (Action::CheckScheduler | Action::WriteScheduler(_) | Action::ReadScheduler(_), Stream::None) => {
-                Transfer::Failed(Errno::ENOTCONN)
-            }
-            (Action::Report(report, buffer), _) => {
-                let length = kernel::report(report, buffer, self.connected_us);
-                session.transferred(length);
-                return None;
-            }
-            (Action::Close, _) => {
+            Action::Close => {
                 self.close();
-                return Some(Step::Idle);
+                return false;
             }
         };
-        match transfer {
-            Transfer::Done(count) => session.transferred(count as usize),
-            Transfer::Failed(errno) => session.failed(errno.into_raw()),
-            Transfer::Blocked => return Some(Step::Idle),
-        }
-        None
+        self.session.done(outcome);
+        outcome != Outcome::BLOCKED
     }
 
-    fn try_connect(&mut self, epoll: Epoll, address: &UnixAddress) -> sys::Result<()> {
-        let fd = sys::connect_unix(address)?;
-        let token = self.token(Source::Scheduler);
-        self.scheduler.open(epoll, fd, token)?;
-        self.connected_us = sys::now_us();
-        self.session.scheduler_connected();
-        Ok(())
-    }
-
-    fn connect(&mut self, epoll: Epoll, address: &UnixAddress) {
-        if let Err(errno) = self.try_connect(epoll, address) {
-            self.session.no_scheduler(errno.into_raw());
+    /// Connects the scheduler, unless that is done. Where it fails and its time is not over it is tried again when the timer
+    /// fires.
+    #[inline(never)]
+    fn connect(&mut self, sources: &mut Sources, timeout_ms: u32, timer_fired: bool) -> Outcome {
+        if self.scheduler.is_open() {
+            return Outcome::done(0);
         }
-    }
-
-    fn wait(&mut self, epoll: Epoll, address: &UnixAddress, timeout_ms: u32, timer_fired: bool) -> Option<Step> {
-        let end_ms = match self.wait {
-            Wait::NotBegun => sys::now_ms().saturating_add(timeout_ms.into()),
-            Wait::Until { .. } if !timer_fired => return Some(Step::Wait),
-            Wait::Until { end_ms } => end_ms,
-        };
-        self.wait = Wait::NotBegun;
-        if let Err(errno) = self.try_connect(epoll, address) {
-            if sys::now_ms() < end_ms {
-                self.wait = Wait::Until { end_ms };
-                return Some(Step::Wait);
-            }
-            self.session.no_scheduler(errno.into_raw());
+        if self.until_us != 0 && !timer_fired {
+            return Outcome::BLOCKED;
         }
-        None
+        let Some(port) = sources.ports.get(self.map) else { return Outcome::BLOCKED };
+        let now_us = sys::now_us();
+        let connection = sys::connect_unix(&port.scheduler);
+        let outcome = self.scheduler.open(sources.epoll, connection, WATCH_STREAM, self.scheduler.token);
+        if outcome >= 0 {
+            self.connected_us = now_us;
+            self.until_us = 0;
+            return Outcome::done(0);
+        }
+        if self.until_us == 0 {
+            self.until_us = now_us + u64::from(timeout_ms) * 1_000;
+        }
+        if now_us < self.until_us {
+            sources.retry();
+            return Outcome::BLOCKED;
+        }
+        self.until_us = 0;
+        Outcome::failed(-outcome)
     }
 
     /// Closes both connections.
     pub fn close(&mut self) {
         self.host.close();
         self.scheduler.close();
-        self.wait = Wait::NotBegun;
-        self.generation = self.generation.wrapping_add(1);
+        self.until_us = 0;
     }
-}
-
-/// Reads from a scheduler that should be silent.
-fn check<const MAX: usize>(session: &mut Session<MAX>, scheduler: &mut Connection) {
-    match scheduler.receive_now(&mut [0]) {
-        Transfer::Done(0) => session.scheduler_gone(0),
-        Transfer::Done(_) => session.unsolicited_data(),
-        Transfer::Failed(errno) => session.scheduler_gone(errno.into_raw()),
-        Transfer::Blocked => session.scheduler_silent(),
-    }
-}
-
-/// The kernel's boot id.
-pub fn boot_id(buffer: &mut [u8; MAX_NAME_BYTES]) -> Text<'_> {
-    Text::first_line(sys::read_file(c"/proc/sys/kernel/random/boot_id", buffer))
 }
 
 /// Reports to a host that every session is taken, as far as that goes without waiting, and closes its connection.
 pub fn refuse(host: Fd, sessions: u32) {
     let mut line = [0; 64];
-    let length = emit::busy(&mut line, sessions);
-    let _best_effort = sys::send(host, up_to(&line, length));
+    let length = emit::notice(&mut line, Notice::Busy, sessions, 0);
+    sys::send(host, up_to(&line, length));
     host.close();
 }
 
@@ -258,14 +166,14 @@ mod tests {
     fn a_host_that_cannot_be_watched_is_closed_and_takes_no_slot() {
         let (mut host, agent) = UnixStream::pair().unwrap();
         let mut slot = Slot::<1024>::new();
-        assert!(slot.open(Epoll::NONE, Fd::inherited(agent.into_raw_fd()), 0, 0).is_err());
+        slot.open(Fd::NONE, agent.into_raw_fd(), 0, 0);
         assert!(slot.is_free());
         assert_eq!(host.read(&mut [0]).unwrap(), 0);
     }
 
     /// A session of a host and a scheduler, which is notified of events by hand.
     struct Fixture {
-        epoll: Epoll,
+        sources: Sources,
         slot: Slot<1024>,
         host: UnixStream,
         scheduler: UnixStream,
@@ -273,33 +181,31 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            let epoll = Epoll::new().unwrap();
+            let mut sources = Sources::NONE;
+            sources.epoll = Fd::new(sys::create_epoll());
             let mut slot = Slot::new();
             let (host, agent) = UnixStream::pair().unwrap();
             // All that a step sends is there at its end.
             host.set_nonblocking(true).unwrap();
-            slot.open(epoll, Fd::inherited(agent.into_raw_fd()), 0, 0).unwrap();
+            slot.open(sources.epoll, agent.into_raw_fd(), 0, 0);
             let (scheduler, agent) = UnixStream::pair().unwrap();
-            let token = slot.token(Source::Scheduler);
-            slot.scheduler.open(epoll, Fd::inherited(agent.into_raw_fd()), token).unwrap();
-            Self { epoll, slot, host, scheduler }
+            assert!(slot.scheduler.open(sources.epoll, agent.into_raw_fd(), WATCH_STREAM, 1) >= 0);
+            Self { sources, slot, host, scheduler }
         }
 
         fn host_sends(&mut self, bytes: &[u8]) {
             self.host.write_all(bytes).unwrap();
-            self.on_event(Source::Host);
+            self.on_event(Peer::Host);
         }
 
         fn scheduler_sends(&mut self, bytes: &[u8]) {
             self.scheduler.write_all(bytes).unwrap();
-            self.on_event(Source::Scheduler);
+            self.on_event(Peer::Scheduler);
         }
 
-        fn on_event(&mut self, source: Source) {
-            let token = Token { source, index: 0, generation: self.slot.generation };
-            self.slot.on_event(token, EPOLLIN);
-            let nowhere = UnixAddress::new(b"/nowhere");
-            while self.slot.step(self.epoll, &nowhere, false) == Step::More {}
+        fn on_event(&mut self, peer: Peer) {
+            self.slot.stream(peer).on_event(EPOLLIN);
+            while self.slot.step(&mut self.sources, false) {}
         }
 
         /// What is there to read for the host.

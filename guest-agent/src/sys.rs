@@ -6,154 +6,159 @@
 #![allow(clippy::cast_possible_truncation, reason = "Linux descriptors and counts fit the types of its interface")]
 #![allow(clippy::cast_possible_wrap, reason = "Linux descriptors and counts fit the types of its interface")]
 
-use core::ffi::CStr;
-use core::mem::size_of;
+use core::mem::{MaybeUninit, size_of};
 
+use linux_raw_sys::errno;
 use linux_raw_sys::general::{
-    __kernel_itimerspec, __kernel_timespec, AT_FDCWD, CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, EPOLL_CLOEXEC,
-    EPOLL_CTL_ADD, EPOLL_CTL_MOD, F_GETFL, F_SETFL, O_CLOEXEC, O_NONBLOCK, O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK,
-    epoll_event, iovec,
+    __kernel_itimerspec, __kernel_timespec, AT_FDCWD, CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, EPOLL_CLOEXEC, F_SETFL,
+    O_CLOEXEC, O_NONBLOCK, O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK, epoll_event, iovec,
 };
-use linux_raw_sys::net::{
-    AF_UNIX, AF_VSOCK, MSG_DONTWAIT, MSG_NOSIGNAL, SO_ACCEPTCONN, SOCK_STREAM, SOL_SOCKET, msghdr, sockaddr_un,
-};
-use scx_vsock_wire::line::up_to;
+use linux_raw_sys::net::{AF_UNIX, AF_VSOCK, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_STREAM, msghdr};
+use linux_raw_sys::vm_sockets::VMADDR_CID_ANY;
+use scx_vsock_wire::line::{copy_prefix, up_to};
+use scx_vsock_wire::{Text, Writer};
 pub use syscalls::Errno;
-use syscalls::{Sysno, syscall};
+use syscalls::{Sysno, raw_syscall};
 
 use crate::arguments::MAX_PATH_BYTES;
 
-pub use linux_raw_sys::general::{EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP};
-pub use linux_raw_sys::vm_sockets::{VMADDR_CID_ANY, VMADDR_CID_HOST};
-
-/// What a system call returns. A descriptor or a count of 32 bits beside an error number fits one register.
-pub type Result<T> = core::result::Result<T, Errno>;
+pub use linux_raw_sys::general::{
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
+};
+pub use linux_raw_sys::vm_sockets::VMADDR_CID_HOST;
 
 const SOCK_NONBLOCK: u32 = O_NONBLOCK;
 const SOCK_CLOEXEC: u32 = O_CLOEXEC;
 
-/// The number of an open descriptor. A copy of the number: whoever keeps it in a table closes it, once.
+/// Error numbers as system calls return them: negative.
+pub const EAFNOSUPPORT: i32 = -(errno::EAFNOSUPPORT as i32);
+/// See [`EAFNOSUPPORT`].
+pub const EAGAIN: i32 = -(errno::EAGAIN as i32);
+/// See [`EAFNOSUPPORT`].
+pub const ECONNABORTED: i32 = -(errno::ECONNABORTED as i32);
+/// See [`EAFNOSUPPORT`].
+pub const EINPROGRESS: i32 = -(errno::EINPROGRESS as i32);
+/// See [`EAFNOSUPPORT`].
+pub const EINTR: i32 = -(errno::EINTR as i32);
+
+/// Whether what failed so may succeed later without an event: memory, descriptors, the vsock module or its transport were
+/// missing.
+#[must_use]
+pub fn may_pass(outcome: i32) -> bool {
+    matches!(
+        outcome.unsigned_abs(),
+        errno::EMFILE
+            | errno::ENFILE
+            | errno::ENOMEM
+            | errno::ENOBUFS
+            | errno::ENOSPC
+            | errno::ENODEV
+            | errno::EAFNOSUPPORT
+    )
+}
+
+/// The number of an open descriptor, or none. A copy of the number: whoever keeps it in a table closes it, once.
+///
+/// The complement, so that zeroed memory is no descriptor. A call on none fails with `EBADF`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fd(i32);
 
 impl Fd {
-    /// Takes over a descriptor that somebody else opened for this program.
+    /// No descriptor.
+    pub const NONE: Self = Self(0);
+
+    /// The descriptor of this number, which is now the caller's to close; none where the number is -1.
     #[must_use]
-    pub const fn inherited(raw: i32) -> Self {
-        Self(raw)
+    pub const fn new(number: i32) -> Self {
+        Self(!number)
     }
 
-    /// Returns the descriptor's number.
+    /// Returns the descriptor's number; -1 without one.
     #[must_use]
-    pub fn raw(self) -> i32 {
-        self.0
+    pub const fn number(self) -> i32 {
+        !self.0
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn is_open(self) -> bool {
+        self.0 != 0
     }
 
     /// Closes the descriptor.
     pub fn close(self) {
         // SAFETY: closing touches no memory.
-        let _closed = unsafe { syscall!(Sysno::close, self.argument()) };
+        let _closed = unsafe { raw_syscall!(Sysno::close, self.argument()) };
     }
 
     fn argument(self) -> usize {
-        self.0 as usize
+        self.number() as u32 as usize
     }
+}
+
+/// Bytes of the longest path of a file of the kernel's, with a zero byte.
+const MAX_FILE_PATH_BYTES: usize = 64;
+
+/// Does `call` (openat, faccessat) with a path: `template`, in which `$` stands for `name`.
+fn with_path(call: Sysno, template: &[u8], name: Text<'_>, flags: u32) -> i32 {
+    let mut path = [0; MAX_FILE_PATH_BYTES];
+    Writer::new(path.split_at_mut(MAX_FILE_PATH_BYTES - 1).0).add(template, 0, name);
+    // SAFETY: `path` ends with a zero byte, which is never written, and lives through the call, which only reads it.
+    unsafe { raw_syscall!(call, AT_FDCWD as usize, path.as_ptr(), flags) as i32 }
 }
 
 /// Opens a file of the kernel's or a device.
-fn open(path: &CStr, flags: u32) -> Result<Fd> {
-    // SAFETY: `path` is a C string that lives through the call.
-    unsafe { syscall!(Sysno::openat, AT_FDCWD as usize, path.as_ptr(), flags, 0usize) }.map(|fd| Fd(fd as i32))
+fn open(template: &[u8], name: Text<'_>, flags: u32) -> i32 {
+    with_path(Sysno::openat, template, name, flags)
 }
 
-/// One event of an [`Epoll`].
-pub type Event = epoll_event;
-
-/// Space for one event.
-pub const NO_EVENT: Event = Event { events: 0, data: 0 };
-
-/// An epoll instance.
-#[derive(Clone, Copy, Debug)]
-pub struct Epoll(Fd);
-
-impl Epoll {
-    /// No instance.
-    pub const NONE: Self = Self(Fd(0));
-
-    /// Creates an instance.
-    pub fn new() -> Result<Self> {
-        // SAFETY: no memory is passed.
-        unsafe { syscall!(Sysno::epoll_create1, EPOLL_CLOEXEC) }.map(|fd| Self(Fd(fd as i32)))
-    }
-
-    /// Returns the instance's descriptor, readable while events wait.
-    #[must_use]
-    pub fn fd(self) -> Fd {
-        self.0
-    }
-
-    /// Watches `fd` for `events`, reported with `token`.
-    pub fn add(self, fd: Fd, events: u32, token: u64) -> Result<()> {
-        self.control(EPOLL_CTL_ADD, fd, events, token)
-    }
-
-    /// Changes what a watched `fd` is watched for.
-    pub fn modify(self, fd: Fd, events: u32, token: u64) -> Result<()> {
-        self.control(EPOLL_CTL_MOD, fd, events, token)
-    }
-
-    fn control(self, operation: u32, fd: Fd, events: u32, token: u64) -> Result<()> {
-        let event = Event { events, data: token };
-        // SAFETY: `event` is a live epoll_event for the time of the call, which only reads it.
-        unsafe { syscall!(Sysno::epoll_ctl, self.0.argument(), operation, fd.argument(), &raw const event) }.map(drop)
-    }
-
-    /// Waits at most `timeout_ms` (-1: without end) for events and returns those that are there; none when a signal
-    /// came first.
-    pub fn wait(self, events: &mut [Event], timeout_ms: i32) -> Result<&[Event]> {
-        let (pointer, length) = (events.as_mut_ptr(), events.len());
-        // SAFETY: the kernel writes at most `length` events to the buffer, which lives through the call; the signal
-        // mask is null, so its size is ignored.
-        let got = unsafe {
-            syscall!(Sysno::epoll_pwait, self.0.argument(), pointer, length, timeout_ms as usize, 0usize, 0usize)
-        };
-        match got {
-            Ok(count) => Ok(events.split_at(count.min(length)).0),
-            Err(Errno::EINTR) => Ok(&[]),
-            Err(errno) => Err(errno),
-        }
-    }
+/// Creates an epoll instance, whose descriptor is readable while events wait.
+pub fn create_epoll() -> i32 {
+    // SAFETY: no memory is passed.
+    unsafe { raw_syscall!(Sysno::epoll_create1, EPOLL_CLOEXEC) as i32 }
 }
 
-/// A one-shot timer that can be watched.
-#[derive(Clone, Copy, Debug)]
-pub struct Timer(Fd);
+/// Has `epoll` watch `fd` for `events`, reported with `token`, from now on (`EPOLL_CTL_ADD`) or instead of what it watched
+/// it for (`EPOLL_CTL_MOD`).
+pub fn watch(epoll: Fd, operation: u32, fd: Fd, events: u32, token: u32) -> i32 {
+    let event = epoll_event { events, data: token.into() };
+    // SAFETY: `event` is a live epoll_event for the time of the call, which only reads it.
+    unsafe { raw_syscall!(Sysno::epoll_ctl, epoll.argument(), operation, fd.argument(), &raw const event) as i32 }
+}
 
-impl Timer {
-    /// No timer.
-    pub const NONE: Self = Self(Fd(0));
+/// Events taken in one wait: with the usual table more than there are sources, so that one wait takes them all.
+const EVENTS_A_WAIT: usize = 32;
 
-    /// Creates a disarmed timer.
-    pub fn new() -> Result<Self> {
-        // SAFETY: no memory is passed.
-        unsafe { syscall!(Sysno::timerfd_create, CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK) }
-            .map(|fd| Self(Fd(fd as i32)))
+/// Waits at most `timeout_ms` (-1: without end) for events, and passes each one's token and events to `take`.
+pub fn wait(epoll: Fd, timeout_ms: i32, mut take: impl FnMut(u64, u32)) -> i32 {
+    let mut events = [const { MaybeUninit::<epoll_event>::uninit() }; EVENTS_A_WAIT];
+    let (pointer, length) = (events.as_mut_ptr(), events.len());
+    // SAFETY: the kernel writes at most `length` events to the buffer, which lives through the call; there is no signal
+    // mask, so that its size is ignored.
+    let count = unsafe {
+        raw_syscall!(Sysno::epoll_pwait, epoll.argument(), pointer, length, timeout_ms as usize, 0usize) as i32
+    };
+    for event in events.iter().take(usize::try_from(count).unwrap_or(0)) {
+        // SAFETY: the kernel wrote so many events.
+        let event = unsafe { event.assume_init() };
+        take(event.data, event.events);
     }
+    count
+}
 
-    /// Returns the timer's descriptor.
-    #[must_use]
-    pub fn fd(self) -> Fd {
-        self.0
-    }
+/// Creates a disarmed one-shot timer that can be watched.
+pub fn create_timer() -> i32 {
+    // SAFETY: no memory is passed.
+    unsafe { raw_syscall!(Sysno::timerfd_create, CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK) as i32 }
+}
 
-    /// Makes the timer fire once, `milliseconds` (below 1,000) from now.
-    pub fn arm(self, milliseconds: u32) -> Result<()> {
-        let zero = __kernel_timespec { tv_sec: 0, tv_nsec: 0 };
-        let value = __kernel_timespec { tv_sec: 0, tv_nsec: i64::from(milliseconds) * 1_000_000 };
-        let spec = __kernel_itimerspec { it_interval: zero, it_value: value };
-        // SAFETY: `spec` lives through the call, which only reads it; no old value is asked for.
-        unsafe { syscall!(Sysno::timerfd_settime, self.0.argument(), 0usize, &raw const spec, 0usize) }.map(drop)
-    }
+/// Makes a timer fire once, `milliseconds` (below 1,000) from now.
+pub fn arm(timer: Fd, milliseconds: u32) -> i32 {
+    let zero = __kernel_timespec { tv_sec: 0, tv_nsec: 0 };
+    let value = __kernel_timespec { tv_sec: 0, tv_nsec: i64::from(milliseconds) * 1_000_000 };
+    let spec = __kernel_itimerspec { it_interval: zero, it_value: value };
+    // SAFETY: `spec` lives through the call, which only reads it; no old value is asked for.
+    unsafe { raw_syscall!(Sysno::timerfd_settime, timer.argument(), 0usize, &raw const spec, 0usize) as i32 }
 }
 
 /// Returns the microseconds of the monotonic clock that nothing adjusts, as the kernel's log has them but for an offset.
@@ -161,20 +166,27 @@ impl Timer {
 pub fn now_us() -> u64 {
     let mut now = __kernel_timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a timespec that the kernel may write to and that lives through the call.
-    let _always = unsafe { syscall!(Sysno::clock_gettime, CLOCK_MONOTONIC_RAW, &raw mut now) };
+    let _always = unsafe { raw_syscall!(Sysno::clock_gettime, CLOCK_MONOTONIC_RAW, &raw mut now) };
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000
 }
 
-/// Returns the milliseconds of that clock.
-#[must_use]
-pub fn now_ms() -> u64 {
-    now_us() / 1_000
+/// Creates a non-blocking stream socket.
+fn socket(family: u32) -> i32 {
+    // SAFETY: no memory is passed.
+    unsafe { raw_syscall!(Sysno::socket, family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0usize) as i32 }
 }
 
-fn socket(family: u32) -> Result<Fd> {
-    // SAFETY: no memory is passed.
-    unsafe { syscall!(Sysno::socket, family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0usize) }
-        .map(|fd| Fd(fd as i32))
+/// Returns the number of a new socket, which is closed where `outcome`, that of a call on it, is a failure.
+#[inline(never)]
+fn kept(socket: i32, outcome: i32) -> i32 {
+    if outcome >= 0 || outcome == EINPROGRESS {
+        return socket;
+    }
+    if socket < 0 {
+        return socket;
+    }
+    Fd::new(socket).close();
+    outcome
 }
 
 /// `struct sockaddr_vm` as long as a `struct sockaddr`, which is the length that the kernel has.
@@ -189,132 +201,97 @@ struct VsockAddress {
 
 impl VsockAddress {
     const BYTES: usize = size_of::<Self>();
-
-    fn new(cid: u32, port: u32) -> Self {
-        Self { family: AF_VSOCK as u16, reserved: 0, port, cid, flags: 0 }
-    }
 }
 
-/// Calls `prepare` with a new socket, which is closed where that fails.
-fn prepared(family: u32, prepare: impl FnOnce(Fd) -> Result<()>) -> Result<Fd> {
-    let fd = socket(family)?;
-    prepare(fd).map(|()| fd).inspect_err(|_| fd.close())
+/// Creates a non-blocking vsock socket, and binds or connects it.
+fn vsock(call: Sysno, cid: u32, port: u32) -> i32 {
+    let socket = socket(AF_VSOCK);
+    let address = VsockAddress { family: AF_VSOCK as u16, reserved: 0, port, cid, flags: 0 };
+    // SAFETY: `address` is a whole address and lives through the call, which only reads it.
+    kept(socket, unsafe { raw_syscall!(call, socket, &raw const address, VsockAddress::BYTES) as i32 })
 }
 
 /// Creates a non-blocking vsock listener on every CID of this machine.
-pub fn listen_vsock(port: u32, backlog: u32) -> Result<Fd> {
-    prepared(AF_VSOCK, |listener| {
-        let address = VsockAddress::new(VMADDR_CID_ANY.cast_unsigned(), port);
-        // SAFETY: `address` is a whole address and lives through the call, which only reads it.
-        unsafe { syscall!(Sysno::bind, listener.argument(), &raw const address, VsockAddress::BYTES) }?;
-        // SAFETY: no memory is passed.
-        unsafe { syscall!(Sysno::listen, listener.argument(), backlog) }.map(drop)
-    })
+pub fn listen_vsock(port: u32, backlog: u32) -> i32 {
+    let socket = vsock(Sysno::bind, VMADDR_CID_ANY.cast_unsigned(), port);
+    kept(socket, listen(Fd::new(socket), backlog))
 }
 
 /// Starts a non-blocking vsock connection. It is made, or has failed, when the descriptor becomes writable.
-pub fn connect_vsock(cid: u32, port: u32) -> Result<Fd> {
-    prepared(AF_VSOCK, |stream| {
-        let address = VsockAddress::new(cid, port);
-        // SAFETY: `address` is a whole address and lives through the call, which only reads it.
-        match unsafe { syscall!(Sysno::connect, stream.argument(), &raw const address, VsockAddress::BYTES) } {
-            Ok(_) | Err(Errno::EINPROGRESS) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-    })
+pub fn connect_vsock(cid: u32, port: u32) -> i32 {
+    vsock(Sysno::connect, cid, port)
 }
 
-/// The address of a Unix socket.
-#[derive(Clone, Copy)]
-pub struct UnixAddress(sockaddr_un);
+/// Makes a bound socket listen. One that listens stays as it is but for its backlog.
+pub fn listen(socket: Fd, backlog: u32) -> i32 {
+    // SAFETY: no memory is passed.
+    unsafe { raw_syscall!(Sysno::listen, socket.argument(), backlog) as i32 }
+}
+
+/// The address of a Unix socket: `struct sockaddr_un`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct UnixAddress {
+    family: u16,
+    path: [u8; MAX_PATH_BYTES],
+    end: u8,
+}
 
 impl UnixAddress {
     /// The address of no socket.
-    pub const NONE: Self = Self(sockaddr_un { sun_family: 0, sun_path: [0; MAX_PATH_BYTES + 1] });
+    pub const NONE: Self = Self { family: 0, path: [0; MAX_PATH_BYTES], end: 0 };
 
-    /// The address of the socket at `path`, of which at most [`MAX_PATH_BYTES`] count.
-    #[must_use]
-    pub fn new(path: &[u8]) -> Self {
-        let mut address = Self::NONE;
-        address.0.sun_family = AF_UNIX as u16;
-        for (to, from) in address.0.sun_path.iter_mut().zip(path.iter().take(MAX_PATH_BYTES)) {
-            *to = *from as _;
-        }
-        address
+    /// Sets the address to that of the socket at `path`, of which at most [`MAX_PATH_BYTES`] count.
+    pub fn set(&mut self, path: &[u8]) {
+        *self = Self { family: AF_UNIX as u16, ..Self::NONE };
+        copy_prefix(&mut self.path, path);
     }
 }
 
-impl core::fmt::Debug for UnixAddress {
-    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        formatter.debug_struct("UnixAddress").finish_non_exhaustive()
-    }
+/// Connects to a Unix socket, which either succeeds or fails at once; returns the connection's number.
+pub fn connect_unix(address: &UnixAddress) -> i32 {
+    let socket = socket(AF_UNIX);
+    let (pointer, length) = (&raw const *address, size_of::<UnixAddress>());
+    // SAFETY: `address` lives through the call, which only reads it; its path ends in a zero byte.
+    kept(socket, unsafe { raw_syscall!(Sysno::connect, socket, pointer, length) as i32 })
 }
 
-/// Connects to a Unix socket, which either succeeds or fails at once.
-pub fn connect_unix(address: &UnixAddress) -> Result<Fd> {
-    prepared(AF_UNIX, |stream| {
-        let (pointer, length) = (&raw const address.0, size_of::<sockaddr_un>());
-        // SAFETY: `address` lives through the call, which only reads it; its path ends in a zero byte.
-        unsafe { syscall!(Sysno::connect, stream.argument(), pointer, length) }.map(drop)
-    })
-}
-
-/// Who is at the other end of an accepted connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// A vsock peer with this CID.
-    Vsock(u32),
-    /// A peer of another family (a Unix socket).
-    Local,
-}
-
-/// Accepts a connection as a non-blocking stream.
-pub fn accept(listener: Fd) -> Result<(Fd, Peer)> {
-    let mut address = VsockAddress::new(0, 0);
+/// Accepts a connection as a non-blocking stream; returns its number, and its peer's CID where that is a vsock's and
+/// the host's where it is of another family (a Unix socket).
+pub fn accept(listener: Fd) -> (i32, u32) {
+    let mut address = VsockAddress { family: 0, reserved: 0, port: 0, cid: 0, flags: 0 };
     let mut length = VsockAddress::BYTES as u32;
     let flags = SOCK_NONBLOCK | SOCK_CLOEXEC;
     // SAFETY: the kernel writes at most `length` bytes to `address` and 4 to `length`; both live through the call,
     // and every bit pattern is a valid address.
-    let stream = unsafe { syscall!(Sysno::accept4, listener.argument(), &raw mut address, &raw mut length, flags) }
-        .map(|fd| Fd(fd as i32))?;
-    let vsock = u32::from(address.family) == AF_VSOCK && length as usize >= VsockAddress::BYTES;
-    Ok((stream, if vsock { Peer::Vsock(address.cid) } else { Peer::Local }))
-}
-
-/// Whether a socket listens.
-pub fn is_listening(socket: Fd) -> Result<bool> {
-    let mut value = 0i32;
-    let mut length = size_of::<i32>() as u32;
-    let (option, value_at, length_at) = (SO_ACCEPTCONN, &raw mut value, &raw mut length);
-    // SAFETY: the kernel writes at most 4 bytes to `value` and 4 to `length`; both live through the call.
-    unsafe { syscall!(Sysno::getsockopt, socket.argument(), SOL_SOCKET, option, value_at, length_at) }?;
-    Ok(value != 0)
+    let stream =
+        unsafe { raw_syscall!(Sysno::accept4, listener.argument(), &raw mut address, &raw mut length, flags) as i32 };
+    (stream, if u32::from(address.family) == AF_VSOCK { address.cid } else { VMADDR_CID_HOST })
 }
 
 /// Reads from a socket without waiting; 0 at the stream's end.
-pub fn receive(socket: Fd, buffer: &mut [u8]) -> Result<u32> {
+pub fn receive(socket: Fd, buffer: &mut [u8]) -> i32 {
     let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
     // SAFETY: the kernel writes at most `length` bytes to the buffer, which lives through the call; no address is
     // asked for.
-    unsafe { syscall!(Sysno::recvfrom, socket.argument(), pointer, length, MSG_DONTWAIT, 0usize, 0usize) }
-        .map(|count| count as u32)
+    unsafe { raw_syscall!(Sysno::recvfrom, socket.argument(), pointer, length, MSG_DONTWAIT, 0usize, 0usize) as i32 }
 }
 
 /// Writes to a socket what there is room for, without raising SIGPIPE.
 ///
 /// No bytes at all show whether the peer still reads: this succeeds after the peer ended only its sending side and
 /// fails after it closed, on vsock and on Unix sockets, where epoll reports the two alike.
-pub fn send(socket: Fd, bytes: &[u8]) -> Result<u32> {
+pub fn send(socket: Fd, bytes: &[u8]) -> i32 {
     let flags = MSG_DONTWAIT | MSG_NOSIGNAL;
     // SAFETY: the kernel reads `bytes`, which live through the call; no address is given.
-    unsafe { syscall!(Sysno::sendto, socket.argument(), bytes.as_ptr(), bytes.len(), flags, 0usize, 0usize) }
-        .map(|count| count as u32)
+    unsafe { raw_syscall!(Sysno::sendto, socket.argument(), bytes.as_ptr(), bytes.len(), flags, 0usize, 0usize) as i32 }
 }
 
 /// Writes to a socket what there is room for of three pieces in order, without raising SIGPIPE.
-pub fn send_pieces(socket: Fd, pieces: [&[u8]; 3]) -> Result<u32> {
-    let mut vectors =
-        pieces.map(|piece| iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() as _ });
+pub fn send_pieces(socket: Fd, pieces: &[&[u8]; 3]) -> i32 {
+    let vector = |piece: &[u8]| iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() as _ };
+    let [first, second, third] = *pieces;
+    let mut vectors = [vector(first), vector(second), vector(third)];
     let message = msghdr {
         msg_name: core::ptr::null_mut(),
         msg_namelen: 0,
@@ -325,43 +302,38 @@ pub fn send_pieces(socket: Fd, pieces: [&[u8]; 3]) -> Result<u32> {
         msg_flags: 0,
     };
     // SAFETY: `message` and the vectors and pieces that it points to live through the call, which only reads them.
-    unsafe { syscall!(Sysno::sendmsg, socket.argument(), &raw const message, MSG_DONTWAIT | MSG_NOSIGNAL) }
-        .map(|count| count as u32)
+    unsafe { raw_syscall!(Sysno::sendmsg, socket.argument(), &raw const message, MSG_DONTWAIT | MSG_NOSIGNAL) as i32 }
 }
 
-/// Makes an inherited descriptor non-blocking.
-pub fn set_nonblocking(fd: Fd) -> Result<()> {
+/// Makes an inherited socket non-blocking.
+pub fn set_nonblocking(socket: Fd) -> i32 {
     // SAFETY: no memory is passed.
-    let flags = unsafe { syscall!(Sysno::fcntl, fd.argument(), F_GETFL) }?;
-    // SAFETY: no memory is passed.
-    unsafe { syscall!(Sysno::fcntl, fd.argument(), F_SETFL, flags | O_NONBLOCK as usize) }.map(drop)
+    unsafe { raw_syscall!(Sysno::fcntl, socket.argument(), F_SETFL, O_NONBLOCK) as i32 }
 }
 
-/// Reads the beginning of a small file; nothing where that cannot be read.
-pub fn read_file<'b>(path: &CStr, buffer: &'b mut [u8]) -> &'b [u8] {
+/// Reads the beginning of a small file at `template`, in which `$` stands for `name`; nothing where that cannot be read.
+pub fn read_file<'b>(template: &[u8], name: Text<'_>, buffer: &'b mut [u8]) -> &'b [u8] {
     let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
-    let Ok(file) = open(path, O_CLOEXEC | O_NONBLOCK) else { return &[] };
+    let file = open(template, name, O_CLOEXEC | O_NONBLOCK);
     // SAFETY: the kernel writes at most `length` bytes to the buffer, which lives through the call.
-    let count = unsafe { syscall!(Sysno::read, file.argument(), pointer, length) };
-    file.close();
-    up_to(buffer, count.unwrap_or(0))
+    let count = unsafe { raw_syscall!(Sysno::read, file, pointer, length) as i32 };
+    Fd::new(file).close();
+    up_to(buffer, usize::try_from(count).unwrap_or(0))
 }
 
-/// Reads the newest messages of the kernel's log that fit into the buffer, whole and as text.
-pub fn read_kernel_log(buffer: &mut [u8]) -> Result<&[u8]> {
+/// Reads the newest messages of the kernel's log that fit into the buffer, whole and as text; returns their length.
+pub fn read_kernel_log(buffer: &mut [u8]) -> i32 {
     /// `SYSLOG_ACTION_READ_ALL` of syslog(2).
     const READ_ALL: usize = 3;
     let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
     // SAFETY: the kernel writes at most `length` bytes to the buffer, which lives through the call.
-    let count = unsafe { syscall!(Sysno::syslog, READ_ALL, pointer, length) }?;
-    Ok(up_to(buffer, count))
+    unsafe { raw_syscall!(Sysno::syslog, READ_ALL, pointer, length) as i32 }
 }
 
-/// Whether a path exists.
+/// Whether a path exists: `template`, in which `$` stands for `name`.
 #[must_use]
-pub fn exists(path: &CStr) -> bool {
-    // SAFETY: `path` is a C string that lives through the call.
-    unsafe { syscall!(Sysno::faccessat, AT_FDCWD as usize, path.as_ptr(), 0usize) }.is_ok()
+pub fn exists(template: &[u8], name: Text<'_>) -> bool {
+    with_path(Sysno::faccessat, template, name, 0) == 0
 }
 
 /// Opens what is closed of standard input, output and error, so that no socket becomes one of them.
@@ -369,10 +341,12 @@ pub fn exists(path: &CStr) -> bool {
 /// An early init may have no `/dev/null` yet; the root directory takes no bytes either.
 pub fn open_standard_descriptors() {
     loop {
-        match open(c"/dev/null", O_RDWR).or_else(|_| open(c"/", 0)) {
-            Ok(Fd(0..=2)) => {}
-            Ok(other) => return other.close(),
-            Err(_) => return,
+        let mut fd = open(b"/dev/null", Text::EMPTY, O_RDWR);
+        if fd < 0 {
+            fd = open(b"/", Text::EMPTY, 0);
+        }
+        if !(0..=2).contains(&fd) {
+            return Fd::new(fd).close();
         }
     }
 }
@@ -381,20 +355,20 @@ pub fn open_standard_descriptors() {
 #[must_use]
 pub fn process_id() -> u32 {
     // SAFETY: no memory is passed.
-    unsafe { syscall!(Sysno::getpid) }.map_or(0, |id| id as u32)
+    unsafe { raw_syscall!(Sysno::getpid) as u32 }
 }
 
 /// Writes to a descriptor, as much as it takes at once.
 pub fn write(fd: i32, bytes: &[u8]) {
     // SAFETY: the kernel reads `bytes`, which live through the call.
-    let _written = unsafe { syscall!(Sysno::write, fd as usize, bytes.as_ptr(), bytes.len()) };
+    let _written = unsafe { raw_syscall!(Sysno::write, fd as usize, bytes.as_ptr(), bytes.len()) };
 }
 
 /// Ends the process.
 pub fn exit(status: i32) -> ! {
     loop {
         // SAFETY: no memory is passed, and nothing of this process runs afterwards.
-        let _never = unsafe { syscall!(Sysno::exit_group, status as usize) };
+        let _never = unsafe { raw_syscall!(Sysno::exit_group, status as usize) };
     }
 }
 
@@ -405,33 +379,49 @@ mod tests {
     #[test]
     fn the_beginning_of_a_file_is_read_and_a_missing_one_is_empty() {
         let mut buffer = [0; 16];
-        assert_eq!(read_file(c"/proc/sys/kernel/ostype", &mut buffer), b"Linux\n");
-        assert_eq!(read_file(c"/proc/sys/kernel/ostype", &mut buffer[..3]), b"Lin");
-        assert_eq!(read_file(c"/proc/nowhere", &mut buffer), b"");
-        assert_eq!(read_file(c"/proc", &mut buffer), b"");
+        let ostype = Text::first_line(b"ostype");
+        assert_eq!(read_file(b"/proc/sys/kernel/$", ostype, &mut buffer), b"Linux\n");
+        assert_eq!(read_file(b"/proc/sys/kernel/$", ostype, &mut buffer[..3]), b"Lin");
+        assert_eq!(read_file(b"/proc/nowhere", Text::EMPTY, &mut buffer), b"");
+        assert_eq!(read_file(b"/proc", Text::EMPTY, &mut buffer), b"");
     }
 
     #[test]
     fn the_kernel_log_is_read_within_the_buffer_or_refused() {
         let mut buffer = [0xff; 4096];
-        match read_kernel_log(&mut buffer[..512]) {
-            Ok(log) => assert!(log.len() <= 512),
-            Err(errno) => assert_eq!(errno, Errno::EPERM),
-        }
+        let count = read_kernel_log(&mut buffer[..512]);
+        assert!(count <= 512 && (count >= 0 || count == -Errno::EPERM.into_raw()), "{count}");
         assert!(buffer[512..].iter().all(|&byte| byte == 0xff));
     }
 
     #[test]
     fn what_is_no_epoll_instance_has_no_events() {
-        assert!(Epoll::NONE.wait(&mut [NO_EVENT], 0).is_err());
+        assert!(wait(Fd::NONE, 0, |_, _| {}) < 0);
     }
 
     #[test]
     fn an_address_is_truncated_to_what_the_kernel_takes() {
-        let address = UnixAddress::new(&[b'x'; 2 * MAX_PATH_BYTES]);
-        assert_eq!(address.0.sun_path.last(), Some(&0), "its path ends in a zero byte");
-        assert_eq!(connect_unix(&address), Err(Errno::ENOENT));
-        assert_eq!(format!("{address:?}"), "UnixAddress { .. }");
+        let mut address = UnixAddress::NONE;
+        address.set(&[b'x'; 2 * MAX_PATH_BYTES]);
+        assert_eq!(address.end, 0, "its path ends in a zero byte");
+        assert_eq!(connect_unix(&address), -Errno::ENOENT.into_raw());
+    }
+
+    #[test]
+    fn a_path_of_any_length_is_truncated() {
+        assert!(!exists(b"/$", Text::first_line(&[b'x'; 2 * MAX_FILE_PATH_BYTES])));
+        assert!(exists(b"/$", Text::first_line(b"proc")));
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again() {
+        for errno in [Errno::ENODEV, Errno::EAFNOSUPPORT, Errno::EMFILE, Errno::ENOMEM, Errno::ENOSPC] {
+            assert!(may_pass(-errno.into_raw()), "{errno}");
+        }
+        for errno in [Errno::ECONNREFUSED, Errno::EPERM, Errno::ECONNRESET] {
+            assert!(!may_pass(-errno.into_raw()), "{errno}");
+        }
+        assert!(!may_pass(0));
     }
 
     #[test]
@@ -441,11 +431,11 @@ mod tests {
         use std::os::unix::net::UnixStream;
 
         let (host, guest) = UnixStream::pair().unwrap();
-        let fd = Fd::inherited(guest.as_raw_fd());
-        assert_eq!(send(fd, b""), Ok(0));
+        let fd = Fd::new(guest.as_raw_fd());
+        assert_eq!(send(fd, b""), 0);
         host.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(send(fd, b""), Ok(0));
+        assert_eq!(send(fd, b""), 0);
         drop(host);
-        assert_eq!(send(fd, b""), Err(Errno::EPIPE));
+        assert_eq!(send(fd, b""), -Errno::EPIPE.into_raw());
     }
 }

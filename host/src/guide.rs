@@ -23,6 +23,10 @@ pub mod ci {}
 #[doc = include_str!("../guide/expectations.md")]
 pub mod expectations {}
 
+/// Recordings as one page, and runs compared.
+#[doc = include_str!("../guide/report.md")]
+pub mod report {}
+
 /// Many guests in Prometheus.
 #[doc = include_str!("../guide/export.md")]
 pub mod export {}

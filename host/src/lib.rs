@@ -21,6 +21,7 @@
 //! | `test-util` | a simulated driver for a VMM's unit tests (`vsock::test_util`) |
 //! | `qemu` | throw-away guests, and the agent that runs in them (`guest`); a nested cargo builds it |
 //! | `expect` | what must be true of a series, as a line of text (`series::expectation`) |
+//! | `report` | recordings as one page of HTML: plots, what changed between runs (`report`) |
 //! | `tokio` | a client for tasks of a Tokio runtime (`client::AsyncSchedStatsClient`) |
 //! | `export` | the stats of many guests for Prometheus (`export`) |
 //!
@@ -90,6 +91,8 @@ pub mod guide;
 mod histogram;
 pub mod io;
 pub mod proxy;
+#[cfg(feature = "report")]
+pub mod report;
 pub mod sample;
 pub mod series;
 #[cfg(all(test, shuttle))]

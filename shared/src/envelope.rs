@@ -7,7 +7,7 @@
 
 use heapless::Vec;
 
-use crate::emit;
+use crate::emit::{self, Notice};
 use crate::limits::{MAX_AGENT_ENVELOPE_BYTES, MIN_PROTOCOL, PROTOCOL};
 use crate::text::Text;
 
@@ -169,7 +169,7 @@ impl<'a> Envelope<Text<'a>> {
                 let numbers = [*protocol, *min_protocol, *max_request_bytes, *max_response_bytes];
                 emit::any_hello(&mut line, *agent, *boot_id, numbers)
             }
-            Self::Agent(AgentAnswer::SchedulerReady {}) => emit::scheduler_ready(&mut line),
+            Self::Agent(AgentAnswer::SchedulerReady {}) => emit::notice(&mut line, Notice::SchedulerReady, 0, 0),
             Self::Agent(AgentAnswer::SchedExt(report)) => match *report {},
             Self::RelayError(error) => error.emit_into(&mut line),
         };
@@ -182,11 +182,11 @@ impl RelayError<Text<'_>> {
         match *self {
             Self::NoScheduler { errno, sched_ext, ops, cause } => emit::no_scheduler(out, errno, sched_ext, ops, cause),
             Self::SchedulerGone { errno, cause } => emit::scheduler_gone(out, errno, cause),
-            Self::UnsolicitedData {} => emit::unsolicited_data(out),
-            Self::RequestTooLarge { size, max } => emit::request_too_large(out, size, max),
-            Self::ResponseTooLarge { size, max } => emit::response_too_large(out, size, max),
-            Self::UnknownVerb {} => emit::unknown_verb(out),
-            Self::Busy { sessions } => emit::busy(out, sessions),
+            Self::UnsolicitedData {} => emit::notice(out, Notice::UnsolicitedData, 0, 0),
+            Self::RequestTooLarge { size, max } => emit::notice(out, Notice::RequestTooLarge, size, max),
+            Self::ResponseTooLarge { size, max } => emit::notice(out, Notice::ResponseTooLarge, size, max),
+            Self::UnknownVerb {} => emit::notice(out, Notice::UnknownVerb, 0, 0),
+            Self::Busy { sessions } => emit::notice(out, Notice::Busy, sessions, 0),
         }
     }
 }

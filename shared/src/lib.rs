@@ -34,5 +34,6 @@ pub use limits::{
 };
 pub use line::{Fill, LineBuffer};
 pub use sched_ext::{KernelMessage, SchedExt, SchedExtLine};
+pub use template::Writer;
 pub use text::Text;
 pub use verb::Verb;

@@ -60,11 +60,11 @@ impl<const CAP: usize> LineBuffer<CAP> {
     /// there is room is taken as all of the room.
     pub fn fill(&mut self, count: usize) -> Fill {
         let before = self.filled;
-        self.filled = before.saturating_add(count).min(CAP);
+        self.filled = before + count.min(CAP - before);
         if self.line == 0 {
-            let added = after(up_to(&self.bytes, self.filled), before);
-            if let Some(at) = added.iter().position(|&byte| byte == b'\n') {
-                self.line = before + at + 1;
+            let end = before + position(after(up_to(&self.bytes, self.filled), before), b'\n');
+            if end < self.filled {
+                self.line = end + 1;
             }
         }
         self.state()
@@ -73,7 +73,7 @@ impl<const CAP: usize> LineBuffer<CAP> {
     /// Appends the front of `bytes`, up to and with the first LF or until the buffer is full; returns how many
     /// bytes were taken.
     pub fn take_line(&mut self, bytes: &[u8]) -> (usize, Fill) {
-        let end = bytes.iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |at| at + 1);
+        let end = position(bytes, b'\n') + 1;
         let count = copy_prefix(self.spare(), up_to(bytes, end));
         (count, self.fill(count))
     }
@@ -137,6 +137,52 @@ pub fn up_to(bytes: &[u8], count: usize) -> &[u8] {
 #[inline(always)]
 pub fn after(bytes: &[u8], count: usize) -> &[u8] {
     bytes.split_at(count.min(bytes.len())).1
+}
+
+/// Returns where the first `byte` is; the length where there is none.
+#[must_use]
+#[inline(never)]
+pub fn position(bytes: &[u8], byte: u8) -> usize {
+    let mut at = 0;
+    for &other in bytes {
+        if other == byte {
+            break;
+        }
+        at += 1;
+    }
+    at
+}
+
+/// Takes what is before the first `byte` off `rest`, and that byte; all where there is none.
+#[inline(never)]
+pub fn take_until<'b>(rest: &mut &'b [u8], byte: u8) -> &'b [u8] {
+    let bytes = *rest;
+    let end = position(bytes, byte);
+    *rest = after(bytes, end + 1);
+    up_to(bytes, end)
+}
+
+/// Returns the line of this number, from 0, without its LF.
+#[must_use]
+#[inline(never)]
+pub fn nth_line(lines: &str, number: usize) -> &[u8] {
+    let mut rest = lines.as_bytes();
+    for _ in 0..number {
+        take_until(&mut rest, b'\n');
+    }
+    take_until(&mut rest, b'\n')
+}
+
+/// Returns the number of the first line that is `line`, from 0; the number of lines where there is none.
+#[must_use]
+#[inline(never)]
+pub fn line_number(lines: &str, line: &[u8]) -> usize {
+    let mut rest = lines.as_bytes();
+    let mut number = 0;
+    while !rest.is_empty() && take_until(&mut rest, b'\n') != line {
+        number += 1;
+    }
+    number
 }
 
 /// Copies as much of `from` as `to` has room for and returns how much that is. Unlike `copy_from_slice` it has no

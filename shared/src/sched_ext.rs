@@ -7,7 +7,8 @@ use crate::limits::{
     MAX_DECIMAL_BYTES, MAX_EVENTS, MAX_KERNEL_MESSAGE_BYTES, MAX_KERNEL_MESSAGES, MAX_NAME_BYTES, MAX_OPS_BYTES,
     MAX_SCHED_EXT_BYTES,
 };
-use crate::template::fill;
+use crate::line::nth_line;
+use crate::template::Writer;
 use crate::text::Text;
 
 /// What the kernel says about sched_ext. `S` is the type of its texts, `E` that of its events and `L` that of its log.
@@ -74,25 +75,57 @@ pub struct KernelMessage<S> {
     pub text: S,
 }
 
-/// A key of the answer whose value is a text.
-#[derive(Clone, Copy, Debug)]
-pub struct Field {
-    template: &'static [u8],
-    max: usize,
-}
+/// A file of the kernel's whose text is the value of the key of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field(usize);
 
 /// The key `state`.
-pub const STATE: Field = Field { template: b"\"state\":\"$\",", max: MAX_NAME_BYTES };
+pub const STATE: Field = Field(0);
 /// The key `ops`.
-pub const OPS: Field = Field { template: b"\"ops\":\"$\",", max: MAX_OPS_BYTES };
+pub const OPS: Field = Field(1);
 /// The key `enable_seq`.
-pub const ENABLE_SEQ: Field = Field { template: b"\"enable_seq\":\"$\",", max: MAX_DECIMAL_BYTES };
+pub const ENABLE_SEQ: Field = Field(2);
 /// The key `hotplug_seq`.
-pub const HOTPLUG_SEQ: Field = Field { template: b"\"hotplug_seq\":\"$\",", max: MAX_DECIMAL_BYTES };
+pub const HOTPLUG_SEQ: Field = Field(3);
 /// The key `nr_rejected`.
-pub const NR_REJECTED: Field = Field { template: b"\"nr_rejected\":\"$\",", max: MAX_DECIMAL_BYTES };
+pub const NR_REJECTED: Field = Field(4);
 /// The key `switch_all`.
-pub const SWITCH_ALL: Field = Field { template: b"\"switch_all\":\"$\",", max: MAX_DECIMAL_BYTES };
+pub const SWITCH_ALL: Field = Field(5);
+
+const FILES: &str = "\
+state
+root/ops
+enable_seq
+hotplug_seq
+nr_rejected
+switch_all";
+
+impl Field {
+    /// All of them, in the order of the answer.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..SWITCH_ALL.0 + 1).map(Self)
+    }
+
+    /// Returns where the file is in `/sys/kernel/sched_ext`.
+    #[must_use]
+    pub fn path(self) -> Text<'static> {
+        Text::first_line(nth_line(FILES, self.0))
+    }
+
+    /// The bytes of its text that are written.
+    fn max(self) -> usize {
+        match self {
+            STATE => MAX_NAME_BYTES,
+            OPS => MAX_OPS_BYTES,
+            _ => MAX_DECIMAL_BYTES,
+        }
+    }
+
+    fn name(self) -> Text<'static> {
+        let path = nth_line(FILES, self.0);
+        Text::first_line(path.strip_prefix(b"root/").unwrap_or(path))
+    }
+}
 
 /// Bytes that are kept for what ends the line.
 const END_BYTES: usize = 64;
@@ -113,8 +146,7 @@ const END_BYTES: usize = 64;
 /// ```
 #[derive(Debug)]
 pub struct SchedExtLine<'o> {
-    out: &'o mut [u8],
-    length: usize,
+    writer: Writer<'o>,
     /// Where the list begins that is being written.
     list: usize,
     /// Items that the list still takes.
@@ -126,19 +158,20 @@ impl<'o> SchedExtLine<'o> {
     /// Begins the answer in `out`, which is at least 512 bytes long.
     pub fn begin(out: &'o mut [u8]) -> Self {
         let room = out.len().min(MAX_SCHED_EXT_BYTES);
-        let mut line = Self { out: out.split_at_mut(room).0, length: 0, list: 0, left: 0, truncated: false };
-        line.add(b"{\"agent\":{\"sched_ext\":{", 0, Text::EMPTY);
+        let writer = Writer::new(out.split_at_mut(room).0);
+        let mut line = Self { writer, list: 0, left: 0, truncated: false };
+        line.writer.add_plain(b"{\"agent\":{\"sched_ext\":{");
         line
     }
 
     /// Adds the text of one of the kernel's files.
     pub fn field(&mut self, field: &Field, text: Text<'_>) {
-        self.add(field.template, 0, text.truncated(field.max));
+        self.pair(field.name(), text.truncated(field.max()));
     }
 
     /// Adds the guest's clock.
     pub fn uptime(&mut self, uptime_us: u64) {
-        self.add(b"\"uptime_us\":#", uptime_us, Text::EMPTY);
+        self.writer.add(b"\"uptime_us\":#", uptime_us, Text::EMPTY);
     }
 
     /// Begins the events.
@@ -149,8 +182,7 @@ impl<'o> SchedExtLine<'o> {
     /// Adds an event.
     pub fn event(&mut self, name: Text<'_>, number: Text<'_>) {
         if self.take_item() {
-            self.add(b"\"$\":", 0, name.truncated(MAX_NAME_BYTES));
-            self.add(b"\"$\",", 0, number.truncated(MAX_DECIMAL_BYTES));
+            self.pair(name.truncated(MAX_NAME_BYTES), number.truncated(MAX_DECIMAL_BYTES));
         }
     }
 
@@ -167,9 +199,11 @@ impl<'o> SchedExtLine<'o> {
     /// Adds a message of the log.
     pub fn message(&mut self, message: KernelMessage<Text<'_>>) {
         if self.take_item() {
-            let template: &[u8] =
-                if message.time_us.is_some() { b"{\"time_us\":#,\"text\":\"$\"}," } else { b"{\"text\":\"$\"}," };
-            self.add(template, message.time_us.unwrap_or(0), message.text.truncated(MAX_KERNEL_MESSAGE_BYTES));
+            self.writer.add_plain(b"{");
+            if let Some(time_us) = message.time_us {
+                self.writer.add(b"\"time_us\":#,", time_us, Text::EMPTY);
+            }
+            self.writer.add(b"\"text\":\"$\"},", 0, message.text.truncated(MAX_KERNEL_MESSAGE_BYTES));
         }
     }
 
@@ -182,17 +216,19 @@ impl<'o> SchedExtLine<'o> {
     #[must_use]
     pub fn end(mut self, log_errno: Option<i32>) -> usize {
         if let Some(errno) = log_errno {
-            self.add(b",\"log_errno\":#", errno.unsigned_abs().into(), Text::EMPTY);
+            self.writer.add(b",\"log_errno\":#", errno.unsigned_abs().into(), Text::EMPTY);
         }
-        let end: &[u8] = if self.truncated { b",\"truncated\":true}}}\n" } else { b"}}}\n" };
-        self.add(end, 0, Text::EMPTY);
-        self.length
+        if self.truncated {
+            self.writer.add_plain(b",\"truncated\":true");
+        }
+        self.writer.add_plain(b"}}}\n");
+        self.writer.length()
     }
 
     fn begin_list(&mut self, open: &[u8], most: usize) {
-        self.list = self.length;
+        self.list = self.writer.length();
         self.left = most;
-        self.add(open, 0, Text::EMPTY);
+        self.writer.add_plain(open);
     }
 
     /// Whether the list takes another item.
@@ -204,21 +240,20 @@ impl<'o> SchedExtLine<'o> {
 
     /// Writes `close` in place of the last comma, or drops the list if there is no room for it.
     fn end_list(&mut self, close: &[u8]) {
-        if self.out.get(self.length.wrapping_sub(1)) == Some(&b',') {
-            self.length -= 1;
+        if self.writer.written().ends_with(b",") {
+            self.writer.truncate(self.writer.length() - 1);
         }
-        self.add(close, 0, Text::EMPTY);
-        self.truncated |= self.length.saturating_add(END_BYTES) > self.out.len();
+        self.writer.add_plain(close);
+        self.truncated |= self.writer.length() + END_BYTES > self.writer.room();
         if self.truncated {
-            self.length = self.list;
+            self.writer.truncate(self.list);
         }
     }
 
-    // One copy for all keys.
-    #[inline(never)]
-    fn add(&mut self, template: &[u8], number: u64, text: Text<'_>) {
-        let length = self.length.min(self.out.len());
-        self.length = length + fill(self.out.split_at_mut(length).1, template, &[number], &[text]);
+    /// Adds a key and its text.
+    fn pair(&mut self, key: Text<'_>, text: Text<'_>) {
+        self.writer.add(b"\"$\":", 0, key);
+        self.writer.add(b"\"$\",", 0, text);
     }
 }
 

@@ -2,37 +2,73 @@
 //!
 //! A general formatter cannot be linked into a program that must not be able to panic.
 
+use crate::line::up_to;
 use crate::text::Text;
 
-/// Writes `template` to the beginning of `out` and returns how many bytes that took. Each `#` stands for the next of
-/// `numbers`, each `$` for the next of `texts`. What does not fit is truncated; a missing value is written as nothing.
+/// Writes to the beginning of a buffer. What does not fit is dropped.
 ///
 /// ```
-/// use scx_vsock_wire::{Text, template};
+/// use scx_vsock_wire::{Text, Writer};
 ///
 /// let mut out = [0; 64];
-/// let length = template::fill(&mut out, b"port #: $\n", &[729], &[Text::first_line(b"in use\n")]);
-/// assert_eq!(&out[..length], b"port 729: in use\n");
+/// let mut writer = Writer::new(&mut out);
+/// writer.add(b"port #: $\n", 729, Text::first_line(b"in use\n"));
+/// assert_eq!(writer.written(), b"port 729: in use\n");
 /// ```
-pub fn fill(out: &mut [u8], template: &[u8], numbers: &[u64], texts: &[Text<'_>]) -> usize {
-    let mut writer = Writer { out, length: 0 };
-    let (mut numbers, mut texts) = (numbers.iter(), texts.iter());
-    for &byte in template {
-        match byte {
-            b'#' => numbers.next().into_iter().for_each(|&number| writer.number(number)),
-            b'$' => texts.next().into_iter().flat_map(|text| text.bytes()).for_each(|byte| writer.put(byte)),
-            byte => writer.put(byte),
-        }
-    }
-    writer.length
-}
-
-struct Writer<'o> {
+#[derive(Debug)]
+pub struct Writer<'o> {
     out: &'o mut [u8],
     length: usize,
 }
 
-impl Writer<'_> {
+impl<'o> Writer<'o> {
+    /// Creates a writer to the beginning of `out`.
+    #[must_use]
+    pub fn new(out: &'o mut [u8]) -> Self {
+        Self { out, length: 0 }
+    }
+
+    /// Returns how many bytes were written.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Returns how many bytes there is room for, with those that were written.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Returns what was written.
+    #[must_use]
+    pub fn written(&self) -> &[u8] {
+        up_to(self.out, self.length)
+    }
+
+    /// Forgets what was written after the first `length` bytes.
+    pub fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+
+    /// Adds `template`, in which each `#` stands for `number` and each `$` for `text`.
+    #[inline(never)]
+    pub fn add(&mut self, template: &[u8], number: u64, text: Text<'_>) {
+        for &byte in template {
+            match byte {
+                b'#' => self.number(number),
+                b'$' => text.bytes().for_each(|byte| self.put(byte)),
+                byte => self.put(byte),
+            }
+        }
+    }
+
+    /// Adds `text` as it is, in which neither `#` nor `$` is.
+    pub fn add_plain(&mut self, text: &[u8]) {
+        self.add(text, 0, Text::EMPTY);
+    }
+
+    #[inline(never)]
     fn put(&mut self, byte: u8) {
         if let Some(place) = self.out.get_mut(self.length) {
             *place = byte;
@@ -40,14 +76,12 @@ impl Writer<'_> {
         }
     }
 
+    /// Has at most 20 digits, and so calls of itself.
     fn number(&mut self, number: u64) {
-        let mut divisor = 10_000_000_000_000_000_000;
-        while divisor > 0 {
-            if divisor <= number || divisor == 1 {
-                self.put(b'0' | u8::try_from(number / divisor % 10).unwrap_or(0));
-            }
-            divisor /= 10;
+        if number >= 10 {
+            self.number(number / 10);
         }
+        self.put(b'0' | u8::try_from(number % 10).unwrap_or(0));
     }
 }
 
@@ -56,34 +90,39 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn filled(template: &str, numbers: &[u64], texts: &[Text<'_>]) -> String {
+    fn filled(template: &str, number: u64, text: Text<'_>) -> String {
         let mut out = [0; 256];
-        let length = fill(&mut out, template.as_bytes(), numbers, texts);
-        String::from_utf8(out[..length].to_vec()).unwrap()
+        let mut writer = Writer::new(&mut out);
+        writer.add(template.as_bytes(), number, text);
+        String::from_utf8(writer.written().to_vec()).unwrap()
     }
 
     #[test]
     fn what_does_not_fit_is_truncated() {
         let mut out = [0; 4];
-        assert_eq!(fill(&mut out, b"a#b", &[1234], &[]), 4);
+        let mut writer = Writer::new(&mut out);
+        writer.add(b"a#b", 1234, Text::EMPTY);
+        writer.add(b"c", 0, Text::EMPTY);
+        assert_eq!(writer.length(), 4);
         assert_eq!(&out, b"a123");
     }
 
     #[test]
     fn the_smallest_and_the_greatest_numbers_are_written() {
-        assert_eq!(filled("#,#,#", &[0, u32::MAX.into(), u64::MAX], &[]), "0,4294967295,18446744073709551615");
+        assert_eq!(filled("#", 0, Text::EMPTY), "0");
+        assert_eq!(filled("#,#", u64::MAX, Text::EMPTY), "18446744073709551615,18446744073709551615");
     }
 
     #[test]
-    fn a_missing_value_is_nothing() {
-        assert_eq!(filled("<#><$>", &[], &[]), "<><>");
+    fn an_empty_text_is_nothing() {
+        assert_eq!(filled("<$>", 0, Text::EMPTY), "<>");
     }
 
     proptest! {
         #[test]
-        fn numbers_are_written_as_the_formatter_writes_them(number: u64, digits in 0u32..20, other: u8) {
+        fn numbers_are_written_as_the_formatter_writes_them(number: u64, digits in 0u32..20) {
             let number = number / 10u64.pow(digits);
-            prop_assert_eq!(filled("#,#", &[number, other.into()], &[]), format!("{number},{other}"));
+            prop_assert_eq!(filled("#,#", number, Text::EMPTY), format!("{number},{number}"));
         }
     }
 }

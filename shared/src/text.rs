@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::line::up_to;
+use crate::line::{position, up_to};
 
 /// One line of bytes, written as text that needs no escape: a double quote as a single one, and what else JSON would have to
 /// escape or is not printable ASCII as `?`.
@@ -23,12 +23,18 @@ impl<'a> Text<'a> {
     /// The first line of `bytes`, without its LF.
     #[must_use]
     pub fn first_line(bytes: &'a [u8]) -> Self {
-        let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
-        Self(bytes).truncated(end)
+        Self(up_to(bytes, position(bytes, b'\n')))
+    }
+
+    /// Whether there is no text.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0.is_empty()
     }
 
     /// The text, truncated to `max` bytes.
     #[must_use]
+    #[inline(always)]
     pub fn truncated(self, max: usize) -> Self {
         Self(up_to(self.0, max))
     }

@@ -9,11 +9,15 @@
 //! otherwise it does not judge the JSON. Names are compared as they are written: one with an escape is an unknown one.
 //! It reads each byte once and neither recurses nor allocates.
 
+use core::slice::Iter;
+
 use heapless::Vec;
 
 #[cfg(doc)]
 use crate::limits::AGENT_LINE_PREFIX;
-use crate::template;
+use crate::line::{line_number, up_to};
+use crate::template::Writer;
+use crate::text::Text;
 
 /// Bytes that suffice for every verb's line.
 const MAX_VERB_BYTES: usize = 64;
@@ -44,16 +48,15 @@ impl Verb {
     /// Parses what follows [`AGENT_LINE_PREFIX`] in a line, with or without the line's LF. `None` for a verb that this
     /// version does not know.
     #[must_use]
-    pub fn parse(mut rest: &[u8]) -> Option<Self> {
-        let (mut verb, mut name) = (&[][..], &[][..]);
+    pub fn parse(rest: &[u8]) -> Option<Self> {
+        let mut bytes = rest.iter();
+        let (mut verb, mut name) = (NAMES.len(), NAMES.len());
         let mut timeout_ms = u32::MAX;
         let mut depth = LINE;
         while depth > 0 {
-            let (&byte, after) = rest.split_first()?;
-            rest = after;
-            match byte {
-                b'"' => (name, rest) = split_string(rest)?,
-                b'{' | b'[' => {
+            match *bytes.next()? {
+                b'"' => name = take_name(&mut bytes)?,
+                byte @ (b'{' | b'[') => {
                     if byte == b'{' && depth == VERB {
                         verb = name;
                     }
@@ -62,12 +65,12 @@ impl Verb {
                 b'}' | b']' => depth -= 1,
                 b',' if depth <= VERB => return None,
                 b':' if depth == BODY && verb == WAIT_SCHEDULER && name == TIMEOUT_MS => {
-                    (timeout_ms, rest) = split_number(rest)?
+                    timeout_ms = take_number(&mut bytes)?;
                 }
                 _ => {}
             }
         }
-        if !rest.trim_ascii_start().is_empty() {
+        if !bytes.all(u8::is_ascii_whitespace) {
             return None;
         }
         match verb {
@@ -87,40 +90,54 @@ impl Verb {
             }
             Self::SchedExt {} => (b"{\"agent\":{\"sched_ext\":{}}}\n", 0),
         };
-        let length = template::fill(&mut line, template, &[number.into()], &[]);
-        line.iter().take(length).copied().collect()
+        let mut writer = Writer::new(&mut line);
+        writer.add(template, number.into(), Text::EMPTY);
+        writer.written().iter().copied().collect()
     }
 }
 
-const WAIT_SCHEDULER: &[u8] = b"wait_scheduler";
-const SCHED_EXT: &[u8] = b"sched_ext";
-const TIMEOUT_MS: &[u8] = b"timeout_ms";
+/// The names that are known, a line for each.
+const NAMES: &str = "wait_scheduler\nsched_ext\ntimeout_ms";
+const WAIT_SCHEDULER: usize = 0;
+const SCHED_EXT: usize = 1;
+const TIMEOUT_MS: usize = 2;
 
 /// How many brackets are open after the prefix, before the verb and in its body.
 const LINE: u32 = 1;
 const VERB: u32 = 2;
 const BODY: u32 = 3;
 
-/// Returns what stands before a string's closing quote, and what stands after it.
-fn split_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let mut escaped = false;
-    let end = bytes.iter().position(|&byte| {
-        let ends = byte == b'"' && !escaped;
-        escaped = byte == b'\\' && !escaped;
-        ends
-    })?;
-    Some((bytes.get(..end)?, bytes.get(end + 1..)?))
+/// Takes a string's bytes and its closing quote; returns its line's number in [`NAMES`].
+fn take_name(bytes: &mut Iter<'_, u8>) -> Option<usize> {
+    let name = bytes.as_slice();
+    loop {
+        match bytes.next()? {
+            b'"' => break,
+            b'\\' => {
+                bytes.next();
+            }
+            _ => {}
+        }
+    }
+    Some(line_number(NAMES, up_to(name, name.len().saturating_sub(bytes.len() + 1))))
 }
 
-/// Returns the whole number that `bytes` begin with, saturating, and what stands after it.
-fn split_number(bytes: &[u8]) -> Option<(u32, &[u8])> {
-    let mut rest = bytes.trim_ascii_start();
+/// Takes a whole number, saturating, and whitespace before it.
+fn take_number(bytes: &mut Iter<'_, u8>) -> Option<u32> {
     let mut number = None;
-    while let [digit @ b'0'..=b'9', after @ ..] = rest {
-        number = Some(number.unwrap_or(0u32).saturating_mul(10).saturating_add(u32::from(digit - b'0')));
-        rest = after;
+    loop {
+        let rest = bytes.clone();
+        match bytes.next() {
+            Some(digit @ b'0'..=b'9') => {
+                number = Some(number.unwrap_or(0u32).saturating_mul(10).saturating_add(u32::from(digit - b'0')));
+            }
+            Some(byte) if byte.is_ascii_whitespace() && number.is_none() => {}
+            _ => {
+                *bytes = rest;
+                return number;
+            }
+        }
     }
-    Some((number?, rest))
 }
 
 #[cfg(test)]

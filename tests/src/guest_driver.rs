@@ -14,7 +14,9 @@ use scx_vsock::vsock::spec::{
     EVENT_BYTES, EVENT_QUEUE, EVENT_TRANSPORT_RESET, HOST_CID, RX_QUEUE, TX_QUEUE, TYPE_STREAM,
 };
 use scx_vsock::vsock::test_util::{GUEST_BUFFER_BYTES, Packet, QUEUE_SIZE, SimulatedDriver, guest_memory};
-use scx_vsock::vsock::{BUFFER_BYTES, Device, DeviceError, DeviceState, Handle, Interrupts, InvalidSnapshot};
+use scx_vsock::vsock::{
+    BUFFER_BYTES, Device, DeviceError, DeviceState, GuestPolicy, Handle, Interrupts, InvalidSnapshot,
+};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -126,7 +128,8 @@ pub trait Attached {
     fn handle(&self) -> Handle;
 }
 
-/// A device without a transport: the test is the transport.
+/// A device without a transport: the test is the transport. Refusals have no pace, so that each packet's answer is there
+/// at once.
 #[derive(Debug)]
 pub struct Bare {
     device: Device,
@@ -138,7 +141,9 @@ pub struct Bare {
 impl Bare {
     fn new(driver: &SimulatedDriver) -> Self {
         let [rx, tx, event] = driver.queues();
-        Self { device: Device::new(CID).expect("a device"), rx, tx, event }
+        let device = Device::new(CID).expect("a device");
+        device.handle().set_guest_policy(GuestPolicy::default().refusals_per_second(u32::MAX));
+        Self { device, rx, tx, event }
     }
 
     fn service_once(&mut self, driver: &SimulatedDriver) -> Result<Interrupts, DeviceError> {

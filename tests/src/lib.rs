@@ -14,6 +14,7 @@ pub mod back_end;
 #[cfg(feature = "guests")]
 pub mod bridge;
 pub mod cgroup;
+pub mod chromium;
 #[cfg(feature = "guests")]
 pub mod coverage_guest;
 pub mod device_thread;

@@ -45,3 +45,9 @@ fn a_guest_with_debians_stable_kernel_serves_its_numbers() {
 fn a_guest_with_a_kernel_that_has_sched_ext_serves_its_numbers() {
     serves_its_numbers("sched-ext:arm64");
 }
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test aarch64"]
+fn a_guest_with_pages_of_16_kib_serves_its_numbers() {
+    serves_its_numbers("sched-ext:arm64-16k");
+}

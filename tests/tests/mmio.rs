@@ -8,10 +8,13 @@ use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::packet::Operation;
 use scx_vsock::vsock::spec::TX_QUEUE;
 use scx_vsock::vsock::test_util::QUEUE_SIZE;
+use scx_vsock_tests::device_thread::DeviceThread;
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest, pattern};
 use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers, initialisation};
 
 const PORT: u32 = 729;
+/// The first port of connects that are refused.
+const FIRST_PORT: u32 = 50_000;
 const QUEUE_SEL: u64 = 0x30;
 const QUEUE_NUM: u64 = 0x38;
 const QUEUE_READY: u64 = 0x44;
@@ -86,6 +89,32 @@ fn the_interrupt_says_why_until_it_is_acknowledged() {
     assert_eq!(guest.device.read(0x60), USED_BUFFER);
     assert_eq!(guest.device.take_interrupt(), USED_BUFFER);
     assert_eq!(guest.device.read(0x60), 0);
+}
+
+#[test]
+fn refusals_that_wait_for_their_time_all_come_by_themselves() {
+    const CONNECTS: u32 = 1_000;
+    let mut guests = [Guest::behind_registers()];
+    let served = DeviceThread::serving(&mut guests);
+    let [mut guest] = guests;
+    let (mut asked, mut refused) = (0, Vec::new());
+    while refused.len() < CONNECTS as usize {
+        // Nothing notifies the device while it holds refusals and all connects are sent.
+        let request = |number| Guest::header(Operation::Request, FIRST_PORT + number, PORT + 1);
+        let before = asked;
+        while asked < CONNECTS && guest.queue_packet(&request(asked), &[]) {
+            asked += 1;
+        }
+        if asked > before {
+            guest.service();
+        }
+        let packet = guest.packet();
+        assert_eq!(packet.operation(), Operation::Rst);
+        refused.push(packet.header.dst_port);
+    }
+    assert_eq!(refused, (FIRST_PORT..FIRST_PORT + CONNECTS).collect::<Vec<_>>());
+    assert_eq!(guest.handle().counters().refused.no_listener, u64::from(CONNECTS));
+    assert!(served.errors.try_recv().is_err());
 }
 
 #[test]

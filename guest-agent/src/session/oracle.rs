@@ -6,10 +6,11 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
+use scx_vsock_wire::envelope::saturate;
 use scx_vsock_wire::limits::AGENT_LINE_PREFIX;
 use scx_vsock_wire::{Envelope, STATS_PREFIX, STATS_SUFFIX, SchedExtLine, Text, Verb, emit};
 
-use super::{Action, KernelReport, Session};
+use super::{Action, KernelReport, Outcome, Peer, Session};
 
 /// The cap of a line of the oracle: the least that there is.
 pub const MAX: usize = 1024;
@@ -87,57 +88,44 @@ impl Driver {
         }
     }
 
-    /// Reads from the scheduler first if nothing is expected of it, then does one action with at most `most` bytes.
+    /// Does one action with at most `most` bytes, after a check of what is unsolicited.
     pub fn step(&mut self, session: &mut Session<MAX>, most: usize) -> Step {
-        if session.expects_no_answer() && self.connected && !self.late_events {
-            let step = self.check_scheduler(session);
-            if step != Step::Blocked {
-                return step;
-            }
-        }
-        match session.action() {
-            Action::ReadHost(buffer) => {
+        let scheduler_is_ready =
+            self.connected && !self.late_events && (!self.from_scheduler.is_empty() || self.scheduler_closed);
+        match session.action(scheduler_is_ready) {
+            Action::Read(Peer::Host, buffer) => {
                 let count = take(&mut self.from_host, buffer, most);
                 return self.host_read(session, count);
             }
-            Action::WriteHost(pieces) => {
+            Action::Write(Peer::Host, pieces) => {
                 let count = append(&mut self.to_host, &pieces.concat(), most);
-                session.host_wrote(count);
+                session.done(Outcome::done(saturate(count)));
             }
-            Action::ConnectScheduler | Action::AwaitScheduler { .. } if self.connected || self.reachable => {
+            Action::Connect { .. } if self.connected || self.reachable => {
                 self.connected = true;
-                session.scheduler_connected();
+                session.done(Outcome::done(0));
                 return Step::Connected;
             }
-            Action::AwaitScheduler { .. } if !self.time_is_over => return Step::Blocked,
-            Action::ConnectScheduler | Action::AwaitScheduler { .. } => {
-                session.no_scheduler(2);
+            Action::Connect { timeout_ms: 1.. } if !self.time_is_over => return Step::Blocked,
+            Action::Connect { .. } => {
+                session.done(Outcome::failed(2));
                 return Step::Refused;
             }
-            Action::CheckScheduler => return self.check_before_request(session),
-            Action::WriteScheduler(line) => {
-                let count = append(&mut self.to_scheduler, line, most);
-                session.scheduler_wrote(count);
+            Action::Check => return self.check_scheduler(session),
+            Action::Write(Peer::Scheduler, pieces) => {
+                let count = append(&mut self.to_scheduler, &pieces.concat(), most);
+                session.done(Outcome::done(saturate(count)));
             }
-            Action::ReadScheduler(buffer) => {
+            Action::Read(Peer::Scheduler, buffer) => {
                 let count = take(&mut self.from_scheduler, buffer, most);
                 return self.scheduler_read(session, count);
             }
             Action::Report(report, buffer) => {
                 let length = write_report(report, buffer);
-                session.transferred(length);
+                session.done(Outcome::done(saturate(length)));
             }
             Action::Close => return Step::Blocked,
         }
-        Step::Done
-    }
-
-    fn check_before_request(&self, session: &mut Session<MAX>) -> Step {
-        let step = self.check_scheduler(session);
-        if step != Step::Blocked {
-            return step;
-        }
-        session.scheduler_silent();
         Step::Done
     }
 
@@ -145,7 +133,7 @@ impl Driver {
         if count == 0 && !self.host_ended {
             return Step::Blocked;
         }
-        session.host_read(count);
+        session.done(Outcome::done(saturate(count)));
         if count == 0 { Step::HostEnded } else { Step::Done }
     }
 
@@ -153,20 +141,20 @@ impl Driver {
         if count == 0 && !self.scheduler_closed {
             return Step::Blocked;
         }
-        session.scheduler_read(count);
+        session.done(Outcome::done(saturate(count)));
         if count == 0 { Step::SchedulerGone } else { Step::Done }
     }
 
     fn check_scheduler(&self, session: &mut Session<MAX>) -> Step {
-        if !self.from_scheduler.is_empty() {
-            session.unsolicited_data();
-            return Step::Unsolicited;
-        }
-        if self.scheduler_closed {
-            session.scheduler_gone(0);
-            return Step::SchedulerGone;
-        }
-        Step::Blocked
+        let (outcome, step) = if !self.from_scheduler.is_empty() {
+            (Outcome::done(1), Step::Unsolicited)
+        } else if self.scheduler_closed {
+            (Outcome::done(0), Step::SchedulerGone)
+        } else {
+            (Outcome::BLOCKED, Step::Done)
+        };
+        session.checked(outcome);
+        step
     }
 
     /// Does all that can be done.

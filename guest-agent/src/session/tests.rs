@@ -8,9 +8,9 @@ use super::*;
 
 /// Writes the report that the session asks for, if it does.
 fn report_what_the_kernel_says(session: &mut Session<MAX>) {
-    if let Action::Report(report, buffer) = session.action() {
+    if let Action::Report(report, buffer) = session.action(false) {
         let length = write_report(report, buffer);
-        session.transferred(length);
+        session.done(Outcome::done(saturate(length)));
     }
 }
 
@@ -27,7 +27,7 @@ fn greeted() -> Session<MAX> {
 fn a_new_session_is_closed_until_it_is_opened() {
     let mut session = Session::<MAX>::new();
     assert!(session.is_closed());
-    assert_eq!(session.action(), Action::Close);
+    assert_eq!(session.action(false), Action::Close);
     open(&mut session);
     assert!(!session.is_closed());
 }
@@ -36,7 +36,7 @@ fn a_new_session_is_closed_until_it_is_opened() {
 fn hello_announces_the_real_buffers() {
     let mut session = Session::<4096>::new();
     session.open(Text::first_line(b"0.1.0"), Text::EMPTY);
-    let Action::WriteHost(pieces) = session.action() else { panic!("no hello") };
+    let Action::Write(Peer::Host, pieces) = session.action(false) else { panic!("no hello") };
     let expected = r#"{"hello":{"protocol":1,"min_protocol":1,"agent":"0.1.0","boot_id":"","max_request_bytes":4096,"max_response_bytes":4096}}"#;
     assert_eq!(pieces.concat().trim_ascii_end(), expected.as_bytes());
 }
@@ -49,7 +49,7 @@ fn a_session_awaits_the_scheduler_from_the_verb_to_its_answer() {
     driver.reachable = false;
     driver.run(&mut session);
     assert!(session.awaits_scheduler());
-    assert_eq!(session.action(), Action::AwaitScheduler { timeout_ms: 50 });
+    assert_eq!(session.action(false), Action::Connect { timeout_ms: 50 });
     driver.reachable = true;
     driver.run(&mut session);
     assert!(!session.awaits_scheduler());
@@ -65,7 +65,7 @@ fn a_wait_whose_time_is_over_ends_without_a_scheduler() {
     driver.run(&mut session);
     let expected = r#"{"relay_error":{"no_scheduler":{"errno":2,"sched_ext":"","ops":"","cause":""}}}"#;
     assert_eq!(driver.host_lines(), [expected]);
-    assert!(matches!(session.action(), Action::ReadHost(_)), "the session goes on");
+    assert!(matches!(session.action(false), Action::Read(Peer::Host, _)), "the session goes on");
 }
 
 #[test]
@@ -106,10 +106,11 @@ fn bytes_that_came_before_the_request_are_not_its_answer() {
 #[test]
 fn the_hosts_close_ends_the_session_in_every_state() {
     let mut session = greeted();
-    session.host_read(0);
+    session.done(Outcome::done(0));
     assert!(session.is_closed());
-    session.scheduler_gone(0);
-    session.unsolicited_data();
+    session.checked(Outcome::done(0));
+    session.checked(Outcome::done(1));
+    session.checked(Outcome::failed(104));
     assert!(session.is_closed(), "nothing reopens a session but open");
 }
 
@@ -118,7 +119,7 @@ fn a_host_whose_connection_fails_ends_the_session() {
     let mut sends_hello = Session::<MAX>::default();
     open(&mut sends_hello);
     for mut session in [sends_hello, greeted()] {
-        session.failed(104);
+        session.done(Outcome::failed(104));
         assert!(session.is_closed());
     }
 }
@@ -127,14 +128,14 @@ fn a_host_whose_connection_fails_ends_the_session() {
 fn a_scheduler_whose_connection_fails_is_gone_with_the_errno() {
     let mut forwards = greeted();
     Driver::new(b"one\n").step(&mut forwards, usize::MAX);
-    forwards.scheduler_connected();
-    forwards.scheduler_silent();
-    assert!(matches!(forwards.action(), Action::WriteScheduler(b"one\n")));
+    forwards.done(Outcome::done(0));
+    forwards.checked(Outcome::BLOCKED);
+    assert!(matches!(forwards.action(false), Action::Write(Peer::Scheduler, [b"", b"one\n", b""])));
     let mut awaits_the_answer = greeted();
     Driver::new(b"one\n").run(&mut awaits_the_answer);
-    assert!(matches!(awaits_the_answer.action(), Action::ReadScheduler(_)));
+    assert!(matches!(awaits_the_answer.action(false), Action::Read(Peer::Scheduler, _)));
     for mut session in [forwards, awaits_the_answer] {
-        session.failed(104);
+        session.done(Outcome::failed(104));
         let mut driver = Driver::new(b"");
         driver.run(&mut session);
         assert_eq!(driver.host_lines(), [r#"{"relay_error":{"scheduler_gone":{"errno":104,"cause":""}}}"#]);
@@ -156,19 +157,21 @@ fn an_opened_session_remembers_nothing_of_the_one_before() {
 #[test]
 fn reports_that_do_not_fit_the_state_change_nothing() {
     let mut session = greeted();
-    session.host_wrote(5);
-    session.scheduler_connected();
-    session.scheduler_silent();
-    session.scheduler_wrote(5);
-    session.scheduler_read(5);
-    session.no_scheduler(2);
-    assert!(matches!(session.action(), Action::ReadHost(buffer) if buffer.len() == MAX));
+    session.done(Outcome::BLOCKED);
+    session.checked(Outcome::BLOCKED);
+    assert!(matches!(session.action(false), Action::Read(Peer::Host, buffer) if buffer.len() == MAX));
+    // What is not expected of the scheduler while it is asked is not looked for.
+    Driver::new(b"one\n").run(&mut session);
+    session.checked(Outcome::BLOCKED);
+    session.checked(Outcome::done(1));
+    session.checked(Outcome::done(0));
+    assert!(matches!(session.action(true), Action::Read(Peer::Scheduler, _)));
 }
 
 #[test]
 fn a_dropped_line_counts_its_line_feed_and_saturates() {
     let mut session = greeted();
-    session.state = State::Discarding { size: u32::MAX - 1 };
+    session.state = State::Request { dropped: u32::MAX - 1 };
     let mut driver = Driver::new(b"xxx\n");
     driver.run(&mut session);
     let expected = format!(r#"{{"relay_error":{{"request_too_large":{{"size":{},"max":{MAX}}}}}}}"#, u32::MAX);
@@ -183,6 +186,14 @@ fn a_frame_can_be_written_in_any_two_parts() {
     assert_eq!(whole, b"{\"stats\":{\"a\":1}}\n");
     for sent in 0..=whole.len() {
         assert_eq!(unsent(&line, Frame::Stats, sent).concat(), &whole[sent..]);
+    }
+}
+
+fn outcome_of_a_check(report: u8, count: usize) -> Outcome {
+    match report {
+        0..4 => Outcome::BLOCKED,
+        4..6 => Outcome::done(saturate(count)),
+        _ => Outcome::failed(104),
     }
 }
 
@@ -204,35 +215,33 @@ proptest! {
         let mut sent: Vec<u8> = Vec::new();
         for (report, count) in reports {
             // Reports are honest about counts: a driver cannot read or write more than it was offered.
-            let offered = match session.action() {
-                Action::ReadHost(buffer) | Action::ReadScheduler(buffer) => {
+            let scheduler_is_ready = report % 2 == 0;
+            let is_check = session.action(scheduler_is_ready) == Action::Check;
+            let count = match session.action(scheduler_is_ready) {
+                Action::Read(_, buffer) => {
                     buffer.fill(if count % 7 == 0 { b'\n' } else { b'y' });
-                    buffer.len()
+                    count.min(buffer.len())
                 }
-                Action::WriteHost(pieces) => {
+                Action::Write(peer, pieces) => {
                     let whole = pieces.concat();
-                    if report == 1 {
-                        sent.extend(&whole[..count.min(whole.len())]);
+                    let count = count.min(whole.len());
+                    if report < 6 && peer == Peer::Host {
+                        sent.extend(&whole[..count]);
                     }
-                    whole.len()
+                    count
                 }
-                Action::WriteScheduler(line) => line.len(),
-                _ => 0,
+                _ => count,
             };
-            let reading_host = matches!(session.action(), Action::ReadHost(_));
-            let reading_scheduler = matches!(session.action(), Action::ReadScheduler(_));
-            let count = count.min(offered);
             match report {
-                0 if reading_host && count > 0 => session.host_read(count),
-                1 => session.host_wrote(count),
-                2 => session.scheduler_connected(),
-                3 => session.no_scheduler(111),
-                4 => session.scheduler_wrote(count),
-                5 if reading_scheduler && count > 0 => session.scheduler_read(count),
-                6 if session.expects_no_answer() => session.scheduler_gone(0),
-                7 if session.expects_no_answer() => session.unsolicited_data(),
-                8 => session.scheduler_silent(),
-                9 => report_what_the_kernel_says(&mut session),
+                _ if is_check => session.checked(outcome_of_a_check(report, count)),
+                0..6 if matches!(session.action(scheduler_is_ready), Action::Report(..)) => {
+                    report_what_the_kernel_says(&mut session);
+                }
+                0..6 => session.done(Outcome::done(saturate(count))),
+                6 => session.done(Outcome::failed(111)),
+                7 => session.done(Outcome::BLOCKED),
+                8 => session.checked(Outcome::done(1)),
+                9 => session.checked(Outcome::BLOCKED),
                 _ => {}
             }
         }

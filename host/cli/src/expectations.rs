@@ -2,6 +2,8 @@
 
 mod evaluations;
 mod junit;
+mod named_verdicts;
+mod verdicts;
 
 use std::fs::File;
 use std::io::Read;
@@ -12,8 +14,10 @@ use clap::Args;
 use scx_vsock::series::expectation::Expectation;
 
 use crate::error_report::{one_line, wrong_arguments};
-pub use evaluations::{Evaluations, ExpectationsBroken};
-use junit::JunitFile;
+pub use evaluations::Evaluations;
+pub use junit::JunitFile;
+pub use named_verdicts::NamedVerdicts;
+pub use verdicts::{ExpectationsBroken, Verdicts};
 
 /// Bytes of the longest file of expectations.
 const MAX_FILE_BYTES: u64 = 256 * 1024;
@@ -42,12 +46,29 @@ impl Expectations {
     ///
     /// A file that cannot be read or is none of expectations, or a report that cannot be written.
     pub fn prepare(&self, verb: &str, guests: &[String]) -> Result<Evaluations> {
+        Ok(Evaluations::new(&self.read()?, guests, self.junit(verb)?))
+    }
+
+    /// Returns all of them.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or is none of expectations.
+    pub fn read(&self) -> Result<Vec<Expectation>> {
         let mut expectations = self.expressions.clone();
         for file in &self.files {
             expectations.extend(read(file)?);
         }
-        let junit = self.junit.as_deref().map(|path| JunitFile::create(path, verb)).transpose()?;
-        Ok(Evaluations::new(&expectations, guests, junit))
+        Ok(expectations)
+    }
+
+    /// Makes the file of the report, if there is to be one.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn junit(&self, verb: &str) -> Result<Option<JunitFile>> {
+        self.junit.as_deref().map(|path| JunitFile::create(path, verb)).transpose()
     }
 
     /// Whether there is none.

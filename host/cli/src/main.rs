@@ -21,6 +21,7 @@ mod man;
 mod meta;
 mod output;
 mod proxy;
+mod report;
 mod sandbox;
 mod serve;
 mod signals;
@@ -65,6 +66,7 @@ enum Verb {
     Serve(serve::Serve),
     Doctor(doctor::Doctor),
     Boot(boot::Boot),
+    Report(report::Report),
     Image(image::Image),
     Agent(agent::Agent),
     Completions(completions::Completions),
@@ -82,6 +84,7 @@ impl Verb {
             Self::Serve(verb) => verb.run(),
             Self::Doctor(verb) => verb.run(),
             Self::Boot(verb) => verb.run(),
+            Self::Report(verb) => verb.run(),
             Self::Image(verb) => verb.run(),
             Self::Agent(verb) => verb.run(),
             Self::Completions(verb) => verb.run(&mut Arguments::command()),

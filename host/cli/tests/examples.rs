@@ -52,6 +52,7 @@ const RULES: &[(&str, Run)] = &[
         Run::Not("boots the kernel of this machine, which need not have a file here; the same with names runs"),
     ),
     ("scx-vsock watch vsock://3", Run::Here(21)),
+    ("scx-vsock report", Run::Here(0)),
     ("scx-vsock boot", Run::WithGuest),
     ("scx-vsock serve", Run::WithGuest),
     ("qemu-system-x86_64", Run::WithGuest),
@@ -116,6 +117,10 @@ fn stage() -> TempDir {
     image.program("bin/sh", b"a shell").unwrap();
     image.program("init", b"an init").unwrap();
     fs::write(path("initrd.gz"), image.finish().unwrap()).unwrap();
+    let sample = r#"{"tag":"a","elapsed_ms":1000,"session":1,"interval_ms":1000,"stats":{"Ok":{"nr_running":2}}}"#;
+    for recording in ["samples", "old1", "old2", "new1", "new2"] {
+        fs::write(path(&format!("{recording}.jsonl")), format!("{sample}\n")).unwrap();
+    }
     stage
 }
 

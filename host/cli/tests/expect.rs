@@ -25,8 +25,9 @@ fn agent() -> FakeAgent {
     FakeAgent::start(iter::repeat(Script::agent().forever(Script::new().line().stats(answer))))
 }
 
+/// Two samples, for each of which the agent has a second.
 fn watch<'a>(uri: &'a str, expectations: &[&'a str]) -> Vec<&'a str> {
-    let mut arguments = vec!["watch", uri, "--interval", "10ms", "--samples", "2"];
+    let mut arguments = vec!["watch", uri, "--interval", "1s", "--samples", "2"];
     expectations.iter().for_each(|text| arguments.extend(["--expect", text]));
     arguments
 }

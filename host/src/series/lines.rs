@@ -77,26 +77,50 @@ impl SampleSeries {
     /// # Errors
     ///
     /// What a read failed with.
-    pub fn read_json_lines(mut from: impl BufRead) -> io::Result<Recording> {
+    pub fn read_json_lines(from: impl BufRead) -> io::Result<Recording> {
         let mut recording = Recording::default();
-        let mut bytes = Vec::new();
-        for line in 1.. {
-            bytes.clear();
-            if from.by_ref().take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut bytes)? == 0 {
-                break;
-            }
-            let read = if bytes.len() >= MAX_LINE_BYTES && !bytes.ends_with(b"\n") {
-                from.skip_until(b'\n')?;
-                Err(format!("it has more than {MAX_LINE_BYTES} bytes"))
-            } else {
-                parse(&bytes)
-            };
+        let mut lines = SampleLines::new(from);
+        while let Some(read) = lines.next()? {
             match read {
                 Ok(sample) => recording.series.push(sample),
-                Err(problem) => recording.errors.push(LineError { line, problem }),
+                Err(error) => recording.errors.push(error),
             }
         }
         Ok(recording)
+    }
+}
+
+/// Reads the samples of a recording one by one, each line by itself.
+pub(crate) struct SampleLines<R> {
+    from: R,
+    line: usize,
+    bytes: Vec<u8>,
+}
+
+impl<R: BufRead> SampleLines<R> {
+    /// Returns a reader of this, which has read nothing.
+    pub fn new(from: R) -> Self {
+        Self { from, line: 0, bytes: Vec::new() }
+    }
+
+    /// Reads the next line: a sample, or what is wrong with it. `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// What a read failed with.
+    pub fn next(&mut self) -> io::Result<Option<Result<Sample, LineError>>> {
+        self.bytes.clear();
+        if self.from.by_ref().take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut self.bytes)? == 0 {
+            return Ok(None);
+        }
+        self.line = self.line.saturating_add(1);
+        let read = if self.bytes.len() >= MAX_LINE_BYTES && !self.bytes.ends_with(b"\n") {
+            self.from.skip_until(b'\n')?;
+            Err(format!("it has more than {MAX_LINE_BYTES} bytes"))
+        } else {
+            parse(&self.bytes)
+        };
+        Ok(Some(read.map_err(|problem| LineError { line: self.line, problem })))
     }
 }
 

@@ -15,6 +15,8 @@ mod snapshot_error;
 mod tests;
 
 pub use column::{Change, Delta, FromStat};
+#[cfg(feature = "report")]
+pub(crate) use lines::SampleLines;
 pub use lines::{LineError, MAX_LINE_BYTES, Recording};
 pub use series::SampleSeries;
 pub use snapshot_error::SnapshotError;

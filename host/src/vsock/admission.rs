@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::counters::Refusal;
 use super::limits::{MAX_CONNECTIONS, RESERVED_CONNECTIONS};
 use super::policy::GuestPolicy;
+use super::token_bucket::TokenBucket;
 
 /// Who asked for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,10 +49,9 @@ impl Admission {
         if !policy.allows(port) {
             return Err(Refusal::NotAllowed);
         }
-        match policy.rate() {
-            Some(rate) if !self.rate.take(rate, now) => Err(Refusal::TooFast),
-            _ => Ok(()),
-        }
+        let Some(rate) = policy.rate() else { return Ok(()) };
+        self.rate.refill(rate, rate, now);
+        if self.rate.take() { Ok(()) } else { Err(Refusal::TooFast) }
     }
 
     /// Takes a place.
@@ -75,29 +75,6 @@ impl Admission {
                 }
             }
         }
-    }
-}
-
-/// New connections that may come now: as many as the rate says, and more as time goes by.
-#[derive(Debug, Default)]
-struct TokenBucket {
-    tokens: f64,
-    filled_at: Option<Instant>,
-}
-
-impl TokenBucket {
-    fn take(&mut self, rate: u32, now: Instant) -> bool {
-        let most = f64::from(rate);
-        self.tokens = self.filled_at.map_or(most, |before| {
-            let gained = now.saturating_duration_since(before).as_secs_f64() * most;
-            (self.tokens + gained).min(most)
-        });
-        self.filled_at = Some(now);
-        let taken = self.tokens >= 1.0;
-        if taken {
-            self.tokens -= 1.0;
-        }
-        taken
     }
 }
 

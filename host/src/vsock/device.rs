@@ -2,6 +2,8 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+#[cfg(feature = "vhost-user")]
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -82,6 +84,8 @@ pub struct Device {
     transport_reset: TransportReset,
     /// The driver broke a queue, and has not reset the device since.
     broken: bool,
+    /// A packet waits in the transmit queue until the guest has received some.
+    blocked: bool,
 }
 
 impl Device {
@@ -99,7 +103,14 @@ impl Device {
         }
         let host_side = Arc::new(HostSide::new()?);
         let muxer = Muxer::new(guest_cid, Arc::clone(&host_side))?;
-        Ok(Self { guest_cid, muxer, host_side, transport_reset: TransportReset::default(), broken: false })
+        Ok(Self {
+            guest_cid,
+            muxer,
+            host_side,
+            transport_reset: TransportReset::default(),
+            broken: false,
+            blocked: false,
+        })
     }
 
     /// Returns the device's host side.
@@ -230,14 +241,52 @@ impl Device {
         tx: &mut Queue,
         event: Option<&mut Queue>,
     ) -> Result<Interrupts, DeviceError> {
+        self.serve(memory, rx, tx, event, Notifications::Enabled)
+    }
+
+    /// Does what [`service`](Self::service) does, for a thread that looks at [`has_work`](Self::has_work) and the descriptor
+    /// until it calls that: the driver need not notify the queues.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`service`](Self::service).
+    #[cfg(feature = "vhost-user")]
+    pub(crate) fn service_polled<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        rx: &mut Queue,
+        tx: &mut Queue,
+        event: Option<&mut Queue>,
+    ) -> Result<Interrupts, DeviceError> {
+        self.serve(memory, rx, tx, event, Notifications::NotNeeded)
+    }
+
+    /// Whether the driver has added something to the queues that can be dealt with.
+    #[cfg(feature = "vhost-user")]
+    pub(crate) fn has_work<M: GuestMemory>(&self, memory: &M, rx: &Queue, tx: &Queue) -> bool {
+        let has_entries =
+            |queue: &Queue| queue.avail_idx(memory, Ordering::Acquire).is_ok_and(|index| index.0 != queue.next_avail());
+        let is_served = !self.broken && self.transport_reset == TransportReset::Idle;
+        is_served && (!self.blocked && has_entries(tx) || self.muxer.has_packets() && has_entries(rx))
+    }
+
+    fn serve<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        rx: &mut Queue,
+        tx: &mut Queue,
+        event: Option<&mut Queue>,
+        notifications: Notifications,
+    ) -> Result<Interrupts, DeviceError> {
         self.muxer.poll()?;
         let served = if self.broken || !rx.ready() || !tx.ready() {
             Ok(Interrupts::default())
         } else {
-            let served = self.service_queues(memory, rx, tx, event);
+            let served = self.service_queues(memory, rx, tx, event, notifications);
             self.broken = served.is_err();
             served
         };
+        self.muxer.arm_timer();
         self.muxer.publish_counters();
         served
     }
@@ -248,10 +297,11 @@ impl Device {
         rx: &mut Queue,
         tx: &mut Queue,
         event: Option<&mut Queue>,
+        notifications: Notifications,
     ) -> Result<Interrupts, DeviceError> {
         let event = self.service_events(memory, event)?;
         if self.transport_reset == TransportReset::Idle {
-            Ok(Interrupts { event, ..self.service_packets(memory, rx, tx)? })
+            Ok(Interrupts { event, ..self.service_packets(memory, rx, tx, notifications)? })
         } else {
             Ok(Interrupts { event, ..Interrupts::default() })
         }
@@ -271,6 +321,7 @@ impl Device {
         memory: &M,
         rx: &mut Queue,
         tx: &mut Queue,
+        notifications: Notifications,
     ) -> Result<Interrupts, DeviceError> {
         let mut budget = Budget::new();
         let mut used = Interrupts::default();
@@ -279,6 +330,7 @@ impl Device {
             let sent = self.send(memory, rx, &mut budget)?;
             used.tx |= received.any;
             used.rx |= sent.any;
+            self.blocked = received.end == BatchEnd::Blocked;
             if budget.is_used_up() {
                 self.host_side.wake();
                 break;
@@ -291,6 +343,9 @@ impl Device {
                 }
                 self.muxer.poll()?;
                 continue;
+            }
+            if notifications != Notifications::Enabled {
+                break;
             }
             // Notifications of the transmit queue are enabled unless a packet is blocked there; those of the receive queue
             // only while packets wait for buffers, since each costs the guest an exit. A queue that got entries meanwhile
@@ -384,6 +439,15 @@ fn due_interrupts<M: GuestMemory>(
         tx: used.tx && tx.needs_notification(memory)?,
         event: false,
     })
+}
+
+/// Whether the driver is to notify the queues of new entries once a call has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Notifications {
+    Enabled,
+    /// The queues are looked at without.
+    #[cfg(feature = "vhost-user")]
+    NotNeeded,
 }
 
 /// What became of a batch of packets in one direction.

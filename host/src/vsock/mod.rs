@@ -15,7 +15,7 @@
 //! | `transfer` | moves payload between guest memory and a socket without a copy in user space |
 //! | `poller` | waits for the sockets of all connections |
 //! | `schedule` | round robin over the connections and the RSTs that are owed |
-//! | `rst_queue` | RST packets that wait for receive buffers |
+//! | `rst_queue` | RST packets that wait for receive buffers, or for their time |
 //! | `admission`, `policy` | which connections of the guest have a place |
 //! | `unread` | what the host has yet to read of connections that are over for the guest |
 //! | `counters` | what was done so far, in numbers |
@@ -46,7 +46,9 @@
 //! # Turns
 //!
 //! Between two packets of one connection every other connection that has something to send sends one, and so does the
-//! queue of RSTs, whatever the guest floods the device with. A call of [`Device::service`] is bounded in packets, bytes and
+//! queue of RSTs, whatever the guest floods the device with. The answers to packets of no connection have a pace
+//! ([`GuestPolicy::refusals_per_second`]): the rings are queues, in which a process that connects to a closed port in a loop
+//! would else stand before everybody with as many packets as it likes. A call of [`Device::service`] is bounded in packets, bytes and
 //! time. It takes and sends packets in turn, a batch of each, between which it sees what the host's streams have, and ends
 //! where the driver waits for an interrupt.
 //!
@@ -86,6 +88,7 @@ pub mod spec;
 mod stream;
 #[cfg(feature = "test-util")]
 pub mod test_util;
+mod token_bucket;
 mod transfer;
 pub mod unix_bridge;
 mod unread;

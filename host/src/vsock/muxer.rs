@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vm_memory::bitmap::BitmapSlice;
 
@@ -37,6 +37,9 @@ pub const MAX_HELD_BYTES: usize =
 /// soon.
 const FIRST_PORT: u32 = 1 << 30;
 const LAST_PORT: u32 = (1 << 31) - 1;
+
+/// The least time between two wake-ups for the sake of refusals that are held, so that several go at once.
+const PACE: Duration = Duration::from_micros(250);
 
 /// The connections of one device.
 #[derive(Debug)]
@@ -100,6 +103,18 @@ impl Muxer {
     /// Shows the numbers to the handles.
     pub fn publish_counters(&self) {
         self.host_side.publish(self.counters());
+    }
+
+    /// Sees to it that the device is woken when the time of refusals comes that are held. Where the kernel has no timer,
+    /// it is woken at once.
+    pub fn arm_timer(&mut self) {
+        if !self.schedule.holds_refusals() {
+            return;
+        }
+        let time = PACE.max(Duration::from_secs(1) / self.host_side.policy().refusal_rate());
+        if self.poller.wake_after(time).is_err() {
+            self.host_side.wake();
+        }
     }
 
     /// Counts a packet that has no header.
@@ -194,10 +209,15 @@ impl Muxer {
     ///
     /// See [`Poller::poll`].
     pub fn poll(&mut self) -> io::Result<()> {
-        self.reset_overdue(Instant::now());
+        let now = Instant::now();
+        self.reset_overdue(now);
+        if self.schedule.has_refusals() {
+            self.schedule.allow_refusals(self.host_side.policy().refusal_rate(), now);
+        }
         for event in self.poller.poll()? {
             match event {
                 HostEvent::Wake => self.host_side.take_requests().into_iter().for_each(|request| self.connect(request)),
+                HostEvent::Timer => {}
                 HostEvent::Stream(Token::Connection(key), event) => self.on_event(key, event),
                 HostEvent::Stream(Token::Unread(number), event) => {
                     self.unread.on_event(number, event, &mut self.admission);
@@ -342,9 +362,13 @@ impl Muxer {
 
     /// Answers a packet of no connection: by RST, unless it is one.
     fn reject(&mut self, packet: &Header) {
-        if packet.op != Operation::Rst.number() {
-            self.schedule.push_rst(Rst::answering(packet));
+        if packet.op == Operation::Rst.number() {
+            return;
         }
+        if !self.schedule.has_refusals() {
+            self.schedule.allow_refusals(self.host_side.policy().refusal_rate(), Instant::now());
+        }
+        self.schedule.push_refusal(Rst::answering(packet));
     }
 
     /// Tells who waits for a connection that the guest refused it, if that is how it ended.

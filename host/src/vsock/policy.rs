@@ -10,7 +10,8 @@ use super::limits::MAX_PORT_CONNECTIONS;
 /// By default a guest may connect to every port where there is a [listener](super::Handle::listen), which
 /// [`READY_PORT`](scx_vsock_wire::READY_PORT) is while somebody waits for the agent, or a program's socket
 /// ([`set_uds_path`](super::Handle::set_uds_path)); each of them may have [`MAX_PORT_CONNECTIONS`], and as many new ones
-/// in a second as the guest can ask for, since each kind of work has its turns.
+/// in a second as the guest can ask for, since each kind of work has its turns. Refusals go out
+/// at 32,768 a second, so that a process which connects to a closed port in a loop leaves the device to the others.
 ///
 /// ```
 /// use scx_vsock::vsock::{Device, GuestPolicy};
@@ -25,11 +26,20 @@ pub struct GuestPolicy {
     ports: Option<BTreeSet<u32>>,
     connections_per_port: usize,
     connects_per_second: Option<u32>,
+    refusals_per_second: u32,
 }
+
+/// Refusals of a second by default: one costs device and guest a microsecond or two, so that they take a small part of it.
+const REFUSALS_PER_SECOND: u32 = 32 * 1024;
 
 impl Default for GuestPolicy {
     fn default() -> Self {
-        Self { ports: None, connections_per_port: MAX_PORT_CONNECTIONS, connects_per_second: None }
+        Self {
+            ports: None,
+            connections_per_port: MAX_PORT_CONNECTIONS,
+            connects_per_second: None,
+            refusals_per_second: REFUSALS_PER_SECOND,
+        }
     }
 }
 
@@ -55,6 +65,13 @@ impl GuestPolicy {
         self
     }
 
+    /// Sends this many RSTs of no connection in a second, at least one; further ones wait, at most 512 of them.
+    #[must_use]
+    pub fn refusals_per_second(mut self, refusals: u32) -> Self {
+        self.refusals_per_second = refusals.max(1);
+        self
+    }
+
     pub(super) fn allows(&self, port: u32) -> bool {
         self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
     }
@@ -65,5 +82,9 @@ impl GuestPolicy {
 
     pub(super) fn rate(&self) -> Option<u32> {
         self.connects_per_second
+    }
+
+    pub(super) fn refusal_rate(&self) -> u32 {
+        self.refusals_per_second
     }
 }

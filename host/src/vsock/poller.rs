@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 use super::key::Key;
 
@@ -17,6 +19,9 @@ const NO_PORT: u32 = u32::MAX;
 
 /// The token of the host side's wake-up.
 const WAKE: u64 = u64::MAX;
+
+/// The token of the timer.
+const TIMER: u64 = u64::MAX - 1;
 
 /// The host's end may have something to read, if only its end.
 const READABLE: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
@@ -75,6 +80,8 @@ impl StreamEvent {
 pub enum HostEvent {
     /// A handle woke the device.
     Wake,
+    /// The time of [`Poller::wake_after`] is over.
+    Timer,
     /// Something happened to a stream.
     Stream(Token, StreamEvent),
 }
@@ -90,7 +97,7 @@ pub enum Token {
 
 impl Token {
     /// The last number of such a stream.
-    pub const LAST_UNREAD: u32 = u32::MAX - 1;
+    pub const LAST_UNREAD: u32 = u32::MAX - 2;
 
     fn key(self) -> Key {
         match self {
@@ -106,7 +113,11 @@ impl Token {
 
 /// The epoll instance of a device.
 #[derive(Debug)]
-pub struct Poller(OwnedFd);
+pub struct Poller {
+    epoll: OwnedFd,
+    /// Made when it is needed, which most guests never cause.
+    timer: Option<OwnedFd>,
+}
 
 impl Poller {
     /// Watches `wake`, the descriptor by which handles wake the device.
@@ -117,7 +128,7 @@ impl Poller {
     pub fn new(wake: BorrowedFd<'_>) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        Ok(Self(epoll))
+        Ok(Self { epoll, timer: None })
     }
 
     /// Watches a stream, for [`Interest::Read`].
@@ -126,7 +137,7 @@ impl Poller {
     ///
     /// The kernel's, if it has no memory or watches for it.
     pub fn add(&self, key: Key, socket: impl AsFd) -> io::Result<()> {
-        Ok(epoll::add(&self.0, socket, EventData::new_u64(number(key)), Interest::Read.flags())?)
+        Ok(epoll::add(&self.epoll, socket, EventData::new_u64(number(key)), Interest::Read.flags())?)
     }
 
     /// Changes what a stream is watched for.
@@ -135,7 +146,30 @@ impl Poller {
     ///
     /// The kernel's.
     pub fn modify(&self, token: Token, socket: impl AsFd, interest: Interest) -> io::Result<()> {
-        Ok(epoll::modify(&self.0, socket, EventData::new_u64(number(token.key())), interest.flags())?)
+        Ok(epoll::modify(&self.epoll, socket, EventData::new_u64(number(token.key())), interest.flags())?)
+    }
+
+    /// Makes the descriptor readable when this time is over, which is not zero. The last call counts.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, if it has no timer or watch for it.
+    pub fn wake_after(&mut self, time: Duration) -> io::Result<()> {
+        let it_value = Timespec::try_from(time).map_err(io::Error::other)?;
+        let once = Itimerspec { it_interval: Timespec::default(), it_value };
+        let timer = match &self.timer {
+            Some(timer) => timer,
+            None => self.timer.insert(self.new_timer()?),
+        };
+        timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
+
+    fn new_timer(&self) -> io::Result<OwnedFd> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        // Each expiry is reported once, so that nobody has to read it.
+        epoll::add(&self.epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN | EventFlags::ET)?;
+        Ok(timer)
     }
 
     /// Returns what has happened, at most [`MAX_EVENTS`], without waiting.
@@ -145,12 +179,13 @@ impl Poller {
     /// The kernel's.
     pub fn poll(&self) -> io::Result<impl Iterator<Item = HostEvent> + use<>> {
         let mut events = Vec::with_capacity(MAX_EVENTS);
-        match epoll::wait(&self.0, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default())) {
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default())) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         Ok(events.into_iter().map(|Event { flags, data }| match data.u64() {
             WAKE => HostEvent::Wake,
+            TIMER => HostEvent::Timer,
             number => HostEvent::Stream(Token::of(key(number)), StreamEvent::of(flags)),
         }))
     }
@@ -158,7 +193,7 @@ impl Poller {
 
 impl AsFd for Poller {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.epoll.as_fd()
     }
 }
 

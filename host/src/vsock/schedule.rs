@@ -1,14 +1,14 @@
 //! Whose turn it is to send.
 //!
 //! Connections that may have something to send, and the RSTs that are owed, are one ring: between two packets of one
-//! connection every other ready connection sends one, and one RST is sent. A connection's control packets and its payload
+//! connection every other ready connection sends one, and one RST is sent, if its time has come. A connection's control packets and its payload
 //! are its own packets, so that a guest which asks for credit or connects in a loop delays nobody for more than a round.
 //!
 //! # Why nobody waits for ever
 //!
 //! While [`MAX_RSTS`](super::rst_queue::MAX_RSTS) are queued, packets that may add another wait in the transmit queue, and
 //! those after them. Linux goes on to take what it receives until as many replies as its receive queue has entries wait
-//! there, too. Of what the device sends, REQUEST is what Linux replies to, so that at most [`MAX_UNANSWERED`] of these are
+//! there, too. While more than half as many are queued, none waits for its time. Of what the device sends, REQUEST is what Linux replies to, so that at most [`MAX_UNANSWERED`] of these are
 //! sent before it has: fewer than a receive queue has entries. So Linux takes packets, a full round of which includes an
 //! RST; and rounds end, since without what waits in the transmit queue connections get no further credit.
 
@@ -154,12 +154,38 @@ impl Schedule {
         self.held.push_back(key);
     }
 
-    /// Queues an RST, unless it is queued already.
+    /// Queues the RST of a connection that has ended, unless it is queued already.
     pub fn push_rst(&mut self, rst: Rst) {
-        if self.rst_queue.is_empty() {
+        self.begin_round();
+        self.rst_queue.push(rst);
+    }
+
+    /// Queues the answer to a packet of no connection, unless it is queued already.
+    pub fn push_refusal(&mut self, rst: Rst) {
+        self.begin_round();
+        self.rst_queue.push_refusal(rst);
+    }
+
+    /// Gives those that are ready their turn before the first RST.
+    fn begin_round(&mut self) {
+        if !self.rst_queue.has_next() {
             self.before_rst = self.ready.len();
         }
-        self.rst_queue.push(rst);
+    }
+
+    /// Allows the refusals of the time that has passed.
+    pub fn allow_refusals(&mut self, per_second: u32, now: Instant) {
+        self.rst_queue.allow(per_second, now);
+    }
+
+    /// Whether there are refusals.
+    pub fn has_refusals(&self) -> bool {
+        self.rst_queue.has_refusals()
+    }
+
+    /// Whether refusals wait for their time, and no other RST is queued.
+    pub fn holds_refusals(&self) -> bool {
+        self.rst_queue.is_held()
     }
 
     /// Removes an RST, if it is queued.
@@ -179,7 +205,7 @@ impl Schedule {
 
     /// Whether there may be packets for the guest.
     pub fn has_packets(&self) -> bool {
-        !self.ready.is_empty() || !self.rst_queue.is_empty()
+        !self.ready.is_empty() || self.rst_queue.has_next()
     }
 
     /// Bytes of memory of the turns.

@@ -96,9 +96,12 @@ fn traffic(bytes: &str) -> Result<(), Box<dyn Error>> {
 }
 
 fn listen(port: u32) -> Result<OwnedFd, Box<dyn Error>> {
-    let listener = listen_vsock(port, 64).map_err(|errno| format!("port {port}: {errno}"))?;
-    // SAFETY: the descriptor is open, and a number of the agent never closes what it names.
-    let owned = unsafe { OwnedFd::from_raw_fd(listener.raw()) };
+    let listener = listen_vsock(port, 64);
+    if listener < 0 {
+        return Err(format!("port {port}: {}", io::Error::from_raw_os_error(-listener)).into());
+    }
+    // SAFETY: the descriptor is open and nobody else's.
+    let owned = unsafe { OwnedFd::from_raw_fd(listener) };
     Ok(owned)
 }
 

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use scx_vsock::Sample;
-use scx_vsock::series::expectation::{Evaluation, Expectation, Source, Verdict};
+use scx_vsock::series::expectation::{Evaluation, Expectation, Source};
 
 use super::junit::JunitFile;
+use super::named_verdicts::NamedVerdicts;
+use super::verdicts::Verdicts;
 use crate::display::clean;
-use crate::output::eprintln;
 
 /// The expectations of a run.
 pub struct Evaluations {
@@ -22,14 +23,6 @@ pub struct Evaluations {
 struct Guest {
     name: String,
     evaluations: Vec<Evaluation>,
-}
-
-/// Expectations that were broken, or had no data.
-#[derive(Debug, thiserror::Error)]
-#[error("{broken} of {all} expectations {} not met", if *broken == 1 { "was" } else { "were" })]
-pub struct ExpectationsBroken {
-    broken: usize,
-    all: usize,
 }
 
 impl Evaluations {
@@ -67,36 +60,28 @@ impl Evaluations {
     ///
     /// # Errors
     ///
-    /// That of the run; [`ExpectationsBroken`]; the report cannot be written.
+    /// Those of [`Verdicts::conclude`].
     pub fn conclude(self, outcome: Result<ExitCode>) -> Result<ExitCode> {
-        if self.has_begun || outcome.is_ok() {
-            self.print();
+        let is_worth_printing = self.has_begun || outcome.is_ok();
+        let verdicts = Verdicts::new(self.verdicts(), self.junit);
+        if is_worth_printing {
+            verdicts.print();
         }
-        let written = self.junit.as_ref().map_or(Ok(()), |junit| junit.write(&self.verdicts(), outcome.as_ref().err()));
-        let code = outcome?;
-        written?;
-        let verdicts = self.verdicts();
-        let broken = verdicts.iter().filter(|(_, _, verdict)| !verdict.is_held()).count();
-        if broken == 0 || code != ExitCode::SUCCESS {
-            return Ok(code);
-        }
-        Err(ExpectationsBroken { broken, all: verdicts.len() }.into())
+        verdicts.conclude(outcome)
     }
 
     /// Prints a line for each verdict so far.
     pub fn print(&self) {
-        for (guest, expectation, verdict) in self.verdicts() {
-            let guest = if self.guests.len() > 1 { format!("{guest}: ") } else { String::new() };
-            eprintln!("scx-vsock: {guest}{}: {verdict}", clean(&expectation.to_string()));
-        }
+        Verdicts::new(self.verdicts(), None).print();
     }
 
-    /// Each guest's name, expectation and verdict.
-    fn verdicts(&self) -> Vec<(&str, &Expectation, Verdict)> {
-        let of_guests = self
-            .guests
-            .iter()
-            .flat_map(|guest| guest.evaluations.iter().map(move |evaluation| (guest.name.as_str(), evaluation)));
-        of_guests.map(|(name, evaluation)| (name, evaluation.expectation(), evaluation.verdict())).collect()
+    /// The verdicts of each guest so far.
+    pub fn verdicts(&self) -> Vec<NamedVerdicts> {
+        let of = |of: &Evaluation| (of.expectation().clone(), of.verdict());
+        let named = |guest: &Guest| NamedVerdicts {
+            name: guest.name.clone(),
+            verdicts: guest.evaluations.iter().map(of).collect(),
+        };
+        self.guests.iter().map(named).collect()
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use scx_vsock::series::expectation::{Expectation, Verdict};
 
+use super::named_verdicts::NamedVerdicts;
 use crate::error_report::one_line;
 
 /// A file that is made before the run, so that one that cannot be written is known by then.
@@ -34,7 +35,7 @@ impl JunitFile {
     /// # Errors
     ///
     /// The file cannot be written.
-    pub fn write(&self, verdicts: &[(&str, &Expectation, Verdict)], error: Option<&anyhow::Error>) -> Result<()> {
+    pub fn write(&self, verdicts: &[NamedVerdicts], error: Option<&anyhow::Error>) -> Result<()> {
         let text = report(&self.verb, verdicts, error).to_string().context("cannot make the JUnit report")?;
         (&self.file).write_all(text.as_bytes()).with_context(|| cannot_write(&self.path))
     }
@@ -44,7 +45,7 @@ fn cannot_write(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
-fn report(verb: &str, verdicts: &[(&str, &Expectation, Verdict)], error: Option<&anyhow::Error>) -> Report {
+fn report(verb: &str, verdicts: &[NamedVerdicts], error: Option<&anyhow::Error>) -> Report {
     let mut report = Report::new(format!("scx-vsock {verb}"));
     let mut run = TestSuite::new("run");
     let status = error.map_or_else(TestCaseStatus::success, |error| {
@@ -52,10 +53,9 @@ fn report(verb: &str, verdicts: &[(&str, &Expectation, Verdict)], error: Option<
     });
     run.add_test_case(TestCase::new(verb, status));
     report.add_test_suite(run);
-    for of_guest in verdicts.chunk_by(|(one, ..), (next, ..)| one == next) {
-        let Some((guest, ..)) = of_guest.first() else { continue };
-        let mut suite = TestSuite::new(*guest);
-        suite.add_test_cases(of_guest.iter().map(|(_, expectation, verdict)| case(guest, expectation, verdict)));
+    for NamedVerdicts { name, verdicts } in verdicts.iter().filter(|of| !of.verdicts.is_empty()) {
+        let mut suite = TestSuite::new(name);
+        suite.add_test_cases(verdicts.iter().map(|(expectation, verdict)| case(name, expectation, verdict)));
         report.add_test_suite(suite);
     }
     report
@@ -85,10 +85,11 @@ mod tests {
     fn a_report_has_a_case_for_the_run_and_for_each_expectation() {
         let expectations: [Expectation; 2] = ["nr <= 1".parse().unwrap(), "eventually nr > 3".parse().unwrap()];
         let held = Verdict::Held { values: 3, without: 0 };
+        let named = |name: &str, verdicts| NamedVerdicts { name: name.into(), verdicts };
+        let no_data = scx_vsock::SampleSeries::new().check(&expectations[1]);
         let verdicts = [
-            ("g1", &expectations[0], held.clone()),
-            ("g1", &expectations[1], scx_vsock::SampleSeries::new().check(&expectations[1])),
-            ("g<2>", &expectations[0], held),
+            named("g1", vec![(expectations[0].clone(), held.clone()), (expectations[1].clone(), no_data)]),
+            named("g<2>", vec![(expectations[0].clone(), held)]),
         ];
         let error = anyhow::anyhow!("a \u{1b}[31m\"bad\"\nguest");
         let text = report("boot", &verdicts, Some(&error)).to_string().unwrap();

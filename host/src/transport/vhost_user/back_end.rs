@@ -1,17 +1,22 @@
 //! What the vhost-user framework calls: the rings, guest memory and configuration of one front end.
 
+use std::hint;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringT};
-use virtio_queue::QueueT;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
+use super::busy_poll::BusyPoll;
 use super::events::{Event, Events};
 use super::interrupt_gate::InterruptGate;
 use super::shared_memory::Watch;
@@ -26,6 +31,21 @@ pub(super) const QUEUES: usize = 3;
 
 /// Entries of the largest queue that a driver may set up.
 const MAX_QUEUE_SIZE: usize = 1024;
+
+/// How long the worker goes on with what comes before it looks for the end of the session.
+const LONGEST_CALL: Duration = Duration::from_millis(1);
+
+/// Looks at the rings, which cost no system call, for each at the host's side.
+const LOOKS: usize = 8;
+
+/// How the device serves its queues: [`Device::service`], or without notifications.
+type Serve = fn(
+    &mut Device,
+    &GuestMemoryMmap,
+    &mut Queue,
+    &mut Queue,
+    Option<&mut Queue>,
+) -> Result<vsock::Interrupts, DeviceError>;
 
 /// The back end of one device.
 pub(super) struct BackEnd {
@@ -51,6 +71,7 @@ struct WatchedMemory {
 struct DeviceRings {
     device: Device,
     run: Run,
+    busy_poll: BusyPoll,
 }
 
 /// How the receive and the transmit ring run.
@@ -112,7 +133,7 @@ impl BackEnd {
         let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
         let exit_consumer = exit.0.as_raw_fd();
         let back_end = Self {
-            rings: Mutex::new(DeviceRings { device, run: Run::New }),
+            rings: Mutex::new(DeviceRings { device, run: Run::New, busy_poll: BusyPoll::default() }),
             memory: Mutex::default(),
             exit: Mutex::new(Some(exit)),
             interrupts: InterruptGate::default(),
@@ -146,8 +167,59 @@ impl BackEnd {
         self.events.close();
     }
 
-    fn service(&self, rings: [&Vring; QUEUES]) -> Result<(), DeviceError> {
-        let due = self.service_rings(rings)?;
+    /// Does what there is to do, and what comes soon after it.
+    fn work(&self, rings: [&Vring; QUEUES]) -> Result<(), DeviceError> {
+        let woken_at = Instant::now();
+        let window = lock(&self.rings).busy_poll.on_wake(woken_at);
+        let mut worked_at = woken_at;
+        if !window.is_zero() {
+            loop {
+                self.service(rings, Device::service_polled)?;
+                worked_at = Instant::now();
+                if worked_at.saturating_duration_since(woken_at) > LONGEST_CALL || !self.has_more_within(rings, window)
+                {
+                    break;
+                }
+            }
+        }
+        self.service(rings, Device::service)?;
+        lock(&self.rings).busy_poll.on_wait(if window.is_zero() { Instant::now() } else { worked_at });
+        Ok(())
+    }
+
+    /// Waits for work of the guest or the host without sleeping. Returns whether there is some.
+    fn has_more_within(&self, rings: [&Vring; QUEUES], window: Duration) -> bool {
+        let started = Instant::now();
+        loop {
+            for _ in 0..LOOKS {
+                if self.has_work(rings) {
+                    return true;
+                }
+                hint::spin_loop();
+            }
+            if is_readable(lock(&self.rings).device.fd()) {
+                return true;
+            }
+            if started.elapsed() >= window {
+                return false;
+            }
+            // The one that it waits for may have no other processor.
+            thread::yield_now();
+        }
+    }
+
+    /// Whether the guest has added something to a ring.
+    fn has_work(&self, [rx, tx, _]: [&Vring; QUEUES]) -> bool {
+        let rings = lock(&self.rings);
+        let Some(watched) = lock(&self.memory).clone() else { return false };
+        let (rx, tx) = (rx.get_ref(), tx.get_ref());
+        !watched.watch.is_gone()
+            && matches!(rings.run, Run::Running | Run::TakenOver)
+            && rings.device.has_work(&*watched.memory, rx.get_queue(), tx.get_queue())
+    }
+
+    fn service(&self, rings: [&Vring; QUEUES], serve: Serve) -> Result<(), DeviceError> {
+        let due = self.service_rings(rings, serve)?;
         let [rx, tx, event] = rings;
         for (is_due, ring) in [(due.rx, rx), (due.tx, tx), (due.event, event)] {
             if is_due && let Some(call) = ring.call() {
@@ -158,7 +230,7 @@ impl BackEnd {
     }
 
     /// Returns the queues whose interrupt is to be raised, once no lock is held.
-    fn service_rings(&self, [rx, tx, event]: [&Vring; QUEUES]) -> Result<vsock::Interrupts, DeviceError> {
+    fn service_rings(&self, [rx, tx, event]: [&Vring; QUEUES], serve: Serve) -> Result<vsock::Interrupts, DeviceError> {
         let mut rings = lock(&self.rings);
         let none = vsock::Interrupts::default();
         let Some(watched) = lock(&self.memory).clone() else {
@@ -179,7 +251,7 @@ impl BackEnd {
             rings.start_events();
         }
         let events = has_events.then(|| event.get_queue_mut());
-        let served = rings.device.service(&*watched.memory, rx.get_queue_mut(), tx.get_queue_mut(), events);
+        let served = serve(&mut rings.device, &watched.memory, rx.get_queue_mut(), tx.get_queue_mut(), events);
         if watched.watch.is_gone() { Err(DeviceError::MemoryGone) } else { served }
     }
 
@@ -262,9 +334,13 @@ impl VhostUserBackend for BackEnd {
             return Ok(());
         }
         // An error here would end the thread, and with it the service after a reset.
-        if let Err(error) = self.service(rings) {
+        if let Err(error) = self.work(rings) {
             self.events.report(Event::Error(error.into()));
         }
         Ok(())
     }
+}
+
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

@@ -3,7 +3,8 @@
 //! [`Server`] serves one front end on two threads of its own: one reads the front end's messages, the other runs the
 //! device. Neither calls into the user's code, so a [`Handle`](crate::vsock::Handle) may be used from anywhere.
 //!
-//! `server` has the life cycle of a back end, `back_end` what the vhost-user framework calls. `vring`, `front_end_event`
+//! `server` has the life cycle of a back end, `back_end` what the vhost-user framework calls; `busy_poll` says how long it
+//! looks for more work before it waits. `vring`, `front_end_event`
 //! and `interrupt_gate` keep a front end from making a thread wait by the descriptors that it sends, `shared_memory` survives
 //! one that truncates guest memory.
 //!
@@ -26,6 +27,7 @@
 //! same.
 
 mod back_end;
+mod busy_poll;
 mod error;
 mod events;
 mod exit_consumer;

@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -51,6 +52,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let host_side = Arc::new(HostSide::new().unwrap());
+        host_side.set_policy(unpaced());
         Self {
             memory: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
             muxer: Muxer::new(CID, Arc::clone(&host_side)).unwrap(),
@@ -220,6 +222,11 @@ fn from_guest(guest_port: u32) -> Key {
 }
 
 /// The connection that a packet to the guest is about.
+/// The default policy, without a pace of refusals.
+fn unpaced() -> GuestPolicy {
+    GuestPolicy::default().refusals_per_second(u32::MAX)
+}
+
 fn key_of(packet: &Header) -> Key {
     Key { host_port: packet.src_port, guest_port: packet.dst_port }
 }
@@ -1449,4 +1456,27 @@ fn a_connect_learns_how_it_ended() {
     let connecting = full.handle.start_connect(PORT).unwrap();
     full.poll();
     assert!(matches!(connecting.wait(Duration::ZERO), Err(ConnectError::TableFull)));
+}
+
+#[test]
+fn refusals_go_out_at_the_policys_pace() {
+    const REFUSED: u32 = 40;
+    let mut bench = Bench::new();
+    bench.handle.set_guest_policy(GuestPolicy::default().refusals_per_second(1000));
+    let started = Instant::now();
+    (0..REFUSED).for_each(|port| bench.send_control(from_guest(port), Operation::Request));
+    let mut sent = bench.sent();
+    assert_eq!(sent, [(Operation::Rst, from_guest(0))]);
+    while sent.len() < REFUSED as usize {
+        bench.muxer.arm_timer();
+        let woken = rustix::event::poll(
+            &mut [PollFd::new(&bench.muxer.fd(), PollFlags::IN)],
+            Some(&Timespec { tv_sec: 60, tv_nsec: 0 }),
+        );
+        assert_eq!(woken, Ok(1), "the timer wakes the device");
+        bench.poll();
+        sent.extend(bench.sent());
+    }
+    assert_eq!(sent, (0..REFUSED).map(|port| (Operation::Rst, from_guest(port))).collect::<Vec<_>>());
+    assert!(started.elapsed() >= Duration::from_millis(u64::from(REFUSED) - 1));
 }

@@ -18,7 +18,11 @@ use crate::round_trips::{PAYLOAD, round_trips};
 use crate::row::{Goal, Row};
 
 /// The rows of this module.
-pub const ALL: &[Measure] = &[("back-end-round-trip", round_trip), ("back-end-throughput", throughput)];
+pub const ALL: &[Measure] = &[
+    ("back-end-round-trip", round_trip),
+    ("back-end-small-round-trip", small_round_trip),
+    ("back-end-throughput", throughput),
+];
 
 /// A simulated guest with its back end, and a program of the host that is connected to the guest.
 struct Connected {
@@ -47,7 +51,13 @@ impl Connected {
 }
 
 /// Measures both back ends in turn, `rounds` times.
-fn compare(programs: &Programs, name: &'static str, rounds: usize, measure: fn(&mut Connected) -> Vec<f64>) -> Row {
+fn compare(
+    programs: &Programs,
+    name: &'static str,
+    rounds: usize,
+    goal: Goal,
+    measure: impl Fn(&mut Connected) -> Vec<f64>,
+) -> Row {
     let mut both = Connected::both(programs);
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..rounds {
@@ -56,20 +66,24 @@ fn compare(programs: &Programs, name: &'static str, rounds: usize, measure: fn(&
         }
     }
     let [mut ours, mut theirs] = times;
-    Row::median(name, &mut ours, &mut theirs, Goal::Ratio(0.5))
+    Row::median(name, &mut ours, &mut theirs, goal)
 }
 
 fn round_trip(programs: &Programs) -> Row {
-    compare(programs, "vhost-user back end, 4 KiB round trip / vhost-device-vsock, us", 20, |connected| {
-        echo_round_trips(connected, 500)
-    })
+    let name = "vhost-user back end, 4 KiB round trip / vhost-device-vsock, us";
+    compare(programs, name, 20, Goal::Ratio(0.4), |connected| echo_round_trips(connected, PAYLOAD, 500))
 }
 
-/// Returns the microseconds of each of `times` round trips through the guest, which echoes.
-fn echo_round_trips(connected: &mut Connected, times: usize) -> Vec<f64> {
+fn small_round_trip(programs: &Programs) -> Row {
+    let name = "vhost-user back end, 64 B round trip / vhost-device-vsock, us";
+    compare(programs, name, 20, Goal::Ratio(0.4), |connected| echo_round_trips(connected, 64, 500))
+}
+
+/// Returns the microseconds of each of `times` round trips of so many bytes through the guest, which echoes.
+fn echo_round_trips(connected: &mut Connected, bytes: usize, times: usize) -> Vec<f64> {
     let mut host = connected.host();
     let Connected { front_end, connection, .. } = connected;
-    let mut left = times * PAYLOAD;
+    let mut left = times * bytes;
     thread::scope(|scope| {
         scope.spawn(move || {
             while left > 0 {
@@ -84,7 +98,7 @@ fn echo_round_trips(connected: &mut Connected, times: usize) -> Vec<f64> {
                 }
             }
         });
-        round_trips(&mut host, times)
+        round_trips(&mut host, bytes, times)
     })
 }
 
@@ -93,7 +107,7 @@ const PACKET: u32 = 64 * 1024;
 
 fn throughput(programs: &Programs) -> Row {
     let name = "vhost-user back end, 256 MiB in 64 KiB / vhost-device-vsock, us";
-    compare(programs, name, 7, |connected| vec![transfer(connected, 4096)])
+    compare(programs, name, 7, Goal::Ratio(1.0 / 3.0), |connected| vec![transfer(connected, 4096)])
 }
 
 /// Returns the microseconds until the host has read `packets` packets, which the guest sends as credit allows.

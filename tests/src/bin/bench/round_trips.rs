@@ -9,10 +9,10 @@ use crate::measure::micros;
 /// The payload of a round trip, in bytes.
 pub const PAYLOAD: usize = 4096;
 
-/// Returns the microseconds of each of `times` round trips.
-pub fn round_trips(host: &mut UnixStream, times: usize) -> Vec<f64> {
-    let payload = [b'x'; PAYLOAD];
-    let mut back = [0; PAYLOAD];
+/// Returns the microseconds of each of `times` round trips of so many bytes.
+pub fn round_trips(host: &mut UnixStream, bytes: usize, times: usize) -> Vec<f64> {
+    let payload = vec![b'x'; bytes];
+    let mut back = vec![0; bytes];
     let mut round_trip = || {
         let started = Instant::now();
         host.write_all(&payload).unwrap();
