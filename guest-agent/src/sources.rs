@@ -110,7 +110,7 @@ impl Sources {
             port.scheduler.set(map.socket);
             if let Some(&number) = inherited.next() {
                 self.problem = Problem::Descriptor { number };
-                let mut outcome = sys::take_listener(number, backlog);
+                let mut outcome = sys::take_listener(number);
                 if outcome >= 0 {
                     outcome = listener.open(self.epoll, number, WATCH_INPUT, token);
                 }

@@ -220,15 +220,16 @@ pub fn connect_vsock(cid: u32, port: u32) -> i32 {
     vsock(Sysno::connect, cid, port)
 }
 
-/// Makes a bound socket listen. One that listens stays as it is but for its backlog.
+/// Makes a bound socket listen. Of one that listens it changes the backlog.
 fn listen(socket: i32, backlog: u32) -> i32 {
     // SAFETY: no memory is passed.
     unsafe { raw_syscall!(Sysno::listen, socket, backlog) as i32 }
 }
 
-/// Makes an inherited listener non-blocking.
-pub fn take_listener(socket: i32, backlog: u32) -> i32 {
-    let outcome = listen(socket, backlog);
+/// Makes an inherited listener non-blocking. Its backlog becomes the longest that the kernel has: who made the socket may
+/// have counted on more than this agent would ask for.
+pub fn take_listener(socket: i32) -> i32 {
+    let outcome = listen(socket, u32::MAX >> 1);
     // SAFETY: no memory is passed.
     let _set = unsafe { raw_syscall!(Sysno::fcntl, socket, F_SETFL, O_NONBLOCK) };
     outcome

@@ -73,7 +73,7 @@
 #![cfg_attr(feature = "qemu", doc = "```no_run")]
 #![cfg_attr(not(feature = "qemu"), doc = "```ignore")]
 //! # fn main() -> anyhow::Result<()> {
-//! let builder = scx_vsock::guest::qemu::Guest::builder().kernel("vmlinuz").modules("/lib/modules/7.2.0");
+//! let builder = scx_vsock::guest::Guest::builder().kernel("vmlinuz").modules("/lib/modules/7.2.0");
 //! let guest = builder.scheduler("./scx_mine", &["--verbose"]).boot()?;
 //! guest.client().wait_for_scheduler(std::time::Duration::from_secs(60))?;
 //! let stats = guest.client().stats(&[])?;

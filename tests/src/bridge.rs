@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use scx_vsock::AGENT_PORT;
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::Guest;
 use scx_vsock::vsock::Handle;
 use tempfile::TempDir;
 

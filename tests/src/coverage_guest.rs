@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use scx_vsock::guest::qemu::{Guest, GuestBuilder};
+use scx_vsock::guest::{Guest, GuestBuilder};
 
 use crate::guest::output;
 

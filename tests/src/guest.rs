@@ -12,8 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use scx_vsock::Connect;
-use scx_vsock::guest::CommandOutput;
-use scx_vsock::guest::qemu::{Guest, GuestBuilder};
+use scx_vsock::guest::{CommandOutput, Guest, GuestBuilder, Vmm};
 use scx_vsock::vsock::Handle;
 
 use crate::agent;
@@ -76,13 +75,13 @@ impl Kernel {
     }
 }
 
-/// Returns the options of a guest with this run's kernel. The agent is the one that the library carries.
+/// Returns the options of a QEMU guest with this run's kernel. The agent is the one that the library carries.
 pub fn builder() -> GuestBuilder {
     builder_of(Kernel::of_this_run())
 }
 
 fn builder_of(kernel: &Kernel) -> GuestBuilder {
-    Guest::builder().kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config)
+    Guest::builder().vmm(Vmm::Qemu).kernel(&kernel.image).modules(&kernel.modules).config(&kernel.config)
 }
 
 /// Returns the options of a guest with this kernel's own KVM, on an emulated AMD processor.

@@ -4,6 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use scx_vsock::guest::GuestBuilder;
+use scx_vsock::guest::initramfs::modules::{Modules, VSOCK};
+
 use crate::guest::{Kernel, builder, builder_with_kvm};
 use crate::microvm_guest::STUCK;
 use crate::program;
@@ -28,6 +31,26 @@ pub struct Programs<'a> {
     /// The nested guest's side of the tests.
     pub guest_peer: &'a str,
 }
+
+/// Returns the guest around a nested one: with this run's kernel, KVM, and the nested guest's kernel and modules in
+/// `/microvm`. One thread of QEMU less interrupts its processor.
+///
+/// # Panics
+///
+/// If there are no modules.
+pub fn outer_guest() -> GuestBuilder {
+    let kernel = Kernel::of_this_run();
+    let folder = &kernel.modules;
+    let modules = Modules::read(folder).expect("modules");
+    let needed = [&["virtio_mmio"], VSOCK].concat();
+    let paths = modules.in_load_order(&needed).expect("modules");
+    let files = ["modules.dep", "modules.builtin"].into_iter().chain(paths);
+    let guest = builder_with_kvm(kernel).cpus(1).file(&kernel.image, "/microvm/vmlinuz");
+    files.fold(guest, |guest, file| guest.file(folder.join(file), format!("{OUTER_MODULES}/{file}")))
+}
+
+/// Where the guest of [`outer_guest`] has the nested guest's modules.
+pub const OUTER_MODULES: &str = "/microvm/modules";
 
 /// Runs the program `microvm` with these further arguments, and this run's kernel in the nested guest, on the KVM of
 /// `outer`.

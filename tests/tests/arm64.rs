@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use scx_vsock::guest::qemu::{Guest, GuestBuilder};
+use scx_vsock::guest::{Guest, GuestBuilder};
 use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::guest::{output, wait_for_scheduler};
 

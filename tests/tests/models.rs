@@ -49,5 +49,7 @@ model!(chain, 2000, 300);
 model!(client, 500, 127);
 model!(muxer, 300, 1000);
 model!(guest, 200, 2000);
+#[cfg(target_arch = "x86_64")]
+model!(microvm, 300, 500);
 model!(mmio, 200, 500);
 model!(vhost_user, 100, 300);

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::Guest;
 use scx_vsock::{MissingStatsReason, StatsRequest};
 use scx_vsock_tests::agent;
 use scx_vsock_tests::guest::{Kernel, builder, exchange_traffic, output, wait_for_scheduler};

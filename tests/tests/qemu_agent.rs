@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use scx_vsock::READY_PORT;
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::Guest;
 use scx_vsock_tests::agent;
 use scx_vsock_tests::coverage_guest::{self, CoverageGuest};
 use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};

@@ -31,7 +31,7 @@ fn a_guest_leaves_nothing_behind() {
 
 fn panics() {
     let error = builder().kernel_argument("rdinit=/nowhere").boot().unwrap_err();
-    let Error::Ended { console } = &error else { panic!("{error}") };
+    let Error::Ended { console, .. } = &error else { panic!("{error}") };
     assert!(console.contains("panic"), "{console}");
 }
 

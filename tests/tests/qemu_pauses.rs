@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::{FrozenGuest, Guest};
 use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::guest::{builder, exchange_traffic, output, wait_for_scheduler};
 use scx_vsock_tests::notifying_port::NotifyingPort;
@@ -70,12 +70,13 @@ impl Outcomes {
     }
 }
 
-/// Pauses the guest at a random moment for a random time.
-fn pause_and_resume(guest: &Guest, random: &mut fastrand::Rng) {
+/// Pauses the guest at a random moment for a random time, with the run frozen if there is one.
+fn pause_and_resume(guest: &Guest, run: Option<&RunControl>, random: &mut fastrand::Rng) {
     thread::sleep(Duration::from_millis(random.u64(0..200)));
+    let frozen = run.map(|run| guest.freeze(run).unwrap());
     guest.pause().unwrap();
     thread::sleep(Duration::from_millis(random.u64(0..200)));
-    guest.resume().unwrap();
+    frozen.map_or_else(|| guest.resume(), FrozenGuest::thaw).unwrap();
 }
 
 #[test]
@@ -100,9 +101,9 @@ fn calls_and_transfers_survive_pauses() {
         let asking: Vec<_> = clients.iter().enumerate().map(asks).collect();
         let mut random = fastrand::Rng::with_seed(1);
         for pause in 0..PAUSES {
-            let mut frozen = (pause % 2 == 1).then(|| run.freeze());
-            pause_and_resume(&guest, &mut random);
-            if frozen.take().is_some() {
+            let frozen = (pause % 2 == 1).then_some(&run);
+            pause_and_resume(&guest, frozen, &mut random);
+            if frozen.is_some() {
                 thaws.iter().for_each(|thawed| thawed.send(()).unwrap());
             }
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::Guest;
 use scx_vsock::stats::SchedExt;
 use scx_vsock::{Sample, Sampler};
 use scx_vsock_tests::agent::repository;

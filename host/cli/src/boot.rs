@@ -16,9 +16,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Command};
+use clap::{Args, Command, ValueEnum};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::{Guest, Topology, Vmm};
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Sampler, SchedStatsClient};
 
@@ -31,9 +31,9 @@ use sampling::Sampling;
 use suite::SuiteOptions;
 use suite_file::{Kernel, Scheduler, SuiteFile};
 
-/// Boot a throw-away QEMU guest and sample its scheduler
+/// Boot a throw-away guest and sample its scheduler
 ///
-/// The guest has the kernel, the agent, the scheduler with its libraries, and busybox; no disk and no network. Neither
+/// The guest is a microVM in this process where /dev/kvm runs Linux, else it runs on QEMU. It has the kernel, the agent, the scheduler with its libraries, and busybox; no disk and no network. Neither
 /// root nor /dev/kvm is needed.
 ///
 /// With CMD, boot runs it in the guest, samples the scheduler's stats until it exits, and exits with its exit code. The
@@ -122,15 +122,24 @@ pub struct Boot {
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..))]
     memory: u32,
 
-    /// The number of the guest's processors
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
-    cpus: u32,
+    /// The number of the guest's processors [default: that of the topology, or 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    cpus: Option<u32>,
+
+    /// How the processors are arranged, such as sockets=2,llcs=1,cores=2,threads=2,nodes=2: each number is that of a part of
+    /// the one before it, except that of NUMA nodes. QEMU shows sockets, cores and threads
+    #[arg(long, value_name = "LIST")]
+    topology: Option<Topology>,
 
     /// How long to wait for the agent, and again for the scheduler, in seconds or with a unit (2m)
     #[arg(long, value_name = "TIME", default_value = "120", value_parser = duration::parse)]
     timeout: Duration,
 
-    /// The QEMU program; by default $QEMU, else qemu-system-x86_64 or qemu-system-aarch64, as the kernel needs
+    /// What runs the guest: a microVM in this process (x86_64, needs KVM), QEMU, or a microVM where KVM runs Linux
+    #[arg(long, value_name = "VMM", default_value = "auto")]
+    vmm: VmmArgument,
+
+    /// The QEMU program, which runs the guest then; by default $QEMU, else qemu-system-x86_64 or qemu-system-aarch64, as the kernel needs
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<OsString>,
 
@@ -151,6 +160,24 @@ pub struct Boot {
     /// A command to run in the guest
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
+}
+
+/// What runs the guest.
+#[derive(Clone, Copy, ValueEnum)]
+enum VmmArgument {
+    Auto,
+    Microvm,
+    Qemu,
+}
+
+impl From<VmmArgument> for Vmm {
+    fn from(argument: VmmArgument) -> Self {
+        match argument {
+            VmmArgument::Auto => Self::Auto,
+            VmmArgument::Microvm => Self::Microvm,
+            VmmArgument::Qemu => Self::Qemu,
+        }
+    }
 }
 
 impl Boot {
@@ -223,6 +250,7 @@ impl Boot {
         if let Some(socket) = &hybrid {
             socket.connect_to(&guest)?;
         }
+        eprintln!("scx-vsock: on {}", display::clean(&guest.vmm().to_string()));
         eprintln!("scx-vsock: the agent is ready after {:.1} s", started.elapsed().as_secs_f32());
         let mut sampler = Sampler::new(self.client(&guest)?);
         if self.no_stats || evaluations.ask_the_kernel() {
@@ -240,8 +268,13 @@ impl Boot {
 
     fn boot(&self) -> Result<Guest> {
         let arguments: Vec<&str> = self.scheduler_args.iter().map(String::as_str).collect();
-        let mut builder =
-            Guest::builder().kernel(self.kernel()).memory_mib(self.memory).cpus(self.cpus).deadline(self.timeout);
+        let mut builder = Guest::builder().kernel(self.kernel()).memory_mib(self.memory).deadline(self.timeout);
+        if let Some(cpus) = self.cpus {
+            builder = builder.cpus(cpus);
+        }
+        if let Some(topology) = self.topology {
+            builder = builder.topology(topology);
+        }
         if let Some(folder) = self.modules.first() {
             builder = builder.modules(folder);
         }
@@ -257,6 +290,7 @@ impl Boot {
         if let Some(file) = &self.console {
             builder = builder.console_file(file);
         }
+        builder = builder.vmm(self.vmm.into());
         if let Some(program) = &self.qemu {
             builder = builder.qemu(program);
         }

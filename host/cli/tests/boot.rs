@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 fn boot() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
-    command.arg("boot").env_remove("SCX_VSOCK_AGENT").env_remove("QEMU");
+    command.args(["boot", "--vmm", "qemu"]).env_remove("SCX_VSOCK_AGENT").env_remove("QEMU");
     command
 }
 

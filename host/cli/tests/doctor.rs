@@ -300,7 +300,7 @@ fn a_fix_has_a_line_of_its_own() {
 }
 
 /// Runs the doctor in a guest, as this user.
-fn in_guest(guest: &scx_vsock::guest::qemu::Guest, user: &str, arguments: &str) -> Results {
+fn in_guest(guest: &scx_vsock::guest::Guest, user: &str, arguments: &str) -> Results {
     let line = format!("su {user} -c 'scx-vsock doctor {arguments} --json'");
     let output = guest.run(&["sh", "-c", &line]).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);

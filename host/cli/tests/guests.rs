@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::Guest;
 use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::bridge::Bridge;
 use scx_vsock_tests::exporter::{Exporter, Metrics};

@@ -4,7 +4,7 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::Guest;
 use scx_vsock::{MissingStatsReason, Sample, SampleSeries, SchedStatsClient, SchedStatsError};
 use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::bridge::Bridge;

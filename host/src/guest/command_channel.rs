@@ -1,7 +1,7 @@
 //! Shell commands in a guest, over its second serial port.
 //!
 //! A request is a line: an id of the host's choice, a space, a shell command. What comes back is in
-//! [`guest_message`](super::guest_message). The guest's first process is the other end (`qemu/init.sh`).
+//! [`guest_message`](super::guest_message). The guest's first process is the other end (`init.sh`).
 //!
 //! A thread of the channel reads the messages. It passes on those of the command that runs, a few at a time, and drops
 //! those of others.
@@ -74,7 +74,7 @@ pub struct CommandChannel {
 
 impl CommandChannel {
     /// Returns a channel to the guest whose second serial port `stream` is. The guest's initramfs must be that of
-    /// [`GuestBuilder::initramfs`](super::qemu::GuestBuilder::initramfs).
+    /// [`GuestBuilder::initramfs`](super::GuestBuilder::initramfs).
     ///
     /// # Errors
     ///

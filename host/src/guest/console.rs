@@ -36,7 +36,7 @@ const SCHEDULER_EXITED: &str = "init: the scheduler exited";
 /// The output of a guest and of its QEMU: the latest MiB. Clones share one output.
 ///
 /// ```no_run
-/// use scx_vsock::guest::{Console, qemu::Guest};
+/// use scx_vsock::guest::{Console, Guest};
 ///
 /// let guest = Guest::builder().kernel("/boot/vmlinuz").boot()?;
 /// let console: Console = guest.console().clone(); // outlives the guest

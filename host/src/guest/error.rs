@@ -12,7 +12,7 @@ use crate::stats::SchedStatsError;
 /// Why a guest cannot be booted or used. Each text names the cause and the fix.
 ///
 /// ```
-/// use scx_vsock::guest::{Error, qemu::Guest};
+/// use scx_vsock::guest::{Error, Guest};
 ///
 /// let error = Guest::builder().kernel("/no/such/vmlinuz").boot().unwrap_err();
 /// assert!(matches!(&error, Error::File { what: "the kernel", source, .. } if source.raw_os_error() == Some(2)));
@@ -122,8 +122,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The guest ended before its agent was ready.
-    #[error("the guest ended before its agent was ready; its last lines: {console}")]
+    #[error("the guest ended before its agent was ready{}; its last lines: {console}", in_parentheses(how.as_deref()))]
     Ended {
+        /// How it ended, if its VMM knows.
+        how: Option<String>,
         /// The last lines of the guest's console or of QEMU.
         console: String,
     },
@@ -206,6 +208,22 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The guest cannot have this topology.
+    #[error(transparent)]
+    Topology(#[from] super::topology::TopologyError),
+    /// A guest cannot be the microVM that was asked for.
+    #[error("the guest cannot be a microVM (--vmm qemu or GuestBuilder::vmm(Vmm::Qemu) takes QEMU): {reason}")]
+    NoMicrovm {
+        /// Why not.
+        reason: String,
+    },
+    /// A microVM has no reset button.
+    #[error("a microVM cannot be reset: take QEMU (--vmm qemu, GuestBuilder::vmm(Vmm::Qemu)), or boot another guest")]
+    NoResetButton,
+    /// The microVM cannot be made or used.
+    #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+    #[error(transparent)]
+    Microvm(#[from] super::microvm::Error),
     /// The vhost-user back end failed.
     #[error(transparent)]
     Backend(#[from] crate::transport::vhost_user::Error),
@@ -219,6 +237,10 @@ impl Error {
     pub(crate) fn unreadable(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { what, path: path.into(), fix: "name a file that is there and can be read", source }
     }
+}
+
+fn in_parentheses(text: Option<&str>) -> String {
+    text.map(|text| format!(" ({text})")).unwrap_or_default()
 }
 
 /// What an exit status of a shell means.

@@ -13,6 +13,8 @@ pub mod client;
 pub mod corrupt_state;
 pub mod guest;
 pub mod line;
+#[cfg(target_arch = "x86_64")]
+pub mod microvm;
 pub mod mmio;
 pub mod muxer;
 pub mod transport_reset;

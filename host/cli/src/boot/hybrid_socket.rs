@@ -8,7 +8,7 @@ use anyhow::Result;
 use nix::sys::signal::{Signal, raise};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::Guest;
 use scx_vsock::io::OwnedUnixListener;
 use scx_vsock::vsock::unix_bridge::UnixBridge;
 

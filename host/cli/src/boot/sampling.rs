@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use scx_vsock::guest::qemu::Guest;
+use scx_vsock::guest::Guest;
 use scx_vsock::guest::{Error, FaultWatch};
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Sample, Sampler};

@@ -12,8 +12,11 @@ use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout::{ACPI, IO_APIC, LOCAL_APIC, REGISTERS, VSOCK_IRQ};
+use super::place::Place;
 use super::power;
 use super::serial_address::{COMMANDS, CONSOLE, SerialAddress};
+use super::srat::Nodes;
+use crate::guest::topology::Topology;
 use crate::transport::mmio::BYTES;
 
 const OEM: [u8; 6] = *b"SCXVSK";
@@ -31,15 +34,18 @@ const ALIGNMENT: u64 = 64;
 const REGISTER_BYTES: u32 = 0x200;
 const _: () = assert!(REGISTER_BYTES as u64 == BYTES);
 
-/// Writes the tables of a machine with this many vCPUs. Their root is at [`ACPI`].
-pub(super) fn write(memory: &GuestMemoryMmap, vcpus: u8) -> Result<(), GuestMemoryError> {
+/// Writes the tables of a machine with these processors. Their root is at [`ACPI`].
+pub(super) fn write(memory: &GuestMemoryMmap, topology: Topology) -> Result<(), GuestMemoryError> {
     let mut tables = Tables { memory, next: ACPI.unchecked_add(ALIGNMENT) };
     let devices = tables.add(&Definition(devices()))?;
     let description = tables.add(&description(devices))?;
-    let interrupts = tables.add(&interrupts(vcpus))?;
+    let interrupts = tables.add(&interrupts(topology))?;
     let mut list = XSDT::new(OEM, TABLE, REVISION);
     list.add_entry(description.raw_value());
     list.add_entry(interrupts.raw_value());
+    if topology.nodes() > 1 {
+        list.add_entry(tables.add(&Nodes::new((OEM, TABLE), topology, memory))?.raw_value());
+    }
     let list = tables.add(&list)?;
     memory.write_slice(&bytes(&Rsdp::new(OEM, list.raw_value())), ACPI)
 }
@@ -85,11 +91,12 @@ fn port(number: u16) -> GAS {
     GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, number.into())
 }
 
-/// The vCPUs, whose APIC ids are their numbers, and one interrupt controller.
-fn interrupts(vcpus: u8) -> impl Aml {
+/// The vCPUs and one interrupt controller.
+fn interrupts(topology: Topology) -> impl Aml {
     let mut table = MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(LOCAL_APIC));
-    for vcpu in 0..vcpus {
-        table.add_structure(ProcessorLocalApic::new(vcpu, vcpu, EnabledStatus::Enabled));
+    for (vcpu, place) in (0..).zip(Place::all(topology)) {
+        let [apic_id, ..] = place.apic_id.to_le_bytes();
+        table.add_structure(ProcessorLocalApic::new(vcpu, apic_id, EnabledStatus::Enabled));
     }
     table.add_structure(IoApic::new(0, IO_APIC, 0));
     table

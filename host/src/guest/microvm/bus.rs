@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use rustix::net::{SendFlags, send};
 use vm_memory::GuestMemoryMmap;
 
 use super::layout::REGISTERS;
@@ -47,7 +48,7 @@ pub type VsockMmio<I> = Mmio<Arc<GuestMemoryMmap>, I>;
 #[derive(Debug)]
 pub struct Bus<I: Interrupt> {
     console: SerialPort<ConsoleOutput, I>,
-    commands: SerialPort<UnixStream, I>,
+    commands: SerialPort<CommandOutput, I>,
     /// The stream of `commands` once more, to wait for it and to end it.
     stream: UnixStream,
     vsock: RwLock<Arc<VsockMmio<I>>>,
@@ -86,7 +87,7 @@ impl<I: Interrupt> Bus<I> {
         Ok(Self {
             console: SerialPort::new(of_console, output),
             stream: commands.try_clone()?,
-            commands: SerialPort::new(of_commands, commands),
+            commands: SerialPort::new(of_commands, CommandOutput(commands)),
             vsock: RwLock::new(vsock),
             notify_exits: AtomicU64::new(0),
         })
@@ -160,10 +161,12 @@ impl<I: Interrupt> Bus<I> {
         Ok(true)
     }
 
-    /// Ends the stream of the second serial port, as the guest has ended.
+    /// Ends the stream of the second serial port and all connections of the vsock device, as the guest has ended.
     pub fn hang_up(&self) {
         self.commands.close_input();
         let _has_ended = self.stream.shutdown(Shutdown::Both);
+        // As a driver resets it.
+        self.vsock().write(STATUS, &[0; 4]);
     }
 
     /// Returns the stream of the second serial port. It is writable when a [`PortWrite::Full`] is to be repeated.
@@ -202,6 +205,9 @@ impl<I: Interrupt> Bus<I> {
 /// The most bytes that a serial port's input takes at once.
 const MAX_PIECE: usize = 256;
 
+/// The offset of the vsock device's register for its status (virtio 1.3, 4.2.2).
+const STATUS: u64 = 0x70;
+
 /// Returns the offset of a register of the vsock device.
 fn offset(address: u64) -> Option<u64> {
     address.checked_sub(REGISTERS.into()).filter(|&offset| offset < BYTES)
@@ -209,6 +215,19 @@ fn offset(address: u64) -> Option<u64> {
 
 fn no_interrupt(error: io::Error) -> Outcome {
     Outcome::HostFailed { reason: format!("the interrupt of a serial port: {error}") }
+}
+
+/// Where the second serial port's output goes. A write to a stream that nobody reads any more raises no signal.
+struct CommandOutput(UnixStream);
+
+impl Write for CommandOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(&self.0, bytes, SendFlags::NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Where the console's output goes.

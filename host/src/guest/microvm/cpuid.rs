@@ -7,12 +7,13 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
+use super::cpuid_topology::{self, LAST_PLAIN, Vendor};
 use super::error::Error;
+use super::place::Place;
+use crate::guest::topology::Topology;
 
-/// Leaves that are kept: identity and features, KVM's own, and the same of AMD.
-const LEAVES: [(u32, u32); 3] = [(0, LAST_PLAIN), (0x4000_0000, 0x4000_0001), (0x8000_0000, LAST_EXTENDED)];
-const LAST_PLAIN: u32 = 1;
-const LAST_EXTENDED: u32 = 0x8000_0008;
+/// Leaves of KVM's that are kept: identity and features, KVM's own, and the same of AMD.
+const LEAVES: [(u32, u32); 3] = [(0, 1), (0x4000_0000, 0x4000_0001), (0x8000_0000, 0x8000_0008)];
 
 /// Leaf 1, EDX: everything that x86-64 began with, floating point and SSE2 included.
 const FEATURES_EDX: u32 = 0x0789_fbff;
@@ -30,12 +31,15 @@ const EXTENDED_EDX: u32 = 0x0183_f3ff | 1 << 11 | 1 << 20 | 1 << 29;
 /// Leaf 0x80000001, ECX: LAHF in long mode.
 const EXTENDED_ECX: u32 = 1;
 
-/// Returns the features of the vCPU with this number, which is its APIC id.
-pub(super) fn plain(kvm: &Kvm, number: u8) -> Result<CpuId, Error> {
+/// Returns the features of the vCPU at this place of a topology.
+pub(super) fn features(kvm: &Kvm, topology: Topology, place: Place) -> Result<CpuId, Error> {
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("to list the vCPU's features"))?;
+    let vendor = supported.as_slice().iter().find(|entry| entry.function == 0).map_or(Vendor::Intel, Vendor::of);
     let kept = supported.as_slice().iter().filter(|entry| is_kept(entry.function));
-    let entries: Vec<_> = kept.map(|entry| reduced(*entry, number)).collect();
+    let mut entries: Vec<_> = kept.map(|entry| reduced(*entry, vendor)).collect();
+    entries.iter_mut().for_each(|entry| cpuid_topology::complete(entry, vendor, topology, place));
+    entries.extend(cpuid_topology::leaves(vendor, topology, place));
     CpuId::from_entries(&entries).map_err(|error| std::io::Error::other(format!("{error:?}")).into())
 }
 
@@ -43,15 +47,14 @@ fn is_kept(leaf: u32) -> bool {
     LEAVES.iter().any(|&(first, last)| (first..=last).contains(&leaf))
 }
 
-fn reduced(mut entry: kvm_cpuid_entry2, number: u8) -> kvm_cpuid_entry2 {
+fn reduced(mut entry: kvm_cpuid_entry2, vendor: Vendor) -> kvm_cpuid_entry2 {
     match entry.function {
         // The last leaf of each kind.
         0 => entry.eax = LAST_PLAIN,
-        0x8000_0000 => entry.eax = LAST_EXTENDED,
+        0x8000_0000 => entry.eax = vendor.last_extended(),
         1 => {
             entry.ecx &= FEATURES_ECX;
             entry.edx &= FEATURES_EDX;
-            entry.ebx = entry.ebx & 0xff00 | 1 << 16 | u32::from(number) << 24;
         }
         0x4000_0001 => entry.eax &= KVM_CLOCK,
         0x8000_0001 => {

@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::outcome::Outcome;
+use crate::guest::topology::TopologyError;
 use crate::transport::{kvm, mmio};
 use crate::vsock::DeviceError;
 
@@ -56,6 +57,9 @@ pub enum Error {
         /// The most that there can be.
         max: u32,
     },
+    /// The guest cannot have this topology.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
     /// The kernel cannot be read.
     #[error("cannot read the kernel {} (name a file that is there and can be read)", path.display())]
     Kernel {

@@ -3,11 +3,12 @@
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::Once;
+use std::sync::OnceLock;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::KvmRunWrapper;
 use libc::{c_int, c_void, siginfo_t};
+use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 /// A vCPU's thread, and how it is made to leave KVM.
@@ -23,10 +24,8 @@ pub(super) struct Kick {
 ///
 /// The system's.
 pub(super) fn prepare() -> io::Result<()> {
-    static REGISTERED: Once = Once::new();
-    let mut outcome = Ok(());
-    REGISTERED.call_once(|| outcome = register_signal_handler(SIGRTMIN(), on_signal).map_err(io::Error::from));
-    outcome
+    static REGISTERED: OnceLock<Result<(), Errno>> = OnceLock::new();
+    Ok((*REGISTERED.get_or_init(|| register_signal_handler(SIGRTMIN(), on_signal)))?)
 }
 
 extern "C" fn on_signal(_number: c_int, _about: *mut siginfo_t, _context: *mut c_void) {}

@@ -19,11 +19,13 @@ use super::kernel::{self, BootImage};
 use super::kick::{self, Kick};
 use super::layout::{REGISTERS, VSOCK_IRQ};
 use super::outcome::{Outcome, VcpuPosition};
+use super::place::Place;
 use super::serial_address::{COMMANDS, CONSOLE, SerialAddress};
 use super::vcpu::Vcpu;
 use super::vcpu_time::host_cycles;
 use super::vm::{Vm, check_vcpus, open_kvm};
 use super::{acpi, cpuid};
+use crate::guest::topology::Topology;
 use crate::io::lock::lock;
 use crate::transport::kvm::{Irq, register_ioeventfds, unregister_ioeventfds};
 use crate::transport::mmio::{Mmio, MmioSnapshot};
@@ -56,7 +58,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct MicrovmBuilder {
     image: BootImage,
     memory_mib: u32,
-    vcpus: u32,
+    vcpus: Option<u32>,
+    topology: Option<Topology>,
     cid: u64,
 }
 
@@ -79,9 +82,15 @@ impl MicrovmBuilder {
         self
     }
 
-    /// Sets the number of vCPUs, from 1 to 64. The default is 1.
+    /// Sets the number of vCPUs, from 1 to 64. The default is that of the topology, or 1.
     pub fn vcpus(mut self, vcpus: u32) -> Self {
-        self.vcpus = vcpus;
+        self.vcpus = Some(vcpus);
+        self
+    }
+
+    /// Sets how the vCPUs are arranged. By default they are cores of one socket, which share one last-level cache.
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.topology = Some(topology);
         self
     }
 
@@ -99,16 +108,19 @@ impl MicrovmBuilder {
     /// See [`Error`].
     pub fn build(&self, console: Box<dyn Write + Send>, commands: UnixStream) -> Result<Microvm, Error> {
         let kvm = open_kvm()?;
-        let vcpus = check_vcpus(&kvm, self.vcpus)?;
+        let vcpus = self.vcpus.or(self.topology.map(Topology::cpus)).unwrap_or(1);
+        check_vcpus(&kvm, vcpus)?;
+        let topology = self.topology.unwrap_or_else(|| Topology::plain(vcpus));
+        topology.check_cpus(vcpus)?;
         kick::prepare()?;
         let vm = Vm::new(&kvm, u64::from(self.memory_mib) << 20)?;
         let entry = kernel::load(vm.memory(), &self.image)?;
-        acpi::write(vm.memory(), vcpus).map_err(io::Error::other)?;
-        let create = |number| {
-            let features = cpuid::plain(&kvm, number)?;
-            Vcpu::new(&vm, number, &features, (number == 0).then_some(entry))
+        acpi::write(vm.memory(), topology).map_err(io::Error::other)?;
+        let create = |(number, place): (u32, Place)| {
+            let features = cpuid::features(&kvm, topology, place)?;
+            Vcpu::new(&vm, (number, place.apic_id), &features, (number == 0).then_some(entry))
         };
-        let threads = (0..vcpus).map(create).collect::<Result<Vec<_>, _>>()?;
+        let threads = (0..).zip(Place::all(topology)).map(create).collect::<Result<Vec<_>, _>>()?;
         let vsock =
             connect(&vm, |interrupt| Ok(Mmio::new(Device::new(self.cid)?, Arc::clone(vm.memory()), interrupt)?))?;
         let input = commands.try_clone()?;
@@ -173,7 +185,7 @@ impl Microvm {
     /// Returns the options of a guest with this kernel: a bzImage for x86_64, or a vmlinux with a PVH entry point.
     pub fn builder(kernel: impl Into<PathBuf>) -> MicrovmBuilder {
         let image = BootImage { kernel: kernel.into(), ..BootImage::default() };
-        MicrovmBuilder { image, memory_mib: 1024, vcpus: 1, cid: 3 }
+        MicrovmBuilder { image, memory_mib: 1024, vcpus: None, topology: None, cid: 3 }
     }
 
     fn with(vm: Vm, bus: Arc<Bus<Irq>>, input: UnixStream) -> Result<Self, Error> {

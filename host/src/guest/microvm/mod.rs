@@ -32,7 +32,7 @@
 //!    entry point. The others wait for the kernel to start them, which KVM's interrupt controllers do by themselves.
 //! 3. `acpi` writes the tables by which the kernel finds vCPUs, serial ports, registers to turn the machine off, and the
 //!    vsock device. Packaged kernels do not take a virtio-mmio device on their command line. `cpuid` has the vCPUs'
-//!    features.
+//!    features, `cpuid_topology` and `srat` their arrangement.
 //! 4. `vcpu` runs each vCPU on a thread of its own. An exit is an access to a device, which the [`Bus`] finds: `serial`
 //!    ports, `power` registers, and [`Mmio`](crate::transport::mmio::Mmio). Queue notifications and interrupts do not pass
 //!    there: they are ioeventfds and irqfds ([`transport::kvm`](crate::transport::kvm)).
@@ -55,6 +55,7 @@
 mod acpi;
 mod bus;
 mod cpuid;
+mod cpuid_topology;
 mod device_thread;
 mod error;
 mod gate;
@@ -65,12 +66,14 @@ mod layout;
 mod microvm;
 mod outcome;
 mod panic_watch;
+mod place;
 mod power;
 mod probe;
 mod probe_program;
 mod registers;
 mod serial;
 mod serial_address;
+mod srat;
 #[cfg(any(test, feature = "test-util"))]
 pub mod test_util;
 mod vcpu;

@@ -15,9 +15,11 @@ use super::error::Error;
 use super::kernel::Entry;
 use super::kick::{self, Kick};
 use super::outcome::Outcome;
+use super::place::Place;
 use super::probe_program::{self, CODE, IDT, IDT_BYTES, PORT, ROUNDS, STACK};
 use super::vm::{Vm, open_kvm, suberror};
 use super::{cpuid, registers};
+use crate::guest::topology::Topology;
 
 /// How long a probe takes at most by [`probe`]'s callers in this library.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -171,7 +173,9 @@ fn set_up(kvm: &Kvm, vm: &Vm, vcpu: &VcpuFd) -> Result<(), Error> {
     const USE_SSE: u64 = 1 << 9 | 1 << 10;
     const WITH_FLOATING_POINT: u64 = 1 << 1;
     const EMULATE_OR_SWITCHED: u64 = 1 << 2 | 1 << 3;
-    vcpu.set_cpuid2(&cpuid::plain(kvm, 0)?).map_err(Error::kvm("the vCPU's features"))?;
+    let topology = Topology::plain(1);
+    let place = Place::of(topology, 0);
+    vcpu.set_cpuid2(&cpuid::features(kvm, topology, place)?).map_err(Error::kvm("the vCPU's features"))?;
     let entry = Entry::Long(CODE);
     let mut special = vcpu.get_sregs().map_err(Error::kvm("to read the vCPU's registers"))?;
     registers::set_mode(vm.memory(), entry, &mut special).map_err(io::Error::other)?;

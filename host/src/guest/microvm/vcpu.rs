@@ -46,9 +46,15 @@ enum LastExit {
 }
 
 impl Vcpu {
-    /// Returns the vCPU with this number and these features. One waits for another to start it, unless it has an entry.
-    pub(super) fn new(vm: &Vm, number: u8, features: &CpuId, entry: Option<Entry>) -> Result<Self, Error> {
-        let fd = vm.fd().create_vcpu(number.into()).map_err(Error::kvm("a vCPU"))?;
+    /// Returns the vCPU with this number, this APIC id and these features. One waits for another to start it, unless it has
+    /// an entry.
+    pub(super) fn new(
+        vm: &Vm,
+        (number, apic_id): (u32, u32),
+        features: &CpuId,
+        entry: Option<Entry>,
+    ) -> Result<Self, Error> {
+        let fd = vm.fd().create_vcpu(apic_id.into()).map_err(Error::kvm("a vCPU"))?;
         // KVM refuses long mode to a vCPU without that feature.
         fd.set_cpuid2(features).map_err(Error::kvm("the vCPU's features"))?;
         if let Some(entry) = entry {
@@ -57,7 +63,7 @@ impl Vcpu {
             fd.set_sregs(&special).map_err(Error::kvm("the vCPU's mode"))?;
             fd.set_regs(&registers::registers(entry)).map_err(Error::kvm("the vCPU's registers"))?;
         }
-        Ok(Self { fd, number: number.into(), stopped: None, _memory: Arc::clone(vm.memory()) })
+        Ok(Self { fd, number, stopped: None, _memory: Arc::clone(vm.memory()) })
     }
 
     /// Maps the vCPU's page of state, of so many bytes, once more.

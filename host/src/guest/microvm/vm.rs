@@ -57,11 +57,11 @@ fn open_kvm_at(path: &str) -> Result<Kvm, Error> {
 /// # Errors
 ///
 /// [`Error::NoVcpu`], [`Error::TooManyVcpus`].
-pub(super) fn check_vcpus(kvm: &Kvm, vcpus: u32) -> Result<u8, Error> {
+pub(super) fn check_vcpus(kvm: &Kvm, vcpus: u32) -> Result<(), Error> {
     let max = u32::try_from(kvm.get_max_vcpus()).unwrap_or(MAX_VCPUS).min(MAX_VCPUS);
-    match u8::try_from(vcpus) {
-        Ok(0) => Err(Error::NoVcpu),
-        Ok(number) if vcpus <= max => Ok(number),
+    match vcpus {
+        0 => Err(Error::NoVcpu),
+        _ if vcpus <= max => Ok(()),
         _ => Err(Error::TooManyVcpus { asked: vcpus, max }),
     }
 }

@@ -12,11 +12,11 @@ use std::time::Duration;
 use command_fds::CommandFdExt;
 
 use super::child_process::ChildProcess;
-use super::kernel_image;
 use super::platform::Platform;
 use super::qmp_ends::QmpEnds;
 use crate::guest::architecture::Architecture;
 use crate::guest::console::Console;
+use crate::guest::kernel_image;
 use crate::io::lock::lock;
 
 /// How long a kernel may take to print its first line under KVM. One that runs at all needs a small part of it.

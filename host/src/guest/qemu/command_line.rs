@@ -12,19 +12,20 @@ use super::accelerator::Accelerator;
 use super::platform::Platform;
 use super::qmp_ends::QmpEnds;
 use crate::guest::architecture::Architecture;
+use crate::guest::machine_options::MachineOptions;
 
 /// The numbers under which QEMU inherits descriptors.
 const VSOCK_FD: i32 = 20;
 const COMMANDS_FD: i32 = 21;
 const INITRAMFS_FD: i32 = 22;
 
-/// The guest's machine.
-#[derive(Clone, Debug)]
-pub(super) struct Machine {
-    pub(super) memory_mib: u32,
-    pub(super) cpus: u32,
-    /// Arguments of the kernel in addition to those that every guest has.
-    pub(super) kernel_arguments: Vec<String>,
+/// What QEMU runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QemuCommand<'a> {
+    pub(super) machine: &'a MachineOptions,
+    pub(super) kernel: &'a Path,
+    pub(super) architecture: Architecture,
+    pub(super) accelerator: Accelerator,
 }
 
 /// Descriptors that QEMU inherits.
@@ -40,22 +41,18 @@ pub(super) struct Inherited {
     pub(super) qmp: QmpEnds,
 }
 
-impl Machine {
-    /// Returns the command that runs `qemu` with this machine and a kernel of this architecture.
-    pub(super) fn command(
-        &self,
-        qemu: &OsStr,
-        kernel: &Path,
-        architecture: Architecture,
-        inherited: Inherited,
-    ) -> io::Result<Command> {
+impl QemuCommand<'_> {
+    /// Returns the command that runs the program `qemu`.
+    pub(super) fn build(self, qemu: &OsStr, inherited: Inherited) -> io::Result<Command> {
+        let Self { machine, kernel, architecture, accelerator } = self;
         let platform = Platform::of(architecture);
         let mut command = Command::new(qemu);
-        let memory = self.memory_mib;
+        let memory = machine.memory_mib;
+        let kernel_arguments = machine.kernel_command_line(platform.console, platform.kernel_arguments);
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", platform.machine])
-            .args(Accelerator::find(qemu, kernel).arguments(architecture))
-            .args(["-smp", &self.cpus.to_string(), "-m", &format!("{memory}M")])
+            .args(accelerator.arguments(architecture))
+            .args(["-smp", &processors(machine), "-m", &format!("{memory}M")])
             .args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")])
             .args(["-numa", "node,memdev=memory"])
             .args(["-chardev", &format!("socket,id=vsock,fd={VSOCK_FD}")])
@@ -64,22 +61,21 @@ impl Machine {
             .args(["-chardev", &format!("socket,id=commands,fd={COMMANDS_FD}")])
             .args(platform.command_port)
             .args(QmpEnds::arguments())
-            .args(["-initrd", &format!("/proc/self/fd/{INITRAMFS_FD}"), "-append", &self.kernel_command_line(platform)])
+            .args(["-initrd", &format!("/proc/self/fd/{INITRAMFS_FD}"), "-append", &kernel_arguments])
             .arg("-kernel")
             .arg(kernel);
         command.fd_mappings(inherited.mappings()).map_err(io::Error::other)?;
         Ok(command)
     }
+}
 
-    fn kernel_command_line(&self, platform: &Platform) -> String {
-        let console = format!("console={}", platform.console);
-        let usual = [console.as_str(), "quiet", "panic=-1", "rdinit=/init"].into_iter();
-        usual
-            .chain(platform.kernel_arguments.iter().copied())
-            .chain(self.kernel_arguments.iter().map(String::as_str))
-            .collect::<Vec<_>>()
-            .join(" ")
-    }
+/// Returns the arrangement of the processors, as `-smp` takes it.
+fn processors(machine: &MachineOptions) -> String {
+    let cpus = machine.cpus();
+    machine.topology.map_or_else(
+        || cpus.to_string(),
+        |it| format!("{cpus},sockets={},cores={},threads={}", it.sockets(), it.cores(), it.threads()),
+    )
 }
 
 impl Inherited {

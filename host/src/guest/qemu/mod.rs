@@ -1,38 +1,18 @@
-//! Throw-away guests under QEMU, for tests: without root, `/dev/kvm`, `/dev/vhost-vsock` or a CID to collide on.
+//! QEMU, in which a [`Guest`](super::Guest) runs where KVM runs no Linux, or where it is asked for.
 //!
-//! A [`GuestBuilder`] builds an initramfs in memory ([`initramfs`](super::initramfs)): busybox, the kernel's vsock
-//! modules, the agent, a scheduler with its libraries. The vsock device runs in this process as a vhost-user back end;
-//! the boot ends when the agent reports that it is ready. The guest has no disk, no network and no path in the file
-//! system. It ends when its [`Guest`] is dropped or this process ends, however that happens.
-//!
-//! ```no_run
-//! use scx_vsock::guest::qemu::Guest;
-//!
-//! # fn main() -> anyhow::Result<()> {
-//! let builder = Guest::builder().kernel("/boot/vmlinuz-7.2.0").modules("/lib/modules/7.2.0");
-//! let guest = builder.scheduler("scx_bpfland", &[]).boot()?;
-//! guest.wait_for_scheduler(std::time::Duration::from_secs(60))?;
-//! println!("{:#}", guest.client().stats(&[])?);
-//! # Ok(())
-//! # }
-//! ```
+//! The vsock device runs in this process as a vhost-user back end. QEMU has no disk, no network and no path in the file
+//! system. It is killed when its guest is dropped or this process ends, however that happens.
 
 mod accelerator;
-mod builder;
 mod child_process;
 mod command_line;
 mod device;
-mod guest;
-mod guest_image;
-mod kernel_config;
-mod kernel_image;
-mod platform;
+pub(super) mod machine;
+pub(super) mod platform;
 mod process_group;
-mod programs;
+pub(super) mod programs;
 mod qmp;
 mod qmp_ends;
 
 pub use accelerator::{Accelerator, kvm_runs};
-pub use builder::GuestBuilder;
-pub use guest::Guest;
 pub use programs::{find_busybox, qemu_program};

@@ -4,18 +4,18 @@ use crate::guest::architecture::Architecture;
 
 /// QEMU's machine for an architecture, and what a kernel calls its devices.
 #[derive(Debug)]
-pub(super) struct Platform {
-    pub(super) qemu: &'static str,
-    pub(super) machine: &'static str,
+pub(in crate::guest) struct Platform {
+    pub(in crate::guest) qemu: &'static str,
+    pub(in crate::guest) machine: &'static str,
     /// The processor without KVM.
-    pub(super) tcg_cpu: &'static str,
+    pub(in crate::guest) tcg_cpu: &'static str,
     /// The console's device in the guest.
-    pub(super) console: &'static str,
+    pub(in crate::guest) console: &'static str,
     /// QEMU's arguments for a second serial port on the chardev `commands`, and its device in the guest.
-    pub(super) command_port: [&'static str; 2],
-    pub(super) command_device: &'static str,
+    pub(in crate::guest) command_port: [&'static str; 2],
+    pub(in crate::guest) command_device: &'static str,
     /// Arguments of every kernel.
-    pub(super) kernel_arguments: &'static [&'static str],
+    pub(in crate::guest) kernel_arguments: &'static [&'static str],
 }
 
 const PC: Platform = Platform {
@@ -44,7 +44,7 @@ const VIRT: Platform = Platform {
 
 impl Platform {
     /// Returns the platform of guests of this architecture.
-    pub(super) fn of(architecture: Architecture) -> &'static Self {
+    pub(in crate::guest) fn of(architecture: Architecture) -> &'static Self {
         match architecture {
             Architecture::X86_64 => &PC,
             Architecture::Aarch64 => &VIRT,

@@ -20,7 +20,7 @@ pub fn qemu_program(named: Option<&OsStr>, architecture: Architecture) -> OsStri
 }
 
 /// Finds QEMU by its path, or by its name in `PATH`.
-pub(super) fn check_qemu(program: &OsStr) -> Result<(), Error> {
+pub(in crate::guest) fn check_qemu(program: &OsStr) -> Result<(), Error> {
     let missing = |source| Error::NoQemu { program: program.to_string_lossy().into_owned(), source };
     if has_slash(program) {
         File::open(program).map_err(missing)?;
@@ -41,7 +41,7 @@ pub fn find_busybox() -> Result<PathBuf, Error> {
 }
 
 /// Finds a program by its path, or by its name in `PATH`. `what` names it in the error, `fix` says what to do.
-pub(super) fn find_program(what: &'static str, program: &Path, fix: &'static str) -> Result<PathBuf, Error> {
+pub(in crate::guest) fn find_program(what: &'static str, program: &Path, fix: &'static str) -> Result<PathBuf, Error> {
     if has_slash(program.as_os_str()) {
         File::open(program).map_err(|source| Error::File { what, path: program.into(), fix, source })?;
         return Ok(program.into());

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use scx_vsock::Connect;
-use scx_vsock::guest::qemu::{Guest, GuestBuilder};
+use scx_vsock::guest::{Guest, GuestBuilder};
 use scx_vsock_tests::back_end::BackEnd;
 use scx_vsock_tests::guest::{TypedQemu, builder};
 use scx_vsock_tests::peer::Peer;

@@ -67,6 +67,7 @@ type Step = fn(Scenario) -> Result<Scenario>;
 const EVERY_STEP: &[(&str, Step)] = &[
     ("negotiate", Scenario::negotiate),
     ("answer", Scenario::answer),
+    ("stand still", Scenario::stand_still),
     ("pause during transfers", Scenario::pause_during_transfers),
     ("restore", Scenario::restore),
     ("restore during transfers", Scenario::restore_during_transfers),

@@ -1,7 +1,7 @@
 //! The steps that the guest goes through.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use scx_vsock::guest::microvm::Outcome;
@@ -103,6 +103,24 @@ impl Scenario {
         let (first, second) = (totals(&client.stats(&[])?), totals(&client.stats(&[])?));
         ensure!(first.is_some() && first < second, "context switches go from {first:?} to {second:?}");
         Ok(self)
+    }
+
+    /// The guest's time stands still while it is paused, by its clock and by what its scheduler's watchdog counts.
+    pub fn stand_still(self) -> Result<Self> {
+        const PAUSE: Duration = Duration::from_secs(4);
+        let uptime = |scenario: &Self| -> Result<Duration> {
+            let text = scenario.output(&["cut", "-d", " ", "-f", "1", "/proc/uptime"])?;
+            Ok(Duration::from_secs_f64(text.trim().parse()?))
+        };
+        let (started, before) = (Instant::now(), uptime(&self)?);
+        let scenario = self.while_paused(|_| {
+            thread::sleep(PAUSE);
+            Ok(())
+        })?;
+        let (in_guest, outside) = (uptime(&scenario)?.saturating_sub(before), started.elapsed());
+        ensure!(in_guest + PAUSE / 2 < outside, "{in_guest:?} in the guest while {outside:?} passed with a pause");
+        println!("{:.1} s in the guest while {:.1} s passed", in_guest.as_secs_f32(), outside.as_secs_f32());
+        Ok(scenario)
     }
 
     /// Transfers survive pauses at random moments.

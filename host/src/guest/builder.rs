@@ -3,37 +3,39 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, memfd_create};
-
-use super::child_process::ChildProcess;
-use super::command_line::{Inherited, Machine};
-use super::device::start_device;
+use super::architecture::Architecture;
+use super::command_channel::CommandChannel;
+use super::console::Console;
+use super::error::Error;
 use super::guest::{Guest, StartedScheduler};
+use super::guest_events::GuestEvents;
 use super::guest_image::GuestImage;
+use super::kernel_config;
 use super::kernel_image;
-use super::programs::{check_qemu, qemu_program};
-use super::qmp::Qmp;
-use super::qmp_ends::QmpEnds;
-use crate::guest::command_channel::CommandChannel;
-use crate::guest::console::Console;
-use crate::guest::error::Error;
-use crate::guest::guest_events::GuestEvents;
+use super::machine::Machine;
+use super::machine_options::MachineOptions;
+use super::qemu::machine::{QemuMachine, QemuOptions};
+use super::qemu::programs::check_qemu;
+use super::qemu::{Accelerator, qemu_program};
+use super::topology::Topology;
+use super::vmm::{Choice, ChosenVmm, Circumstances, RunningVmm, Vmm, probe_kvm};
 use crate::vsock::ReadyListener;
 
 /// How long a guest may take by default until its agent is ready. Emulation on a busy machine is slow.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+/// What was started: the machine, the listener for its agent, and why this VMM.
+type Started = (Machine, ReadyListener, ChosenVmm);
+
 /// The options of a [`Guest`]. Only the kernel is required.
 ///
 /// ```no_run
-/// use scx_vsock::guest::qemu::{Guest, GuestBuilder};
+/// use scx_vsock::guest::{Guest, GuestBuilder};
 ///
 /// let builder: GuestBuilder = Guest::builder()
 ///     .kernel("/boot/vmlinuz-7.2.0")
@@ -51,9 +53,10 @@ const DEADLINE: Duration = Duration::from_secs(120);
 #[must_use = "a builder does nothing until it boots"]
 pub struct GuestBuilder {
     kernel: Option<PathBuf>,
+    vmm: Vmm,
     qemu: Option<OsString>,
     deadline: Duration,
-    machine: Machine,
+    machine: MachineOptions,
     image: GuestImage,
     console_file: Option<PathBuf>,
 }
@@ -69,9 +72,10 @@ impl Default for GuestBuilder {
     fn default() -> Self {
         Self {
             kernel: None,
+            vmm: Vmm::Auto,
             qemu: None,
             deadline: DEADLINE,
-            machine: Machine { memory_mib: 1024, cpus: 2, kernel_arguments: Vec::new() },
+            machine: MachineOptions { memory_mib: 1024, cpus: None, topology: None, kernel_arguments: Vec::new() },
             image: GuestImage::default(),
             console_file: None,
         }
@@ -155,9 +159,16 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the number of the guest's processors. The default is 2.
+    /// Sets the number of the guest's processors. The default is that of the topology, or 2.
     pub fn cpus(mut self, cpus: u32) -> Self {
-        self.machine.cpus = cpus;
+        self.machine.cpus = Some(cpus);
+        self
+    }
+
+    /// Sets how the guest's processors are arranged. QEMU shows sockets, cores and threads; a topology with more needs a
+    /// microVM.
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.machine.topology = Some(topology);
         self
     }
 
@@ -173,7 +184,13 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the QEMU program. By default it is the one that `QEMU` names in the environment, else
+    /// Sets the VMM that runs the guest. The default is [`Vmm::Auto`].
+    pub fn vmm(mut self, vmm: Vmm) -> Self {
+        self.vmm = vmm;
+        self
+    }
+
+    /// Sets the QEMU program, with which the guest runs unless a microVM is asked for. By default it is the one that `QEMU` names in the environment, else
     /// `qemu-system-x86_64` or, for an arm64 kernel, `qemu-system-aarch64`.
     pub fn qemu(mut self, program: impl Into<OsString>) -> Self {
         self.qemu = Some(program.into());
@@ -188,7 +205,7 @@ impl GuestBuilder {
     ///
     /// See [`Error`].
     pub fn initramfs(&self) -> Result<Vec<u8>, Error> {
-        self.image.build(self.kernel.as_deref())
+        self.image.build(self.kernel.as_deref(), &[])
     }
 
     /// Boots the guest and waits until its agent is ready.
@@ -199,31 +216,72 @@ impl GuestBuilder {
     pub fn boot(&self) -> Result<Guest, Error> {
         let kernel = self.kernel.as_deref().ok_or(Error::NoKernel)?;
         let architecture = kernel_image::architecture(kernel)?;
-        let qemu = qemu_program(self.qemu.as_deref(), architecture);
-        check_qemu(&qemu)?;
-        let initramfs = memory_file("initramfs", &self.initramfs()?)?;
-        let (server, vsock) = start_device(&env::temp_dir())?;
-        let mut ready = ReadyListener::listen(&server.handle())?;
+        if let Some(topology) = self.machine.topology {
+            topology.check_cpus(self.machine.cpus())?;
+        }
         let (commands, guest_commands) = UnixStream::pair()?;
-        let (qmp, qemu_qmp) = QmpEnds::pair()?;
-        let leaver = qemu_qmp.leaver()?;
-        let inherited = Inherited { vsock: vsock.into(), commands: guest_commands.into(), initramfs, qmp: qemu_qmp };
-        let command = self.machine.command(&qemu, kernel, architecture, inherited)?;
         let console = Console::with_copy(self.create_console_file()?);
         let events = GuestEvents::new()?;
-        let process = ChildProcess::start(command, console.clone(), leaver)
-            .map_err(|source| Error::NoQemu { program: qemu.to_string_lossy().into_owned(), source })?;
-        let mut guest = Guest {
-            process,
-            console,
-            server,
-            commands: Mutex::new(CommandChannel::with_events(commands, events.clone())?),
-            qmp: Mutex::new(Qmp::new(qmp)),
-            events,
-            scheduler: self.scheduler_of(kernel),
+        let (machine, mut ready, vmm) = match self.choose(kernel, architecture) {
+            Choice::Microvm(reason) => self.start_microvm(kernel, reason, guest_commands, console.clone())?,
+            Choice::Qemu { reason, without_kvm } => {
+                let accelerator = without_kvm.then_some(Accelerator::Tcg);
+                self.start_qemu(kernel, architecture, (accelerator, reason), guest_commands, console.clone())?
+            }
+            Choice::Refused(reason) => return Err(Error::NoMicrovm { reason }),
         };
+        let commands = Mutex::new(CommandChannel::with_events(commands, events.clone())?);
+        let mut guest = Guest { machine, vmm, console, commands, events, scheduler: self.scheduler_of(kernel) };
         guest.wait_until_ready(&mut ready, self.deadline)?;
         Ok(guest)
+    }
+
+    fn choose(&self, kernel: &Path, architecture: Architecture) -> Choice {
+        let accelerator_named = env::var_os("SCX_VSOCK_ACCELERATOR").is_some_and(|value| !value.is_empty());
+        let only_qemu_has = match () {
+            () if self.vmm == Vmm::Microvm => None,
+            () if self.qemu.is_some() => Some("a QEMU program was named"),
+            () if accelerator_named => Some("SCX_VSOCK_ACCELERATOR is set"),
+            () => None,
+        };
+        let config = self.image.config_of(Some(kernel)).map(|(config, _)| config);
+        let kernel_lacks = config.and_then(|config| kernel_config::missing_for_microvm(&config));
+        Circumstances { wanted: self.vmm, architecture, only_qemu_has, kernel_lacks }.choose(probe_kvm)
+    }
+
+    #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+    fn start_microvm(
+        &self,
+        kernel: &Path,
+        reason: String,
+        commands: UnixStream,
+        console: Console,
+    ) -> Result<Started, Error> {
+        let initramfs = self.image.build(Some(kernel), &["virtio_mmio"])?;
+        let (machine, ready) = Machine::start_microvm(&self.machine, kernel, initramfs, commands, console)?;
+        Ok((machine, ready, ChosenVmm::new(RunningVmm::Microvm, reason)))
+    }
+
+    #[cfg(not(all(feature = "microvm", target_arch = "x86_64")))]
+    fn start_microvm(&self, _: &Path, reason: String, _: UnixStream, _: Console) -> Result<Started, Error> {
+        Err(Error::NoMicrovm { reason })
+    }
+
+    fn start_qemu(
+        &self,
+        kernel: &Path,
+        architecture: Architecture,
+        (accelerator, reason): (Option<Accelerator>, String),
+        commands: UnixStream,
+        console: Console,
+    ) -> Result<Started, Error> {
+        let program = &qemu_program(self.qemu.as_deref(), architecture);
+        check_qemu(program)?;
+        let initramfs = self.initramfs()?;
+        let accelerator = accelerator.unwrap_or_else(|| Accelerator::find(program, kernel));
+        let options = QemuOptions { program, machine: &self.machine, kernel, architecture, accelerator };
+        let (qemu, ready) = QemuMachine::start(options, &initramfs, commands, console)?;
+        Ok((Machine::Qemu(qemu), ready, ChosenVmm::new(RunningVmm::Qemu(accelerator), reason)))
     }
 
     fn create_console_file(&self) -> Result<Option<File>, Error> {
@@ -237,13 +295,6 @@ impl GuestBuilder {
         let lacks_config = name.starts_with("scx_") && self.image.config_of(Some(kernel)).is_none();
         Some(StartedScheduler { name, lacks_config })
     }
-}
-
-/// Returns a file without a path, so that nothing is left of it.
-fn memory_file(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
-    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
-    file.write_all(bytes)?;
-    Ok(file.into())
 }
 
 #[cfg(test)]

@@ -7,25 +7,21 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
-use super::child_process::ChildProcess;
-use super::qmp::{Qmp, QmpCommand};
+use super::command_channel::{CommandChannel, CommandOutput};
+use super::console::{AGENT_EXITED, Console, NO_VSOCK};
+use super::error::Error;
+use super::guest_events::{Fault, FaultWatch, GuestEvents};
+use super::guest_message::OutputStream;
+use super::machine::Machine;
+use super::vmm::ChosenVmm;
 use crate::SchedStatsClient;
-use crate::control::RunControl;
-use crate::guest::command_channel::{CommandChannel, CommandOutput};
-use crate::guest::console::{AGENT_EXITED, Console, NO_VSOCK};
-use crate::guest::error::Error;
-use crate::guest::guest_events::{Fault, FaultWatch, GuestEvents};
-use crate::guest::guest_message::OutputStream;
+use crate::control::{FreezeGuard, RunControl};
 use crate::io::Deadline;
 use crate::io::lock::lock;
-use crate::transport::vhost_user::Server;
 use crate::vsock::{Handle, ReadyListener, ReadyWait};
 
 /// How long a command may take by default.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
-
-/// How long QEMU may take to exit once its device is gone.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the console may take to have what a program printed that has exited.
 const CONSOLE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -34,7 +30,7 @@ const CONSOLE_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use scx_vsock::guest::qemu::Guest;
+/// use scx_vsock::guest::Guest;
 /// use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
 ///
 /// # fn main() -> anyhow::Result<()> {
@@ -45,25 +41,21 @@ const CONSOLE_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// let run = RunControl::new();
 /// let client = SchedStatsClient::builder(guest.handle().agent()).control(&run).build();
-/// let frozen = run.freeze(); // calls in flight end at once
-/// guest.pause()?;
+/// let frozen = guest.freeze(&run)?; // calls in flight end at once, and the processors stop
 /// assert_eq!(client.stats(&[]), Err(SchedStatsError::DuringFreeze));
-/// guest.resume()?;
-/// drop(frozen);
+/// frozen.thaw()?;
 ///
-/// guest.reboot(Duration::from_secs(120))?;
+/// guest.reboot(Duration::from_secs(120))?; // under QEMU
 /// let logs = guest.handle().listen(5000)?; // for a program in the guest that connects to CID 2
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
 pub struct Guest {
-    // QEMU is killed before the back end that it is connected to goes.
-    pub(super) process: ChildProcess,
+    pub(super) machine: Machine,
+    pub(super) vmm: ChosenVmm,
     pub(super) console: Console,
-    pub(super) server: Server,
     pub(super) commands: Mutex<CommandChannel>,
-    pub(super) qmp: Mutex<Qmp>,
     pub(super) events: GuestEvents,
     pub(super) scheduler: Option<StartedScheduler>,
 }
@@ -80,7 +72,13 @@ impl Guest {
     /// Returns a handle of the guest's vsock device: any port, both ways.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        self.server.handle()
+        self.machine.handle()
+    }
+
+    /// Returns what runs the guest, and why that.
+    #[must_use]
+    pub fn vmm(&self) -> &ChosenVmm {
+        &self.vmm
     }
 
     /// Returns a client of the guest's scheduler, with a session of its own.
@@ -184,23 +182,35 @@ impl Guest {
         lock(&self.commands).run_streaming(arguments, within, sink)
     }
 
-    /// Stops the guest's processors, if they run. A call in flight still waits until its deadline;
-    /// freeze the client's [`RunControl`](crate::RunControl) first to end calls at once.
+    /// Stops the guest's processors, if they run. A call in flight still waits until its deadline; [`freeze`](Self::freeze)
+    /// ends calls at once. The time of a guest on a microVM stands still.
     ///
     /// # Errors
     ///
-    /// [`Error::Qmp`], after 30 s at the latest.
+    /// [`Error::Qmp`], after 30 s at the latest; [`Error::Microvm`], after 10 s at the latest.
     pub fn pause(&self) -> Result<(), Error> {
-        self.execute(QmpCommand::Stop)
+        self.machine.pause()
     }
 
     /// Resumes the guest's processors, if they are stopped.
     ///
     /// # Errors
     ///
-    /// [`Error::Qmp`], after 30 s at the latest.
+    /// [`Error::Qmp`], after 30 s at the latest; [`Error::Microvm`].
     pub fn resume(&self) -> Result<(), Error> {
-        self.execute(QmpCommand::Cont)
+        self.machine.resume()
+    }
+
+    /// Freezes the run, so that its calls in flight end at once, and then stops the guest's processors, until the result is
+    /// thawed or dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`pause`](Self::pause), after which the run is not frozen.
+    pub fn freeze(&self, run: &RunControl) -> Result<FrozenGuest<'_>, Error> {
+        let frozen = run.freeze();
+        self.pause()?;
+        Ok(FrozenGuest { guest: Some(self), _frozen: frozen })
     }
 
     /// Resets the guest as its reset button would, and waits until its agent is ready again. Its connections end;
@@ -208,26 +218,22 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`Error::Qmp`]; [`Error::Host`] if another listener has the agent's Ready port, or the guest has ended;
-    /// [`Error::NotReady`]; [`Error::Ended`]; [`Error::AgentEnded`].
+    /// [`Error::NoResetButton`] on a microVM; [`Error::Qmp`]; [`Error::Host`] if another listener has the agent's Ready
+    /// port, or the guest has ended; [`Error::NotReady`]; [`Error::Ended`]; [`Error::AgentEnded`].
     pub fn reboot(&mut self, within: Duration) -> Result<(), Error> {
+        self.machine.with_reset_button()?;
         let mut ready = ReadyListener::listen(&self.handle())?;
         self.events.clear();
-        self.execute(QmpCommand::RebootResets)?;
-        self.execute(QmpCommand::SystemReset)?;
+        self.machine.with_reset_button()?.reset()?;
         // The firmware sees that it has run before, and resets the guest once more.
         let outcome = self.wait_until_ready(&mut ready, within);
-        outcome.and(self.execute(QmpCommand::RebootShutsDown))
-    }
-
-    fn execute(&self, command: QmpCommand) -> Result<(), Error> {
-        lock(&self.qmp).execute(command)
+        outcome.and(self.machine.with_reset_button()?.end_at_reset())
     }
 
     /// Waits for the agent's Ready, a fault that precludes it, the guest's end or the deadline, whatever comes first.
     pub(super) fn wait_until_ready(&mut self, ready: &mut ReadyListener, within: Duration) -> Result<(), Error> {
         let deadline = Deadline::after(Instant::now(), within);
-        let interrupt = readable_with(&[self.process.as_fd(), self.events.as_fd()])?;
+        let interrupt = readable_with(&[self.machine.as_fd(), self.events.as_fd()])?;
         match ready.wait(deadline.at(), &interrupt) {
             Ok(ReadyWait::Ready) => Ok(()),
             Ok(ReadyWait::TimedOut) => Err(Error::NotReady { within, console: self.console.last_lines() }),
@@ -240,12 +246,38 @@ impl Guest {
         }
     }
 
-    /// Returns the error of a guest that has ended, or whose device is gone, after which QEMU exits soon.
+    /// Returns the error of a guest that has ended, or whose device is gone, after which it ends soon.
     fn exited(&mut self) -> Error {
-        let _exited = self.process.exits_within(EXIT_TIMEOUT);
-        // From here on the console has all output.
-        self.process.kill();
-        Error::Ended { console: self.console.last_lines() }
+        let how = self.machine.end();
+        Error::Ended { how, console: self.console.last_lines() }
+    }
+}
+
+/// A guest whose processors are stopped, and whose run is frozen. It goes on when this is dropped.
+#[derive(Debug)]
+#[must_use = "the guest goes on when this is dropped"]
+pub struct FrozenGuest<'a> {
+    guest: Option<&'a Guest>,
+    // Dropped last: calls begin once the guest runs.
+    _frozen: FreezeGuard,
+}
+
+impl FrozenGuest<'_> {
+    /// Resumes the guest's processors, then thaws the run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Guest::resume`]. The run is thawed all the same.
+    pub fn thaw(mut self) -> Result<(), Error> {
+        self.guest.take().map_or(Ok(()), Guest::resume)
+    }
+}
+
+impl Drop for FrozenGuest<'_> {
+    fn drop(&mut self) {
+        if let Some(guest) = self.guest.take() {
+            let _has_ended = guest.resume();
+        }
     }
 }
 

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 
 use shlex::try_join;
 
-use super::platform::Platform;
-use super::programs::{find_busybox, find_program};
+use super::agent_file::{AgentFile, check_architecture};
+use super::architecture::Architecture;
+use super::error::Error;
+use super::initramfs::build::InitramfsBuilder;
+use super::initramfs::libraries::add_program;
+use super::initramfs::modules::{Modules, VSOCK};
+use super::qemu::find_busybox;
+use super::qemu::platform::Platform;
+use super::qemu::programs::find_program;
 use super::{kernel_config, kernel_image};
-use crate::guest::agent_file::{AgentFile, check_architecture};
-use crate::guest::architecture::Architecture;
-use crate::guest::error::Error;
-use crate::guest::initramfs::build::InitramfsBuilder;
-use crate::guest::initramfs::libraries::add_program;
-use crate::guest::initramfs::modules::{Modules, VSOCK};
 
 /// The first process of a guest.
 const INIT: &[u8] = include_bytes!("init.sh");
@@ -64,13 +65,13 @@ impl GuestImage {
         Some((self.config.clone().or_else(found)?, format!("boot/config-{release}")))
     }
 
-    /// Reads all that it contains from the host.
-    pub(super) fn build(&self, kernel: Option<&Path>) -> Result<Vec<u8>, Error> {
+    /// Reads all that it contains from the host, and the modules that the machine's transport of vsock needs.
+    pub(super) fn build(&self, kernel: Option<&Path>, transport: &[&str]) -> Result<Vec<u8>, Error> {
         let architecture = kernel.map_or(Ok(Architecture::NATIVE), kernel_image::architecture)?;
         let mut initramfs = InitramfsBuilder::new()?;
         add_system(&mut initramfs, architecture)?;
         self.add_busybox(&mut initramfs, architecture)?;
-        self.add_modules(&mut initramfs)?;
+        self.add_modules(&mut initramfs, transport)?;
         if let Some((config, guest_path)) = self.config_of(kernel) {
             initramfs.copy_program("the kernel's configuration", &config, &guest_path)?;
         }
@@ -91,11 +92,12 @@ impl GuestImage {
         Ok(initramfs.link("bin/sh", "busybox")?)
     }
 
-    fn add_modules(&self, initramfs: &mut InitramfsBuilder) -> Result<(), Error> {
+    fn add_modules(&self, initramfs: &mut InitramfsBuilder, transport: &[&str]) -> Result<(), Error> {
         let mut list = String::new();
         if let Some(folder) = &self.modules {
             let modules = Modules::read(folder)?;
-            let names: Vec<&str> = VSOCK.iter().copied().chain(self.extra_modules.iter().map(String::as_str)).collect();
+            let names = transport.iter().chain(VSOCK).copied();
+            let names: Vec<&str> = names.chain(self.extra_modules.iter().map(String::as_str)).collect();
             for path in modules.in_load_order(&names)? {
                 let file = path.rsplit('/').next().unwrap_or(path);
                 let name = file.split(".ko").next().unwrap_or(file);

@@ -1,9 +1,13 @@
 //! The kernel's release and its configuration, which libbpf reads from the guest's `/boot/config-RELEASE`.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+/// What a kernel needs on a microVM: built in, or as a module.
+const NEEDED_BY_MICROVM: [(&str, &[&str]); 3] =
+    [("CONFIG_ACPI", &["y"]), ("CONFIG_SERIAL_8250_CONSOLE", &["y"]), ("CONFIG_VIRTIO_MMIO", &["y", "m"])];
 
 /// Where a bzImage has its setup header's magic, and the offset of its version text from there less 2 (Linux,
 /// `arch/x86/boot.rst`).
@@ -36,6 +40,17 @@ fn read_release(image: &File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(release).into_owned())
 }
 
+/// Returns an option that a kernel needs on a microVM, and that its configuration does not set. A configuration that cannot
+/// be read lacks none.
+pub(super) fn missing_for_microvm(config: &Path) -> Option<&'static str> {
+    let text = fs::read_to_string(config).ok()?;
+    let is_set = |option: &str, values: &[&str]| {
+        let value = text.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix('='));
+        value.is_some_and(|value| values.contains(&value))
+    };
+    NEEDED_BY_MICROVM.iter().find(|(option, values)| !is_set(option, values)).map(|&(option, _)| option)
+}
+
 /// Finds a kernel's configuration: beside the kernel, as `config-RELEASE` or `config`, or as `/boot/config-RELEASE`.
 pub(super) fn find_config(kernel: &Path, release: &str) -> Option<PathBuf> {
     let named = format!("config-{release}");
@@ -52,7 +67,6 @@ pub(super) fn find_config(kernel: &Path, release: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     fn image(version: &[u8]) -> Vec<u8> {
         let mut image = vec![0; 0x1000];
@@ -87,5 +101,20 @@ mod tests {
         assert_eq!(find_config(&kernel, release), Some(plain));
         fs::write(&named, "").unwrap();
         assert_eq!(find_config(&kernel, release), Some(named));
+    }
+
+    #[test]
+    fn what_a_microvm_needs_is_looked_up() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let missing = |config: &str| {
+            fs::write(file.path(), config).unwrap();
+            missing_for_microvm(file.path())
+        };
+        let usual = "CONFIG_ACPI=y\nCONFIG_SERIAL_8250_CONSOLE=y\n";
+        assert_eq!(missing(&format!("{usual}CONFIG_VIRTIO_MMIO=m\n")), None);
+        let other = format!("{usual}# CONFIG_VIRTIO_MMIO is not set\nCONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\n");
+        assert_eq!(missing(&other), Some("CONFIG_VIRTIO_MMIO"));
+        assert_eq!(missing("CONFIG_VIRTIO_MMIO=y\nCONFIG_SERIAL_8250_CONSOLE=y\n"), Some("CONFIG_ACPI"));
+        assert_eq!(missing_for_microvm(Path::new("/no/such/config")), None);
     }
 }

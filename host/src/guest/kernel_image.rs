@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::guest::architecture::{Architecture, ElfMachine};
-use crate::guest::error::Error;
+use super::architecture::{Architecture, ElfMachine};
+use super::error::Error;
 
 /// How many bytes at the beginning are read: more than every header takes.
 const HEADER_BYTES: u64 = 0x1000;

@@ -1,0 +1,95 @@
+//! `scx-vsock boot` with a microVM: on nested KVM, in a QEMU guest that emulates an AMD processor; and why there is none.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use scx_vsock::guest::Guest;
+use scx_vsock_tests::nested_guest::{OUTER_MODULES, outer_guest};
+use scx_vsock_tests::program;
+
+const COMMAND: &str = env!("CARGO_BIN_EXE_scx-vsock");
+
+/// How long the command may take: several times what it needs on an idle machine, since others may be at work.
+const ENDS: Duration = Duration::from_secs(300);
+
+/// What a kernel that is none has of a bzImage: its magic at its offset.
+fn bzimage() -> Vec<u8> {
+    [&[0; 0x202][..], b"HdrS"].concat()
+}
+
+#[test]
+fn what_keeps_a_guest_from_being_a_microvm_is_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (kernel, config) = (folder.path().join("vmlinuz"), folder.path().join("config"));
+    fs::write(&kernel, bzimage()).unwrap();
+    let boot = |arguments: &[&str]| {
+        let mut command = Command::new(COMMAND);
+        command.args(["boot", "--vmm", "microvm", "--kernel"]).arg(&kernel).args(arguments);
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("scx-vsock: booting")).collect();
+        assert_eq!((lines.len(), output.status.code()), (1, Some(1)), "{stderr}");
+        lines[0].to_owned()
+    };
+    // Whatever KVM is like here, this is no kernel.
+    boot(&[]);
+    fs::write(&config, "CONFIG_ACPI=y\nCONFIG_SERIAL_8250_CONSOLE=y\n").unwrap();
+    let modules = folder.path().join("6.1.0");
+    let line = boot(&["--config", config.to_str().unwrap(), "--modules", modules.to_str().unwrap()]);
+    let expected = "scx-vsock: the guest cannot be a microVM (--vmm qemu or GuestBuilder::vmm(Vmm::Qemu) takes QEMU): the \
+                    kernel's configuration does not set CONFIG_VIRTIO_MMIO";
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn a_topology_that_cannot_be_is_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = folder.path().join("vmlinuz");
+    fs::write(&kernel, bzimage()).unwrap();
+    let refused = |arguments: &[&str]| {
+        let mut command = Command::new(COMMAND);
+        command.args(["boot", "--kernel"]).arg(&kernel).args(arguments);
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        stderr.lines().rfind(|line| !line.is_empty()).unwrap().to_owned()
+    };
+    let line = refused(&["--topology", "sockets=2,cores=2", "--cpus", "6"]);
+    let expected = "scx-vsock: the topology sockets=2,llcs=1,cores=2,threads=1,nodes=1 does not multiply up: it has 4 \
+                    processors, and 6 were asked for; change it, or ask for 4";
+    assert_eq!(line, expected);
+    let line = refused(&["--topology", "dies=2"]);
+    assert!(line.contains("\"dies=2\" is no part of a topology"), "{line}");
+}
+
+/// What `boot` prints of the outer guest's own guest.
+fn boot_nested(outer: &Guest, further: &str, command: &[&str]) -> [String; 2] {
+    let boot = format!("scx-vsock boot --kernel /microvm/vmlinuz --modules {OUTER_MODULES} --memory 256 {further}");
+    let command: Vec<&str> = boot.split_whitespace().chain(command.iter().copied()).collect();
+    let output = outer.run_within(&command, ENDS).unwrap();
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    println!("{stderr}{stdout}");
+    assert_eq!(output.status, 0, "{stderr}");
+    assert!(stderr.contains("scx-vsock: on a microVM: KVM runs Linux here\n"), "{stderr}");
+    [stdout, stderr]
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test microvm"]
+fn boot_takes_a_microvm_where_kvm_runs_linux() {
+    let guest = outer_guest().program(COMMAND, "/bin/scx-vsock").program(program::built("procsched"), "/bin/procsched");
+    let guest = guest.boot().unwrap();
+    let [stdout, _] = boot_nested(&guest, "--cpus 2 --scheduler procsched --samples 2 --jsonl", &[]);
+    assert_eq!(stdout.lines().filter(|line| line.contains("\"ctxt\"")).count(), 2, "{stdout}");
+    // The guest sees the topology that was asked for.
+    let show = "cd /sys/devices/system/cpu; for cpu in cpu[0-9]*; do echo $cpu $(cat $cpu/topology/physical_package_id \
+                $cpu/topology/thread_siblings_list $cpu/cache/index3/shared_cpu_list); done; \
+                cat /sys/devices/system/node/node*/cpulist";
+    let topology = "--topology sockets=2,llcs=1,cores=1,threads=2,nodes=2";
+    let [_, stderr] = boot_nested(&guest, topology, &["--", "sh", "-c", show]);
+    for line in ["cpu0 0 0-1 0-1", "cpu1 0 0-1 0-1", "cpu2 1 2-3 2-3", "cpu3 1 2-3 2-3", "0-1", "2-3"] {
+        assert!(stderr.lines().any(|printed| printed.trim() == line), "{line}: {stderr}");
+    }
+}

@@ -1,0 +1,223 @@
+//! How a guest's processors are arranged.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The keys of the text form, in the order in which they are written.
+const KEYS: [&str; 5] = ["sockets", "llcs", "cores", "threads", "nodes"];
+
+/// The most processors, whose APIC ids must fit into a byte, of which the last means all.
+const MAX_APIC_IDS: u32 = 255;
+
+/// How a guest's processors are arranged: sockets, in each of them domains that share a last-level cache (LLC), in each of
+/// these cores, in each of these threads. NUMA nodes divide the LLC domains, and memory, into equal parts.
+///
+/// ```
+/// use scx_vsock::guest::Topology;
+///
+/// let topology: Topology = "sockets=2,llcs=1,cores=2,threads=2,nodes=2".parse()?;
+/// assert_eq!(topology.cpus(), 8);
+/// let error = topology.check_cpus(6).unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "the topology sockets=2,llcs=1,cores=2,threads=2,nodes=2 does not multiply up: it has 8 processors, and 6 were asked \
+///      for; change it, or ask for 8"
+/// );
+/// # Ok::<(), scx_vsock::guest::TopologyError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    sockets: u32,
+    llcs: u32,
+    cores: u32,
+    threads: u32,
+    nodes: u32,
+}
+
+/// Why a text is no topology, or a guest cannot have it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TopologyError {
+    /// The text is no list of keys and numbers.
+    #[error("{part:?} is no part of a topology: write it as sockets=2,llcs=1,cores=2,threads=2,nodes=1, all optional")]
+    Syntax {
+        /// The part that is not understood.
+        part: String,
+    },
+    /// The number of processors is another one than that of the topology.
+    #[error(
+        "the topology {topology} does not multiply up: it has {} processors, and {cpus} were asked for; change it, or ask \
+         for {}",
+        topology.cpus(), topology.cpus()
+    )]
+    DoesNotMultiplyUp {
+        /// The topology.
+        topology: Topology,
+        /// The number of processors that was asked for.
+        cpus: u32,
+    },
+    /// The nodes cannot have equally many LLC domains.
+    #[error("the {llcs} LLC domains of the topology {topology} cannot be divided among its nodes: change one of them")]
+    Nodes {
+        /// The topology.
+        topology: Topology,
+        /// How many LLC domains it has in all.
+        llcs: u32,
+    },
+    /// There are too many processors.
+    #[error("the topology {topology} is too large: its APIC ids take {ids} numbers, of which there are {MAX_APIC_IDS}")]
+    TooLarge {
+        /// The topology.
+        topology: Topology,
+        /// How many APIC ids it takes, with those that are not used.
+        ids: u64,
+    },
+    /// The VMM cannot show the topology to its guest.
+    #[error("{vmm} does not show {what}: take a microVM (--vmm microvm, GuestBuilder::vmm), or another topology")]
+    NotShown {
+        /// The VMM.
+        vmm: &'static str,
+        /// What it does not show.
+        what: &'static str,
+    },
+}
+
+impl Topology {
+    /// Returns the topology of so many processors where none was asked for: one socket of so many cores.
+    #[must_use]
+    pub fn plain(cpus: u32) -> Self {
+        Self { sockets: 1, llcs: 1, cores: cpus.max(1), threads: 1, nodes: 1 }
+    }
+
+    /// Returns the number of sockets.
+    #[must_use]
+    pub fn sockets(self) -> u32 {
+        self.sockets
+    }
+
+    /// Returns the number of LLC domains of each socket.
+    #[must_use]
+    pub fn llcs(self) -> u32 {
+        self.llcs
+    }
+
+    /// Returns the number of cores of each LLC domain.
+    #[must_use]
+    pub fn cores(self) -> u32 {
+        self.cores
+    }
+
+    /// Returns the number of threads of each core.
+    #[must_use]
+    pub fn threads(self) -> u32 {
+        self.threads
+    }
+
+    /// Returns the number of NUMA nodes.
+    #[must_use]
+    pub fn nodes(self) -> u32 {
+        self.nodes
+    }
+
+    /// Returns the number of processors, that is threads of all cores.
+    #[must_use]
+    pub fn cpus(self) -> u32 {
+        [self.llcs, self.cores, self.threads].into_iter().fold(self.sockets, u32::saturating_mul)
+    }
+
+    /// Checks that there are so many processors.
+    ///
+    /// # Errors
+    ///
+    /// [`TopologyError::DoesNotMultiplyUp`].
+    pub fn check_cpus(self, cpus: u32) -> Result<(), TopologyError> {
+        if cpus == self.cpus() { Ok(()) } else { Err(TopologyError::DoesNotMultiplyUp { topology: self, cpus }) }
+    }
+
+    fn checked(self) -> Result<Self, TopologyError> {
+        let llcs = self.sockets.saturating_mul(self.llcs);
+        if !llcs.is_multiple_of(self.nodes) {
+            return Err(TopologyError::Nodes { topology: self, llcs });
+        }
+        let bits_of_socket: u32 = [self.threads, self.cores, self.llcs].map(bits_for).into_iter().sum();
+        let ids = u64::from(self.sockets) << bits_of_socket.min(32);
+        if ids > MAX_APIC_IDS.into() {
+            return Err(TopologyError::TooLarge { topology: self, ids });
+        }
+        Ok(self)
+    }
+}
+
+/// How many bits numbers below `count` take.
+pub(super) fn bits_for(count: u32) -> u32 {
+    u32::BITS - count.saturating_sub(1).leading_zeros()
+}
+
+impl fmt::Display for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sockets, llcs, cores, threads, nodes } = self;
+        write!(f, "sockets={sockets},llcs={llcs},cores={cores},threads={threads},nodes={nodes}")
+    }
+}
+
+impl FromStr for Topology {
+    type Err = TopologyError;
+
+    /// Reads a list such as `sockets=2,llcs=1,cores=2,threads=2,nodes=1`. What is not there is 1.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut numbers = [None; KEYS.len()];
+        for part in text.split(',') {
+            let syntax = || TopologyError::Syntax { part: part.to_owned() };
+            let (key, number) = part.split_once('=').ok_or_else(syntax)?;
+            let at = KEYS.iter().position(|&known| known == key).ok_or_else(syntax)?;
+            let slot = numbers.get_mut(at).ok_or_else(syntax)?;
+            let number: u32 = number.parse().ok().filter(|&number| number > 0).ok_or_else(syntax)?;
+            if slot.replace(number).is_some() {
+                return Err(syntax());
+            }
+        }
+        let [sockets, llcs, cores, threads, nodes] = numbers.map(|number| number.unwrap_or(1));
+        Self { sockets, llcs, cores, threads, nodes }.checked()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topology(text: &str) -> Topology {
+        text.parse().unwrap()
+    }
+
+    fn refused(text: &str) -> String {
+        text.parse::<Topology>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_topology_reads_back() {
+        for text in ["sockets=2,llcs=1,cores=2,threads=2,nodes=1", "sockets=1,llcs=2,cores=3,threads=1,nodes=2"] {
+            assert_eq!(topology(text).to_string(), text);
+        }
+        assert_eq!(topology("threads=2"), topology("sockets=1,threads=2,cores=1"));
+        assert_eq!(topology("cores=4"), Topology::plain(4));
+    }
+
+    #[test]
+    fn what_is_no_topology_is_named() {
+        for (text, part) in [
+            ("", ""),
+            ("cores", "cores"),
+            ("cores=2,dies=1", "dies=1"),
+            ("cores=0", "cores=0"),
+            ("cores=2,cores=2", "cores=2"),
+            ("cores=4294967296", "cores=4294967296"),
+            ("cores=2\u{1b}[2J", "cores=2\\u{1b}[2J"),
+        ] {
+            assert!(refused(text).starts_with(&format!("\"{part}\" is no part of a topology: write it as ")), "{text}");
+        }
+        assert!(refused("sockets=3,nodes=2").starts_with("the 3 LLC domains of the topology sockets=3,"));
+        assert!(refused("sockets=4294967295,cores=4294967295,threads=4294967295").contains("is too large"));
+        // Seven of eight ids of each socket are used.
+        assert!(refused("sockets=32,cores=7").contains("take 256 numbers, of which there are 255"));
+    }
+}
