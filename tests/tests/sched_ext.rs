@@ -6,7 +6,7 @@ use std::process::Command;
 
 use scx_vsock::guest::Guest;
 use scx_vsock::stats::SchedExt;
-use scx_vsock::{Sample, Sampler};
+use scx_vsock::{Sample, Sampler, SchedStatsError};
 use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::guest::{builder, output, wait_for_scheduler};
 
@@ -76,6 +76,50 @@ fn later_errors_say_that_the_scheduler_ended() {
     let log = said.log.unwrap();
     assert!(log.last().unwrap().text.ends_with("disabled (unregistered from user space)"), "{log:?}");
     assert!(log.iter().all(|message| !message.text.contains("forged")), "{log:?}");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest with scx_bpfland; run ci/test sched-ext"]
+fn a_stopped_scheduler_times_out_is_ejected_and_loaded_again() {
+    let guest = with_bpfland();
+    let client = guest.client();
+    client.stats(&[]).unwrap();
+    the_kernel_has_counted(&guest);
+    output(&guest, &["sh", "-c", "kill -STOP $(pidof scx_bpfland)"]);
+    let error = client.stats(&[]).unwrap_err();
+    assert!(matches!(error, SchedStatsError::TimedOut { .. }), "{error}");
+    assert_eq!(client.sched_ext().unwrap().state.as_deref(), Some("enabled"));
+
+    // The kernel's own way to eject a scheduler, whatever became of it.
+    let disabled = "until grep -q disabled /sys/kernel/sched_ext/state; do :; done";
+    output(&guest, &["sh", "-c", &format!("echo S >/proc/sysrq-trigger; {disabled}")]);
+    let said = client.sched_ext().unwrap();
+    let last = said.log.unwrap().last().unwrap().text.clone();
+    let names_both =
+        last.starts_with("sched_ext: BPF scheduler 'bpfland") && last.ends_with("disabled (disabled by sysrq-S)");
+    assert!(names_both, "{last}");
+
+    let again = "kill -KILL $(pidof scx_bpfland); while pidof scx_bpfland; do :; done; \
+        setsid sh /etc/scx-vsock/scheduler </dev/null >/dev/console 2>&1 &";
+    output(&guest, &["sh", "-c", again]);
+    wait_for_scheduler(&guest);
+    assert!(client.stats(&[]).unwrap()["nr_cpus"] == 2);
+    let said = client.sched_ext().unwrap();
+    assert_eq!((said.state.as_deref(), said.enable_seq.as_deref()), (Some("enabled"), Some("2")));
+}
+
+/// Compares the counters with those of the kernel's file, which was read between two answers.
+fn the_kernel_has_counted(guest: &Guest) {
+    let said = || guest.client().sched_ext().unwrap().events.unwrap();
+    let before = said();
+    let file = String::from_utf8(output(guest, &["cat", "/sys/kernel/sched_ext/root/events"])).unwrap();
+    let after = said();
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    for (name, count) in file.lines().map(|line| line.split_once(' ').unwrap()) {
+        let bounds = number(&before[name])..=number(&after[name]);
+        assert!(bounds.contains(&number(count)), "{name} {count} {bounds:?}");
+    }
+    assert!(file.lines().count() == before.len() && !before.is_empty(), "{file}");
 }
 
 /// Compares what the kernel says with its files, and tries to forge what it says.

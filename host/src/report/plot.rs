@@ -31,6 +31,7 @@ pub const MAX_COLUMNS: usize = (WIDTH - LEFT - RIGHT) as usize;
 /// The placeholders of the page's style.
 const TEXT: RGBColor = RGBColor(1, 1, 1);
 const GRID: RGBColor = RGBColor(2, 2, 2);
+const PAGE: RGBColor = RGBColor(3, 3, 3);
 
 /// What plots have in common: the time that they show, and how many runs.
 #[derive(Clone, Copy, Debug)]
@@ -121,14 +122,19 @@ impl Frame {
     fn draw_lane<B: DrawingBackend>(&self, area: &Area<B>, run: usize, lane: &Lane) -> Drawn<B> {
         let top = i32::try_from(TOP).unwrap_or(0) + LANE * i32::try_from(run).unwrap_or(0);
         let (bottom, style) = (top + LANE - 2, colour(run));
-        let anchor = Pos::new(HPos::Left, VPos::Center);
-        let text = ("sans-serif", 13, &TEXT).into_text_style(area).pos(anchor);
+        let text = |colour: &'static RGBColor, anchor| ("sans-serif", 13, colour).into_text_style(area).pos(anchor);
+        let after = text(&TEXT, Pos::new(HPos::Left, VPos::Center));
+        let inside = text(&PAGE, Pos::new(HPos::Center, VPos::Center));
+        let middle = i32::midpoint(top, bottom);
         let mut free_from = 0;
         for Hole { from, to, reason } in &lane.holes {
             let (left, right) = (self.x(*from), self.x(*to).max(self.x(*from) + 2));
             area.draw(&Rectangle::new([(left, top + 1), (right, bottom)], style.filled()))?;
-            if right + 1 >= free_from {
-                area.draw(&Text::new((reason + 1).to_string(), (right + 1, i32::midpoint(top, bottom)), text.clone()))?;
+            let number = (reason + 1).to_string();
+            if right - left >= LABEL {
+                area.draw(&Text::new(number, (i32::midpoint(left, right), middle), inside.clone()))?;
+            } else if right + 1 >= free_from {
+                area.draw(&Text::new(number, (right + 1, middle), after.clone()))?;
                 free_from = right + LABEL;
             }
         }
