@@ -15,7 +15,8 @@ use super::error::Error;
 use super::guest::{Guest, StartedScheduler};
 use super::guest_events::GuestEvents;
 use super::guest_image::GuestImage;
-use super::kernel_config;
+#[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+use super::guest_image::MMIO;
 use super::kernel_image;
 use super::machine::Machine;
 use super::machine_options::MachineOptions;
@@ -244,8 +245,7 @@ impl GuestBuilder {
             () if accelerator_named => Some("SCX_VSOCK_ACCELERATOR is set"),
             () => None,
         };
-        let config = self.image.config_of(Some(kernel)).map(|(config, _)| config);
-        let kernel_lacks = config.and_then(|config| kernel_config::missing_for_microvm(&config));
+        let kernel_lacks = self.image.obstacle_to_microvm(kernel, self.vmm == Vmm::Auto);
         Circumstances { wanted: self.vmm, architecture, only_qemu_has, kernel_lacks }.choose(probe_kvm)
     }
 
@@ -257,7 +257,7 @@ impl GuestBuilder {
         commands: UnixStream,
         console: Console,
     ) -> Result<Started, Error> {
-        let initramfs = self.image.build(Some(kernel), &["virtio_mmio"])?;
+        let initramfs = self.image.build(Some(kernel), &[MMIO])?;
         let (machine, ready) = Machine::start_microvm(&self.machine, kernel, initramfs, commands, console)?;
         Ok((machine, ready, ChosenVmm::new(RunningVmm::Microvm, reason)))
     }

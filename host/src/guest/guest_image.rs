@@ -12,10 +12,11 @@ use super::error::Error;
 use super::initramfs::build::InitramfsBuilder;
 use super::initramfs::libraries::add_program;
 use super::initramfs::modules::{Modules, VSOCK};
+use super::kernel_config::{self, ForMicrovm};
+use super::kernel_image;
 use super::qemu::find_busybox;
 use super::qemu::platform::Platform;
 use super::qemu::programs::find_program;
-use super::{kernel_config, kernel_image};
 
 /// The first process of a guest.
 const INIT: &[u8] = include_bytes!("init.sh");
@@ -26,6 +27,9 @@ const SCHEDULER_COMMAND: &str = "etc/scx-vsock/scheduler";
 /// The device that the host's commands come from.
 const COMMAND_DEVICE: &str = "etc/scx-vsock/commands";
 const MODULE_LIST: &str = "etc/scx-vsock/modules";
+
+/// The module of a microVM's transport of virtio.
+pub(super) const MMIO: &str = "virtio_mmio";
 
 const AGENT: &str = "bin/scx-vsock-agent";
 
@@ -63,6 +67,23 @@ impl GuestImage {
         let release = kernel_config::release(kernel, self.modules.as_deref())?;
         let found = || kernel_config::find_config(kernel?, &release);
         Some((self.config.clone().or_else(found)?, format!("boot/config-{release}")))
+    }
+
+    /// Returns why this kernel is none for a microVM. Where nothing says what it has, that is a reason only if `is_doubted`.
+    pub(super) fn obstacle_to_microvm(&self, kernel: &Path, is_doubted: bool) -> Option<String> {
+        let config = self.config_of(Some(kernel)).map(|(config, _)| config);
+        let has_module = || self.modules.as_ref().map(|folder| has_module(folder, MMIO));
+        match (kernel_config::for_microvm(config.as_deref()), has_module()) {
+            (ForMicrovm::Lacks(option), _) => Some(format!("the kernel's configuration does not set {option}")),
+            (ForMicrovm::HasAll, _) | (ForMicrovm::NeedsModule | ForMicrovm::Unknown, Some(true)) => None,
+            (ForMicrovm::NeedsModule, None) => {
+                Some(format!("the folder with the kernel's module {MMIO} was not named"))
+            }
+            (_, Some(false)) => Some(format!("the kernel's module {MMIO} is not in the folder that was named")),
+            (ForMicrovm::Unknown, None) => {
+                is_doubted.then(|| "neither the kernel's configuration nor its modules are known".into())
+            }
+        }
     }
 
     /// Reads all that it contains from the host, and the modules that the machine's transport of vsock needs.
@@ -127,6 +148,11 @@ impl GuestImage {
     }
 }
 
+/// Whether a folder has a kernel's module, or knows it as built in. One that cannot be read is an error of the image.
+fn has_module(folder: &Path, name: &str) -> bool {
+    Modules::read(folder).map_or(true, |modules| modules.in_load_order(&[name]).is_ok())
+}
+
 /// Adds a program with its libraries, unless it is for another architecture than the guest.
 fn add_guest_program(
     initramfs: &mut InitramfsBuilder,
@@ -177,5 +203,24 @@ mod tests {
     fn a_nul_in_an_argument_is_refused() {
         let error = exec_command("bin/true", &["a".into(), "b\0".into()]).unwrap_err();
         assert!(matches!(&error, Error::NulInArgument { argument } if argument == "b\0"), "{error}");
+    }
+
+    #[test]
+    fn what_speaks_against_a_microvm_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, modules) = (folder.path().join("config"), folder.path().join("6.1.0"));
+        let kernel = Path::new("/no/such/vmlinuz");
+        let unknown = GuestImage::default();
+        assert_eq!(unknown.obstacle_to_microvm(kernel, false), None);
+        assert!(unknown.obstacle_to_microvm(kernel, true).unwrap().starts_with("neither "));
+        std::fs::write(&config, "CONFIG_ACPI=y\nCONFIG_SERIAL_8250_CONSOLE=y\nCONFIG_VIRTIO_MMIO=m\n").unwrap();
+        std::fs::create_dir(&modules).unwrap();
+        let known = GuestImage { modules: Some(modules.clone()), config: Some(config), ..GuestImage::default() };
+        let obstacle_with = |index: &str| {
+            std::fs::write(modules.join("modules.dep"), index).unwrap();
+            known.obstacle_to_microvm(kernel, true)
+        };
+        assert_eq!(obstacle_with("kernel/drivers/virtio/virtio_mmio.ko.xz:\n"), None);
+        assert!(obstacle_with("").unwrap().contains("virtio_mmio is not in the folder"));
     }
 }

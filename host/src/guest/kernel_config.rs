@@ -5,9 +5,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// What a kernel needs on a microVM: built in, or as a module.
-const NEEDED_BY_MICROVM: [(&str, &[&str]); 3] =
-    [("CONFIG_ACPI", &["y"]), ("CONFIG_SERIAL_8250_CONSOLE", &["y"]), ("CONFIG_VIRTIO_MMIO", &["y", "m"])];
+/// What a kernel needs on a microVM, built in.
+const NEEDED_BY_MICROVM: [&str; 2] = ["CONFIG_ACPI", "CONFIG_SERIAL_8250_CONSOLE"];
+/// What it needs, built in or as a module.
+const TRANSPORT_OF_MICROVM: &str = "CONFIG_VIRTIO_MMIO";
 
 /// Where a bzImage has its setup header's magic, and the offset of its version text from there less 2 (Linux,
 /// `arch/x86/boot.rst`).
@@ -40,15 +41,31 @@ fn read_release(image: &File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(release).into_owned())
 }
 
-/// Returns an option that a kernel needs on a microVM, and that its configuration does not set. A configuration that cannot
-/// be read lacks none.
-pub(super) fn missing_for_microvm(config: &Path) -> Option<&'static str> {
-    let text = fs::read_to_string(config).ok()?;
-    let is_set = |option: &str, values: &[&str]| {
-        let value = text.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix('='));
-        value.is_some_and(|value| values.contains(&value))
-    };
-    NEEDED_BY_MICROVM.iter().find(|(option, values)| !is_set(option, values)).map(|&(option, _)| option)
+/// What a kernel's configuration says of microVMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ForMicrovm {
+    /// It lacks an option.
+    Lacks(&'static str),
+    /// It has all, the transport of virtio as a module.
+    NeedsModule,
+    /// It has all, built in.
+    HasAll,
+    /// There is none.
+    Unknown,
+}
+
+/// Reads what a configuration says of microVMs.
+pub(super) fn for_microvm(config: Option<&Path>) -> ForMicrovm {
+    let Some(text) = config.and_then(|config| fs::read_to_string(config).ok()) else { return ForMicrovm::Unknown };
+    let value = |option: &str| text.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix('='));
+    if let Some(lacking) = NEEDED_BY_MICROVM.into_iter().find(|option| value(option) != Some("y")) {
+        return ForMicrovm::Lacks(lacking);
+    }
+    match value(TRANSPORT_OF_MICROVM) {
+        Some("y") => ForMicrovm::HasAll,
+        Some("m") => ForMicrovm::NeedsModule,
+        _ => ForMicrovm::Lacks(TRANSPORT_OF_MICROVM),
+    }
 }
 
 /// Finds a kernel's configuration: beside the kernel, as `config-RELEASE` or `config`, or as `/boot/config-RELEASE`.
@@ -106,15 +123,17 @@ mod tests {
     #[test]
     fn what_a_microvm_needs_is_looked_up() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let missing = |config: &str| {
+        let of = |config: &str| {
             fs::write(file.path(), config).unwrap();
-            missing_for_microvm(file.path())
+            for_microvm(Some(file.path()))
         };
         let usual = "CONFIG_ACPI=y\nCONFIG_SERIAL_8250_CONSOLE=y\n";
-        assert_eq!(missing(&format!("{usual}CONFIG_VIRTIO_MMIO=m\n")), None);
+        assert_eq!(of(&format!("{usual}CONFIG_VIRTIO_MMIO=m\n")), ForMicrovm::NeedsModule);
+        assert_eq!(of(&format!("{usual}CONFIG_VIRTIO_MMIO=y\n")), ForMicrovm::HasAll);
         let other = format!("{usual}# CONFIG_VIRTIO_MMIO is not set\nCONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\n");
-        assert_eq!(missing(&other), Some("CONFIG_VIRTIO_MMIO"));
-        assert_eq!(missing("CONFIG_VIRTIO_MMIO=y\nCONFIG_SERIAL_8250_CONSOLE=y\n"), Some("CONFIG_ACPI"));
-        assert_eq!(missing_for_microvm(Path::new("/no/such/config")), None);
+        assert_eq!(of(&other), ForMicrovm::Lacks("CONFIG_VIRTIO_MMIO"));
+        assert_eq!(of("CONFIG_VIRTIO_MMIO=y\nCONFIG_SERIAL_8250_CONSOLE=y\n"), ForMicrovm::Lacks("CONFIG_ACPI"));
+        assert_eq!(for_microvm(Some(Path::new("/no/such/config"))), ForMicrovm::Unknown);
+        assert_eq!(for_microvm(None), ForMicrovm::Unknown);
     }
 }

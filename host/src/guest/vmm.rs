@@ -81,15 +81,15 @@ impl fmt::Display for ChosenVmm {
 }
 
 /// What a choice depends on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Circumstances {
     pub(super) wanted: Vmm,
     /// The kernel's.
     pub(super) architecture: Architecture,
     /// What was asked for only QEMU has, if anything.
     pub(super) only_qemu_has: Option<&'static str>,
-    /// What a microVM needs and the kernel's configuration lacks, if anything.
-    pub(super) kernel_lacks: Option<&'static str>,
+    /// Why the kernel is none for a microVM, if it is none.
+    pub(super) kernel_lacks: Option<String>,
 }
 
 /// What is to run the guest.
@@ -121,7 +121,8 @@ impl Obstacle {
 impl Circumstances {
     /// Chooses, and calls `probe` only if the choice depends on it.
     pub(super) fn choose(self, probe: impl FnOnce() -> Result<(), Obstacle>) -> Choice {
-        match (self.wanted, self.find_obstacle(probe)) {
+        let wanted = self.wanted;
+        match (wanted, self.find_obstacle(probe)) {
             (Vmm::Qemu, _) => Choice::Qemu { reason: "it was asked for".into(), without_kvm: false },
             (Vmm::Microvm, None) => Choice::Microvm("it was asked for".into()),
             (Vmm::Auto, None) => Choice::Microvm("KVM runs Linux here".into()),
@@ -143,8 +144,8 @@ impl Circumstances {
         if let Some(option) = self.only_qemu_has {
             return Some(Obstacle::new(option));
         }
-        if let Some(option) = self.kernel_lacks {
-            return Some(Obstacle::new(format!("the kernel's configuration does not set {option}")));
+        if let Some(reason) = self.kernel_lacks {
+            return Some(Obstacle::new(reason));
         }
         probe().err()
     }
@@ -209,13 +210,10 @@ mod tests {
         assert_eq!(arm.choose(never), qemu("the kernel is for aarch64", false));
         let named = Circumstances { only_qemu_has: Some("a QEMU program was named"), ..USUAL };
         assert_eq!(named.choose(never), qemu("a QEMU program was named", false));
-        let lacks = Circumstances { kernel_lacks: Some("CONFIG_ACPI"), ..USUAL };
-        assert_eq!(lacks.choose(never), qemu("the kernel's configuration does not set CONFIG_ACPI", false));
+        let lacks = Circumstances { kernel_lacks: Some("no ACPI".into()), ..USUAL };
+        assert_eq!(lacks.clone().choose(never), qemu("no ACPI", false));
         let refused = Circumstances { wanted: Vmm::Microvm, ..lacks };
-        assert_eq!(
-            refused.choose(never),
-            Choice::Refused("the kernel's configuration does not set CONFIG_ACPI".into())
-        );
+        assert_eq!(refused.choose(never), Choice::Refused("no ACPI".into()));
     }
 
     #[test]
