@@ -285,24 +285,26 @@ impl Build {
 /// Cuts off what follows the last segment: the table of sections and their names, which a kernel does not read. Not every
 /// linker can leave them out.
 fn without_sections(mut program: Vec<u8>) -> Option<Vec<u8>> {
-    /// Where an ELF header has the offset of the segments' table, its entries' size and their number.
-    const SEGMENTS: [usize; 3] = [0x20, 0x36, 0x38];
-    /// Where it has the offset of the sections' table, and the number of sections with the number of that of their names.
-    const SECTIONS: [std::ops::Range<usize>; 2] = [0x28..0x30, 0x3c..0x40];
-    /// Where a segment has its offset and its size in the file.
-    const SEGMENT: [usize; 2] = [0x08, 0x20];
+    // Where an ELF header has the segments' table, the size of its entries and their number.
+    const SEGMENTS: usize = 0x20;
+    const SEGMENT_BYTES: usize = 0x36;
+    const SEGMENTS_COUNT: usize = 0x38;
+    // Where an entry has the segment's place and its size in the file.
+    const OFFSET: usize = 0x08;
+    const FILE_BYTES: usize = 0x20;
     let number = |at: usize, bytes: usize| {
         let mut number = [0; 8];
         number.get_mut(..bytes)?.copy_from_slice(program.get(at..at + bytes)?);
         usize::try_from(u64::from_le_bytes(number)).ok()
     };
-    let [table, size, count] = [number(SEGMENTS[0], 8)?, number(SEGMENTS[1], 2)?, number(SEGMENTS[2], 2)?];
-    let mut end = table + size * count;
-    for segment in (0..count).map(|index| table + size * index) {
-        end = end.max(number(segment + SEGMENT[0], 8)? + number(segment + SEGMENT[1], 8)?);
+    let (table, bytes, count) = (number(SEGMENTS, 8)?, number(SEGMENT_BYTES, 2)?, number(SEGMENTS_COUNT, 2)?);
+    let mut end = table + bytes * count;
+    for segment in (0..count).map(|index| table + bytes * index) {
+        end = end.max(number(segment + OFFSET, 8)? + number(segment + FILE_BYTES, 8)?);
     }
     program.truncate(end);
-    for range in SECTIONS {
+    // Where the sections' table is; and its entries' number, with the number of the entry of their names.
+    for range in [0x28..0x30, 0x3c..0x40] {
         program.get_mut(range)?.fill(0);
     }
     Some(program)

@@ -36,6 +36,15 @@ fn nothing_is_linked_at_run_time_and_nothing_is_both_writable_and_executable() {
     }
 }
 
+#[test]
+fn the_file_ends_with_its_segments() {
+    let data = fs::read(agent::file()).unwrap();
+    let file = ElfFile64::<object::Endianness>::parse(&*data).unwrap();
+    let endian = file.endian();
+    let ends = file.elf_program_headers().iter().map(|header| header.p_offset(endian) + header.p_filesz(endian));
+    assert_eq!(ends.max(), u64::try_from(data.len()).ok(), "a table of sections, or something else, follows");
+}
+
 /// Bytes of the largest page of a kernel for aarch64.
 const MAX_PAGE_BYTES: u64 = 64 * 1024;
 
