@@ -226,9 +226,9 @@ impl Device {
     /// Serves the guest and the host, without waiting, for at most 1,024 packets, 4 MiB of payload or 10 ms, each of which
     /// the last packets may exceed: if there is more to do, [`fd`](Self::fd) is readable. Both directions have their turn
     /// every 16 packets, and so have the streams of the host. A call ends then, too, when the driver waits for an interrupt,
-    /// so that the guest takes packets while the device goes on. To be called when the guest notified a queue and when that descriptor is readable. A transport without
-    /// the event queue passes none, and one whose driver did not set it up may pass it: such a guest is not sent
-    /// TRANSPORT_RESET.
+    /// so that the guest takes packets while the device goes on. To be called when the guest notified a queue and when
+    /// that descriptor is readable. A transport without the event queue passes none, and one whose driver did not set it
+    /// up may pass it: such a guest is not sent TRANSPORT_RESET.
     ///
     /// # Errors
     ///
@@ -244,23 +244,6 @@ impl Device {
         self.serve(memory, rx, tx, event, Notifications::Enabled)
     }
 
-    /// Does what [`service`](Self::service) does, for a thread that looks at [`has_work`](Self::has_work) and the descriptor
-    /// until it calls that: the driver need not notify the queues.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`service`](Self::service).
-    #[cfg(feature = "vhost-user")]
-    pub(crate) fn service_polled<M: GuestMemory>(
-        &mut self,
-        memory: &M,
-        rx: &mut Queue,
-        tx: &mut Queue,
-        event: Option<&mut Queue>,
-    ) -> Result<Interrupts, DeviceError> {
-        self.serve(memory, rx, tx, event, Notifications::NotNeeded)
-    }
-
     /// Whether the driver has added something to the queues that can be dealt with.
     #[cfg(feature = "vhost-user")]
     pub(crate) fn has_work<M: GuestMemory>(&self, memory: &M, rx: &Queue, tx: &Queue) -> bool {
@@ -270,7 +253,13 @@ impl Device {
         is_served && (!self.blocked && has_entries(tx) || self.muxer.has_packets() && has_entries(rx))
     }
 
-    fn serve<M: GuestMemory>(
+    /// Does what [`service`](Self::service) does. After a call without notifications the thread looks at
+    /// [`has_work`](Self::has_work) and the descriptor, and calls it once more with them before it waits.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`service`](Self::service).
+    pub(crate) fn serve<M: GuestMemory>(
         &mut self,
         memory: &M,
         rx: &mut Queue,
@@ -443,7 +432,7 @@ fn due_interrupts<M: GuestMemory>(
 
 /// Whether the driver is to notify the queues of new entries once a call has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Notifications {
+pub enum Notifications {
     Enabled,
     /// The queues are looked at without.
     #[cfg(feature = "vhost-user")]

@@ -96,6 +96,8 @@ mod unread;
 pub use chain::ChainError;
 pub use connecting::{ConnectError, Connecting};
 pub use counters::{ConnectionCounts, Counters, Refusals, Traffic};
+#[cfg(feature = "vhost-user")]
+pub(crate) use device::Notifications;
 pub use device::{Device, Interrupts};
 pub use error::DeviceError;
 pub use handle::{Handle, Port};

@@ -212,7 +212,7 @@ impl Muxer {
         let now = Instant::now();
         self.reset_overdue(now);
         if self.schedule.has_refusals() {
-            self.schedule.allow_refusals(self.host_side.policy().refusal_rate(), now);
+            self.allow_refusals(now);
         }
         for event in self.poller.poll()? {
             match event {
@@ -366,9 +366,14 @@ impl Muxer {
             return;
         }
         if !self.schedule.has_refusals() {
-            self.schedule.allow_refusals(self.host_side.policy().refusal_rate(), Instant::now());
+            self.allow_refusals(Instant::now());
         }
         self.schedule.push_refusal(Rst::answering(packet));
+    }
+
+    /// Allows the refusals of the time that has passed, as the policy has them.
+    fn allow_refusals(&mut self, now: Instant) {
+        self.schedule.allow_refusals(self.host_side.policy().refusal_rate(), now);
     }
 
     /// Tells who waits for a connection that the guest refused it, if that is how it ended.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringT};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
@@ -24,7 +24,7 @@ use super::shutdown::Shutdown;
 use super::vring::{Memory, Vring};
 use crate::io::lock::lock;
 use crate::vsock::spec::{RX_QUEUE, TX_QUEUE};
-use crate::vsock::{self, Device, DeviceError};
+use crate::vsock::{self, Device, DeviceError, Notifications};
 
 /// The receive, transmit and event queue. A front end may keep the event queue, as QEMU does.
 pub(super) const QUEUES: usize = 3;
@@ -37,15 +37,6 @@ const LONGEST_CALL: Duration = Duration::from_millis(1);
 
 /// Looks at the rings, which cost no system call, for each at the host's side.
 const LOOKS: usize = 8;
-
-/// How the device serves its queues: [`Device::service`], or without notifications.
-type Serve = fn(
-    &mut Device,
-    &GuestMemoryMmap,
-    &mut Queue,
-    &mut Queue,
-    Option<&mut Queue>,
-) -> Result<vsock::Interrupts, DeviceError>;
 
 /// The back end of one device.
 pub(super) struct BackEnd {
@@ -169,39 +160,41 @@ impl BackEnd {
 
     /// Does what there is to do, and what comes soon after it.
     fn work(&self, rings: [&Vring; QUEUES]) -> Result<(), DeviceError> {
-        let woken_at = Instant::now();
-        let window = lock(&self.rings).busy_poll.on_wake(woken_at);
-        let mut worked_at = woken_at;
-        if !window.is_zero() {
-            loop {
-                self.service(rings, Device::service_polled)?;
-                worked_at = Instant::now();
-                if worked_at.saturating_duration_since(woken_at) > LONGEST_CALL || !self.has_more_within(rings, window)
-                {
-                    break;
-                }
-            }
-        }
-        self.service(rings, Device::service)?;
-        lock(&self.rings).busy_poll.on_wait(if window.is_zero() { Instant::now() } else { worked_at });
+        let window = lock(&self.rings).busy_poll.on_wake(Instant::now());
+        let polled = if window.is_zero() { None } else { Some(self.work_while_polling(rings, window)?) };
+        self.service(rings, Notifications::Enabled)?;
+        lock(&self.rings).busy_poll.on_wait(polled.unwrap_or_else(Instant::now));
         Ok(())
     }
 
+    /// Goes on with what comes each time within this time of the work before. Returns when that was done last.
+    fn work_while_polling(&self, rings: [&Vring; QUEUES], window: Duration) -> Result<Instant, DeviceError> {
+        let started = Instant::now();
+        loop {
+            self.service(rings, Notifications::NotNeeded)?;
+            let worked_at = Instant::now();
+            let took = worked_at.saturating_duration_since(started);
+            if took > LONGEST_CALL || !self.has_more_within(rings, window)? {
+                return Ok(worked_at);
+            }
+        }
+    }
+
     /// Waits for work of the guest or the host without sleeping. Returns whether there is some.
-    fn has_more_within(&self, rings: [&Vring; QUEUES], window: Duration) -> bool {
+    fn has_more_within(&self, rings: [&Vring; QUEUES], window: Duration) -> Result<bool, DeviceError> {
         let started = Instant::now();
         loop {
             for _ in 0..LOOKS {
-                if self.has_work(rings) {
-                    return true;
+                if self.has_work(rings)? {
+                    return Ok(true);
                 }
                 hint::spin_loop();
             }
             if is_readable(lock(&self.rings).device.fd()) {
-                return true;
+                return Ok(true);
             }
             if started.elapsed() >= window {
-                return false;
+                return Ok(false);
             }
             // The one that it waits for may have no other processor.
             thread::yield_now();
@@ -209,17 +202,20 @@ impl BackEnd {
     }
 
     /// Whether the guest has added something to a ring.
-    fn has_work(&self, [rx, tx, _]: [&Vring; QUEUES]) -> bool {
+    fn has_work(&self, [rx, tx, _]: [&Vring; QUEUES]) -> Result<bool, DeviceError> {
         let rings = lock(&self.rings);
-        let Some(watched) = lock(&self.memory).clone() else { return false };
+        let Some(watched) = lock(&self.memory).clone() else { return Ok(false) };
+        if watched.watch.is_gone() || !matches!(rings.run, Run::Running | Run::TakenOver) {
+            return Ok(false);
+        }
         let (rx, tx) = (rx.get_ref(), tx.get_ref());
-        !watched.watch.is_gone()
-            && matches!(rings.run, Run::Running | Run::TakenOver)
-            && rings.device.has_work(&*watched.memory, rx.get_queue(), tx.get_queue())
+        let has_work = rings.device.has_work(&*watched.memory, rx.get_queue(), tx.get_queue());
+        // The access that finds memory gone reports it: no other does.
+        if watched.watch.is_gone() { Err(DeviceError::MemoryGone) } else { Ok(has_work) }
     }
 
-    fn service(&self, rings: [&Vring; QUEUES], serve: Serve) -> Result<(), DeviceError> {
-        let due = self.service_rings(rings, serve)?;
+    fn service(&self, rings: [&Vring; QUEUES], notifications: Notifications) -> Result<(), DeviceError> {
+        let due = self.service_rings(rings, notifications)?;
         let [rx, tx, event] = rings;
         for (is_due, ring) in [(due.rx, rx), (due.tx, tx), (due.event, event)] {
             if is_due && let Some(call) = ring.call() {
@@ -230,7 +226,11 @@ impl BackEnd {
     }
 
     /// Returns the queues whose interrupt is to be raised, once no lock is held.
-    fn service_rings(&self, [rx, tx, event]: [&Vring; QUEUES], serve: Serve) -> Result<vsock::Interrupts, DeviceError> {
+    fn service_rings(
+        &self,
+        [rx, tx, event]: [&Vring; QUEUES],
+        notifications: Notifications,
+    ) -> Result<vsock::Interrupts, DeviceError> {
         let mut rings = lock(&self.rings);
         let none = vsock::Interrupts::default();
         let Some(watched) = lock(&self.memory).clone() else {
@@ -251,7 +251,8 @@ impl BackEnd {
             rings.start_events();
         }
         let events = has_events.then(|| event.get_queue_mut());
-        let served = serve(&mut rings.device, &watched.memory, rx.get_queue_mut(), tx.get_queue_mut(), events);
+        let (rx, tx) = (rx.get_queue_mut(), tx.get_queue_mut());
+        let served = rings.device.serve(&*watched.memory, rx, tx, events, notifications);
         if watched.watch.is_gone() { Err(DeviceError::MemoryGone) } else { served }
     }
 
