@@ -33,8 +33,8 @@ use suite_file::{Kernel, Scheduler, SuiteFile};
 
 /// Boot a throw-away guest and sample its scheduler
 ///
-/// The guest is a microVM in this process where /dev/kvm runs Linux, else it runs on QEMU. It has the kernel, the agent, the scheduler with its libraries, and busybox; no disk and no network. Neither
-/// root nor /dev/kvm is needed.
+/// The guest is a microVM in this process where /dev/kvm runs Linux, else it runs on QEMU. It has the kernel, the agent, the
+/// scheduler with its libraries, and busybox; no disk and no network. Neither root nor /dev/kvm is needed.
 ///
 /// With CMD, boot runs it in the guest, samples the scheduler's stats until it exits, and exits with its exit code. The
 /// outputs of CMD go to stderr as they come: unchanged into a file or a pipe, without escape sequences and control
@@ -139,7 +139,8 @@ pub struct Boot {
     #[arg(long, value_name = "VMM", default_value = "auto")]
     vmm: VmmArgument,
 
-    /// The QEMU program, which runs the guest then; by default $QEMU, else qemu-system-x86_64 or qemu-system-aarch64, as the kernel needs
+    /// The QEMU program, which runs the guest then; by default $QEMU, else qemu-system-x86_64 or qemu-system-aarch64, as the
+    /// kernel needs
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<OsString>,
 

@@ -5,22 +5,17 @@ mod junit;
 mod named_verdicts;
 mod verdicts;
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::Args;
 use scx_vsock::series::expectation::Expectation;
 
-use crate::error_report::{one_line, wrong_arguments};
+use crate::text_file;
 pub use evaluations::Evaluations;
 pub use junit::{JunitFile, JunitSuite};
 pub use named_verdicts::NamedVerdicts;
 pub use verdicts::{ExpectationsBroken, Verdicts};
-
-/// Bytes of the longest file of expectations.
-const MAX_FILE_BYTES: u64 = 256 * 1024;
 
 /// What must be true of the samples.
 #[derive(Args)]
@@ -57,7 +52,7 @@ impl Expectations {
     pub fn read(&self) -> Result<Vec<Expectation>> {
         let mut expectations = self.expressions.clone();
         for file in &self.files {
-            expectations.extend(read(file)?);
+            expectations.extend(text_file::read(file, "a file with an expectation a line", parse)?);
         }
         Ok(expectations)
     }
@@ -75,17 +70,6 @@ impl Expectations {
     pub fn is_empty(&self) -> bool {
         self.expressions.is_empty() && self.files.is_empty()
     }
-}
-
-fn read(path: &Path) -> Result<Vec<Expectation>> {
-    let cannot_read = || format!("cannot read {}", path.display());
-    let mut text = String::new();
-    let file = File::open(path).with_context(cannot_read)?;
-    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).with_context(cannot_read)?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        bail!("{} has more than {MAX_FILE_BYTES} bytes: name a file with an expectation a line", path.display());
-    }
-    parse(&text).map_err(|problem| wrong_arguments(one_line(&format!("{}: {problem}", path.display()))))
 }
 
 fn parse(text: &str) -> Result<Vec<Expectation>, String> {

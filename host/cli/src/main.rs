@@ -27,6 +27,7 @@ mod serve;
 mod signals;
 mod stats;
 mod target;
+mod text_file;
 mod watch;
 
 use std::io;

@@ -21,7 +21,7 @@ pub struct Combination {
 }
 
 /// An option with its value.
-fn option(name: &str, value: impl AsRef<OsStr>) -> OsString {
+pub fn option(name: &str, value: impl AsRef<OsStr>) -> OsString {
     let mut option = OsString::from(format!("--{name}="));
     option.push(value);
     option

@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
+use super::combination::option;
+
 /// Options and the command that runs in the guest.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
@@ -32,11 +34,7 @@ impl Forwarded {
                 Some(long) if !argument.get_action().takes_values() => {
                     forwarded.options.push(format!("--{long}").into())
                 }
-                Some(long) => forwarded.options.extend(values.map(|value| {
-                    let mut option = OsString::from(format!("--{long}="));
-                    option.push(value);
-                    option
-                })),
+                Some(long) => forwarded.options.extend(values.map(|value| option(long, value))),
             }
         }
         forwarded

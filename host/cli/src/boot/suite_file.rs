@@ -1,21 +1,16 @@
 //! A file that describes a suite: kernels, schedulers, what runs in the guests and what must be true.
 
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use scx_vsock::series::expectation::Expectation;
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::duration;
-use crate::error_report::{one_line, wrong_arguments};
-
-/// Bytes of the longest file.
-const MAX_FILE_BYTES: u64 = 256 * 1024;
+use crate::text_file;
 
 /// The least similarity of a key that is proposed, from 0 to 1.
 const MIN_SIMILARITY: f64 = 0.7;
@@ -95,14 +90,7 @@ impl SuiteFile {
     ///
     /// It cannot be read, or is no suite: with the line, the column and the key.
     pub fn read(path: &Path) -> Result<Self> {
-        let cannot_read = || format!("cannot read {}", path.display());
-        let mut text = String::new();
-        let file = File::open(path).with_context(cannot_read)?;
-        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).with_context(cannot_read)?;
-        if text.len() as u64 > MAX_FILE_BYTES {
-            bail!("{} has more than {MAX_FILE_BYTES} bytes: name a suite file", path.display());
-        }
-        Self::parse(&text).map_err(|problem| wrong_arguments(one_line(&format!("{}: {problem}", path.display()))))
+        text_file::read(path, "a suite file", Self::parse)
     }
 
     /// Drops what the command line says as well.

@@ -38,8 +38,7 @@ impl JunitFile {
     pub fn write_suites<'s>(&self, suites: impl Iterator<Item = &'s JunitSuite>) -> Result<()> {
         let mut report = Report::new(format!("scx-vsock {}", self.verb));
         report.add_test_suites(suites.map(|of| of.suite.clone()));
-        let text = report.to_string().context("cannot make the JUnit report")?;
-        (&self.file).write_all(text.as_bytes()).with_context(|| cannot_write(&self.path))
+        self.save(&report)
     }
 
     /// Writes the report: a case for the run and one for each expectation.
@@ -48,7 +47,11 @@ impl JunitFile {
     ///
     /// The file cannot be written.
     pub fn write(&self, verdicts: &[NamedVerdicts], error: Option<&anyhow::Error>) -> Result<()> {
-        let text = report(&self.verb, verdicts, error).to_string().context("cannot make the JUnit report")?;
+        self.save(&report(&self.verb, verdicts, error))
+    }
+
+    fn save(&self, report: &Report) -> Result<()> {
+        let text = report.to_string().context("cannot make the JUnit report")?;
         (&self.file).write_all(text.as_bytes()).with_context(|| cannot_write(&self.path))
     }
 }
