@@ -1,14 +1,7 @@
 //! What a target's kernel says about sched_ext, and its counters over all reads.
 
-use std::collections::BTreeMap;
-
 use crate::stats::SchedExt;
-
-/// Events of a target that are kept, as many as an agent sends. A kernel has fewer.
-const MAX_EVENTS: usize = 64;
-
-/// Characters of a state, a scheduler's name or an event's that are kept, as many as an agent sends.
-const MAX_TEXT_CHARS: usize = 128;
+use crate::stats::event_sums::{EventSums, KernelCounter, truncated};
 
 /// What a target's kernel said, with counters that never go backwards: the kernel's own begin anew with each scheduler
 /// that is enabled, and with each boot.
@@ -18,35 +11,18 @@ pub(super) struct KernelState {
     pub(super) newest: Option<(String, Option<String>)>,
     /// Schedulers that were enabled, once the kernel has said it.
     enables: Option<KernelCounter>,
-    /// The events by their names.
-    events: BTreeMap<String, KernelCounter>,
-}
-
-/// A counter of the kernel's, and what it adds up to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct KernelCounter {
-    newest: u64,
-    sum: u64,
-}
-
-impl KernelCounter {
-    /// Adds what came since the newest number; all of it if the counter began anew.
-    fn add(&mut self, number: u64, began_anew: bool) {
-        let before = if began_anew || number < self.newest { 0 } else { self.newest };
-        self.sum = self.sum.wrapping_add(number.saturating_sub(before));
-        self.newest = number;
-    }
+    events: EventSums,
 }
 
 impl KernelState {
     /// Returns how many schedulers were enabled, if the kernel has said it.
     pub(super) fn enables(&self) -> Option<u64> {
-        self.enables.map(|counter| counter.sum)
+        self.enables.map(KernelCounter::sum)
     }
 
     /// Returns the events by their names.
     pub(super) fn events(&self) -> impl Iterator<Item = (&String, u64)> {
-        self.events.iter().map(|(name, counter)| (name, counter.sum))
+        self.events.iter()
     }
 
     /// Takes what the kernel says now, or that it was not asked.
@@ -56,35 +32,21 @@ impl KernelState {
             Some((truncated(said.state.as_deref()?), ops))
         });
         let Some(said) = said else { return };
-        let enables = said.enable_seq.as_deref().and_then(|number| number.parse().ok());
-        let began_anew = enables.is_some() && enables != self.enables.map(|counter| counter.newest);
-        if let Some(enables) = enables {
+        if let Some(enables) = said.enable_seq.as_deref().and_then(|number| number.parse().ok()) {
             self.enables.get_or_insert_default().add(enables, false);
         }
-        for (name, number) in said.events.iter().flatten() {
-            let Ok(number) = number.parse() else { continue };
-            let name = truncated(name);
-            if self.events.len() < MAX_EVENTS || self.events.contains_key(&name) {
-                self.events.entry(name).or_default().add(number, began_anew);
-            }
-        }
-        if began_anew {
-            // An event that is absent now has begun anew all the same.
-            let absent = |name: &String| !said.events.as_ref().is_some_and(|events| events.contains_key(name));
-            self.events.iter_mut().filter(|(name, _)| absent(name)).for_each(|(_, counter)| counter.newest = 0);
-        }
+        self.events.update(said);
     }
-}
-
-fn truncated(text: &str) -> String {
-    text.chars().take(MAX_TEXT_CHARS).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
+    use crate::stats::event_sums::{MAX_EVENTS, MAX_NAME_CHARS};
 
     fn said(enable_seq: u64, events: &[(&str, u64)]) -> SchedExt {
         let events: BTreeMap<_, _> = events.iter().map(|(name, number)| (*name, number.to_string())).collect();
@@ -97,7 +59,7 @@ mod tests {
         let mut state = KernelState::default();
         let sum = |said: &SchedExt| {
             state.update(Some(said));
-            (state.enables().unwrap(), state.events.get("E").map_or(0, |event| event.sum))
+            (state.enables().unwrap(), state.events().find(|(name, _)| *name == "E").map_or(0, |(_, sum)| sum))
         };
         reports.iter().map(sum).collect()
     }
@@ -133,10 +95,10 @@ mod tests {
             let events: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
             state.update(Some(&said(round, &events)));
         }
-        assert_eq!(state.events.len(), MAX_EVENTS);
-        assert!(state.events.keys().all(|name| name.len() == MAX_TEXT_CHARS));
+        assert_eq!(state.events().count(), MAX_EVENTS);
+        assert!(state.events().all(|(name, _)| name.len() == MAX_NAME_CHARS));
         state.update(None);
-        assert_eq!((state.newest, state.events.len()), (None, MAX_EVENTS));
+        assert_eq!((state.newest.as_ref(), state.events().count()), (None, MAX_EVENTS));
     }
 
     #[test]
@@ -144,6 +106,6 @@ mod tests {
         let odd = json!({ "uptime_us": 1, "enable_seq": "-1", "events": { "E": "1e3", "F": "18446744073709551615" } });
         let mut state = KernelState::default();
         state.update(Some(&serde_json::from_value(odd).unwrap()));
-        assert_eq!((state.newest, state.enables, state.events.len()), (None, None, 1));
+        assert_eq!((state.newest.as_ref(), state.enables, state.events().count()), (None, None, 1));
     }
 }

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::stats::SchedExt;
-
-/// The most counters that are kept. A kernel has some fifteen.
-const MAX_EVENTS: usize = 128;
+use crate::stats::event_sums::EventSums;
 
 /// The most messages that are kept: the newest.
 const MAX_MESSAGES: usize = 64;
@@ -20,10 +18,7 @@ pub struct KernelRecord {
     /// How often the samples saw another scheduler enabled than before, the first one counted.
     pub enables: usize,
     enable_seq: Option<String>,
-    /// The counters of the schedulers before this one.
-    before: BTreeMap<String, u64>,
-    /// Those of this one.
-    current: BTreeMap<String, u64>,
+    events: EventSums,
     /// When each was logged, in microseconds of the guest, and its text.
     pub messages: BTreeSet<(Option<u64>, String)>,
     /// Whether there were older messages.
@@ -37,20 +32,11 @@ impl KernelRecord {
         if said.ops.as_deref().is_some_and(|ops| !ops.is_empty()) {
             self.ops.clone_from(&said.ops);
         }
-        // The counters begin anew with each scheduler that is enabled.
         if said.enable_seq.is_some() && said.enable_seq != self.enable_seq {
             self.enable_seq.clone_from(&said.enable_seq);
-            self.before = self.totals();
-            self.current.clear();
             self.enables += usize::from(said.enable_seq.as_deref() != Some("0"));
         }
-        for (name, count) in said.events.iter().flatten() {
-            if let Ok(count) = count.parse()
-                && (self.current.len() < MAX_EVENTS || self.current.contains_key(name))
-            {
-                self.current.insert(name.clone(), count);
-            }
-        }
+        self.events.update(said);
         self.messages.extend(said.log.iter().flatten().map(|message| (message.time_us, message.text.clone())));
         while self.messages.len() > MAX_MESSAGES {
             self.messages.pop_first();
@@ -60,14 +46,7 @@ impl KernelRecord {
 
     /// The counters over all schedulers of the recording.
     pub fn totals(&self) -> BTreeMap<String, u64> {
-        let mut totals = self.before.clone();
-        for (name, count) in &self.current {
-            if totals.len() < MAX_EVENTS || totals.contains_key(name) {
-                let total = totals.entry(name.clone()).or_default();
-                *total = total.saturating_add(*count);
-            }
-        }
-        totals
+        self.events.iter().map(|(name, sum)| (name.clone(), sum)).collect()
     }
 }
 
@@ -76,6 +55,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::stats::event_sums::MAX_EVENTS;
 
     fn said(seq: u32, count: u64) -> SchedExt {
         let said = json!({

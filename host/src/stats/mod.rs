@@ -7,6 +7,8 @@
 mod depth;
 mod error;
 mod error_chain;
+#[cfg(any(feature = "export", feature = "report"))]
+pub(crate) mod event_sums;
 pub mod meta;
 pub(crate) mod path;
 mod peer_text;
