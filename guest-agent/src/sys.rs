@@ -55,7 +55,7 @@ pub fn may_pass(outcome: i32) -> bool {
     )
 }
 
-/// The number of an open descriptor, or none. A copy of the number: whoever keeps it in a table closes it, once.
+/// The number of an open descriptor, or none. A copy of the number: the table that keeps it closes it, once.
 ///
 /// The complement, so that zeroed memory is no descriptor. A call on none fails with `EBADF`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

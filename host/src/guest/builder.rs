@@ -191,8 +191,8 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the QEMU program, with which the guest runs unless a microVM is asked for. By default it is the one that `QEMU` names in the environment, else
-    /// `qemu-system-x86_64` or, for an arm64 kernel, `qemu-system-aarch64`.
+    /// Sets the QEMU program, with which the guest runs unless a microVM is asked for. By default it is the one that `QEMU`
+    /// names in the environment, else `qemu-system-x86_64` or, for an arm64 kernel, `qemu-system-aarch64`.
     pub fn qemu(mut self, program: impl Into<OsString>) -> Self {
         self.qemu = Some(program.into());
         self

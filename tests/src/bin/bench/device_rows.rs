@@ -69,7 +69,7 @@ fn in_process_round_trip(_: &Programs) -> Row {
         ours.extend(device_round_trips(TIMES, echo));
         bare.extend(bare_round_trips(TIMES));
     }
-    Row::median("in-process device, 4 KiB round trip / bare socket pairs, us", &mut ours, &mut bare, Goal::Ratio(1.5))
+    Row::median("in-process device, 4 KiB round trip / bare socket pairs, us", &mut ours, &mut bare, Goal::Ratio(1.2))
 }
 
 /// Round trips from the host by the device's thread to the guest's thread and back, where the guest does this with its
