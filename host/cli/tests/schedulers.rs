@@ -1,4 +1,4 @@
-//! scx_rusty and scx_lavd in QEMU guests: what the command and the client make of their stats.
+//! scx_rusty, scx_lavd and scx_rustland in QEMU guests: what the command and the client make of their stats.
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use std::process::{Command, Output};
@@ -181,4 +181,36 @@ fn a_second_reader_of_lavd_preempts_the_first() {
         assert!(sample.stats.as_ref().err().is_none_or(is_preempted), "{sample:?}");
     }
     assert!(samples.iter().any(|sample| sample.stats.is_err()), "{lines}");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest with scx_rustland; run ci/test schedulers"]
+fn the_watchdogs_ejection_of_a_stopped_rustland_is_named() {
+    let rustland = Scheduled::by("scx_rustland");
+    // In a guest with nothing to do, scx_rustland 1.1.4 may wait for half a minute to be scheduled itself.
+    rustland.start_load();
+    let client = rustland.client();
+    client.stats(&[]).unwrap();
+    // It schedules in user space: while it is stopped nothing else runs there, the agent included.
+    output(&rustland.guest, &["sh", "-c", "(kill -STOP $(pidof scx_rustland)) </dev/null >/dev/null 2>&1 &"]);
+    let impatient = client.with_deadline(Duration::from_secs(2));
+    let error = (0..1_000).find_map(|_| impatient.stats(&[]).err()).unwrap();
+    assert!(matches!(error, SchedStatsError::TimedOut { .. }), "{error}");
+
+    output(&rustland.guest, &["sh", "-c", "until grep -q disabled /sys/kernel/sched_ext/state; do :; done"]);
+    let log = rustland.client().sched_ext().unwrap().log.unwrap();
+    let texts: Vec<&str> = log.iter().map(|message| message.text.as_str()).collect();
+    let is_cause = |text: &&str| {
+        text.starts_with("sched_ext: BPF scheduler 'rustland") && text.ends_with("disabled (runnable task stall)")
+    };
+    assert!(texts.iter().any(is_cause), "{texts:?}");
+    // Which task did not run, or that the watchdog itself did not.
+    assert!(texts.iter().any(|text| text.contains(" failed to run for ") || text.contains(" failed to check in for ")));
+
+    // It was only stopped, so that its socket is there until it ends.
+    let end = "kill -KILL $(pidof scx_rustland); while pidof scx_rustland; do :; done";
+    output(&rustland.guest, &["sh", "-c", end]);
+    let error = (0..2).find_map(|_| rustland.client().stats(&[]).err()).unwrap();
+    assert!(matches!(error, SchedStatsError::NoScheduler { .. }), "{error}");
+    assert!(error.to_string().contains("the kernel says \"runnable task stall"), "{error}");
 }
