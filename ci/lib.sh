@@ -47,6 +47,11 @@ need_cargo() {
     have cargo || die "missing: cargo; install Rust from https://rustup.rs"
 }
 
+# The version of all packages here.
+workspace_version() {
+    sed -n 's/^version = "\(.*\)"/\1/p' "$top/Cargo.toml" | head -n 1
+}
+
 # Makes the cache's folder $1 and prints its path.
 cache_folder() {
     mkdir -p "$cache/$1" 2>/dev/null && [ -w "$cache/$1" ] ||
