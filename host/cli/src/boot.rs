@@ -30,6 +30,7 @@ use hybrid_socket::HybridSocket;
 use sampling::Sampling;
 use suite::SuiteOptions;
 use suite_file::{Kernel, Scheduler, SuiteFile};
+use toml::Spanned;
 
 /// Boot a throw-away guest and sample its scheduler
 ///
@@ -43,9 +44,9 @@ use suite_file::{Kernel, Scheduler, SuiteFile};
 /// A scheduler that exits before it serves stats ends boot with exit code 3. One that exits later is a warning, or with
 /// --require-stats an error with that code.
 ///
-/// With several kernels or schedulers, --repetitions or --suite, boot runs each combination one after another, each within a
-/// --limit, and prints a table at the end. Samples and messages go to files, and the exit code is that of the first run that
-/// failed.
+/// With several kernels, topologies or schedulers, --repetitions or --suite, boot runs each combination, one after another or
+/// --jobs at once, each within a --limit, and prints a table at the end. Samples, which name their run, and messages go to
+/// files. The exit code is that of the first run that failed.
 ///
 /// With --expect, the samples are judged at the end, a line each on stderr. If CMD succeeds and an expectation is not met,
 /// the exit code is 4.
@@ -64,7 +65,7 @@ Examples:
 pub struct Boot {
     /// The kernel's bzImage, such as /boot/vmlinuz-$(uname -r), or an arm64 Image, whose guest is emulated
     ///
-    /// Several kernels, or schedulers, are run one after another.
+    /// Each of several kernels, topologies or schedulers has runs of its own.
     #[arg(long = "kernel", value_name = "FILE", required_unless_present = "suite", id = "kernel")]
     kernels: Vec<PathBuf>,
 
@@ -102,7 +103,7 @@ pub struct Boot {
     #[arg(long, value_name = "TIME", default_value = "1", value_parser = duration::parse)]
     interval: Duration,
 
-    /// Print samples as JSON Lines
+    /// Print samples as JSON Lines; those of several runs when each has ended
     #[arg(long)]
     jsonl: bool,
 
@@ -128,8 +129,8 @@ pub struct Boot {
 
     /// How the processors are arranged, such as sockets=2,llcs=1,cores=2,threads=2,nodes=2: each number is that of a part of
     /// the one before it, except that of NUMA nodes. QEMU shows sockets, cores and threads
-    #[arg(long, value_name = "LIST")]
-    topology: Option<Topology>,
+    #[arg(long = "topology", value_name = "LIST", id = "topology")]
+    topologies: Vec<Topology>,
 
     /// How long to wait for the agent, and again for the scheduler, in seconds or with a unit (2m)
     #[arg(long, value_name = "TIME", default_value = "120", value_parser = duration::parse)]
@@ -157,6 +158,10 @@ pub struct Boot {
     /// End with the process of this number, which has started this one
     #[arg(long, value_name = "PID", hide = true)]
     ends_with: Option<i32>,
+
+    /// The name of this run of several, which its samples have as well
+    #[arg(long, value_name = "NAME", hide = true)]
+    run_name: Option<String>,
 
     /// A command to run in the guest
     #[arg(last = true, value_name = "CMD")]
@@ -187,7 +192,8 @@ impl Boot {
         if let Some(parent) = self.ends_with {
             end_with(parent)?;
         }
-        if self.suite.is_asked_for() || self.kernels.len() > 1 || self.schedulers.len() > 1 {
+        let of_one_kind = [self.kernels.len(), self.topologies.len(), self.schedulers.len()];
+        if self.suite.is_asked_for() || of_one_kind.iter().any(|&count| count > 1) {
             return self.run_all();
         }
         let schedule = Schedule::Every(self.interval).validate()?;
@@ -196,20 +202,21 @@ impl Boot {
         evaluations.conclude(outcome)
     }
 
-    /// Runs each kernel with each scheduler.
+    /// Runs each combination.
     fn run_all(&self) -> Result<ExitCode> {
         if self.console.is_some() || self.hybrid.is_some() {
             return Err(wrong_arguments("--console and --hybrid are of one run, and there are several"));
         }
         let matrix = SuiteFile {
             kernel: self.matrix_of_kernels()?,
+            topology: self.topologies.iter().map(|topology| Spanned::new(0..0, topology.to_string())).collect(),
             scheduler: self.matrix_of_schedulers(),
             ..SuiteFile::default()
         };
         let command = Self::augment_args(Command::new("boot"));
         let matches = command.clone().try_get_matches_from(env::args_os().skip(1))?;
         let suite = self.suite.suite(&command, &matches, matrix)?;
-        suite.run(self.expectations.junit("boot")?.as_ref())
+        suite.run(self.jsonl, self.expectations.junit("boot")?.as_ref())
     }
 
     fn matrix_of_kernels(&self) -> Result<Vec<Kernel>> {
@@ -259,7 +266,8 @@ impl Boot {
         }
         // Without a scheduler, each sample says why.
         let _reason = sampler.prime();
-        let mut sampling = Sampling { schedule, jsonl: self.jsonl, requires_stats: self.require_stats, evaluations };
+        let (jsonl, requires_stats, run) = (self.jsonl, self.require_stats, self.run_name.as_deref());
+        let mut sampling = Sampling { schedule, jsonl, run, requires_stats, evaluations };
         if self.command.is_empty() {
             sampling.take(guest, self.samples, &mut sampler, !self.schedulers.is_empty() && !self.no_stats)
         } else {
@@ -273,8 +281,8 @@ impl Boot {
         if let Some(cpus) = self.cpus {
             builder = builder.cpus(cpus);
         }
-        if let Some(topology) = self.topology {
-            builder = builder.topology(topology);
+        if let Some(topology) = self.topologies.first() {
+            builder = builder.topology(*topology);
         }
         if let Some(folder) = self.modules.first() {
             builder = builder.modules(folder);

@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use scx_vsock::SampleSeries;
 use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::guest::Kernel;
 use scx_vsock_tests::program;
@@ -93,6 +94,30 @@ fn a_suite_file_names_its_runs() {
     assert!(table.starts_with("mine-1") && table.lines().nth(1).unwrap().starts_with("mine-2"), "{table}");
     let (_, table, _) = run(boot(folder.path()).args(["--suite", "sub/suite.toml", "--repetitions", "1"]));
     assert_eq!(table.lines().count(), 1, "{table}");
+    let of_one =
+        ["--suite", "sub/suite.toml", "--repetitions", "1", "--topology", "cores=2", "--topology", "threads=2"];
+    let (_, table, _) = run(boot(folder.path()).args(of_one));
+    let names: Vec<&str> = table.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(names, ["mine-cores2", "mine-threads2"]);
+}
+
+/// A QEMU that ends when another one has been started beside it.
+const IN_PAIRS: &str = r#"case "$*" in
+    *first*) echo >pipe ;;
+    *) read -r line <pipe ;;
+esac
+echo 'kernel panic'; exit 1"#;
+
+#[test]
+fn jobs_are_runs_at_once() {
+    let folder = folder(&["first", "second"]);
+    program::write_script(&folder.path().join("qemu"), IN_PAIRS);
+    assert!(Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap().success());
+    let arguments = ["--kernel", "first", "--kernel", "second", "--repetitions", "2", "--jobs", "2", "--limit", "60s"];
+    let (_, table, lines) = run(boot(folder.path()).args(arguments));
+    let names: Vec<&str> = table.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(names, ["first-1", "second-1", "first-2", "second-2"], "{lines:?}");
+    assert!(table.lines().all(|line| line.ends_with("its last lines: kernel panic")), "{table}");
 }
 
 #[test]
@@ -172,10 +197,16 @@ fn schedulers_that_hang_crash_or_flood_end_with_their_runs() {
     );
     fs::write(folder.path().join("suite.toml"), suite).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_scx-vsock"));
-    let (code, table, lines) = run(command.current_dir(folder.path()).args(["boot", "--suite", "suite.toml"]));
+    let arguments = ["boot", "--suite", "suite.toml", "--jobs", "2", "--jsonl"];
+    let (code, samples, lines) = run(command.current_dir(folder.path()).args(arguments));
+    let table = lines.get(3..).unwrap_or_default().join("\n");
     let rows: Vec<&str> = table.lines().collect();
-    assert_eq!((code, rows.len()), (1, 3), "{table}{lines:?}");
+    assert_eq!((code, rows.len()), (1, 3), "{lines:?}");
     assert!(rows[0].contains("failed: it had not ended within its limit of 120 s"), "{table}");
     assert!(rows[1].contains("failed: the scheduler crashes"), "{table}");
     assert!(rows[2].contains("2 samples") && rows[2].ends_with("ok, all expectations met"), "{table}");
+    let named = samples.lines().map(|line| line.starts_with("{\"run\":\"floods\",\"tag\":\"sample "));
+    assert_eq!(named.collect::<Vec<_>>(), [true, true], "{samples}");
+    let read = SampleSeries::from_json_lines(&samples).unwrap();
+    assert!(read.samples().len() == 2 && read.samples().iter().all(|sample| sample.kernel.is_some()), "{samples}");
 }

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -30,6 +30,8 @@ pub struct RunResult {
     pub name: String,
     /// Its case, and those of its expectations.
     pub suite: JunitSuite,
+    /// Where its samples are, a line each.
+    recording: PathBuf,
     /// How many samples it recorded.
     pub samples: usize,
     /// How long it took.
@@ -63,7 +65,21 @@ pub fn run(combination: &Combination, folder: &Path, limit: Duration) -> Result<
     let problem = problem(status, limit);
     let suite = JunitSuite::of_run(name, &report, problem.as_deref());
     let samples = File::open(&recording).map_or(0, |file| BufReader::new(file).split(b'\n').count());
-    Ok(RunResult { name: name.clone(), suite, samples, took: started.elapsed(), code })
+    Ok(RunResult { name: name.clone(), suite, recording, samples, took: started.elapsed(), code })
+}
+
+impl RunResult {
+    /// Prints what the run recorded, in one piece.
+    ///
+    /// # Errors
+    ///
+    /// The recording cannot be read, or stdout not be written.
+    pub fn print_samples(&self) -> Result<()> {
+        let mut samples =
+            File::open(&self.recording).with_context(|| format!("cannot read {}", self.recording.display()))?;
+        let mut stdout = io::stdout().lock();
+        io::copy(&mut samples, &mut stdout).and_then(|_| stdout.flush()).context("cannot write to stdout")
+    }
 }
 
 /// What the run's own report does not say.
@@ -81,6 +97,8 @@ fn spawn(combination: &Combination, junit: &Path, temporary: &Path, samples: Fil
         .arg("boot")
         .args(&combination.options)
         .arg("--jsonl")
+        .arg("--run-name")
+        .arg(&combination.name)
         .arg("--ends-with")
         .arg(std::process::id().to_string());
     command.arg("--junit").arg(junit).env("TMPDIR", temporary);

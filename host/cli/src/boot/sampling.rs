@@ -12,6 +12,7 @@ use scx_vsock::guest::Guest;
 use scx_vsock::guest::{Error, FaultWatch};
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Sample, Sampler};
+use serde::Serialize;
 
 use super::command_text::CommandPrinter;
 use crate::expectations::Evaluations;
@@ -27,10 +28,21 @@ pub struct Sampling<'e> {
     pub schedule: Schedule,
     /// Whether they are printed as JSON Lines.
     pub jsonl: bool,
+    /// The name of the run, if it is one of several.
+    pub run: Option<&'e str>,
     /// Whether a fault of the guest, or a last sample without stats, ends the run with an error.
     pub requires_stats: bool,
     /// What must be true of them.
     pub evaluations: &'e mut Evaluations,
+}
+
+/// A sample as a line of JSON, with the name of its run.
+#[derive(Serialize)]
+struct Line<'l> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<&'l str>,
+    #[serde(flatten)]
+    sample: &'l Sample,
 }
 
 /// What happens while samples are taken.
@@ -128,7 +140,7 @@ impl Sampling<'_> {
         self.evaluations.record(0, sample);
         let mut stdout = anstream::stdout().lock();
         if self.jsonl {
-            serde_json::to_writer(&mut stdout, sample).map_err(io::Error::from)?;
+            serde_json::to_writer(&mut stdout, &Line { run: self.run, sample }).map_err(io::Error::from)?;
             stdout.write_all(b"\n")?;
         } else {
             stdout.write_all(display::sample(sample).as_bytes())?;

@@ -1,8 +1,12 @@
-//! Several runs, one after another: each kernel with each scheduler, as often as is asked for.
+//! Several runs: each kernel with each topology and each scheduler, as often as is asked for.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -22,11 +26,11 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Several runs.
 #[derive(Args)]
 pub struct SuiteOptions {
-    /// Run each combination of the kernels and schedulers in this TOML file
+    /// Run each combination of the kernels, topologies and schedulers in this TOML file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "modules", "config", "scheduler", "scheduler_args"])]
     suite: Option<PathBuf>,
 
-    /// How often to run each kernel with each scheduler, in turns
+    /// How often to run each combination, in turns
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     repetitions: Option<u32>,
 
@@ -34,14 +38,30 @@ pub struct SuiteOptions {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     limit: Option<Duration>,
 
+    /// With several runs: how many are done at once. Each guest takes memory and processors of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+
     /// With several runs: the folder for each run's samples, NAME.jsonl, and messages, NAME.log
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     folder: PathBuf,
 }
 
 /// The options that say which runs there are, and what a run of several has of its own.
-const OF_ALL: [&str; 9] =
-    ["suite", "repetitions", "limit", "folder", "kernel", "modules", "config", "scheduler", "junit"];
+const OF_ALL: [&str; 12] = [
+    "suite",
+    "repetitions",
+    "limit",
+    "jobs",
+    "folder",
+    "kernel",
+    "modules",
+    "config",
+    "topology",
+    "scheduler",
+    "jsonl",
+    "junit",
+];
 
 impl SuiteOptions {
     /// Whether there are several runs even of one kernel with one scheduler.
@@ -57,7 +77,13 @@ impl SuiteOptions {
     pub fn suite(&self, command: &Command, matches: &ArgMatches, matrix: SuiteFile) -> Result<Suite> {
         let forwarded = Forwarded::of(command, matches, &OF_ALL);
         let (mut file, base) = match &self.suite {
-            Some(path) => (SuiteFile::read(path)?, path.parent().unwrap_or(Path::new(""))),
+            Some(path) => {
+                let mut file = SuiteFile::read(path)?;
+                if !matrix.topology.is_empty() {
+                    file.topology = matrix.topology;
+                }
+                (file, path.parent().unwrap_or(Path::new("")))
+            }
             None => (matrix, Path::new("")),
         };
         file.forget(|option| forwarded.has(option));
@@ -69,7 +95,8 @@ impl SuiteOptions {
                 of.command.clone_from(&forwarded.command);
             }
         }
-        Ok(Suite { combinations, limit: self.limit.or(of_file).unwrap_or(LIMIT), folder: self.folder.clone() })
+        let limit = self.limit.or(of_file).unwrap_or(LIMIT);
+        Ok(Suite { combinations, limit, jobs: self.jobs, folder: self.folder.clone() })
     }
 }
 
@@ -77,25 +104,29 @@ impl SuiteOptions {
 pub struct Suite {
     combinations: Vec<Combination>,
     limit: Duration,
+    /// How many are done at once.
+    jobs: u16,
     /// Where recordings and messages are written.
     folder: PathBuf,
 }
 
 impl Suite {
-    /// Runs all of them, and prints a table at the end. The exit code is that of the first run that failed; that of broken
-    /// expectations if there is nothing worse.
+    /// Runs all of them, and prints a table at the end; with `jsonl` the samples of each run when it has ended, and the
+    /// table as a message. The exit code is that of the first run that failed; that of broken expectations if there is
+    /// nothing worse.
     ///
     /// # Errors
     ///
     /// Files cannot be written, or [`ExpectationsBroken`].
-    pub fn run(&self, junit: Option<&JunitFile>) -> Result<ExitCode> {
+    pub fn run(&self, jsonl: bool, junit: Option<&JunitFile>) -> Result<ExitCode> {
         fs::create_dir_all(&self.folder).with_context(|| format!("cannot create {}", self.folder.display()))?;
-        let mut results = Vec::new();
-        for (number, combination) in (1..).zip(&self.combinations) {
-            eprintln!("scx-vsock: run {number} of {}: {}", self.combinations.len(), combination.name);
-            results.push(limited_run::run(combination, &self.folder, self.limit)?);
+        let results = self.results(jsonl)?;
+        let table = table(&results);
+        if jsonl {
+            eprintln!("{}", table.trim_end());
+        } else {
+            output::print(&table)?;
         }
-        output::print(&table(&results))?;
         if let Some(junit) = junit {
             junit.write_suites(results.iter().map(|result| &result.suite))?;
         }
@@ -109,6 +140,37 @@ impl Suite {
             return Err(ExpectationsBroken { broken, all }.into());
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Runs all, so many at once, and returns their results in order. Nothing is begun after an error.
+    fn results(&self, jsonl: bool) -> Result<Vec<RunResult>> {
+        let next = AtomicUsize::new(0);
+        let ended: Vec<Result<Vec<_>>> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.jobs).map(|_| scope.spawn(|| self.work(&next, jsonl))).collect();
+            let join = |worker: ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+            workers.into_iter().map(join).collect()
+        });
+        let mut numbered = BTreeMap::new();
+        for results in ended {
+            numbered.extend(results?);
+        }
+        Ok(numbered.into_values().collect())
+    }
+
+    /// Runs what no other thread has begun, until nothing is left.
+    fn work(&self, next: &AtomicUsize, jsonl: bool) -> Result<Vec<(usize, RunResult)>> {
+        let mut results = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(combination) = self.combinations.get(at) else { return Ok(results) };
+            eprintln!("scx-vsock: run {} of {}: {}", at + 1, self.combinations.len(), combination.name);
+            let result = limited_run::run(combination, &self.folder, self.limit)
+                .and_then(|result| if jsonl { result.print_samples().map(|()| result) } else { Ok(result) });
+            if result.is_err() {
+                next.store(self.combinations.len(), Ordering::Relaxed);
+            }
+            results.push((at, result?));
+        }
     }
 }
 

@@ -1,9 +1,10 @@
-//! A file that describes a suite: kernels, schedulers, what runs in the guests and what must be true.
+//! A file that describes a suite: kernels, topologies, schedulers, what runs in the guests and what must be true.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use scx_vsock::guest::Topology;
 use scx_vsock::series::expectation::Expectation;
 use serde::Deserialize;
 use toml::Spanned;
@@ -15,8 +16,9 @@ use crate::text_file;
 /// The least similarity of a key that is proposed, from 0 to 1.
 const MIN_SIMILARITY: f64 = 0.7;
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "kernel",
+    "topology",
     "scheduler",
     "repetitions",
     "limit",
@@ -35,6 +37,9 @@ const SCHEDULER_KEYS: [&str; 6] = ["name", "program", "args", "no-stats", "requi
 #[derive(Debug, Default, Deserialize)]
 pub struct SuiteFile {
     pub kernel: Vec<Kernel>,
+    /// How the guests' processors are arranged, each as `--topology` has it.
+    #[serde(default)]
+    pub topology: Vec<Spanned<String>>,
     #[serde(default)]
     pub scheduler: Vec<Scheduler>,
     pub repetitions: Option<u32>,
@@ -116,6 +121,10 @@ impl SuiteFile {
     fn check(&self) -> Result<(), Problem> {
         for time in [&self.limit, &self.interval, &self.timeout].into_iter().flatten() {
             duration::parse(time.get_ref()).map_err(|text| Problem { at: Some(time.span()), text })?;
+        }
+        for topology in &self.topology {
+            let parsed = topology.get_ref().parse::<Topology>();
+            parsed.map_err(|error| Problem { at: Some(topology.span()), text: error.to_string() })?;
         }
         let of_schedulers = self.scheduler.iter().flat_map(|scheduler| &scheduler.expect);
         for expectation in self.expect.iter().chain(of_schedulers) {
@@ -221,7 +230,7 @@ mod tests {
             (
                 "limit",
                 "zzz",
-                "line 2, column 1: there is no key \"zzz\"; there are kernel, scheduler, repetitions, limit, samples, interval, timeout, memory, cpus, command, expect",
+                "line 2, column 1: there is no key \"zzz\"; there are kernel, topology, scheduler, repetitions, limit, samples, interval, timeout, memory, cpus, command, expect",
             ),
             ("= 2", "= \"2\"", "line 1, column 15, repetitions: invalid type: string \"2\", expected u32"),
             ("\"90s\"", "\"90x\"", "line 2, column 9, limit: unknown unit \"x\"; use ms, s or m, as in 250ms"),
@@ -234,6 +243,11 @@ mod tests {
                 "[\"-s\", \"5\"]",
                 "\"-s\"",
                 "line 9, column 8, scheduler.args: invalid type: string \"-s\", expected a sequence",
+            ),
+            (
+                "repetitions = 2",
+                "topology = ['cores=4', 'dies=2']",
+                "line 1, column 24, topology: \"dies=2\" is no part of a topology: write it as sockets=2,llcs=1,cores=2,threads=2,nodes=1, all optional",
             ),
             ("= true", "= ", "line 10, column 12: string values must be quoted, expected literal string"),
         ] {
