@@ -1,5 +1,6 @@
 //! `scx-vsock boot`: a throw-away guest, sampled while a command runs in it.
 
+mod added_file;
 mod combination;
 mod command_text;
 mod forwarded;
@@ -26,7 +27,9 @@ use crate::error_report::wrong_arguments;
 use crate::expectations::{Evaluations, Expectations};
 use crate::output::eprintln;
 use crate::{display, duration};
+use added_file::AddedFile;
 use hybrid_socket::HybridSocket;
+pub use sampling::CommandFailed;
 use sampling::Sampling;
 use suite::SuiteOptions;
 use suite_file::{Kernel, Scheduler, SuiteFile};
@@ -95,6 +98,15 @@ pub struct Boot {
     #[arg(long, value_name = "PROGRAM")]
     busybox: Option<PathBuf>,
 
+    /// Add a program of this host to the guest, with its libraries, for CMD: as /usr/bin/NAME, or with FILE=PATH as PATH; may
+    /// be repeated
+    #[arg(long = "program", value_name = "FILE[=PATH]", id = "program", value_parser = AddedFile::program)]
+    programs: Vec<AddedFile>,
+
+    /// Add a file of this host to the guest: as /NAME, or with FILE=PATH as PATH; may be repeated
+    #[arg(long = "file", value_name = "FILE[=PATH]", id = "file", value_parser = AddedFile::file)]
+    files: Vec<AddedFile>,
+
     /// How many samples to take without CMD
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "command")]
     samples: u32,
@@ -131,6 +143,10 @@ pub struct Boot {
     /// the one before it, except that of NUMA nodes. QEMU shows sockets, cores and threads
     #[arg(long = "topology", value_name = "LIST", id = "topology")]
     topologies: Vec<Topology>,
+
+    /// How long one sample may take, in seconds or with a unit; a sample that takes longer has no stats
+    #[arg(long, value_name = "TIME", default_value = "5", value_parser = duration::parse)]
+    deadline: Duration,
 
     /// How long to wait for the agent, and again for the scheduler, in seconds or with a unit (2m)
     #[arg(long, value_name = "TIME", default_value = "120", value_parser = duration::parse)]
@@ -196,10 +212,11 @@ impl Boot {
         if self.suite.is_asked_for() || of_one_kind.iter().any(|&count| count > 1) {
             return self.run_all();
         }
+        self.suite.check_for_one_run()?;
         let schedule = Schedule::Every(self.interval).validate()?;
         let mut evaluations = self.expectations.prepare("boot", &[self.kernel().display().to_string()])?;
         let outcome = self.run_guest(schedule, &mut evaluations);
-        evaluations.conclude(outcome)
+        evaluations.conclude(outcome.map(|()| ExitCode::SUCCESS))
     }
 
     /// Runs each combination.
@@ -250,7 +267,7 @@ impl Boot {
         self.kernels.first().map_or(Path::new(""), PathBuf::as_path)
     }
 
-    fn run_guest(&self, schedule: Schedule, evaluations: &mut Evaluations) -> Result<ExitCode> {
+    fn run_guest(&self, schedule: Schedule, evaluations: &mut Evaluations) -> Result<()> {
         let started = Instant::now();
         let hybrid = self.hybrid.as_deref().map(HybridSocket::bind).transpose()?;
         eprintln!("scx-vsock: booting {}", self.kernel().display());
@@ -260,14 +277,16 @@ impl Boot {
         }
         eprintln!("scx-vsock: on {}", display::clean(&guest.vmm().to_string()));
         eprintln!("scx-vsock: the agent is ready after {:.1} s", started.elapsed().as_secs_f32());
-        let mut sampler = Sampler::new(self.client(&guest)?);
+        let client = self.client(&guest)?.map(|client| client.with_deadline(self.deadline));
+        let mut sampler = Sampler::new(client);
         if self.no_stats || evaluations.ask_the_kernel() {
-            sampler = sampler.kernel(guest.client());
+            sampler = sampler.kernel(guest.client().with_deadline(self.deadline));
         }
         // Without a scheduler, each sample says why.
         let _reason = sampler.prime();
         let (jsonl, requires_stats, run) = (self.jsonl, self.require_stats, self.run_name.as_deref());
-        let mut sampling = Sampling { schedule, jsonl, run, requires_stats, evaluations };
+        let end = self.suite.limit().and_then(|limit| Some((started.checked_add(limit)?, limit)));
+        let mut sampling = Sampling { schedule, jsonl, run, end, requires_stats, evaluations };
         if self.command.is_empty() {
             sampling.take(guest, self.samples, &mut sampler, !self.schedulers.is_empty() && !self.no_stats)
         } else {
@@ -277,7 +296,7 @@ impl Boot {
 
     fn boot(&self) -> Result<Guest> {
         let arguments: Vec<&str> = self.scheduler_args.iter().map(String::as_str).collect();
-        let mut builder = Guest::builder().kernel(self.kernel()).memory_mib(self.memory).deadline(self.timeout);
+        let mut builder = Guest::builder().kernel(self.kernel()).memory_mib(self.memory).deadline(self.timeout());
         if let Some(cpus) = self.cpus {
             builder = builder.cpus(cpus);
         }
@@ -296,6 +315,12 @@ impl Boot {
         if let Some(file) = &self.busybox {
             builder = builder.busybox(file);
         }
+        for AddedFile { from, to } in &self.programs {
+            builder = builder.program(from, to);
+        }
+        for AddedFile { from, to } in &self.files {
+            builder = builder.file(from, to);
+        }
         if let Some(file) = &self.console {
             builder = builder.console_file(file);
         }
@@ -309,6 +334,11 @@ impl Boot {
         Ok(builder.boot()?)
     }
 
+    /// How long to wait for the agent or the scheduler: not longer than the run may take.
+    fn timeout(&self) -> Duration {
+        self.suite.limit().map_or(self.timeout, |limit| limit.min(self.timeout))
+    }
+
     /// A client once the scheduler serves stats, or at once if it will serve none; `None` without a scheduler.
     fn client(&self, guest: &Guest) -> Result<Option<SchedStatsClient>> {
         let Some(scheduler) = self.schedulers.first() else { return Ok(None) };
@@ -317,7 +347,7 @@ impl Boot {
         }
         let scheduler = scheduler.file_name().unwrap_or(scheduler.as_os_str()).display();
         let started = Instant::now();
-        guest.wait_for_scheduler(self.timeout)?;
+        guest.wait_for_scheduler(self.timeout())?;
         let name = ops(guest).map_or_else(|| "no sched_ext scheduler".into(), |ops| format!("sched_ext ops {ops}"));
         let seconds = started.elapsed().as_secs_f32();
         eprintln!("scx-vsock: {scheduler} serves stats after {seconds:.1} s ({name})");

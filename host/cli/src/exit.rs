@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use scx_vsock::MissingStatsReason;
 use scx_vsock::guest;
 
+use crate::boot::CommandFailed;
 use crate::expectations::ExpectationsBroken;
 
 /// The code of an error that has none of its own.
@@ -41,6 +42,9 @@ fn codes() -> impl Iterator<Item = (u8, &'static str, &'static str)> {
 pub fn code(error: &anyhow::Error) -> ExitCode {
     if error.is::<ExpectationsBroken>() {
         return ExitCode::from(EXPECTATION_BROKEN);
+    }
+    if let Some(CommandFailed { status }) = error.downcast_ref() {
+        return ExitCode::from(*status);
     }
     let of_reason = || MissingStatsReason::find(error).map_or(FAILURE, |reason| reason.exit_code());
     ExitCode::from(if has_ended_scheduler(error) { SCHEDULER_ENDED } else { of_reason() })

@@ -264,11 +264,32 @@ fn booted(arguments: &[&str]) -> Command {
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
 fn the_commands_output_and_exit_code_are_boots() {
-    let output = booted(&["--jsonl", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).output().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (load, junit) = (folder.path().join("load"), folder.path().join("junit.xml"));
+    program::write_script(&load, "echo out; echo err >&2; cat /etc/data; exit 7");
+    std::fs::write(folder.path().join("data"), "of a file\n").unwrap();
+    let data = format!("{}=/etc/data", folder.path().join("data").display());
+    let arguments = ["--program", load.to_str().unwrap(), "--file", &data, "--junit", junit.to_str().unwrap()];
+    let output = booted(&[&arguments[..], &["--jsonl", "--", "load"]].concat()).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(7) && stderr.contains("\nout\n") && stderr.contains("\nerr\n"), "{stderr}");
+    assert!(stderr.contains("\nof a file\n"), "{stderr}");
+    assert!(stderr.ends_with("\nscx-vsock: the command exited with status 7\n"), "{stderr}");
+    let junit = std::fs::read_to_string(junit).unwrap();
+    assert!(junit.contains("<error message=\"the command exited with status 7\""), "{junit}");
     // Without a scheduler the samples say so.
     assert!(String::from_utf8(output.stdout).unwrap().contains(r#""stats":{"Err":"NoSchedulerBinary"}"#));
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_command_that_goes_on_ends_at_the_limit() {
+    // The command itself says that the limit is not over yet.
+    let arguments = ["--limit", "45s", "--", "sh", "-c", "echo begun; exec sleep 100000"];
+    let output = booted(&arguments).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let expected = "scx-vsock: the run had not ended within its limit of 45 s (--limit)\n";
+    assert!(output.status.code() == Some(1) && stderr.contains("\nbegun\n") && stderr.ends_with(expected), "{stderr}");
 }
 
 #[test]

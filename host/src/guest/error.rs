@@ -139,8 +139,8 @@ pub enum Error {
     },
     /// The guest's kernel has no virtio-vsock device, so that the agent cannot be reached.
     #[error(
-        "the guest's kernel has no virtio-vsock device (name the folder with its modules, or a kernel with \
-         CONFIG_VIRTIO_VSOCKETS=y); the guest's last lines: {console}"
+        "the guest's kernel has no virtio-vsock device (name the folder with its modules by --modules or \
+         GuestBuilder::modules, or a kernel with CONFIG_VIRTIO_VSOCKETS=y); the guest's last lines: {console}"
     )]
     NoVsock {
         /// The last lines of the guest's console.

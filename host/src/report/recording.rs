@@ -20,6 +20,8 @@ pub struct Recording {
     pub source: String,
     /// The time of each sample, in milliseconds.
     pub times: Vec<u64>,
+    /// How many milliseconds the changes of each sample span, where they have a beginning.
+    pub intervals: Vec<f64>,
     /// The numbers of each field, by its index.
     pub columns: Vec<Column>,
     /// The samples without stats, in order, and the kinds of their reasons.
@@ -84,6 +86,7 @@ impl Recording {
         Self {
             source: source.to_owned(),
             times: Vec::new(),
+            intervals: Vec::new(),
             columns: Vec::new(),
             holes: Vec::new(),
             reasons: BTreeMap::new(),
@@ -125,6 +128,8 @@ impl Recording {
             self.back_in_time.get_or_insert(at);
         }
         self.times.push(sample.elapsed_ms);
+        let spanned = sample.interval_ms.filter(|_| sample.stats.is_ok());
+        self.intervals.extend(spanned.and_then(|ms| u32::try_from(ms).ok()).map(f64::from));
         self.take_session(at, sample.session);
         self.evaluations.iter_mut().for_each(|evaluation| evaluation.record(sample));
         match &sample.stats {

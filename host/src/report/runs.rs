@@ -72,6 +72,7 @@ impl Runs {
     pub fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self.recordings().flat_map(notes_of).collect();
         notes.extend(self.other_fields());
+        notes.extend(self.other_intervals());
         if self.names.is_full {
             notes.push(format!("there are more fields than the {MAX_FIELDS} that are shown, or longer paths"));
         }
@@ -108,7 +109,34 @@ impl Runs {
     }
 }
 
+/// The least ratio of two runs' intervals that is worth a note.
+const OTHER_INTERVAL: f64 = 1.2;
+
+impl Runs {
+    /// A note for each run whose samples are further apart than those of the first, or closer together.
+    fn other_intervals(&self) -> impl Iterator<Item = String> {
+        let first = self.runs.first().and_then(|run| Some((run, run.interval()?)));
+        self.runs.iter().skip(1).filter_map(move |run| {
+            let ((first, of_first), of_run) = (first?, run.interval()?);
+            let ratio = of_first.max(of_run) / of_first.min(of_run).max(1.0);
+            let name = |run: &Run| PeerText::line(&run.name).to_string();
+            (ratio > OTHER_INTERVAL).then(|| {
+                let (first, run) = (name(first), name(run));
+                format!(
+                    "a sample of run {first} spans {of_first} ms, one of run {run} {of_run} ms: fields that count since the \
+                     last read differ for that alone"
+                )
+            })
+        })
+    }
+}
+
 impl Run {
+    /// The median of the milliseconds that a sample's changes span.
+    fn interval(&self) -> Option<f64> {
+        median(self.recordings.iter().flat_map(|recording| recording.intervals.iter().copied()))
+    }
+
     fn has(&self, field: usize) -> bool {
         self.recordings.iter().any(|recording| recording.column(field).is_some())
     }

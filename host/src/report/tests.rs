@@ -51,6 +51,20 @@ fn cells(page: &str, field: &str) -> Vec<String> {
 }
 
 #[test]
+fn runs_whose_samples_span_other_times_have_a_note() {
+    let each = |ms: u64| recording(&[1.0; 5]).replace("\"interval_ms\":1000", &format!("\"interval_ms\":{ms}"));
+    let notes = |ms| report(&[("old", &each(1000)), ("new", &each(ms))]).notes();
+    assert_eq!(
+        notes(500),
+        [
+            "a sample of run old spans 1000 ms, one of run new 500 ms: fields that count since the last read differ for that alone"
+        ]
+    );
+    assert!(notes(1001).is_empty() && notes(1199).is_empty());
+    assert_eq!(notes(0).len(), 1);
+}
+
+#[test]
 fn repetitions_of_two_runs_are_tested() {
     let of = |value: f64| recording(&[value, value + 1.0, value + 2.0]);
     let texts: Vec<String> = (0..8_u8).map(|at| of(f64::from(at) + if at < 4 { 0.0 } else { 100.0 })).collect();

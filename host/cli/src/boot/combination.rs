@@ -108,7 +108,7 @@ fn options(suite: &SuiteFile, folder: &Path, parts: &Parts<'_>) -> Vec<OsString>
     let numbers = [("samples", suite.samples), ("memory", suite.memory), ("cpus", suite.cpus)];
     options.extend(numbers.into_iter().filter_map(|(name, number)| Some(option(name, number?.to_string()))));
     let times = [("interval", &suite.interval), ("timeout", &suite.timeout)];
-    options.extend(times.into_iter().filter_map(|(name, time)| Some(option(name, time.as_ref()?.get_ref()))));
+    options.extend(times.into_iter().filter_map(|(name, time)| Some(option(name, &time.as_ref()?.get_ref().0))));
     options.extend(suite.expect.iter().map(|expectation| option("expect", expectation.get_ref())));
     options.extend(scheduler.map(|scheduler| of_scheduler(scheduler, folder)).into_iter().flatten());
     options

@@ -1,7 +1,6 @@
 //! The samples of a booted guest, printed as they are taken.
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -22,6 +21,22 @@ use crate::{display, error_report};
 /// How long a command may run in the guest.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// A command that failed in the guest. Its status is the exit code of boot.
+#[derive(Debug, thiserror::Error)]
+#[error("the command exited with status {status}{}", hint(*status))]
+pub struct CommandFailed {
+    /// The status.
+    pub status: u8,
+}
+
+/// What to do about a status that a shell gives.
+fn hint(status: u8) -> &'static str {
+    match status {
+        127 => ": the guest has no such program, only busybox and what --program adds",
+        _ => "",
+    }
+}
+
 /// How samples are taken, printed and judged.
 pub struct Sampling<'e> {
     /// When they are due.
@@ -30,6 +45,8 @@ pub struct Sampling<'e> {
     pub jsonl: bool,
     /// The name of the run, if it is one of several.
     pub run: Option<&'e str>,
+    /// When the run must have ended, and the limit that says so.
+    pub end: Option<(Instant, Duration)>,
     /// Whether a fault of the guest, or a last sample without stats, ends the run with an error.
     pub requires_stats: bool,
     /// What must be true of them.
@@ -63,7 +80,7 @@ struct Run {
 
 impl Sampling<'_> {
     /// Takes this many samples. Where stats are expected, the last sample must have some.
-    pub fn take(&mut self, guest: Guest, count: u32, sampler: &mut Sampler, expects_stats: bool) -> Result<ExitCode> {
+    pub fn take(&mut self, guest: Guest, count: u32, sampler: &mut Sampler, expects_stats: bool) -> Result<()> {
         let run = Run::new(guest);
         let started = Instant::now();
         let mut last = Ok(());
@@ -77,12 +94,12 @@ impl Sampling<'_> {
         }
         match last {
             Err(reason) if expects_stats => Err(reason).context("the last sample has no stats"),
-            _ => Ok(ExitCode::SUCCESS),
+            _ => Ok(()),
         }
     }
 
     /// Runs a command in the guest, and takes samples until it ends.
-    pub fn take_while_running(&mut self, guest: Guest, command: &[String], sampler: &mut Sampler) -> Result<ExitCode> {
+    pub fn take_while_running(&mut self, guest: Guest, command: &[String], sampler: &mut Sampler) -> Result<()> {
         let run = Run::new(guest);
         run.start(command.to_vec());
         let status = self.take_until_ended(&run, sampler)?;
@@ -91,7 +108,10 @@ impl Sampling<'_> {
         if self.requires_stats {
             last.stats.context("the last sample has no stats")?;
         }
-        Ok(ExitCode::from(u8::try_from(status?).unwrap_or(1)))
+        match status? {
+            0 => Ok(()),
+            status => Err(CommandFailed { status: u8::try_from(status).unwrap_or(1) }.into()),
+        }
     }
 
     fn take_until_ended(&mut self, run: &Run, sampler: &mut Sampler) -> Result<Result<i32, Error>> {
@@ -109,10 +129,16 @@ impl Sampling<'_> {
     /// Waits until sample `n` is due, or the command ends. Reports a fault of the guest.
     fn wait(&self, run: &Run, started: Instant, n: u64) -> Result<Option<Result<i32, Error>>> {
         loop {
-            match run.events.recv_timeout(self.time_until(started, n)) {
+            let due = self.time_until(started, n);
+            let left = self.end.map(|(end, limit)| (end.saturating_duration_since(Instant::now()), limit));
+            if let Some((Duration::ZERO, limit)) = left {
+                bail!("the run had not ended within its limit of {} s (--limit)", limit.as_secs_f32());
+            }
+            match run.events.recv_timeout(left.map_or(due, |(left, _)| left.min(due))) {
                 Ok(RunEvent::CommandEnded(ended)) => return Ok(Some(ended)),
                 Ok(RunEvent::Fault) => self.report_fault(run)?,
-                Err(RecvTimeoutError::Timeout) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) if self.time_until(started, n).is_zero() => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("the thread that runs the command ended"),
             }
         }

@@ -16,7 +16,9 @@ use super::combination::{Combination, combinations};
 use super::forwarded::Forwarded;
 use super::limited_run::{self, RunResult};
 use super::suite_file::SuiteFile;
+use crate::display::clean;
 use crate::duration;
+use crate::error_report::wrong_arguments;
 use crate::expectations::{ExpectationsBroken, JunitFile};
 use crate::output::{self, eprintln};
 
@@ -34,17 +36,17 @@ pub struct SuiteOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     repetitions: Option<u32>,
 
-    /// With several runs: end a run that takes longer than this, in seconds or with a unit; by default 10m
+    /// End a run that takes longer than this, in seconds or with a unit; by default each of several runs ends after 10m
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     limit: Option<Duration>,
 
-    /// With several runs: how many are done at once. Each guest takes memory and processors of its own
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
-    jobs: u16,
+    /// With several runs: how many are done at once; by default 1. Each guest takes memory and processors of its own
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
 
-    /// With several runs: the folder for each run's samples, NAME.jsonl, and messages, NAME.log
-    #[arg(long, value_name = "FOLDER", default_value = ".")]
-    folder: PathBuf,
+    /// With several runs: the folder for each run's samples, NAME.jsonl, and messages, NAME.log; by default this one
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
 }
 
 /// The options that say which runs there are, and what a run of several has of its own.
@@ -69,6 +71,26 @@ impl SuiteOptions {
         self.suite.is_some() || self.repetitions.is_some()
     }
 
+    /// How long a run may take, if that was asked for.
+    pub fn limit(&self) -> Option<Duration> {
+        self.limit
+    }
+
+    /// Checks that nothing is asked for that needs several runs.
+    ///
+    /// # Errors
+    ///
+    /// The option that does.
+    pub fn check_for_one_run(&self) -> Result<()> {
+        let options = [("--jobs", self.jobs.is_some()), ("--folder", self.folder.is_some())];
+        match options.into_iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => Err(wrong_arguments(format!(
+                "{option} is of several runs: give --suite, --repetitions, or several --kernel, --topology or --scheduler"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the runs that the file describes, or else these. The command line's other options replace the file's.
     ///
     /// # Errors
@@ -87,7 +109,7 @@ impl SuiteOptions {
             None => (matrix, Path::new("")),
         };
         file.forget(|option| forwarded.has(option));
-        let of_file = file.limit.as_ref().and_then(|limit| duration::parse(limit.get_ref()).ok());
+        let of_file = file.limit.as_ref().and_then(|limit| duration::parse(&limit.get_ref().0).ok());
         let mut combinations = combinations(&file, base, self.repetitions.or(file.repetitions).unwrap_or(1))?;
         for of in &mut combinations {
             of.options.extend(forwarded.options.iter().cloned());
@@ -96,7 +118,8 @@ impl SuiteOptions {
             }
         }
         let limit = self.limit.or(of_file).unwrap_or(LIMIT);
-        Ok(Suite { combinations, limit, jobs: self.jobs, folder: self.folder.clone() })
+        let folder = self.folder.clone().unwrap_or_else(|| PathBuf::from("."));
+        Ok(Suite { combinations, limit, jobs: self.jobs.unwrap_or(1), folder })
     }
 }
 
@@ -121,7 +144,7 @@ impl Suite {
     pub fn run(&self, jsonl: bool, junit: Option<&JunitFile>) -> Result<ExitCode> {
         fs::create_dir_all(&self.folder).with_context(|| format!("cannot create {}", self.folder.display()))?;
         let results = self.results(jsonl)?;
-        let table = table(&results);
+        let table = table(&results, &self.folder);
         if jsonl {
             eprintln!("{}", table.trim_end());
         } else {
@@ -134,7 +157,7 @@ impl Suite {
         if let Some(failed) = failed {
             return Ok(ExitCode::from(failed.code.filter(|code| *code != 0).unwrap_or(1)));
         }
-        let broken = results.iter().map(|result| result.suite.broken).sum();
+        let broken = results.iter().map(|result| result.suite.broken.len()).sum();
         if broken > 0 {
             let all = results.iter().map(|result| result.suite.expectations).sum();
             return Err(ExpectationsBroken { broken, all }.into());
@@ -179,7 +202,7 @@ impl RunResult {
     fn failure(&self) -> Option<String> {
         let of_command = || match self.code {
             Some(0) => None,
-            Some(_) if self.suite.broken > 0 => None,
+            Some(_) if !self.suite.broken.is_empty() => None,
             Some(code) => Some(format!("the command exited with status {code}")),
             None => Some("it was ended".into()),
         };
@@ -189,8 +212,8 @@ impl RunResult {
     fn outcome(&self) -> String {
         match self.failure() {
             Some(failure) => format!("failed: {failure}"),
-            None if self.suite.broken > 0 => {
-                format!("{} of {} expectations not met", self.suite.broken, self.suite.expectations)
+            None if !self.suite.broken.is_empty() => {
+                format!("{} of {} expectations not met", self.suite.broken.len(), self.suite.expectations)
             }
             None if self.suite.expectations > 0 => "ok, all expectations met".into(),
             None => "ok".into(),
@@ -198,12 +221,19 @@ impl RunResult {
     }
 }
 
-/// A line for each run.
-fn table(results: &[RunResult]) -> String {
+/// A line for each run; below it, what was not met, and where the messages are.
+fn table(results: &[RunResult], folder: &Path) -> String {
     let width = results.iter().map(|result| result.name.len()).max().unwrap_or(0);
-    let line = |result: &RunResult| {
+    let mut table = String::new();
+    for result in results {
         let RunResult { name, samples, took, .. } = result;
-        format!("{name:<width$}  {samples:>6} samples  {:>7.1} s  {}\n", took.as_secs_f32(), result.outcome())
-    };
-    results.iter().map(line).collect()
+        let (seconds, outcome) = (took.as_secs_f32(), result.outcome());
+        table.push_str(&format!("{name:<width$}  {samples:>6} samples  {seconds:>7.1} s  {outcome}\n"));
+        result.suite.broken.iter().for_each(|broken| table.push_str(&format!("  {broken}\n")));
+        if !result.suite.broken.is_empty() || result.failure().is_some() {
+            let log = folder.join(format!("{name}.log"));
+            table.push_str(&format!("  its messages: {}\n", clean(&log.display().to_string())));
+        }
+    }
+    table
 }

@@ -1,12 +1,14 @@
 //! A file that describes a suite: kernels, topologies, schedulers, what runs in the guests and what must be true.
 
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use scx_vsock::guest::Topology;
 use scx_vsock::series::expectation::Expectation;
-use serde::Deserialize;
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -36,6 +38,7 @@ const SCHEDULER_KEYS: [&str; 6] = ["name", "program", "args", "no-stats", "requi
 /// What a file says.
 #[derive(Debug, Default, Deserialize)]
 pub struct SuiteFile {
+    #[serde(default)]
     pub kernel: Vec<Kernel>,
     /// How the guests' processors are arranged, each as `--topology` has it.
     #[serde(default)]
@@ -43,10 +46,10 @@ pub struct SuiteFile {
     #[serde(default)]
     pub scheduler: Vec<Scheduler>,
     pub repetitions: Option<u32>,
-    pub limit: Option<Spanned<String>>,
+    pub limit: Option<Spanned<Time>>,
     pub samples: Option<u32>,
-    pub interval: Option<Spanned<String>>,
-    pub timeout: Option<Spanned<String>>,
+    pub interval: Option<Spanned<Time>>,
+    pub timeout: Option<Spanned<Time>>,
     pub memory: Option<u32>,
     pub cpus: Option<u32>,
     #[serde(default)]
@@ -54,6 +57,10 @@ pub struct SuiteFile {
     #[serde(default)]
     pub expect: Vec<Spanned<String>>,
 }
+
+/// A time as options have it: a text such as `"90s"`, or a number of seconds.
+#[derive(Debug)]
+pub struct Time(pub String);
 
 /// A kernel; paths are as seen from the file's folder.
 #[derive(Debug, Deserialize)]
@@ -120,7 +127,7 @@ impl SuiteFile {
     /// Checks what is a text in the file, but has a form of its own.
     fn check(&self) -> Result<(), Problem> {
         for time in [&self.limit, &self.interval, &self.timeout].into_iter().flatten() {
-            duration::parse(time.get_ref()).map_err(|text| Problem { at: Some(time.span()), text })?;
+            duration::parse(&time.get_ref().0).map_err(|text| Problem { at: Some(time.span()), text })?;
         }
         for topology in &self.topology {
             let parsed = topology.get_ref().parse::<Topology>();
@@ -135,6 +142,32 @@ impl SuiteFile {
             return Err(Problem { at: None, text: "there is no [[kernel]]".into() });
         }
         Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Seconds;
+        impl Visitor<'_> for Seconds {
+            type Value = Time;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time such as 90 or \"90s\"")
+            }
+
+            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Time, E> {
+                Ok(Time(seconds.to_string()))
+            }
+
+            fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Time, E> {
+                Ok(Time(seconds.to_string()))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Time, E> {
+                Ok(Time(text.to_owned()))
+            }
+        }
+        from.deserialize_any(Seconds)
     }
 }
 
@@ -254,7 +287,21 @@ mod tests {
             let error = SuiteFile::parse(&SUITE.replacen(from, to, 1)).unwrap_err();
             assert_eq!(error, expected);
         }
-        assert!(SuiteFile::parse("").unwrap_err().contains("missing field `kernel`"));
-        assert_eq!(SuiteFile::parse("kernel = []").unwrap_err(), "there is no [[kernel]]");
+        for empty in ["", "kernel = []"] {
+            assert_eq!(SuiteFile::parse(empty).unwrap_err(), "there is no [[kernel]]");
+        }
+    }
+
+    #[test]
+    fn a_time_is_a_text_or_a_number_of_seconds() {
+        let limit = |text: &str| SuiteFile::parse(&SUITE.replace("\"90s\"", text)).map(|suite| suite.limit.unwrap());
+        for text in ["90", "1.5", "'1m'"] {
+            assert_eq!(limit(text).unwrap().get_ref().0, text.trim_matches('\''));
+        }
+        assert_eq!(
+            limit("[]").unwrap_err(),
+            "line 2, column 9, limit: invalid type: sequence, expected a time such as 90 or \"90s\""
+        );
+        assert!(limit("-1").unwrap_err().starts_with("line 2, column 9, limit: "));
     }
 }

@@ -9,6 +9,7 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use scx_vsock::series::expectation::{Expectation, Verdict};
 
 use super::named_verdicts::NamedVerdicts;
+use crate::display::clean;
 use crate::error_report::one_line;
 
 /// A file that is made before the run, so that one that cannot be written is known by then.
@@ -62,10 +63,10 @@ pub struct JunitSuite {
     suite: TestSuite,
     /// Why the run failed.
     pub error: Option<String>,
-    /// How many expectations there are, and how many were not met.
+    /// How many expectations there are.
     pub expectations: usize,
-    /// How many of them were not met.
-    pub broken: usize,
+    /// Those that were not met, with their verdicts.
+    pub broken: Vec<String>,
 }
 
 impl JunitSuite {
@@ -80,7 +81,8 @@ impl JunitSuite {
             runs = vec![TestCase::new("boot", not_met(NonSuccessKind::Error, "error", problem))];
         }
         let error = runs.iter().find_map(message);
-        let broken = expectations.iter().filter(|case| !matches!(case.status, TestCaseStatus::Success { .. })).count();
+        let verdict = |case: &TestCase| Some(format!("{}: {}", clean(case.name.as_str()), clean(&message(case)?)));
+        let broken = expectations.iter().filter_map(verdict).collect();
         let count = expectations.len();
         for case in expectations.iter_mut().chain(&mut runs) {
             case.set_classname(name);
@@ -115,15 +117,18 @@ fn report(verb: &str, verdicts: &[NamedVerdicts], error: Option<&anyhow::Error>)
     report.add_test_suite(run);
     for NamedVerdicts { name, verdicts } in verdicts.iter().filter(|of| !of.verdicts.is_empty()) {
         let mut suite = TestSuite::new(name);
-        suite.add_test_cases(verdicts.iter().map(|(expectation, verdict)| case(name, expectation, verdict)));
+        let case = |(expectation, verdict): &(Expectation, Verdict)| case(name, expectation, verdict, error.is_some());
+        suite.add_test_cases(verdicts.iter().map(case));
         report.add_test_suite(suite);
     }
     report
 }
 
-fn case(guest: &str, expectation: &Expectation, verdict: &Verdict) -> TestCase {
+fn case(guest: &str, expectation: &Expectation, verdict: &Verdict, has_failed: bool) -> TestCase {
     let status = match verdict {
         Verdict::Held { .. } => TestCaseStatus::success(),
+        // The run's own case says why.
+        Verdict::NoData { .. } if has_failed => TestCaseStatus::skipped(),
         other => not_met(NonSuccessKind::Failure, other.name(), &other.to_string()),
     };
     let mut case = TestCase::new(expectation.to_string(), status);
