@@ -117,30 +117,30 @@ impl UsageProblem {
 
 /// The messages, a line for each problem.
 const PROBLEMS: &str = "\
-unknown argument; --help lists those that are known
-a value must follow this argument
-this must be a decimal number
-the port must be a decimal number from 0 to 4294967294
+unknown argument; see --help
+a value must follow
+not a decimal number
+a port is a decimal number up to 4294967294
 the path is empty
-the path is too long: a Unix socket's has at most 107 bytes
-a map must be PORT=PATH
-this port is mapped twice
-at most 4 maps or descriptors are served
-this descriptor is named twice
---port and --socket do not go with --map
-as many listening descriptors as maps are needed";
+a socket's path has at most 107 bytes
+a map is PORT=PATH
+the port is mapped twice
+at most 4 maps or descriptors
+the descriptor is named twice
+not with --port or --socket
+one for each map is needed";
 
 /// `--help`'s text.
 pub const HELP: &str = "\
-Relays the stats of a sched_ext scheduler to the host over vsock.
+Relays a sched_ext scheduler's stats to the host over vsock.
 
 Usage: scx-vsock-agent [OPTION]...
 
-  --port N         vsock port to listen on (729)
-  --socket PATH    the scheduler's stats socket (/var/run/scx/root/stats)
+  --port N         vsock port (729)
+  --socket PATH    the scheduler's socket (/var/run/scx/root/stats)
   --map PORT=PATH  a port and its socket, instead of these; up to 4 times
-  --listen-fd N    inherited listening socket of the n-th map, as LISTEN_FDS
-  --allow-cid CID  vsock peer to serve beside the host (2)
+  --listen-fd N    inherited listener of the n-th map, as LISTEN_FDS
+  --allow-cid CID  peer to serve beside the host (2)
   -V, --version
   -h, --help
 ";
@@ -324,49 +324,49 @@ mod tests {
         let four = config(&maps).unwrap();
         assert_eq!(four.maps[1], Map { port: 2, socket: b"/b=b" });
         let five = [&maps[..], &["--map", "5=/e"]].concat();
-        assert_eq!(problem(&five), "at most 4 maps or descriptors are served");
+        assert_eq!(problem(&five), "at most 4 maps or descriptors");
     }
 
     #[test]
     fn wrong_arguments_are_named() {
-        assert_eq!(problem(&["--prot", "1"]), "unknown argument; --help lists those that are known");
-        assert_eq!(problem(&["--port"]), "a value must follow this argument");
-        assert_eq!(problem(&["--port", "4294967295"]), "the port must be a decimal number from 0 to 4294967294");
-        assert_eq!(problem(&["--port", "-1"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&["--prot", "1"]), "unknown argument; see --help");
+        assert_eq!(problem(&["--port"]), "a value must follow");
+        assert_eq!(problem(&["--port", "4294967295"]), "a port is a decimal number up to 4294967294");
+        assert_eq!(problem(&["--port", "-1"]), "a port is a decimal number up to 4294967294");
         assert_eq!(problem(&["--socket", ""]), "the path is empty");
-        assert_eq!(problem(&["--map", "1"]), "a map must be PORT=PATH");
-        assert_eq!(problem(&["--map", "=/a"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&["--map", "1"]), "a map is PORT=PATH");
+        assert_eq!(problem(&["--map", "=/a"]), "a port is a decimal number up to 4294967294");
         assert_eq!(problem(&["--map", "1="]), "the path is empty");
-        assert_eq!(problem(&["--map", "1=/a", "--map", "1=/b"]), "this port is mapped twice");
-        assert_eq!(problem(&["--map", "1=/a", "--port", "2"]), "--port and --socket do not go with --map");
-        assert_eq!(problem(&["--listen-fd", "x"]), "this must be a decimal number");
-        assert_eq!(problem(&["--listen-fd", "3", "--listen-fd", "3"]), "this descriptor is named twice");
-        assert_eq!(problem(&["--allow-cid", "99999999999"]), "this must be a decimal number");
+        assert_eq!(problem(&["--map", "1=/a", "--map", "1=/b"]), "the port is mapped twice");
+        assert_eq!(problem(&["--map", "1=/a", "--port", "2"]), "not with --port or --socket");
+        assert_eq!(problem(&["--listen-fd", "x"]), "not a decimal number");
+        assert_eq!(problem(&["--listen-fd", "3", "--listen-fd", "3"]), "the descriptor is named twice");
+        assert_eq!(problem(&["--allow-cid", "99999999999"]), "not a decimal number");
     }
 
     #[test]
     fn the_nth_descriptor_serves_the_nth_map() {
         let two = config(&["--map", "1=/a", "--map", "2=/b", "--listen-fd", "7", "--listen-fd", "5"]).unwrap();
         assert_eq!(two.listeners.as_slice(), [7, 5]);
-        let wrong = "as many listening descriptors as maps are needed";
+        let wrong = "one for each map is needed";
         assert_eq!(problem(&["--listen-fd", "7", "--listen-fd", "5"]), wrong);
     }
 
     #[test]
     fn maps_are_compared_by_their_numbers() {
-        assert_eq!(problem(&["--map", "1=/a", "--map", "01=/b"]), "this port is mapped twice");
-        assert_eq!(problem(&["--map", "4294967295=/a"]), "the port must be a decimal number from 0 to 4294967294");
-        assert_eq!(problem(&["--map", "4294967296=/a"]), "the port must be a decimal number from 0 to 4294967294");
-        assert_eq!(problem(&["--map", "1 =/a"]), "the port must be a decimal number from 0 to 4294967294");
+        assert_eq!(problem(&["--map", "1=/a", "--map", "01=/b"]), "the port is mapped twice");
+        assert_eq!(problem(&["--map", "4294967295=/a"]), "a port is a decimal number up to 4294967294");
+        assert_eq!(problem(&["--map", "4294967296=/a"]), "a port is a decimal number up to 4294967294");
+        assert_eq!(problem(&["--map", "1 =/a"]), "a port is a decimal number up to 4294967294");
         let one_socket = config(&["--map", "0=/a", "--map", "4294967294=/a"]).unwrap();
         assert_eq!(one_socket.maps.as_slice().len(), 2);
-        assert_eq!(problem(&["--port", "1", "--map", "1=/a"]), "--port and --socket do not go with --map");
-        assert_eq!(problem(&["--socket", "/a", "--map", "1=/a"]), "--port and --socket do not go with --map");
+        assert_eq!(problem(&["--port", "1", "--map", "1=/a"]), "not with --port or --socket");
+        assert_eq!(problem(&["--socket", "/a", "--map", "1=/a"]), "not with --port or --socket");
     }
 
     #[test]
     fn descriptors_are_as_many_as_maps() {
-        let wrong = "as many listening descriptors as maps are needed";
+        let wrong = "one for each map is needed";
         let maps = ["--map", "1=/a", "--map", "2=/b"];
         for count in [1, 3, 5, usize::MAX] {
             assert_eq!(activated(&maps, count).unwrap_err().problem.text().to_string(), wrong, "{count}");
@@ -375,9 +375,9 @@ mod tests {
         // Named ones count instead of activated ones.
         let named = [&maps[..], &["--listen-fd", "0", "--listen-fd", "2147483647"]].concat();
         assert_eq!(activated(&named, 3).unwrap().1.listeners.as_slice(), [0, i32::MAX]);
-        assert_eq!(problem(&["--listen-fd", "2147483648"]), "this must be a decimal number");
+        assert_eq!(problem(&["--listen-fd", "2147483648"]), "not a decimal number");
         let five = ["1", "2", "3", "4", "5"].map(|fd| ["--listen-fd", fd]);
-        assert_eq!(problem(five.as_flattened()), "at most 4 maps or descriptors are served");
+        assert_eq!(problem(five.as_flattened()), "at most 4 maps or descriptors");
     }
 
     #[test]
@@ -393,7 +393,7 @@ mod tests {
         static PATH: [u8; 109] = [b'/'; 109];
         let path = |length| std::str::from_utf8(&PATH[..length]).unwrap();
         assert_eq!(config(&["--socket", path(107)]).unwrap().maps[0].socket.len(), 107);
-        let too_long = "the path is too long: a Unix socket's has at most 107 bytes";
+        let too_long = "a socket's path has at most 107 bytes";
         assert_eq!(problem(&["--socket", path(108)]), too_long);
         let map: &'static str = format!("1={}", path(108)).leak();
         assert_eq!(problem(&["--map", map]), too_long);

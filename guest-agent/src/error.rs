@@ -42,13 +42,13 @@ impl Error {
             Problem::Listen { port } => (b"cannot listen on vsock port #", port),
             Problem::Descriptor { number } => (b"descriptor # is not a listening socket", number.unsigned_abs()),
         };
-        line.add(template, number.into(), Text::EMPTY);
+        line.add_number(template, number.into());
         let fix: &[u8] = match self.problem {
             Problem::Listen { .. } if self.errno == Errno::EADDRINUSE => b": errno #; is another agent running?",
             Problem::Listen { .. } => b": errno #; ports below 1024 need root",
             Problem::Events | Problem::Descriptor { .. } => b": errno #",
         };
-        line.add(fix, errno.unsigned_abs().into(), Text::EMPTY);
+        line.add_number(fix, errno.unsigned_abs().into());
     }
 }
 

@@ -1,13 +1,14 @@
 //! What the guest's kernel says about sched_ext, as envelopes: its files and its log.
 //!
-//! A report takes one system call for the log and three for each file, whatever a guest's programs write, and waits for
-//! nobody.
+//! A report takes two system calls for the files' directory, three for each file and one for the log, whatever a guest's
+//! programs write, and waits for nobody.
 
+use scx_vsock_wire::emit::RelayErrorLine;
 use scx_vsock_wire::envelope::saturate;
-use scx_vsock_wire::limits::{MAX_CAUSE_BYTES, MAX_NAME_BYTES, MAX_OPS_BYTES, MAX_SCHED_EXT_BYTES};
+use scx_vsock_wire::limits::MAX_RELAY_ERROR_BYTES;
 use scx_vsock_wire::line::{position, take_until, up_to};
 use scx_vsock_wire::sched_ext::{Field, OPS, STATE};
-use scx_vsock_wire::{SchedExtLine, Text, emit};
+use scx_vsock_wire::{SchedExtLine, Text};
 
 use crate::hello::hello;
 use crate::kernel_log;
@@ -21,53 +22,95 @@ const LOG_BYTES: usize = 64 * 1024;
 const CLOCK_OFFSET_US: u64 = 1_000_000;
 
 /// The kernel's files about sched_ext.
-const FILES: &[u8] = b"/sys/kernel/sched_ext/$";
+const DIRECTORY: &[u8] = b"/sys/kernel/sched_ext\0";
 
 /// Writes the envelope of `report` to the beginning of `buffer`, whose rest is overwritten, and returns its length. A
 /// scheduler that is gone was connected at `connected_us`; what ended another before is not its cause.
 #[inline(never)]
 pub fn report(report: KernelReport, buffer: &mut [u8], connected_us: u64) -> usize {
-    let mut texts = [0; MAX_NAME_BYTES + MAX_OPS_BYTES + MAX_CAUSE_BYTES];
-    let (state, texts) = texts.split_at_mut(MAX_NAME_BYTES);
-    let (ops, cause) = texts.split_at_mut(MAX_OPS_BYTES);
+    let max_line_bytes = saturate(buffer.len());
+    // Half of the buffer, if the rest has room for a relay error.
+    let room = buffer.len().saturating_sub(MAX_RELAY_ERROR_BYTES).min(buffer.len() / 2);
+    let (out, scratch) = buffer.split_at_mut(buffer.len() - room);
+    // A hello reads another file, for which there may be one descriptor.
+    let directory = if report == KernelReport::Hello { sys::NOWHERE } else { sys::open_directory(DIRECTORY) };
+    let mut kernel = Kernel { directory, log_outcome: 0, scratch };
     match report {
-        KernelReport::Hello => hello(buffer, saturate(buffer.len())),
-        KernelReport::SchedExt => sched_ext(buffer),
-        KernelReport::NoScheduler { errno } => {
-            let cause = read_cause(buffer, 0, cause);
-            emit::no_scheduler(buffer, errno, read(STATE, state), read(OPS, ops), cause)
-        }
+        KernelReport::Hello => hello(out, max_line_bytes),
+        KernelReport::SchedExt => kernel.sched_ext(out),
+        KernelReport::NoScheduler { errno } => kernel.no_scheduler(out, errno),
         KernelReport::SchedulerGone { errno } => {
-            let cause = read_cause(buffer, connected_us.saturating_sub(CLOCK_OFFSET_US), cause);
-            emit::scheduler_gone(buffer, errno, cause)
+            let line = RelayErrorLine::scheduler_gone(out, errno);
+            kernel.end_with_cause(line, connected_us.saturating_sub(CLOCK_OFFSET_US))
         }
     }
 }
 
-/// Why the kernel disabled the latest scheduler; `scratch` is overwritten.
-fn read_cause<'o>(scratch: &mut [u8], since_us: u64, cause: &'o mut [u8]) -> Text<'o> {
-    let count = read_log(scratch);
-    let log = up_to(scratch, usize::try_from(count).unwrap_or(0));
-    kernel_log::cause(log, since_us, cause)
+/// The kernel's directory about sched_ext, and room to read into.
+struct Kernel<'b> {
+    /// Negative where it cannot be opened.
+    directory: i32,
+    /// The length of the log that was read, or a negative error number.
+    log_outcome: i32,
+    scratch: &'b mut [u8],
 }
 
-fn sched_ext(buffer: &mut [u8]) -> usize {
-    let room = buffer.len() / 2;
-    let (out, scratch) = buffer.split_at_mut(room.min(MAX_SCHED_EXT_BYTES));
-    let mut line = SchedExtLine::begin(out);
-    for field in Field::all() {
-        let text = read(field, scratch);
-        if !text.is_empty() {
-            line.field(&field, text);
+impl Kernel<'_> {
+    fn sched_ext(&mut self, out: &mut [u8]) -> usize {
+        let mut line = SchedExtLine::begin(out);
+        for field in Field::all() {
+            let text = self.text(field);
+            if !text.is_empty() {
+                line.field(&field, text);
+            }
         }
+        line.uptime(sys::now_us());
+        add_events(&mut line, self.file(b"root/events\0"));
+        let log = self.log();
+        if !log.is_empty() {
+            add_messages(&mut line, log);
+        }
+        line.end(Some(self.log_outcome).filter(|&outcome| outcome < 0))
     }
-    line.uptime(sys::now_us());
-    add_events(&mut line, sys::read_file(FILES, Text::line(b"root/events"), scratch));
-    let count = read_log(scratch);
-    if count > 0 {
-        add_messages(&mut line, log(scratch, count));
+
+    fn no_scheduler(&mut self, out: &mut [u8], errno: i32) -> usize {
+        let mut line = RelayErrorLine::no_scheduler(out, errno);
+        line.sched_ext(self.text(STATE));
+        line.ops(self.text(OPS));
+        self.end_with_cause(line, 0)
     }
-    line.end((count < 0).then_some(count))
+
+    /// Ends the line with why the kernel disabled the latest scheduler.
+    #[inline(never)]
+    fn end_with_cause(&mut self, line: RelayErrorLine<'_>, since_us: u64) -> usize {
+        let (cause, detail) = kernel_log::cause(self.log(), since_us);
+        line.end(cause, detail)
+    }
+
+    /// Reads the newest of the kernel's log. Nothing is read on a kernel without sched_ext, which has nothing to say about
+    /// it.
+    fn log(&mut self) -> &[u8] {
+        if self.directory != sys::ENOENT {
+            let room = self.scratch.len().min(LOG_BYTES);
+            self.log_outcome = sys::read_kernel_log(self.scratch.split_at_mut(room).0);
+        }
+        up_to(self.scratch, usize::try_from(self.log_outcome).unwrap_or(0))
+    }
+
+    /// The first line of a small file of the kernel's; empty where it cannot be read.
+    fn text(&mut self, file: Field) -> Text<'_> {
+        Text::first_line(self.file(file.path()))
+    }
+
+    fn file(&mut self, path: &[u8]) -> &[u8] {
+        sys::read_file(self.directory, path, self.scratch)
+    }
+}
+
+impl Drop for Kernel<'_> {
+    fn drop(&mut self) {
+        sys::close(self.directory);
+    }
 }
 
 /// Adds the events of a file with a name and a number in each line.
@@ -78,10 +121,11 @@ fn add_events(line: &mut SchedExtLine<'_>, mut file: &[u8]) {
     line.begin_events();
     // A line without an end is truncated.
     while position(file, b'\n') < file.len() {
-        let mut number = take_until(&mut file, b'\n');
-        let name = take_until(&mut number, b' ');
-        while let [b' ', digits @ ..] = number {
-            number = digits;
+        let mut words = take_until(&mut file, b'\n');
+        let name = take_until(&mut words, b' ');
+        let mut number = words;
+        while !words.is_empty() {
+            number = take_until(&mut words, b' ');
         }
         line.event(Text::line(name), Text::line(number));
     }
@@ -93,26 +137,6 @@ fn add_messages(line: &mut SchedExtLine<'_>, log: &[u8]) {
     line.begin_log();
     kernel_log::newest(log, |message| line.message(message));
     line.end_log();
-}
-
-/// Reads the newest of the kernel's log into `scratch`; returns its length or a negative error number. Nothing is read on a
-/// kernel without sched_ext, which has nothing to say about it.
-fn read_log(scratch: &mut [u8]) -> i32 {
-    if !sys::exists(FILES, Text::line(b"state")) {
-        return 0;
-    }
-    let room = scratch.len().min(LOG_BYTES);
-    sys::read_kernel_log(scratch.split_at_mut(room).0)
-}
-
-/// The log of this length; empty where that is an error.
-fn log(scratch: &[u8], count: i32) -> &[u8] {
-    up_to(scratch, usize::try_from(count).unwrap_or(0))
-}
-
-/// The first line of a small file of the kernel's; empty where it cannot be read.
-fn read(file: Field, buffer: &mut [u8]) -> Text<'_> {
-    Text::first_line(sys::read_file(FILES, file.path(), buffer))
 }
 
 #[cfg(test)]

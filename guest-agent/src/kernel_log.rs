@@ -4,8 +4,8 @@
 //! program writes to `/dev/kmsg` has another, and each line of a message has its own prefix.
 
 use scx_vsock_wire::limits::MAX_KERNEL_MESSAGES;
-use scx_vsock_wire::line::{after, take_until, up_to};
-use scx_vsock_wire::{KernelMessage, Text, Writer};
+use scx_vsock_wire::line::{after, take_until};
+use scx_vsock_wire::{KernelMessage, Text};
 
 /// How the kernel's messages about sched_ext begin.
 const SUBJECT: &[u8] = b"sched_ext: ";
@@ -16,7 +16,8 @@ const DISABLED: &[u8] = b" disabled (";
 
 /// A message about sched_ext.
 struct Message<'l> {
-    time_us: Option<u64>,
+    /// 0 where the kernel is not set to write times.
+    time_us: u64,
     text: &'l [u8],
 }
 
@@ -30,15 +31,16 @@ pub fn newest(log: &[u8], mut take: impl FnMut(KernelMessage<Text<'_>>)) {
     rest = log;
     while let Some(message) = next_message(&mut rest) {
         if count <= MAX_KERNEL_MESSAGES {
-            take(KernelMessage { time_us: message.time_us, text: Text::line(message.text) });
+            let time_us = Some(message.time_us).filter(|&time_us| time_us != 0);
+            take(KernelMessage { time_us, text: Text::line(message.text) });
         }
         count = count.wrapping_sub(1);
     }
 }
 
-/// Returns why the kernel disabled the scheduler that it enabled last, with what it says next; nothing if it did not, or
-/// before `since_us`. Truncated to `out`.
-pub fn cause<'o>(log: &[u8], since_us: u64, out: &'o mut [u8]) -> Text<'o> {
+/// Returns why the kernel disabled the scheduler that it enabled last, and what it says next; nothing if it did not, or
+/// before `since_us`.
+pub fn cause(log: &[u8], since_us: u64) -> (Text<'_>, Text<'_>) {
     let mut rest = log;
     let (mut reason, mut detail): (&[u8], &[u8]) = (&[], &[]);
     while let Some(message) = next_message(&mut rest) {
@@ -46,7 +48,7 @@ pub fn cause<'o>(log: &[u8], since_us: u64, out: &'o mut [u8]) -> Text<'o> {
         if let Some(mut scheduler) = content.strip_prefix(SCHEDULER) {
             (reason, detail) = (&[], &[]);
             take_until(&mut scheduler, b'"');
-            if message.time_us.unwrap_or(0) >= since_us
+            if message.time_us >= since_us
                 && let Some(mut disabled) = scheduler.strip_prefix(DISABLED)
             {
                 reason = take_until(&mut disabled, b')');
@@ -55,13 +57,10 @@ pub fn cause<'o>(log: &[u8], since_us: u64, out: &'o mut [u8]) -> Text<'o> {
             detail = content;
         }
     }
-    let mut writer = Writer::new(out);
-    writer.add(b"$", 0, Text::line(reason));
-    if !reason.is_empty() && !detail.is_empty() {
-        writer.add(b": $", 0, Text::line(detail));
+    if reason.is_empty() {
+        detail = reason;
     }
-    let length = writer.length();
-    Text::line(up_to(out, length))
+    (Text::line(reason), Text::line(detail))
 }
 
 /// Takes lines off `log` up to the next that the kernel itself wrote about sched_ext.
@@ -79,18 +78,20 @@ fn next_message<'l>(log: &mut &'l [u8]) -> Option<Message<'l>> {
 }
 
 /// Splits `[ SECONDS.MICROSECONDS]` off, and the writer's `[T1]` after it, where the kernel is set to write them.
-fn split_time(line: &[u8]) -> (Option<u64>, &[u8]) {
+fn split_time(line: &[u8]) -> (u64, &[u8]) {
     let mut rest = line;
-    let mut time_us = None;
+    let mut time_us = 0;
     while let [b'[', ..] = rest {
         let inside = take_until(&mut rest, b']');
-        if time_us.is_none() {
+        if time_us == 0 {
             // There are always six digits after the point.
             let digits = inside.iter().filter(|byte| byte.is_ascii_digit());
-            time_us = Some(digits.fold(0u64, |time, digit| time.wrapping_mul(10).wrapping_add(u64::from(digit & 0xf))));
+            time_us = digits.fold(0u64, |time, digit| time.wrapping_mul(10).wrapping_add(u64::from(digit & 0xf)));
         }
     }
-    if let (Some(_), [b' ', text @ ..]) = (time_us, rest) {
+    if rest.len() < line.len()
+        && let [b' ', text @ ..] = rest
+    {
         rest = text;
     }
     (time_us, rest)
@@ -100,6 +101,7 @@ fn split_time(line: &[u8]) -> (Option<u64>, &[u8]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use scx_vsock_wire::emit::RelayErrorLine;
     use scx_vsock_wire::limits::MAX_CAUSE_BYTES;
 
     const EJECTED: &str = "<6>[    2.000001] sched_ext: BPF scheduler \"rustland\" enabled\n\
@@ -109,7 +111,12 @@ mod tests {
                            <6>[   33.000000] sched_ext: something else\n";
 
     fn why(log: &str, since_us: u64) -> String {
-        cause(log.as_bytes(), since_us, &mut [0; MAX_CAUSE_BYTES]).to_string()
+        let mut out = [0; 1024];
+        let (reason, detail) = cause(log.as_bytes(), since_us);
+        let length = RelayErrorLine::scheduler_gone(&mut out, 0).end(reason, detail);
+        let line = String::from_utf8_lossy(&out[..length]);
+        let (_, cause) = line.split_once("\"cause\":\"").unwrap();
+        cause.strip_suffix("\"}}}\n").unwrap().to_owned()
     }
 
     fn texts(log: &str) -> Vec<(Option<u64>, String)> {
@@ -149,8 +156,14 @@ mod tests {
 
     #[test]
     fn times_are_read_where_the_kernel_writes_them() {
-        let log = "<6>sched_ext: a\n<6>[12345.678901] sched_ext: b\n<6>[    0.000001][C1] sched_ext: c\n";
-        let expected = [(None, "sched_ext: a"), (Some(12_345_678_901), "sched_ext: b"), (Some(1), "sched_ext: c")];
+        let log = "<6>sched_ext: a\n<6>[12345.678901] sched_ext: b\n<6>[    0.000001][C1] sched_ext: c\n\
+                   <6>[    0.000000] sched_ext: d\n";
+        let expected = [
+            (None, "sched_ext: a"),
+            (Some(12_345_678_901), "sched_ext: b"),
+            (Some(1), "sched_ext: c"),
+            (None, "sched_ext: d"),
+        ];
         assert_eq!(texts(log), expected.map(|(time, text)| (time, text.to_owned())));
     }
 

@@ -1,6 +1,7 @@
 //! What the program does, from its arguments to its exit status.
 
 use heapless::Vec;
+use scx_vsock_wire::line::{line_number, take_until};
 use scx_vsock_wire::{MAX_RESPONSE_BYTES, SESSIONS, Text, Writer};
 
 use crate::agent::Storage;
@@ -53,22 +54,20 @@ pub fn run<'a>(
     status
 }
 
-/// How many descriptors socket activation passed.
-const COUNT: &[u8] = b"LISTEN_FDS=";
-/// To which process.
-const PROCESS: &[u8] = b"LISTEN_PID=";
+/// The variables of socket activation: the process that it is for, and how many descriptors it passed.
+const VARIABLES: &str = "LISTEN_PID\nLISTEN_FDS";
 
 /// Returns how many descriptors socket activation passed to this very process.
 fn activated_descriptors<'a>(environment: impl Iterator<Item = &'a [u8]>) -> usize {
-    let (mut count, mut process) = (None, None);
-    for variable in environment {
-        if let Some(value) = variable.strip_prefix(COUNT) {
-            count = arguments::number(value);
-        } else if let Some(value) = variable.strip_prefix(PROCESS) {
-            process = arguments::number(value);
+    let mut numbers = [0; 2];
+    for mut value in environment {
+        let name = take_until(&mut value, b'=');
+        if let Some(number) = numbers.get_mut(line_number(VARIABLES, name)) {
+            *number = arguments::number(value).unwrap_or(0);
         }
     }
-    if process == Some(sys::process_id()) { count.unwrap_or(0) as usize } else { 0 }
+    let [process, count] = numbers;
+    if process == sys::process_id() { count as usize } else { 0 }
 }
 
 fn print(text: &str) -> i32 {

@@ -1,11 +1,11 @@
 //! What an agent watches beside its sessions: the ports that hosts connect to, the one connection by which the host learns
 //! that the agent listens, and a timer for what causes no event.
 
+use scx_vsock_wire::READY_PORT;
 use scx_vsock_wire::emit::{self, Notice};
 use scx_vsock_wire::envelope::saturate;
 use scx_vsock_wire::limits::MAX_AGENT_ENVELOPE_BYTES;
 use scx_vsock_wire::line::up_to;
-use scx_vsock_wire::{READY_PORT, Text};
 
 use crate::arguments::{Config, MAX_MAPS};
 use crate::error::Problem;
@@ -62,10 +62,7 @@ impl Port {
     fn listen(&mut self, backlog: u32) -> i32 {
         // Asking the kernel for a family that it does not know makes it start modprobe: ask only when the module is there,
         // where that can be seen.
-        if self.is_unsupported
-            && sys::exists(b"/sys/module/$", Text::EMPTY)
-            && !sys::exists(b"/sys/module/$", Text::line(b"vsock"))
-        {
+        if self.is_unsupported && sys::exists(b"/sys/module\0") && !sys::exists(b"/sys/module/vsock\0") {
             return EAFNOSUPPORT;
         }
         let listener = sys::listen_vsock(self.number, backlog);

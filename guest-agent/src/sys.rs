@@ -10,13 +10,12 @@ use core::mem::{MaybeUninit, size_of};
 
 use linux_raw_sys::errno;
 use linux_raw_sys::general::{
-    __kernel_itimerspec, __kernel_timespec, AT_FDCWD, CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, EPOLL_CLOEXEC, F_SETFL,
-    O_CLOEXEC, O_NONBLOCK, O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK, epoll_event, iovec,
+    __kernel_itimerspec, __kernel_timespec, CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, EPOLL_CLOEXEC, F_SETFL, O_CLOEXEC,
+    O_NONBLOCK, O_RDWR, TFD_CLOEXEC, TFD_NONBLOCK, epoll_event, iovec,
 };
 use linux_raw_sys::net::{AF_UNIX, AF_VSOCK, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_STREAM, msghdr};
 use linux_raw_sys::vm_sockets::VMADDR_CID_ANY;
 use scx_vsock_wire::line::{copy_prefix, up_to};
-use scx_vsock_wire::{Text, Writer};
 pub use syscalls::Errno;
 use syscalls::{Sysno, raw_syscall};
 
@@ -27,6 +26,8 @@ pub use linux_raw_sys::general::{
 };
 pub use linux_raw_sys::vm_sockets::VMADDR_CID_HOST;
 
+const EINVAL: i32 = -(errno::EINVAL as i32);
+
 const SOCK_NONBLOCK: u32 = O_NONBLOCK;
 const SOCK_CLOEXEC: u32 = O_CLOEXEC;
 
@@ -36,6 +37,8 @@ pub const EAFNOSUPPORT: i32 = -(errno::EAFNOSUPPORT as i32);
 pub const EAGAIN: i32 = -(errno::EAGAIN as i32);
 /// See [`EAFNOSUPPORT`].
 pub const EINPROGRESS: i32 = -(errno::EINPROGRESS as i32);
+/// See [`EAFNOSUPPORT`].
+pub const ENOENT: i32 = -(errno::ENOENT as i32);
 /// See [`EAFNOSUPPORT`].
 pub const EINTR: i32 = -(errno::EINTR as i32);
 
@@ -85,8 +88,7 @@ impl Fd {
 
     /// Closes the descriptor.
     pub fn close(self) {
-        // SAFETY: closing touches no memory.
-        let _closed = unsafe { raw_syscall!(Sysno::close, self.argument()) };
+        close(self.number());
     }
 
     fn argument(self) -> usize {
@@ -94,20 +96,32 @@ impl Fd {
     }
 }
 
-/// Bytes of the longest path of a file of the kernel's, with a zero byte.
-const MAX_FILE_PATH_BYTES: usize = 64;
-
-/// Does `call` (openat, faccessat) with a path: `template`, in which `$` stands for `name`.
-fn with_path(call: Sysno, template: &[u8], name: Text<'_>, flags: u32) -> i32 {
-    let mut path = [0; MAX_FILE_PATH_BYTES];
-    Writer::new(path.split_at_mut(MAX_FILE_PATH_BYTES - 1).0).add(template, 0, name);
-    // SAFETY: `path` ends with a zero byte, which is never written, and lives through the call, which only reads it.
-    unsafe { raw_syscall!(call, AT_FDCWD as usize, path.as_ptr(), flags) as i32 }
+/// Closes the descriptor of this number; none where it is negative.
+pub fn close(number: i32) {
+    // SAFETY: closing touches no memory.
+    let _closed = unsafe { raw_syscall!(Sysno::close, number) };
 }
 
-/// Opens a file of the kernel's or a device.
-fn open(template: &[u8], name: Text<'_>, flags: u32) -> i32 {
-    with_path(Sysno::openat, template, name, flags)
+/// The directory of absolute paths: none.
+pub const NOWHERE: i32 = -1;
+
+/// Does `call` (openat, faccessat) with a path that ends with a zero byte. One that is not absolute begins at `directory`.
+fn with_path(call: Sysno, directory: i32, path: &[u8], flags: u32) -> i32 {
+    if path.last() != Some(&0) {
+        return EINVAL;
+    }
+    // SAFETY: `path` ends with a zero byte and lives through the call, which only reads it.
+    unsafe { raw_syscall!(call, directory, path.as_ptr(), flags) as i32 }
+}
+
+/// Opens a file or a directory, as `with_path` has it.
+fn open(directory: i32, path: &[u8], flags: u32) -> i32 {
+    with_path(Sysno::openat, directory, path, flags)
+}
+
+/// Opens a directory; returns its number.
+pub fn open_directory(path: &[u8]) -> i32 {
+    open(NOWHERE, path, O_CLOEXEC)
 }
 
 /// Creates an epoll instance, whose descriptor is readable while events wait.
@@ -314,13 +328,14 @@ pub fn send_pieces(socket: Fd, pieces: &[&[u8]; 3]) -> i32 {
     unsafe { raw_syscall!(Sysno::sendmsg, socket.argument(), &raw const message, MSG_DONTWAIT | MSG_NOSIGNAL) as i32 }
 }
 
-/// Reads the beginning of a small file at `template`, in which `$` stands for `name`; nothing where that cannot be read.
-pub fn read_file<'b>(template: &[u8], name: Text<'_>, buffer: &'b mut [u8]) -> &'b [u8] {
+/// Reads the beginning of a small file in an open directory; nothing where that cannot be read. The path ends with a zero
+/// byte.
+pub fn read_file<'b>(directory: i32, path: &[u8], buffer: &'b mut [u8]) -> &'b [u8] {
     let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
-    let file = open(template, name, O_CLOEXEC | O_NONBLOCK);
+    let file = open(directory, path, O_CLOEXEC | O_NONBLOCK);
     // SAFETY: the kernel writes at most `length` bytes to the buffer, which lives through the call.
     let count = unsafe { raw_syscall!(Sysno::read, file, pointer, length) as i32 };
-    Fd::new(file).close();
+    close(file);
     up_to(buffer, usize::try_from(count).unwrap_or(0))
 }
 
@@ -333,10 +348,10 @@ pub fn read_kernel_log(buffer: &mut [u8]) -> i32 {
     unsafe { raw_syscall!(Sysno::syslog, READ_ALL, pointer, length) as i32 }
 }
 
-/// Whether a path exists: `template`, in which `$` stands for `name`.
+/// Whether a path exists, which ends with a zero byte.
 #[must_use]
-pub fn exists(template: &[u8], name: Text<'_>) -> bool {
-    with_path(Sysno::faccessat, template, name, 0) == 0
+pub fn exists(path: &[u8]) -> bool {
+    with_path(Sysno::faccessat, NOWHERE, path, 0) == 0
 }
 
 /// Opens what is closed of standard input, output and error, so that no socket becomes one of them.
@@ -344,12 +359,12 @@ pub fn exists(template: &[u8], name: Text<'_>) -> bool {
 /// An early init may have no `/dev/null` yet; the root directory takes no bytes either.
 pub fn open_standard_descriptors() {
     loop {
-        let mut fd = open(b"/dev/null", Text::EMPTY, O_RDWR);
+        let mut fd = open(NOWHERE, b"/dev/null\0", O_RDWR);
         if fd < 0 {
-            fd = open(b"/", Text::EMPTY, 0);
+            fd = open(NOWHERE, b"/\0", 0);
         }
         if !(0..=2).contains(&fd) {
-            return Fd::new(fd).close();
+            return close(fd);
         }
     }
 }
@@ -383,11 +398,15 @@ mod tests {
     #[test]
     fn the_beginning_of_a_file_is_read_and_a_missing_one_is_empty() {
         let mut buffer = [0; 16];
-        let ostype = Text::first_line(b"ostype");
-        assert_eq!(read_file(b"/proc/sys/kernel/$", ostype, &mut buffer), b"Linux\n");
-        assert_eq!(read_file(b"/proc/sys/kernel/$", ostype, &mut buffer[..3]), b"Lin");
-        assert_eq!(read_file(b"/proc/nowhere", Text::EMPTY, &mut buffer), b"");
-        assert_eq!(read_file(b"/proc", Text::EMPTY, &mut buffer), b"");
+        let kernel = open_directory(b"/proc/sys/kernel\0");
+        assert_eq!(read_file(kernel, b"ostype\0", &mut buffer), b"Linux\n");
+        assert_eq!(read_file(kernel, b"ostype\0", &mut buffer[..3]), b"Lin");
+        assert_eq!(read_file(kernel, b"nothing\0", &mut buffer), b"");
+        close(kernel);
+        let absolute = b"/proc/sys/kernel/ostype\0";
+        assert_eq!(read_file(NOWHERE, absolute, &mut buffer), b"Linux\n");
+        assert_eq!(read_file(NOWHERE, b"ostype\0", &mut buffer), b"");
+        assert_eq!(read_file(NOWHERE, b"/proc\0", &mut buffer), b"");
     }
 
     #[test]
@@ -412,9 +431,10 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_any_length_is_truncated() {
-        assert!(!exists(b"/$", Text::first_line(&[b'x'; 2 * MAX_FILE_PATH_BYTES])));
-        assert!(exists(b"/$", Text::first_line(b"proc")));
+    fn a_path_without_a_zero_byte_never_reaches_the_kernel() {
+        assert!(exists(b"/proc\0"));
+        assert!(!exists(b"/proc"));
+        assert!(!exists(b""));
     }
 
     #[test]

@@ -51,20 +51,24 @@ const NO_SCHEDULER: usize = 6;
 const SCHEDULER_GONE: usize = 7;
 pub(crate) const SCHED_EXT: usize = 8;
 
-/// Begins an envelope.
-pub(crate) fn begin(writer: &mut Writer<'_>, template: usize, number: u32) {
+/// Bytes between a cause and its detail.
+const SEPARATOR_BYTES: usize = 2;
+
+/// Begins an envelope in `out`.
+pub(crate) fn begin(out: &mut [u8], template: usize, number: u32) -> Writer<'_> {
+    let mut writer = Writer::new(out);
     let is_answer = matches!(template, SCHEDULER_READY | SCHED_EXT);
     let key: &[u8] = if is_answer { b"{\"agent\":{" } else { b"{\"relay_error\":{" };
     writer.add_plain(key);
-    writer.add(nth_line(TEMPLATES, template), number.into(), Text::EMPTY);
+    writer.add_number(nth_line(TEMPLATES, template), number.into());
+    writer
 }
 
 /// Writes a notice with its number; `max` is the cap that a line is over.
 pub fn notice(out: &mut [u8], notice: Notice, number: u32, max: u32) -> usize {
-    let mut writer = Writer::new(out);
-    begin(&mut writer, notice as usize, number);
+    let mut writer = begin(out, notice as usize, number);
     let end: &[u8] = if notice >= Notice::RequestTooLarge { b"\"max\":#}}}\n" } else { b"\n" };
-    writer.add(end, max.into(), Text::EMPTY);
+    writer.add_number(end, max.into());
     writer.length()
 }
 
@@ -90,30 +94,73 @@ pub fn any_hello(out: &mut [u8], agent: Text<'_>, boot_id: Text<'_>, numbers: [u
     let [protocol, min_protocol, max_request, max_response] = numbers;
     let mut writer = Writer::new(out);
     let (agent, boot_id) = (agent.truncated(MAX_NAME_BYTES), boot_id.truncated(MAX_NAME_BYTES));
-    writer.add(b"{\"hello\":{\"protocol\":#,", protocol.into(), Text::EMPTY);
+    writer.add_number(b"{\"hello\":{\"protocol\":#,", protocol.into());
     writer.add(b"\"min_protocol\":#,\"agent\":\"$\",", min_protocol.into(), agent);
     writer.add(b"\"boot_id\":\"$\",\"max_request_bytes\":#,", max_request.into(), boot_id);
-    writer.add(b"\"max_response_bytes\":#}}\n", max_response.into(), Text::EMPTY);
+    writer.add_number(b"\"max_response_bytes\":#}}\n", max_response.into());
     writer.length()
 }
 
 /// Writes the relay error `no_scheduler`.
 pub fn no_scheduler(out: &mut [u8], errno: i32, sched_ext: Text<'_>, ops: Text<'_>, cause: Text<'_>) -> usize {
-    let mut writer = Writer::new(out);
-    begin(&mut writer, NO_SCHEDULER, errno.unsigned_abs());
-    writer.add(b"\"sched_ext\":\"$\",", 0, sched_ext.truncated(MAX_NAME_BYTES));
-    writer.add(b"\"ops\":\"$\",", 0, ops.truncated(MAX_OPS_BYTES));
-    end_with_cause(writer, cause)
+    let mut line = RelayErrorLine::no_scheduler(out, errno);
+    line.sched_ext(sched_ext);
+    line.ops(ops);
+    line.end(cause, Text::EMPTY)
 }
 
 /// Writes the relay error `scheduler_gone`.
 pub fn scheduler_gone(out: &mut [u8], errno: i32, cause: Text<'_>) -> usize {
-    let mut writer = Writer::new(out);
-    begin(&mut writer, SCHEDULER_GONE, errno.unsigned_abs());
-    end_with_cause(writer, cause)
+    RelayErrorLine::scheduler_gone(out, errno).end(cause, Text::EMPTY)
 }
 
-fn end_with_cause(mut writer: Writer<'_>, cause: Text<'_>) -> usize {
-    writer.add(b"\"cause\":\"$\"}}}\n", 0, cause.truncated(MAX_CAUSE_BYTES));
-    writer.length()
+/// The line of a relay error with texts, written key by key, so that the texts need not be there at the same time.
+///
+/// ```
+/// use scx_vsock_wire::Text;
+/// use scx_vsock_wire::emit::RelayErrorLine;
+///
+/// let mut out = [0; 128];
+/// let length = RelayErrorLine::scheduler_gone(&mut out, 104).end(Text::line(b"stall"), Text::line(b"30 s"));
+/// let line = b"{\"relay_error\":{\"scheduler_gone\":{\"errno\":104,\"cause\":\"stall: 30 s\"}}}\n";
+/// assert_eq!(&out[..length], line);
+/// ```
+#[derive(Debug)]
+pub struct RelayErrorLine<'o> {
+    writer: Writer<'o>,
+}
+
+impl<'o> RelayErrorLine<'o> {
+    /// Begins `no_scheduler` in `out`. [`sched_ext`](Self::sched_ext) and [`ops`](Self::ops) follow.
+    pub fn no_scheduler(out: &'o mut [u8], errno: i32) -> Self {
+        Self { writer: begin(out, NO_SCHEDULER, errno.unsigned_abs()) }
+    }
+
+    /// Begins `scheduler_gone` in `out`.
+    pub fn scheduler_gone(out: &'o mut [u8], errno: i32) -> Self {
+        Self { writer: begin(out, SCHEDULER_GONE, errno.unsigned_abs()) }
+    }
+
+    /// Adds the state of the guest's sched_ext.
+    pub fn sched_ext(&mut self, state: Text<'_>) {
+        self.writer.pair(Text::line(b"sched_ext"), state.truncated(MAX_NAME_BYTES));
+    }
+
+    /// Adds the name of the guest's scheduler.
+    pub fn ops(&mut self, ops: Text<'_>) {
+        self.writer.pair(Text::line(b"ops"), ops.truncated(MAX_OPS_BYTES));
+    }
+
+    /// Ends the line with the cause and, after a colon, its detail, and returns its length.
+    #[must_use]
+    pub fn end(mut self, cause: Text<'_>, detail: Text<'_>) -> usize {
+        let cause = cause.truncated(MAX_CAUSE_BYTES);
+        self.writer.add(b"\"cause\":\"$", 0, cause);
+        if !detail.is_empty() && cause.len() < MAX_CAUSE_BYTES - SEPARATOR_BYTES {
+            let room = MAX_CAUSE_BYTES - SEPARATOR_BYTES - cause.len();
+            self.writer.add(b": $", 0, detail.truncated(room));
+        }
+        self.writer.add_plain(b"\"}}}\n");
+        self.writer.length()
+    }
 }

@@ -29,6 +29,9 @@ pub const MAX_ENVELOPE_BYTES: usize = MAX_RESPONSE_BYTES + STATS_PREFIX.len() + 
 /// cannot be smaller.
 pub const MAX_AGENT_ENVELOPE_BYTES: usize = 1024;
 
+/// Bytes of the longest relay error, its LF counted.
+pub const MAX_RELAY_ERROR_BYTES: usize = 832;
+
 /// Arrays and objects that may stand inside each other in a line, in both directions.
 pub const MAX_JSON_DEPTH: usize = 96;
 

@@ -93,13 +93,14 @@ pub const NR_REJECTED: Field = Field(4);
 /// The key `switch_all`.
 pub const SWITCH_ALL: Field = Field(5);
 
+/// A line for each, with the zero byte that ends a path of the kernel's.
 const FILES: &str = "\
-state
-root/ops
-enable_seq
-hotplug_seq
-nr_rejected
-switch_all";
+state\0
+root/ops\0
+enable_seq\0
+hotplug_seq\0
+nr_rejected\0
+switch_all\0";
 
 impl Field {
     /// All of them, in the order of the answer.
@@ -107,10 +108,10 @@ impl Field {
         (0..SWITCH_ALL.0 + 1).map(Self)
     }
 
-    /// Returns where the file is in `/sys/kernel/sched_ext`.
+    /// Returns where the file is in `/sys/kernel/sched_ext`, with a zero byte at the end.
     #[must_use]
-    pub fn path(self) -> Text<'static> {
-        Text::line(nth_line(FILES, self.0))
+    pub fn path(self) -> &'static [u8] {
+        nth_line(FILES, self.0)
     }
 
     /// The bytes of its text that are written. The state is no number, but shorter than one can be.
@@ -119,9 +120,11 @@ impl Field {
     }
 
     fn name(self) -> Text<'static> {
-        let mut name = nth_line(FILES, self.0);
-        let first = take_until(&mut name, b'/');
-        Text::line(if name.is_empty() { first } else { name })
+        let mut name = self.path();
+        if self == OPS {
+            take_until(&mut name, b'/');
+        }
+        Text::line(take_until(&mut name, 0))
     }
 }
 
@@ -156,19 +159,18 @@ impl<'o> SchedExtLine<'o> {
     /// Begins the answer in `out`, which is at least 512 bytes long.
     pub fn begin(out: &'o mut [u8]) -> Self {
         let room = out.len().min(MAX_SCHED_EXT_BYTES);
-        let mut writer = Writer::new(out.split_at_mut(room).0);
-        emit::begin(&mut writer, emit::SCHED_EXT, 0);
+        let writer = emit::begin(out.split_at_mut(room).0, emit::SCHED_EXT, 0);
         Self { writer, list: 0, left: 0, truncated: false }
     }
 
     /// Adds the text of one of the kernel's files.
     pub fn field(&mut self, field: &Field, text: Text<'_>) {
-        self.pair(field.name(), text.truncated(field.max()));
+        self.writer.pair(field.name(), text.truncated(field.max()));
     }
 
     /// Adds the guest's clock.
     pub fn uptime(&mut self, uptime_us: u64) {
-        self.writer.add(b"\"uptime_us\":#", uptime_us, Text::EMPTY);
+        self.writer.add_number(b"\"uptime_us\":#", uptime_us);
     }
 
     /// Begins the events.
@@ -179,7 +181,7 @@ impl<'o> SchedExtLine<'o> {
     /// Adds an event.
     pub fn event(&mut self, name: Text<'_>, number: Text<'_>) {
         if self.take_item() {
-            self.pair(name.truncated(MAX_NAME_BYTES), number.truncated(MAX_DECIMAL_BYTES));
+            self.writer.pair(name.truncated(MAX_NAME_BYTES), number.truncated(MAX_DECIMAL_BYTES));
         }
     }
 
@@ -212,7 +214,7 @@ impl<'o> SchedExtLine<'o> {
     #[must_use]
     pub fn end(mut self, log_errno: Option<i32>) -> usize {
         if let Some(errno) = log_errno {
-            self.writer.add(b",\"log_errno\":#", errno.unsigned_abs().into(), Text::EMPTY);
+            self.writer.add_number(b",\"log_errno\":#", errno.unsigned_abs().into());
         }
         let end: &[u8] = if self.truncated { b",\"truncated\":true}}}\n" } else { b"}}}\n" };
         self.writer.add_plain(end);
@@ -227,9 +229,9 @@ impl<'o> SchedExtLine<'o> {
 
     /// Whether the list takes another item.
     fn take_item(&mut self) -> bool {
-        let takes = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        takes
+        let left = self.left.checked_sub(1);
+        self.left = left.unwrap_or(0);
+        left.is_some()
     }
 
     /// Writes `close` in place of the last comma, or drops the list if there is no room for it.
@@ -242,12 +244,6 @@ impl<'o> SchedExtLine<'o> {
         if self.truncated {
             self.writer.truncate(self.list);
         }
-    }
-
-    /// Adds a key and its text.
-    fn pair(&mut self, key: Text<'_>, text: Text<'_>) {
-        self.writer.add(b"\"$\":", 0, key);
-        self.writer.add(b"\"$\",", 0, text);
     }
 }
 

@@ -63,9 +63,22 @@ impl<'o> Writer<'o> {
         }
     }
 
+    /// Adds `template`, in which each `#` stands for `number`, and no `$` is.
+    #[inline(never)]
+    pub fn add_number(&mut self, template: &[u8], number: u64) {
+        self.add(template, number, Text::EMPTY);
+    }
+
     /// Adds `text` as it is, in which neither `#` nor `$` is.
     pub fn add_plain(&mut self, text: &[u8]) {
-        self.add(text, 0, Text::EMPTY);
+        self.add_number(text, 0);
+    }
+
+    /// Adds a JSON key and its text, with a comma.
+    #[inline(never)]
+    pub(crate) fn pair(&mut self, key: Text<'_>, text: Text<'_>) {
+        self.add(b"\"$\":", 0, key);
+        self.add(b"\"$\",", 0, text);
     }
 
     #[inline(never)]

@@ -38,6 +38,12 @@ impl<'a> Text<'a> {
         self.0.is_empty()
     }
 
+    /// Returns how many bytes it has.
+    #[must_use]
+    pub fn len(self) -> usize {
+        self.0.len()
+    }
+
     /// The text, truncated to `max` bytes.
     #[must_use]
     #[inline(always)]

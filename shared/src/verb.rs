@@ -17,7 +17,6 @@ use heapless::Vec;
 use crate::limits::AGENT_LINE_PREFIX;
 use crate::line::{line_number, up_to};
 use crate::template::Writer;
-use crate::text::Text;
 
 /// Bytes that suffice for every verb's line.
 const MAX_VERB_BYTES: usize = 64;
@@ -91,7 +90,7 @@ impl Verb {
             Self::SchedExt {} => (b"{\"agent\":{\"sched_ext\":{}}}\n", 0),
         };
         let mut writer = Writer::new(&mut line);
-        writer.add(template, number.into(), Text::EMPTY);
+        writer.add_number(template, number.into());
         writer.written().iter().copied().collect()
     }
 }

@@ -10,8 +10,8 @@ use scx_vsock_tests::{agent, patched};
 /// Bytes that the file may take.
 fn max_file_bytes(architecture: Architecture) -> usize {
     match architecture {
-        Architecture::Aarch64 => 14_336,
-        _ => 12_800,
+        Architecture::Aarch64 => 13_824,
+        _ => 12_288,
     }
 }
 
