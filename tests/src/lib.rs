@@ -39,6 +39,8 @@ pub mod peer;
 pub mod program;
 pub mod scheduler_shapes;
 pub mod scripted_scheduler;
+#[cfg(feature = "guests")]
+pub mod small_guest;
 pub mod terminal;
 pub mod thousand_guests;
 #[cfg(feature = "tls")]

@@ -1,18 +1,14 @@
 //! The device and the microVM on this machine's KVM, driven by guests of a few instructions.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use scx_vsock::guest::microvm::test_util::{CODE, pvh_kernel};
-use scx_vsock::guest::microvm::{Error, KvmUnusable, Microvm, Outcome, PROBE_TIMEOUT, ProbeStep, probe};
+use scx_vsock::guest::microvm::test_util::CODE;
+use scx_vsock::guest::microvm::{KvmUnusable, Outcome, PROBE_TIMEOUT, ProbeStep, probe};
+use scx_vsock_tests::small_guest::{LONG, Output, guest};
 
 const KVM_GUEST: &str = env!("CARGO_BIN_EXE_kvm_guest");
-
-const LONG: Duration = Duration::from_secs(60);
 
 /// `mov dx, PORT; mov al, VALUE; out dx, al`
 fn write_port(port: u16, value: u8) -> Vec<u8> {
@@ -33,43 +29,6 @@ fn print(text: &str, then: &[u8]) -> Vec<u8> {
     let code = [&[0x66, 0xba, 0xf8, 0x03, 0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8], then].concat();
     let address = CODE + 5 + u32::try_from(code.len()).unwrap();
     [&[0xbe], &address.to_le_bytes()[..], &code, text.as_bytes(), &[0]].concat()
-}
-
-/// What a guest prints.
-#[derive(Clone, Default)]
-struct Output(Arc<(Mutex<Vec<u8>>, Condvar)>);
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.0.lock().unwrap().extend(bytes);
-        self.0.1.notify_all();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Output {
-    fn len(&self) -> usize {
-        self.0.0.lock().unwrap().len()
-    }
-
-    fn wait_for(&self, bytes: usize) {
-        let output = self.0.0.lock().unwrap();
-        let (output, _) = self.0.1.wait_timeout_while(output, LONG, |output| output.len() < bytes).unwrap();
-        assert!(output.len() >= bytes, "it printed {} bytes", output.len());
-    }
-}
-
-/// A guest with these instructions, paused, and the other end of its second serial port.
-fn guest(code: &[u8], vcpus: u32, output: &Output) -> Result<(Microvm, UnixStream), Error> {
-    let kernel = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(kernel.path(), pvh_kernel(code)).unwrap();
-    let (host, commands) = UnixStream::pair().unwrap();
-    let builder = Microvm::builder(kernel.path()).memory_mib(16).vcpus(vcpus);
-    Ok((builder.build(Box::new(output.clone()), commands)?, host))
 }
 
 fn outcome_of(code: &[u8]) -> Outcome {

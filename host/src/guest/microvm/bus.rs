@@ -14,7 +14,7 @@ use super::layout::REGISTERS;
 use super::outcome::Outcome;
 use super::panic_watch::PanicWatch;
 use super::power;
-use super::serial::{SerialPort, Written};
+use super::serial::{PortState, SerialPort, Written};
 use super::serial_address::{COMMANDS, CONSOLE};
 use crate::transport::mmio::{BYTES, Interrupt, Mmio, QUEUE_NOTIFY};
 
@@ -55,6 +55,14 @@ pub struct Bus<I: Interrupt> {
     notify_exits: AtomicU64,
 }
 
+/// The state of a guest's serial ports.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PortStates {
+    console: PortState,
+    commands: PortState,
+    panic: PanicWatch,
+}
+
 /// What became of a guest's write to a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
@@ -81,16 +89,38 @@ impl<I: Interrupt> Bus<I> {
         interrupts: [I; 2],
         vsock: Arc<VsockMmio<I>>,
     ) -> io::Result<Self> {
+        Self::with_ports(PortStates::default(), console, commands, interrupts, vsock)
+    }
+
+    /// As [`new`](Self::new), with serial ports in these states.
+    pub(super) fn with_ports(
+        states: PortStates,
+        console: Box<dyn Write + Send>,
+        commands: UnixStream,
+        interrupts: [I; 2],
+        vsock: Arc<VsockMmio<I>>,
+    ) -> io::Result<Self> {
         commands.set_nonblocking(true)?;
         let [of_console, of_commands] = interrupts;
-        let output = ConsoleOutput { output: console, panic: PanicWatch::new() };
+        let output = ConsoleOutput { output: console, panic: states.panic };
         Ok(Self {
-            console: SerialPort::new(of_console, output),
+            console: SerialPort::new(states.console, of_console, output)?,
             stream: commands.try_clone()?,
-            commands: SerialPort::new(of_commands, CommandOutput(commands)),
+            commands: SerialPort::new(states.commands, of_commands, CommandOutput { stream: commands, sent: 0 })?,
             vsock: RwLock::new(vsock),
             notify_exits: AtomicU64::new(0),
         })
+    }
+
+    /// Returns how many bytes the guest has written to its second serial port.
+    pub(super) fn commands_sent(&self) -> u64 {
+        self.commands.with_output(|output| output.sent)
+    }
+
+    /// Returns the states of the serial ports.
+    pub(super) fn ports(&self) -> PortStates {
+        let panic = self.console.with_output(|output| output.panic.clone());
+        PortStates { console: self.console.state(), commands: self.commands.state(), panic }
     }
 
     /// The guest reads from a port.
@@ -218,11 +248,17 @@ fn no_interrupt(error: io::Error) -> Outcome {
 }
 
 /// Where the second serial port's output goes. A write to a stream that nobody reads any more raises no signal.
-struct CommandOutput(UnixStream);
+struct CommandOutput {
+    stream: UnixStream,
+    /// How many bytes were written.
+    sent: u64,
+}
 
 impl Write for CommandOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(&self.0, bytes, SendFlags::NOSIGNAL)?)
+        let count = send(&self.stream, bytes, SendFlags::NOSIGNAL)?;
+        self.sent += count as u64;
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {

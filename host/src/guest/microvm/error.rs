@@ -117,6 +117,14 @@ pub enum Error {
         /// KVM's error.
         source: io::Error,
     },
+    /// KVM does not restore a register of a vCPU.
+    #[error("KVM does not restore the register {index:#x} of a vCPU to {value:#x}: boot another guest instead")]
+    Msr {
+        /// The model-specific register's number.
+        index: u32,
+        /// The value that it had.
+        value: u64,
+    },
     /// The interrupts or queue notifications cannot be connected.
     #[error(transparent)]
     Connect(#[from] kvm::Error),

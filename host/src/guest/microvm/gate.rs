@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::error::Error;
 use super::kick::Kick;
 use super::outcome::{Outcome, VcpuPosition};
 use crate::io::eventfd::{EventFd, Notify};
@@ -12,6 +13,9 @@ use crate::io::lock::lock;
 
 /// What a vCPU does at the gate.
 pub(super) trait Parked {
+    /// What there is to save.
+    type Saved;
+
     /// Remembers the guest's time.
     ///
     /// # Errors
@@ -25,6 +29,13 @@ pub(super) trait Parked {
     ///
     /// KVM's.
     fn start_time(&mut self, cycles: u64) -> io::Result<()>;
+
+    /// Returns the vCPU's state.
+    ///
+    /// # Errors
+    ///
+    /// KVM's.
+    fn save(&mut self) -> Result<Self::Saved, Error>;
 
     /// Enters the guest at the next call, instead of returning at once.
     fn allow_entry(&mut self);
@@ -42,7 +53,7 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct State {
+struct State<S> {
     phase: Phase,
     /// Threads that wait here with their time stopped.
     parked: usize,
@@ -50,12 +61,16 @@ struct State {
     alive: usize,
     kicks: Vec<Kick>,
     positions: Vec<VcpuPosition>,
+    /// How often the states of all vCPUs were asked for.
+    saves: u64,
+    /// Those of the last time.
+    saved: Vec<Result<S, Error>>,
 }
 
-/// The gate, of a guest that begins paused.
+/// The gate, of a guest that begins paused. `S` is what a vCPU saves.
 #[derive(Debug)]
-pub(super) struct Gate {
-    state: Mutex<State>,
+pub(super) struct Gate<S> {
+    state: Mutex<State<S>>,
     changed: Condvar,
     /// Readable while no vCPU is to run.
     halt: EventFd,
@@ -63,14 +78,22 @@ pub(super) struct Gate {
     ended: EventFd,
 }
 
-impl Gate {
+impl<S> Gate<S> {
     /// # Errors
     ///
     /// The process has no more descriptors.
     pub(super) fn new() -> io::Result<Self> {
         let (halt, ended) = (EventFd::new()?, EventFd::new()?);
         halt.notify();
-        let state = State { phase: Phase::Paused, parked: 0, alive: 0, kicks: Vec::new(), positions: Vec::new() };
+        let state = State {
+            phase: Phase::Paused,
+            parked: 0,
+            alive: 0,
+            kicks: Vec::new(),
+            positions: Vec::new(),
+            saves: 0,
+            saved: Vec::new(),
+        };
         Ok(Self { state: Mutex::new(state), changed: Condvar::new(), halt, ended })
     }
 
@@ -92,7 +115,7 @@ impl Gate {
     /// # Errors
     ///
     /// Those of the vCPU.
-    pub(super) fn pass(&self, vcpu: &mut impl Parked) -> io::Result<bool> {
+    pub(super) fn pass(&self, vcpu: &mut impl Parked<Saved = S>) -> io::Result<bool> {
         let mut state = self.state();
         loop {
             match state.phase {
@@ -105,7 +128,7 @@ impl Gate {
                     vcpu.stop_time()?;
                     state.parked += 1;
                     self.changed.notify_all();
-                    state = self.wait_while(state, |state| state.phase == Phase::Paused);
+                    state = self.park(state, vcpu);
                     let started = match state.phase {
                         Phase::Running { cycles } => vcpu.start_time(cycles),
                         _ => Ok(()),
@@ -118,6 +141,43 @@ impl Gate {
                 }
             }
         }
+    }
+
+    /// Waits for the end of the pause, and saves the vCPU's state whenever that is asked for.
+    fn park<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State<S>>,
+        vcpu: &mut impl Parked<Saved = S>,
+    ) -> MutexGuard<'a, State<S>> {
+        let mut saves = state.saves;
+        loop {
+            state = self.wait_while(state, |state| state.phase == Phase::Paused && state.saves == saves);
+            if state.phase != Phase::Paused {
+                return state;
+            }
+            saves = state.saves;
+            state.saved.push(vcpu.save());
+            self.changed.notify_all();
+        }
+    }
+
+    /// Returns the states of all vCPUs, in no order; `None` unless the guest is paused.
+    ///
+    /// # Errors
+    ///
+    /// Those of a vCPU.
+    pub(super) fn save(&self) -> Result<Option<Vec<S>>, Error> {
+        let mut state = self.state();
+        if state.phase != Phase::Paused {
+            return Ok(None);
+        }
+        state.saves += 1;
+        state.saved.clear();
+        self.changed.notify_all();
+        let mut state =
+            self.wait_while(state, |state| state.phase == Phase::Paused && state.saved.len() < state.parked);
+        let saved = std::mem::take(&mut state.saved);
+        if state.phase == Phase::Paused { saved.into_iter().collect::<Result<_, _>>().map(Some) } else { Ok(None) }
     }
 
     /// A thread ends, and its vCPU was there last.
@@ -153,7 +213,7 @@ impl Gate {
         }
     }
 
-    fn run(&self, mut state: MutexGuard<'_, State>, cycles: u64) {
+    fn run(&self, mut state: MutexGuard<'_, State<S>>, cycles: u64) {
         // Those that are not here yet would not come.
         state.phase = Phase::Running { cycles };
         self.halt.clear();
@@ -210,30 +270,30 @@ impl Gate {
         self.ended.as_fd()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<S>> {
         lock(&self.state)
     }
 
     fn wait_while<'a>(
         &'a self,
-        state: MutexGuard<'a, State>,
-        condition: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
+        state: MutexGuard<'a, State<S>>,
+        condition: impl Fn(&State<S>) -> bool,
+    ) -> MutexGuard<'a, State<S>> {
         self.changed.wait_while(state, |state| condition(state)).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_until<'a>(
         &'a self,
-        state: MutexGuard<'a, State>,
+        state: MutexGuard<'a, State<S>>,
         within: Duration,
-        condition: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
+        condition: impl Fn(&State<S>) -> bool,
+    ) -> MutexGuard<'a, State<S>> {
         let waited = self.changed.wait_timeout_while(state, within, |state| !condition(state));
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
-impl State {
+impl<S> State<S> {
     /// Whether threads have not yet left the pause.
     fn is_resuming(&self) -> bool {
         self.parked > 0 && matches!(self.phase, Phase::Running { .. })
@@ -264,6 +324,8 @@ mod tests {
     }
 
     impl Parked for FakeVcpu {
+        type Saved = usize;
+
         fn stop_time(&mut self) -> io::Result<()> {
             if std::mem::replace(&mut self.runs, false) {
                 self.counts.running.fetch_sub(1, Ordering::SeqCst);
@@ -279,14 +341,21 @@ mod tests {
             Ok(())
         }
 
+        fn save(&mut self) -> Result<usize, Error> {
+            assert!(!self.runs, "its time stands still");
+            Ok(self.cycles.len())
+        }
+
         fn allow_entry(&mut self) {
             self.entered = true;
         }
     }
 
+    type FakeGate = Gate<usize>;
+
     /// A gate with threads that pass it again and again, and how many vCPUs' time runs.
-    fn gate(vcpus: usize) -> (Arc<Gate>, Arc<Counts>, Vec<thread::JoinHandle<Vec<u64>>>) {
-        let (gate, counts) = (Arc::new(Gate::new().unwrap()), Arc::<Counts>::default());
+    fn gate(vcpus: usize) -> (Arc<FakeGate>, Arc<Counts>, Vec<thread::JoinHandle<Vec<u64>>>) {
+        let (gate, counts) = (Arc::new(FakeGate::new().unwrap()), Arc::<Counts>::default());
         gate.state().alive = vcpus;
         let start = |_| {
             let (gate, counts) = (Arc::clone(&gate), Arc::clone(&counts));
@@ -320,6 +389,22 @@ mod tests {
         gate.join(LONG);
         let expected: Vec<u64> = (0..50).collect();
         assert!(threads.into_iter().all(|thread| thread.join().unwrap() == expected));
+    }
+
+    #[test]
+    fn all_are_saved_while_they_wait() {
+        let (gate, _counts, threads) = gate(3);
+        for starts in 0..50 {
+            assert_eq!(gate.save().unwrap().unwrap(), [starts; 3]);
+            assert_eq!(gate.save().unwrap().unwrap(), [starts; 3]);
+            gate.resume(1);
+            assert!(gate.save().unwrap().is_none(), "they run");
+            assert!(gate.pause(LONG));
+        }
+        gate.end(Outcome::Stopped);
+        assert!(gate.save().unwrap().is_none());
+        gate.join(LONG);
+        threads.into_iter().for_each(|thread| drop(thread.join().unwrap()));
     }
 
     #[test]

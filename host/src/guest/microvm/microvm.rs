@@ -20,8 +20,8 @@ use super::kick::{self, Kick};
 use super::layout::{REGISTERS, VSOCK_IRQ};
 use super::outcome::{Outcome, VcpuPosition};
 use super::place::Place;
-use super::serial_address::{COMMANDS, CONSOLE, SerialAddress};
-use super::vcpu::Vcpu;
+use super::serial_address::{COMMANDS, CONSOLE};
+use super::vcpu::{SavedVcpu, Vcpu};
 use super::vcpu_time::host_cycles;
 use super::vm::{Vm, check_vcpus, open_kvm};
 use super::{acpi, cpuid};
@@ -124,21 +124,28 @@ impl MicrovmBuilder {
         let vsock =
             connect(&vm, |interrupt| Ok(Mmio::new(Device::new(self.cid)?, Arc::clone(vm.memory()), interrupt)?))?;
         let input = commands.try_clone()?;
-        let irqs = [CONSOLE, COMMANDS].map(|port: SerialAddress| Irq::connect(vm.fd(), port.irq));
-        let [of_console, of_commands] = irqs;
-        let bus = Arc::new(Bus::new(console, commands, [of_console?, of_commands?], vsock)?);
-        let microvm = Microvm::with(vm, bus, input)?;
+        let bus = Arc::new(Bus::new(console, commands, connect_serial_ports(&vm)?, vsock)?);
+        let microvm = Microvm::with(vm, bus, input, Phase::New)?;
         microvm.add_vcpus(threads, kvm_state_bytes(&kvm)?)?;
         Ok(microvm)
     }
 }
 
-fn kvm_state_bytes(kvm: &Kvm) -> Result<usize, Error> {
+pub(super) fn kvm_state_bytes(kvm: &Kvm) -> Result<usize, Error> {
     kvm.get_vcpu_mmap_size().map_err(Error::kvm("to map a vCPU's state"))
 }
 
+/// Returns the interrupts of console and commands.
+pub(super) fn connect_serial_ports(vm: &Vm) -> Result<[Irq; 2], Error> {
+    let [of_console, of_commands] = [CONSOLE, COMMANDS].map(|port| Irq::connect(vm.fd(), port.irq));
+    Ok([of_console?, of_commands?])
+}
+
 /// Returns a device that KVM's interrupt and ioeventfd are connected to.
-fn connect(vm: &Vm, make: impl FnOnce(Irq) -> Result<VsockMmio<Irq>, Error>) -> Result<Arc<VsockMmio<Irq>>, Error> {
+pub(super) fn connect(
+    vm: &Vm,
+    make: impl FnOnce(Irq) -> Result<VsockMmio<Irq>, Error>,
+) -> Result<Arc<VsockMmio<Irq>>, Error> {
     let vsock = make(Irq::connect(vm.fd(), VSOCK_IRQ)?)?;
     register_ioeventfds(vm.fd(), REGISTERS.into(), &vsock)?;
     Ok(Arc::new(vsock))
@@ -149,7 +156,7 @@ fn connect(vm: &Vm, make: impl FnOnce(Irq) -> Result<VsockMmio<Irq>, Error>) -> 
 /// Its descriptor is readable once it has ended.
 #[derive(Debug)]
 pub struct Microvm {
-    gate: Arc<Gate>,
+    gate: Arc<Gate<SavedVcpu>>,
     bus: Arc<Bus<Irq>>,
     vm: Vm,
     run: Mutex<Run>,
@@ -165,7 +172,7 @@ struct Run {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Phase {
+pub(super) enum Phase {
     /// No instruction has run.
     New,
     Running,
@@ -174,7 +181,7 @@ enum Phase {
 
 /// When a guest was paused.
 #[derive(Clone, Copy, Debug)]
-struct Moment {
+pub(super) struct Moment {
     /// The clock that KVM shows to the guest.
     clock: u64,
     /// The counter of the host's processor.
@@ -188,17 +195,17 @@ impl Microvm {
         MicrovmBuilder { image, memory_mib: 1024, vcpus: None, topology: None, cid: 3 }
     }
 
-    fn with(vm: Vm, bus: Arc<Bus<Irq>>, input: UnixStream) -> Result<Self, Error> {
+    pub(super) fn with(vm: Vm, bus: Arc<Bus<Irq>>, input: UnixStream, phase: Phase) -> Result<Self, Error> {
         let gate = Arc::new(Gate::new()?);
         let device_thread = serve(&gate, bus.vsock())?;
         let typing = Arc::clone(&bus);
         let typist = thread::Builder::new().name("guest-input".into()).spawn(move || type_in(input, &typing))?;
-        let run = Mutex::new(Run { phase: Phase::New, device_thread });
+        let run = Mutex::new(Run { phase, device_thread });
         Ok(Self { gate, bus, vm, run, typist: Some(typist) })
     }
 
     /// Starts a thread for each vCPU, and waits until all of them are about to enter the guest.
-    fn add_vcpus(&self, vcpus: Vec<Vcpu>, state_bytes: usize) -> Result<(), Error> {
+    pub(super) fn add_vcpus(&self, vcpus: Vec<Vcpu>, state_bytes: usize) -> Result<(), Error> {
         for (number, vcpu) in vcpus.into_iter().enumerate() {
             let (gate, bus) = (Arc::clone(&self.gate), Arc::clone(&self.bus));
             self.gate.add(|| {
@@ -259,6 +266,28 @@ impl Microvm {
         Ok(())
     }
 
+    /// Whether the guest is paused, after it has run.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        matches!(lock(&self.run).phase, Phase::Paused(_))
+    }
+
+    /// Calls `save` with the parts of the paused guest: KVM's, the devices, the vCPUs' states and the moment of the pause.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotPaused`], [`Error::Ended`]; those of `save`.
+    pub(super) fn save<T>(
+        &self,
+        save: impl FnOnce(&Vm, &Bus<Irq>, Vec<SavedVcpu>, Moment) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let run = lock(&self.run);
+        self.check_has_not_ended()?;
+        let Phase::Paused(moment) = run.phase else { return Err(Error::NotPaused) };
+        let Some(vcpus) = self.gate.save()? else { return Err(self.ended().unwrap_or(Error::NotPaused)) };
+        save(&self.vm, &self.bus, vcpus, moment)
+    }
+
     /// Returns the paused device's state.
     ///
     /// # Errors
@@ -317,7 +346,11 @@ impl Microvm {
     }
 
     fn check_has_not_ended(&self) -> Result<(), Error> {
-        self.outcome().map_or(Ok(()), |outcome| Err(Error::Ended(outcome)))
+        self.ended().map_or(Ok(()), Err)
+    }
+
+    fn ended(&self) -> Option<Error> {
+        self.outcome().map(Error::Ended)
     }
 }
 
@@ -340,7 +373,7 @@ impl Drop for Microvm {
 }
 
 /// Serves the device; what fails there ends the guest.
-fn serve(gate: &Arc<Gate>, vsock: Arc<VsockMmio<Irq>>) -> io::Result<DeviceThread> {
+fn serve(gate: &Arc<Gate<SavedVcpu>>, vsock: Arc<VsockMmio<Irq>>) -> io::Result<DeviceThread> {
     let gate = Arc::clone(gate);
     DeviceThread::start(vsock, move |reason| gate.end(Outcome::HostFailed { reason }))
 }

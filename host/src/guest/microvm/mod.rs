@@ -38,7 +38,10 @@
 //!    there: they are ioeventfds and irqfds ([`transport::kvm`](crate::transport::kvm)).
 //! 5. `device_thread` serves the vsock device when it has been notified. `gate` is where the vCPUs wait while the guest is
 //!    paused, and `kick` gets them out of KVM; `vcpu_time` stops their time meanwhile.
-//! 6. The first thing that ends the guest is its [`Outcome`]: it turned itself off, reset itself, panicked, or did what KVM
+//! 6. `snapshot` is the state of a paused guest: `vcpu_state` and `msr_state` of each vCPU, which its own thread reads while
+//!    it waits at the gate; `machine_state` of KVM's interrupt controllers and timer; `memory_image` of memory, which
+//!    restored guests share until they write it.
+//! 7. The first thing that ends the guest is its [`Outcome`]: it turned itself off, reset itself, panicked, or did what KVM
 //!    cannot run. Nothing that a guest does ends this process.
 //!
 //! Whether KVM can run any of this, [`probe`] finds out within two seconds.
@@ -62,8 +65,11 @@ mod gate;
 mod kernel;
 mod kick;
 mod layout;
+mod machine_state;
+mod memory_image;
 #[allow(clippy::module_inception, reason = "the noun of the folder")]
 mod microvm;
+mod msr_state;
 mod outcome;
 mod panic_watch;
 mod place;
@@ -73,10 +79,12 @@ mod probe_program;
 mod registers;
 mod serial;
 mod serial_address;
+mod snapshot;
 mod srat;
 #[cfg(any(test, feature = "test-util"))]
 pub mod test_util;
 mod vcpu;
+mod vcpu_state;
 mod vcpu_time;
 mod vm;
 
@@ -85,3 +93,4 @@ pub use error::Error;
 pub use microvm::{Microvm, MicrovmBuilder};
 pub use outcome::{Outcome, VcpuPosition};
 pub use probe::{KvmUnusable, PROBE_TIMEOUT, ProbeStep, probe};
+pub use snapshot::MicrovmSnapshot;

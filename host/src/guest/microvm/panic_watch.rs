@@ -7,7 +7,7 @@ const PANIC: &[u8] = b"Kernel panic - not syncing: ";
 const MAX_REASON: usize = 200;
 
 /// Looks for a panic in a console's output. Any process of the guest that may write there can feign one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum PanicWatch {
     /// So many bytes of [`PANIC`] were the last ones.
     Matching(usize),
@@ -17,12 +17,14 @@ pub(super) enum PanicWatch {
     Seen(String),
 }
 
-impl PanicWatch {
-    /// Returns a watch of a console without output.
-    pub(super) fn new() -> Self {
+/// A watch of a console without output.
+impl Default for PanicWatch {
+    fn default() -> Self {
         Self::Matching(0)
     }
+}
 
+impl PanicWatch {
     /// Takes the next output.
     pub(super) fn take(&mut self, bytes: &[u8]) {
         bytes.iter().for_each(|&byte| self.take_byte(byte));
@@ -61,7 +63,7 @@ mod tests {
     use super::*;
 
     fn reason(pieces: &[&[u8]]) -> Option<String> {
-        let mut watch = PanicWatch::new();
+        let mut watch = PanicWatch::default();
         pieces.iter().for_each(|piece| watch.take(piece));
         watch.reason()
     }

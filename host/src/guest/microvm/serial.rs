@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 use vm_superio::serial::{Error, NoEvents};
-use vm_superio::{Serial, Trigger};
+use vm_superio::{Serial, SerialState, Trigger};
 
 use crate::io::lock::lock;
 use crate::transport::mmio::Interrupt;
@@ -26,6 +26,13 @@ struct Uart<W: Write, I: Interrupt> {
     typed: VecDeque<u8>,
     /// Nobody writes input any more, or takes it.
     closed: bool,
+}
+
+/// The state of a port: its registers, and the input that it has had no room for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PortState {
+    serial: SerialState,
+    typed: VecDeque<u8>,
 }
 
 /// The port's interrupt line.
@@ -49,10 +56,24 @@ pub(super) enum Written {
 }
 
 impl<W: Write, I: Interrupt> SerialPort<W, I> {
-    /// Returns a port whose output goes to `output`.
-    pub(super) fn new(interrupt: I, output: W) -> Self {
-        let uart = Uart { serial: Serial::new(Line(interrupt), output), typed: VecDeque::new(), closed: false };
-        Self { uart: Mutex::new(uart), has_room: Condvar::new() }
+    /// Returns a port in this state, whose output goes to `output`. It raises the interrupt that the state has.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the interrupt from the guest.
+    pub(super) fn new(state: PortState, interrupt: I, output: W) -> io::Result<Self> {
+        let PortState { serial, typed } = state;
+        let serial = Serial::from_state(&serial, Line(interrupt), NoEvents, output).map_err(|error| match error {
+            Error::Trigger(error) | Error::IOError(error) => error,
+            Error::FullFifo => io::ErrorKind::InvalidInput.into(),
+        })?;
+        Ok(Self { uart: Mutex::new(Uart { serial, typed, closed: false }), has_room: Condvar::new() })
+    }
+
+    /// Returns the port's state.
+    pub(super) fn state(&self) -> PortState {
+        let uart = self.lock();
+        PortState { serial: uart.serial.state(), typed: uart.typed.clone() }
     }
 
     /// The guest reads a register.
@@ -154,10 +175,14 @@ mod tests {
     const LOOPBACK: u8 = 1 << 4;
     const HAS_DATA: u8 = 1;
 
+    fn no_interrupt() -> io::Result<()> {
+        Ok(())
+    }
+
     fn port() -> (Port, UnixStream) {
         let (output, reader) = UnixStream::pair().unwrap();
         output.set_nonblocking(true).unwrap();
-        (SerialPort::new(|| Ok(()), output), reader)
+        (Port::new(PortState::default(), no_interrupt, output).unwrap(), reader)
     }
 
     #[test]
@@ -207,6 +232,22 @@ mod tests {
         let typist = thread::spawn(move || while typing.type_in(&[b'x'; 1000]).unwrap() {});
         port.close_input();
         typist.join().unwrap();
+    }
+
+    #[test]
+    fn another_port_goes_on_with_the_input() {
+        const INTERRUPT_ENABLE: u8 = 1;
+        let (port, _reader) = port();
+        port.write(INTERRUPT_ENABLE, 1).unwrap();
+        let sent: Vec<u8> = (0..200).collect();
+        assert!(port.type_in(&sent).unwrap());
+        assert_eq!(port.read(DATA).unwrap(), 0);
+        let (interrupts, raised) = std::sync::mpsc::channel();
+        let interrupt = move || interrupts.send(()).map_err(io::Error::other);
+        let other = SerialPort::new(port.state(), interrupt, io::sink()).unwrap();
+        raised.try_recv().unwrap();
+        let received: Vec<u8> = (1..200).map(|_| other.read(DATA).unwrap()).collect();
+        assert_eq!(received, sent[1..]);
     }
 
     #[test]

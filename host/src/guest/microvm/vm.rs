@@ -1,12 +1,12 @@
 //! KVM's part of a machine: memory and interrupt controllers.
-#![allow(unsafe_code, reason = "KVM is given the memory's address; its state is a union")]
+#![allow(unsafe_code, reason = "KVM is given the memory's address; its state is a union, or has a variable length")]
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config, kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use std::os::fd::FromRawFd;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
@@ -71,21 +71,27 @@ pub(super) fn check_vcpus(kvm: &Kvm, vcpus: u32) -> Result<(), Error> {
 pub(super) struct Vm {
     fd: VmFd,
     memory: Arc<GuestMemoryMmap>,
+    msrs: Arc<[u32]>,
 }
 
 impl Vm {
     /// Returns a machine with this many bytes of memory.
     pub(super) fn new(kvm: &Kvm, bytes: u64) -> Result<Self, Error> {
+        Self::with_memory(kvm, map_memory(bytes)?)
+    }
+
+    /// Returns a machine with this memory.
+    pub(super) fn with_memory(kvm: &Kvm, memory: GuestMemoryMmap) -> Result<Self, Error> {
         let fd = kvm.create_vm().map_err(Error::kvm("a machine"))?;
         fd.set_tss_address(TSS).map_err(Error::kvm("an address for the task state"))?;
         fd.create_irq_chip().map_err(Error::kvm("an interrupt controller"))?;
         let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
         fd.create_pit2(timer).map_err(Error::kvm("a timer"))?;
-        let memory = Arc::new(map_memory(bytes)?);
         for (slot, region) in (0..).zip(memory.iter()) {
             add_memory(&fd, slot, region)?;
         }
-        Ok(Self { fd, memory })
+        let msrs = kvm.get_msr_index_list().map_err(Error::kvm("to list the vCPU's registers"))?;
+        Ok(Self { fd, memory: Arc::new(memory), msrs: msrs.as_slice().into() })
     }
 
     pub(super) fn fd(&self) -> &VmFd {
@@ -94,6 +100,11 @@ impl Vm {
 
     pub(super) fn memory(&self) -> &Arc<GuestMemoryMmap> {
         &self.memory
+    }
+
+    /// Returns the numbers of a vCPU's model-specific registers.
+    pub(super) fn msrs(&self) -> &Arc<[u32]> {
+        &self.msrs
     }
 
     /// Reads the clock that KVM shows to guests, in nanoseconds.
@@ -129,6 +140,12 @@ fn add_memory(vm: &VmFd, slot: u32, region: &vm_memory::GuestRegionMmap) -> Resu
     };
     // SAFETY: only vCPUs reach the memory, and each of them keeps it alive.
     unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("the guest's memory"))
+}
+
+/// Writes a vCPU's floating-point and vector registers.
+pub(super) fn write_extended_state(vcpu: &VcpuFd, state: &kvm_xsave) -> Result<(), Error> {
+    // SAFETY: KVM reads more than 4,096 bytes only if this process had permission for AMX, for which nothing here asks.
+    unsafe { vcpu.set_xsave(state) }.map_err(Error::kvm("the vCPU's vector registers"))
 }
 
 /// Returns KVM's number of an internal error, after that exit.
