@@ -52,6 +52,17 @@ workspace_version() {
     sed -n 's/^version = "\(.*\)"/\1/p' "$top/Cargo.toml" | head -n 1
 }
 
+# The oldest version of Rust that the workspace supports.
+oldest_rust() {
+    sed -n 's/^rust-version = "\(.*\)"/\1/p' "$top/Cargo.toml"
+}
+
+# Installs a version of Rust, unless it is there.
+need_rust() { # VERSION
+    have rustup || die "missing: rustup, which installs Rust $1; see https://rustup.rs"
+    cargo "+$1" --version >/dev/null 2>&1 || with_progress "installing Rust $1" rustup toolchain install "$1" --profile minimal
+}
+
 # Makes the cache's folder $1 and prints its path.
 cache_folder() {
     mkdir -p "$cache/$1" 2>/dev/null && [ -w "$cache/$1" ] ||
