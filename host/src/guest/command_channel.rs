@@ -7,7 +7,7 @@
 //! those of others.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, BufReader, ErrorKind};
+use std::io::{self, BufReader, Cursor, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,6 +20,7 @@ use super::command_output::{RunningCommand, Sink};
 use super::error::Error;
 use super::guest_events::GuestEvents;
 use super::guest_message::{CommandMessage, GuestMessage, OutputStream};
+use super::guest_stream::{FollowedStream, Progress};
 use super::timed_stream::TimedStream;
 use crate::io::Deadline;
 use crate::io::lock::lock;
@@ -29,6 +30,10 @@ const MAX_OUTPUT: usize = 16 << 20;
 
 /// The most messages that wait for the thread that runs a command.
 const MAX_MESSAGES: usize = 4;
+
+/// How long it may take to read what a guest has sent.
+#[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +72,11 @@ pub struct CommandOutput {
 pub struct CommandChannel {
     stream: TimedStream,
     current: Arc<Current>,
+    #[cfg_attr(
+        not(all(feature = "microvm", target_arch = "x86_64")),
+        allow(dead_code, reason = "for snapshots alone")
+    )]
+    progress: Arc<Progress>,
     reader: Option<JoinHandle<()>>,
     /// Why no further command can be run, once an answer did not come or could not be understood.
     broken: Option<String>,
@@ -85,13 +95,35 @@ impl CommandChannel {
 
     /// As [`new`](Self::new), with a place for what the guest reports by itself.
     pub(super) fn with_events(stream: UnixStream, events: GuestEvents) -> io::Result<Self> {
+        Self::after(Vec::new(), stream, events)
+    }
+
+    /// As [`with_events`](Self::with_events), to a guest that sends the rest of a message first.
+    pub(super) fn after(beginning: Vec<u8>, stream: UnixStream, events: GuestEvents) -> io::Result<Self> {
         let messages = stream.try_clone()?;
-        let current = Arc::<Current>::default();
-        let of_reader = Arc::clone(&current);
-        let reader = thread::Builder::new()
-            .name("guest-messages".into())
-            .spawn(move || of_reader.end(read_messages(messages, &of_reader, &events)))?;
-        Ok(Self { stream: TimedStream::new(stream), current, reader: Some(reader), broken: None })
+        let (current, progress) = (Arc::<Current>::default(), Arc::new(Progress::after(beginning.clone())));
+        let (of_reader, read_so_far) = (Arc::clone(&current), Arc::clone(&progress));
+        let reader = thread::Builder::new().name("guest-messages".into()).spawn(move || {
+            let followed = FollowedStream { stream: messages, progress: &read_so_far };
+            of_reader.end(read_messages(Cursor::new(beginning).chain(followed), &read_so_far, &of_reader, &events));
+        })?;
+        Ok(Self { stream: TimedStream::new(stream), current, progress, reader: Some(reader), broken: None })
+    }
+
+    /// Waits until this many bytes of the guest, which is paused, were read and its messages handled. Returns the beginning
+    /// of the message that it was sending.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CommandChannel`].
+    #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+    pub(super) fn beginning_of_message(&self, bytes_sent: u64) -> Result<Vec<u8>, Error> {
+        if let Some(reason) = self.broken.clone().or_else(|| self.current.ended()) {
+            return Err(Error::CommandChannel { reason });
+        }
+        let beginning = self.progress.beginning_at(bytes_sent, READ_TIMEOUT);
+        let late = || format!("its messages were not handled within {} s", READ_TIMEOUT.as_secs());
+        beginning.ok_or_else(|| Error::CommandChannel { reason: self.current.ended().unwrap_or_else(late) })
     }
 
     /// Runs a command to its end. Each of its outputs may have 16 MiB.
@@ -221,6 +253,15 @@ impl Current {
         *self.state() = State::Ended(reason);
     }
 
+    /// Returns why there are no more messages.
+    #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+    fn ended(&self) -> Option<String> {
+        match &*self.state() {
+            State::Ended(reason) => Some(reason.clone()),
+            State::Open(_) => None,
+        }
+    }
+
     fn end_reason(&self) -> io::Error {
         match &*self.state() {
             State::Ended(reason) => io::Error::new(ErrorKind::UnexpectedEof, reason.clone()),
@@ -234,7 +275,7 @@ impl Current {
 }
 
 /// Reads messages to their end; returns why there are no more.
-fn read_messages(stream: UnixStream, current: &Current, events: &GuestEvents) -> String {
+fn read_messages(stream: impl Read, progress: &Progress, current: &Current, events: &GuestEvents) -> String {
     let mut source = BufReader::new(stream);
     loop {
         match GuestMessage::read(&mut source) {
@@ -243,6 +284,7 @@ fn read_messages(stream: UnixStream, current: &Current, events: &GuestEvents) ->
             Ok(None) => return "the guest ended".into(),
             Err(error) => return error.to_string(),
         }
+        progress.handled(source.buffer().len());
     }
 }
 

@@ -64,6 +64,13 @@ impl Console {
         Self { output: Arc::new(Output { copy: Mutex::new(file), ..Output::default() }) }
     }
 
+    /// Returns another console that begins with the output of this one, without its file.
+    #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+    pub(super) fn duplicate(&self) -> Self {
+        let kept = self.kept().clone();
+        Self { output: Arc::new(Output { kept: Mutex::new(kept), ..Output::default() }) }
+    }
+
     /// Keeps what `source` prints, until its end.
     pub(crate) fn capture(&self, mut source: impl Read) {
         // An error ends it, too.

@@ -220,6 +220,12 @@ pub enum Error {
     /// A microVM has no reset button.
     #[error("a microVM cannot be reset: take QEMU (--vmm qemu, GuestBuilder::vmm(Vmm::Qemu)), or boot another guest")]
     NoResetButton,
+    /// A guest under QEMU cannot be saved.
+    #[error("a guest under QEMU has no snapshot: boot it on a microVM (GuestBuilder::vmm(Vmm::Microvm))")]
+    NoSnapshot,
+    /// A guest that runs a command is not saved, since nobody would wait for that command in the guests of its state.
+    #[error("the guest runs a command: take the snapshot after its end, or start the command in the background")]
+    CommandRuns,
     /// The microVM cannot be made or used.
     #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
     #[error(transparent)]

@@ -61,7 +61,7 @@ pub struct Guest {
 }
 
 /// The scheduler that the guest's first process starts.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StartedScheduler {
     pub(super) name: String,
     /// Whether it is one that reads the kernel's configuration, and the guest has none.

@@ -46,6 +46,23 @@ impl GuestEvents {
         Ok(Self(Arc::new(Shared { reported: Mutex::default(), boot_failed: EventFd::new()? })))
     }
 
+    /// Returns what was reported so far, to be gone on with alone.
+    ///
+    /// # Errors
+    ///
+    /// The process has no more descriptors.
+    #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+    pub(super) fn duplicate(&self) -> io::Result<Self> {
+        let events = Self::new()?;
+        let Reported { has_no_vsock, agent, scheduler, .. } = *self.reported();
+        let reported = Reported { has_no_vsock, agent, scheduler, ..Reported::default() };
+        if reported.fault_of_boot().is_some() {
+            events.0.boot_failed.notify();
+        }
+        *events.reported() = reported;
+        Ok(events)
+    }
+
     /// Takes a report, and calls those that wait for one.
     pub(super) fn report(&self, event: GuestEvent) {
         let mut reported = self.reported();
@@ -155,6 +172,17 @@ mod tests {
         assert_eq!(events.fault(), Some(Fault::SchedulerEnded(1)));
         events.report(GuestEvent::AgentEnded(2));
         called.try_recv().unwrap_err();
+    }
+
+    #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+    #[test]
+    fn a_duplicate_goes_on_alone() {
+        let events = GuestEvents::new().unwrap();
+        events.report(GuestEvent::SchedulerEnded(1));
+        let duplicate = events.duplicate().unwrap();
+        events.report(GuestEvent::AgentEnded(2));
+        assert_eq!((duplicate.fault(), duplicate.fault_of_boot()), (Some(Fault::SchedulerEnded(1)), None));
+        assert_eq!(events.duplicate().unwrap().fault_of_boot(), Some(Fault::AgentEnded(2)));
     }
 
     #[test]

@@ -74,6 +74,15 @@ impl Machine {
         }
     }
 
+    /// Returns the microVM, which can be saved.
+    #[cfg(all(feature = "microvm", target_arch = "x86_64"))]
+    pub(super) fn microvm(&self) -> Result<&Microvm, Error> {
+        match self {
+            Self::Qemu(_) => Err(Error::NoSnapshot),
+            Self::Microvm(microvm) => Ok(microvm),
+        }
+    }
+
     /// Returns QEMU, which has a reset button.
     pub(super) fn with_reset_button(&self) -> Result<&QemuMachine, Error> {
         match self {

@@ -7,7 +7,8 @@
 //! `CommandChannel`. The guest ends when it is dropped or this process ends, however that happens.
 //!
 //! What runs a guest is a `Vmm`: a microVM in this process (`microvm`, the feature of that name) where KVM runs Linux, else
-//! QEMU (`qemu`) with KVM, else QEMU with TCG, its emulation.
+//! QEMU (`qemu`) with KVM, else QEMU with TCG, its emulation. A guest on a microVM has a `GuestSnapshot`, from which others
+//! begin.
 //!
 #![cfg_attr(feature = "qemu", doc = "```no_run")]
 #![cfg_attr(not(feature = "qemu"), doc = "```ignore")]
@@ -46,6 +47,11 @@ mod guest_events;
 mod guest_image;
 #[cfg(feature = "qemu")]
 mod guest_message;
+#[cfg(all(feature = "qemu", feature = "microvm", target_arch = "x86_64"))]
+mod guest_snapshot;
+#[cfg(feature = "qemu")]
+#[cfg_attr(not(all(feature = "microvm", target_arch = "x86_64")), allow(dead_code, reason = "for snapshots alone"))]
+mod guest_stream;
 #[cfg(feature = "qemu")]
 pub mod initramfs;
 #[cfg(feature = "qemu")]
@@ -84,6 +90,8 @@ pub use guest::{FrozenGuest, Guest};
 pub use guest_events::FaultWatch;
 #[cfg(feature = "qemu")]
 pub use guest_message::OutputStream;
+#[cfg(all(feature = "qemu", feature = "microvm", target_arch = "x86_64"))]
+pub use guest_snapshot::GuestSnapshot;
 pub use topology::{Topology, TopologyError};
 #[cfg(feature = "qemu")]
 pub use vmm::{ChosenVmm, RunningVmm, Vmm};

@@ -1,0 +1,164 @@
+//! Boots a guest on KVM, takes a snapshot of it, and checks that the guests restored from it go on from that moment.
+//!
+//! ```text
+//! guest_snapshots KERNEL MODULES SCHEDULER [CONFIG]
+//! ```
+#![allow(clippy::indexing_slicing, clippy::print_stdout, reason = "a test's program")]
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use scx_vsock::guest::{Error, Guest, GuestSnapshot, Vmm};
+use scx_vsock::{SchedStatsClient, SchedStatsError};
+use scx_vsock_tests::peer::Peer;
+
+/// How long anything may take, in a guest that is emulated twice on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+/// How long the guest may take until its agent is ready.
+const BOOT: Duration = Duration::from_secs(180);
+
+/// Restores one after another.
+const RESTORES: usize = 10;
+
+/// How long there is no guest between the snapshot and the first restore: longer than a scheduler may leave a task waiting.
+const PAUSE: Duration = Duration::from_secs(6);
+
+/// The host port of a connection that the guest holds.
+const HELD: u32 = 5000;
+
+fn main() -> Result<()> {
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let (kernel, modules, scheduler, config) = match arguments.as_slice() {
+        [kernel, modules, scheduler] => (kernel, modules, scheduler, None),
+        [kernel, modules, scheduler, config] => (kernel, modules, scheduler, Some(config)),
+        _ => bail!("usage: guest_snapshots KERNEL MODULES SCHEDULER [CONFIG]"),
+    };
+    let builder = Guest::builder().vmm(Vmm::Microvm).kernel(kernel).modules(modules).scheduler(scheduler, &[]);
+    let builder = config.into_iter().fold(builder, |builder, config| builder.config(config));
+    let builder = builder.program("/bin/guest_peer", "/bin/guest_peer").memory_mib(256).cpus(2).deadline(BOOT);
+    let source = timed("boot", || Ok(builder.boot()?))?;
+    timed("load", || Ok(source.wait_for_scheduler(DEADLINE)?))?;
+    refuse_during_a_command(&source)?;
+    let moment = timed("snapshot", || Moment::of(&source))?;
+    end(source)?;
+    thread::sleep(PAUSE);
+    let mut left = Vec::new();
+    for restore in 0..RESTORES {
+        timed("restore", || moment.check(&moment.snapshot.restore()?)).with_context(|| format!("restore {restore}"))?;
+        left.push([count("/proc/self/fd")?, count("/proc/self/task")?]);
+    }
+    ensure!(left.windows(2).all(|pair| pair[0] == pair[1]), "descriptors and threads after each restore: {left:?}");
+    timed("two restores at once", || moment.restore_two())
+}
+
+fn count(folder: &str) -> Result<usize> {
+    Ok(std::fs::read_dir(folder)?.count())
+}
+
+fn timed<T>(name: &str, step: impl FnOnce() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    let done = step().with_context(|| name.to_owned())?;
+    println!("{name}: {:.1} s", started.elapsed().as_secs_f32());
+    Ok(done)
+}
+
+/// Returns what a shell command prints in the guest.
+fn output(guest: &Guest, command: &str) -> Result<String> {
+    let output = guest.run_within(&["sh", "-c", command], DEADLINE)?;
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    ensure!(output.status == 0, "{command:?} in the guest: {stdout}{stderr}");
+    Ok(stdout)
+}
+
+fn uptime(guest: &Guest) -> Result<Duration> {
+    Ok(Duration::from_secs_f64(output(guest, "cut -d ' ' -f 1 /proc/uptime")?.trim().parse()?))
+}
+
+/// What does not change in a guest: its agent, its scheduler, and whether the kernel uses that.
+fn running(guest: &Guest) -> Result<String> {
+    let scheduler = "$(sed 's,^exec /usr/bin/,,; s, .*,,' /etc/scx-vsock/scheduler)";
+    output(guest, &format!("pidof scx-vsock-agent && pidof {scheduler} && cat /sys/kernel/sched_ext/state"))
+}
+
+fn client(guest: &Guest) -> SchedStatsClient {
+    SchedStatsClient::builder(guest.handle().agent()).deadline(DEADLINE).build()
+}
+
+fn refuse_during_a_command(guest: &Guest) -> Result<()> {
+    let mut refused = false;
+    guest.run_streaming(&["echo", "runs"], DEADLINE, |_, _| {
+        refused |= matches!(guest.snapshot(), Err(Error::CommandRuns));
+        Ok(())
+    })?;
+    ensure!(refused, "a snapshot has a command that nobody waits for");
+    Ok(())
+}
+
+/// The source of all restores goes on, and ends with its clients.
+fn end(source: Guest) -> Result<()> {
+    let client = client(&source);
+    client.stats(&[])?;
+    drop(source);
+    let outcome = client.stats(&[]);
+    ensure!(matches!(outcome, Err(SchedStatsError::AgentUnreachable { .. })), "{outcome:?}");
+    Ok(())
+}
+
+/// A guest at a moment.
+struct Moment {
+    running: String,
+    uptime: Duration,
+    read: Instant,
+    snapshot: GuestSnapshot,
+}
+
+impl Moment {
+    /// Takes a snapshot of a guest with a session and a connection of its own.
+    fn of(guest: &Guest) -> Result<Self> {
+        let client = client(guest);
+        client.stats(&[])?;
+        let listener = guest.handle().listen(HELD)?;
+        output(guest, &format!("guest_peer hold 2 {HELD} >/tmp/held 2>&1 &"))?;
+        let stream = listener.accept_within(DEADLINE)?;
+        stream.set_nonblocking(false)?;
+        let mut held = Peer::within(stream, DEADLINE);
+        ensure!(held.line() == b"held\n");
+        let (running, read) = (running(guest)?, Instant::now());
+        let uptime = uptime(guest)?;
+        let snapshot = guest.snapshot()?;
+        client.stats(&[])?;
+        ensure!(output(guest, "cat /tmp/held")?.is_empty(), "the source lost a connection");
+        Ok(Self { running, uptime, read, snapshot })
+    }
+
+    /// A restored guest has the same processes, no connection of the source, and answers; and its time has stood still.
+    fn check(&self, guest: &Guest) -> Result<()> {
+        client(guest).stats(&[])?;
+        let (uptime, passed) = (uptime(guest)?, self.read.elapsed());
+        let in_guest = uptime.checked_sub(self.uptime).context("its time went back")?;
+        ensure!(in_guest + PAUSE / 2 < passed, "{in_guest:?} in the guest while {passed:?} passed with a pause");
+        let now = running(guest)?;
+        ensure!(now == self.running, "{now:?} runs, not {:?}", self.running);
+        let ended = output(guest, "until [ -s /tmp/held ]; do usleep 20000; done; cat /tmp/held")?;
+        ensure!(ended == "reset\n", "the source's connection: {ended:?}");
+        ensure!(guest.fault().is_none() && guest.console().text().contains("init: the scheduler starts"));
+        Ok(())
+    }
+
+    /// Two guests of one moment do not see each other's changes.
+    fn restore_two(&self) -> Result<()> {
+        let guests = [self.snapshot.restore()?, self.snapshot.restore()?];
+        for (number, guest) in guests.iter().enumerate() {
+            ensure!(output(guest, "cat /tmp/number 2>/dev/null || true")?.is_empty(), "another guest's file");
+            output(guest, &format!("echo {number} >/tmp/number"))?;
+        }
+        for (number, guest) in guests.iter().enumerate() {
+            ensure!(output(guest, "cat /tmp/number")?.trim() == number.to_string());
+            client(guest).stats(&[])?;
+        }
+        Ok(())
+    }
+}
