@@ -50,6 +50,19 @@ fn a_port_that_nobody_listens_on_is_refused() {
 }
 
 #[test]
+fn interrupts_that_the_driver_asks_for_are_counted() {
+    let (mut guest, mut connection) = connected();
+    let before = guest.device.counters().interrupts;
+    guest.ask_for_interrupts();
+    for _ in 0..2 {
+        connection.stream.write_all(b"x").unwrap();
+        let _due = guest.service_once();
+        // The second packet comes before the driver asks again.
+        assert_eq!(guest.device.counters().interrupts, before + 1);
+    }
+}
+
+#[test]
 fn a_listener_that_is_dropped_frees_its_port() {
     let guest = Guest::new();
     let handle = guest.device.handle();

@@ -18,6 +18,11 @@ pub struct Counters {
     pub from_guest: Traffic,
     /// What the guest was sent.
     pub to_guest: Traffic,
+    /// Interrupts of queues that the driver asked for. A transport with one interrupt for all queues may raise fewer.
+    pub interrupts: u64,
+    /// Notifications of queues by the driver. Only a vhost-user back end counts them: other transports are woken for the
+    /// host's side by the same descriptor, and leave this 0.
+    pub notifications: u64,
     /// RST packets that the guest has sent.
     pub resets_received: u64,
     /// RST packets that the guest was sent.

@@ -53,6 +53,10 @@ impl Interrupts {
     pub fn any(self) -> bool {
         self.rx || self.tx || self.event
     }
+
+    fn count(self) -> u64 {
+        [self.rx, self.tx, self.event].map(u64::from).iter().sum()
+    }
 }
 
 /// Whether a guest may have this CID.
@@ -218,6 +222,12 @@ impl Device {
         Ok(polled?)
     }
 
+    /// Counts notifications of the driver, as [`Counters::notifications`].
+    #[cfg(feature = "vhost-user")]
+    pub(crate) fn count_notifications(&mut self, count: u64) {
+        self.muxer.count_notifications(count);
+    }
+
     /// Makes [`fd`](Self::fd) readable, so that the device's thread calls [`service`](Self::service).
     pub fn wake(&self) {
         self.host_side.wake();
@@ -273,7 +283,7 @@ impl Device {
         } else {
             let served = self.service_queues(memory, rx, tx, event, notifications);
             self.broken = served.is_err();
-            served
+            served.inspect(|due| self.muxer.count_interrupts(due.count()))
         };
         self.muxer.arm_timer();
         self.muxer.publish_counters();

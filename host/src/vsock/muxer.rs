@@ -117,6 +117,17 @@ impl Muxer {
         }
     }
 
+    /// Counts the interrupts of queues that are to be raised.
+    pub fn count_interrupts(&mut self, count: u64) {
+        self.counters.interrupts = self.counters.interrupts.saturating_add(count);
+    }
+
+    /// Counts notifications of the driver.
+    #[cfg(feature = "vhost-user")]
+    pub fn count_notifications(&mut self, count: u64) {
+        self.counters.notifications = self.counters.notifications.saturating_add(count);
+    }
+
     /// Counts a packet that has no header.
     pub fn count_short_packet(&mut self) {
         self.counters.dropped_packets += 1;

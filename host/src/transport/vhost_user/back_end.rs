@@ -160,7 +160,12 @@ impl BackEnd {
 
     /// Does what there is to do, and what comes soon after it.
     fn work(&self, rings: [&Vring; QUEUES]) -> Result<(), DeviceError> {
-        let window = lock(&self.rings).busy_poll.on_wake(Instant::now());
+        let kicks = rings.map(Vring::take_kicks).into_iter().fold(0, u64::saturating_add);
+        let window = {
+            let mut rings = lock(&self.rings);
+            rings.device.count_notifications(kicks);
+            rings.busy_poll.on_wake(Instant::now())
+        };
         let polled = if window.is_zero() { None } else { Some(self.work_while_polling(rings, window)?) };
         self.service(rings, Notifications::Enabled)?;
         lock(&self.rings).busy_poll.on_wait(polled.unwrap_or_else(Instant::now));

@@ -40,20 +40,22 @@ impl FrontEndEvent {
         Ok(Some(Self { fd, blocks }))
     }
 
-    /// Sets the counter to 0, without waiting.
+    /// Sets the counter to 0, without waiting. Returns what it was: how often the front end has signalled.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub(super) fn clear(&self) -> io::Result<()> {
+    pub(super) fn clear(&self) -> io::Result<u64> {
         let mut counter = [0; 8];
         match preadv2(&self.fd, &mut [IoSliceMut::new(&mut counter)], NO_OFFSET, ReadWriteFlags::NOWAIT) {
-            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Ok(_) => {}
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(0),
             // Kernels before 5.8.
-            Err(Errno::OPNOTSUPP) if self.is_ready(PollFlags::IN) => Ok(read(&self.fd, &mut counter).map(drop)?),
-            Err(Errno::OPNOTSUPP) => Ok(()),
-            Err(errno) => Err(errno.into()),
+            Err(Errno::OPNOTSUPP) if self.is_ready(PollFlags::IN) => drop(read(&self.fd, &mut counter)?),
+            Err(Errno::OPNOTSUPP) => return Ok(0),
+            Err(errno) => return Err(errno.into()),
         }
+        Ok(u64::from_ne_bytes(counter))
     }
 
     /// Adds 1 to the counter, unless it is full: then it is signalled already. Waits only if the front end fills the
@@ -103,8 +105,8 @@ mod tests {
     #[test]
     fn an_empty_counter_is_cleared_without_waiting() {
         let (_fd, event) = event(7);
-        event.clear().unwrap();
-        event.clear().unwrap();
+        assert_eq!(event.clear().unwrap(), 7);
+        assert_eq!(event.clear().unwrap(), 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -22,6 +23,8 @@ pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 pub(super) struct Vring {
     ring: VringRwLock<Memory>,
     events: Arc<Mutex<RingEvents>>,
+    /// Kicks that came and were not taken.
+    kicks: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +50,11 @@ impl Vring {
     /// Returns the event by which the front end interrupts the guest, if it wants to know of used buffers.
     pub(super) fn call(&self) -> Option<Arc<FrontEndEvent>> {
         self.events().call.clone()
+    }
+
+    /// Takes the number of kicks that came since the last call.
+    pub(super) fn take_kicks(&self) -> u64 {
+        self.kicks.swap(0, Ordering::Relaxed)
     }
 
     /// Takes the fault that the front end made in this ring, the queue of this number.
@@ -88,7 +96,7 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 
 impl VringT<Memory> for Vring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Self, QueueError> {
-        Ok(Self { ring: VringRwLock::new(memory, max_queue_size)?, events: Arc::default() })
+        Ok(Self { ring: VringRwLock::new(memory, max_queue_size)?, events: Arc::default(), kicks: Arc::default() })
     }
 
     fn get_ref(&self) -> RwLockReadGuard<'_, VringState<Memory>> {
@@ -168,8 +176,11 @@ impl VringT<Memory> for Vring {
 
     fn read_kick(&self) -> io::Result<bool> {
         let kick = self.events().kick.clone();
-        if let Some(Err(error)) = kick.map(|kick| kick.clear()) {
-            self.events().fault.get_or_insert(Fault { purpose: EventPurpose::Kick, unknown: Some(error) });
+        match kick.map_or(Ok(0), |kick| kick.clear()) {
+            Ok(count) => drop(self.kicks.fetch_add(count, Ordering::Relaxed)),
+            Err(error) => {
+                self.events().fault.get_or_insert(Fault { purpose: EventPurpose::Kick, unknown: Some(error) });
+            }
         }
         Ok(self.ring.get_ref().is_enabled())
     }
@@ -181,5 +192,26 @@ impl VringT<Memory> for Vring {
 
     fn set_err(&self, _file: Option<File>) {
         // The device reports errors by no descriptor, so that it keeps none.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestAddress;
+
+    #[test]
+    fn each_kick_counts_once() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+        let ring = Vring::new(GuestMemoryAtomic::new(memory), 128).unwrap();
+        let kick = File::from(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
+        ring.set_kick(Some(kick.try_clone().unwrap()));
+        for count in [1, 2, 0] {
+            for _ in 0..count {
+                rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
+            }
+            ring.read_kick().unwrap();
+            assert_eq!(ring.take_kicks(), count);
+        }
     }
 }
