@@ -28,7 +28,7 @@ Examples:
   scx-vsock stats hybrid:/run/guest1/v.sock --over 1 --json | jq .nr_running
   scx-vsock stats scx:/var/run/scx/root/stats --target top
   scx-vsock stats vsock://3 --arg nr_samples=5
-  scx-vsock stats vsock://3 --wait 60
+  scx-vsock stats hybrid:/run/guest1/v.sock --wait 60
   scx-vsock stats vsock://3 --kernel")]
 pub struct Stats {
     #[command(flatten)]
@@ -46,7 +46,8 @@ pub struct Stats {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     over: Option<Duration>,
 
-    /// Wait up to this long for the scheduler to serve stats; at a hybrid: address, also for the guest to boot
+    /// Wait up to this long for the scheduler to serve stats; at a hybrid: address, also for the guest to boot; at others
+    /// its agent must be up
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     wait: Option<Duration>,
 
