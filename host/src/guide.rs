@@ -1,5 +1,7 @@
 //! A page about installing, and one for each kind of user: builders of guest images, authors of VMMs, developers of
 //! schedulers, and operators of many guests.
+//!
+//! What it costs, against peers, is in the repository: `host/guide/performance.md`, with plots.
 
 /// The command, the library and the agent on a machine.
 #[doc = include_str!("../guide/install.md")]

@@ -230,8 +230,13 @@ impl Agent {
     }
 }
 
-/// The time that a thread has run, of which the kernel tells in this file.
-pub(crate) fn time_of(schedstat: &str) -> Duration {
+/// Returns how long a thread has run, by its `schedstat` file.
+///
+/// # Panics
+///
+/// When the thread is gone.
+#[must_use]
+pub fn time_of(schedstat: &str) -> Duration {
     let stat = fs::read_to_string(schedstat).expect("the thread runs");
     let nanoseconds = stat.split_whitespace().next().and_then(|number| number.parse().ok());
     Duration::from_nanos(nanoseconds.expect("the time comes first"))

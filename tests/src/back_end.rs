@@ -60,6 +60,12 @@ impl BackEnd {
         back_end
     }
 
+    /// The process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where a front end connects.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

@@ -13,16 +13,19 @@
 //!                                        connections, sends each what it brings, and says when all have ended
 //! guest_peer activate PORT PROGRAM       prints "listening" and runs a program with the listener, as socket activation
 //!                                        does
-//! guest_peer latency SCHEDULER           the guest's side of the fixtures' `vsock_latency`, while the scheduler runs
+//! guest_peer latency                     the guest's side of the fixtures' `vsock_latency`: a scheduler that costs little,
+//!                                        an echo, socat, a relay of a virtio-serial port, and what measures inside
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program's output")]
 #![allow(unsafe_code, reason = "a descriptor changes its owner, and an option that no crate has")]
 
 use std::error::Error;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread;
 
@@ -49,7 +52,7 @@ fn main() -> ExitCode {
         ["hello", cid, port] => hello(cid, port),
         ["hold", cid, port] => hold(cid, port),
         ["echo", port, count] => echo(port, count),
-        ["latency", scheduler] => latency(scheduler),
+        ["latency"] => latency(),
         ["activate", port, program] => activate(port, program),
         _ => Err("wrong arguments: see the top of this program's source".into()),
     };
@@ -168,17 +171,28 @@ fn activate(port: &str, program: &str) -> Result<(), Box<dyn Error>> {
     Err(command.exec().into())
 }
 
-fn latency(scheduler: &str) -> Result<(), Box<dyn Error>> {
+fn latency() -> Result<(), Box<dyn Error>> {
     vsock_latency::serve(listen(vsock_latency::ECHO)?, |line| Ok(line.to_owned()));
-    vsock_latency::serve(listen(vsock_latency::INSIDE)?, |times| {
-        let times = times.trim().parse().map_err(io::Error::other)?;
-        let inside = vsock_latency::requests(&UnixStream::connect(SCHEDULER_SOCKET)?, vsock_latency::REQUEST, times)?;
+    vsock_latency::serve(listen(vsock_latency::INSIDE)?, |line| {
+        let (times, request) = line.split_once(' ').ok_or(ErrorKind::InvalidData)?;
+        let times = times.parse().map_err(io::Error::other)?;
+        let inside = vsock_latency::requests(&UnixStream::connect(SCHEDULER_SOCKET)?, request, times)?;
         Ok(format!("{inside}\n"))
     });
+    let socket = Path::new(SCHEDULER_SOCKET);
+    std::fs::create_dir_all(socket.parent().ok_or("the socket has a folder")?)?;
+    let scheduler = UnixListener::bind(socket)?;
     let addresses = [format!("VSOCK-LISTEN:{},fork", vsock_latency::SOCAT), format!("UNIX-CONNECT:{SCHEDULER_SOCKET}")];
     let _relay = Command::new("socat").args(addresses).spawn()?;
-    let status = Command::new(scheduler).status()?;
-    Err(format!("{scheduler} ended: {status}").into())
+    if let Some(port) = vsock_latency::serial_port() {
+        let port = File::options().read(true).write(true).open(port)?;
+        thread::spawn(move || vsock_latency::relay(&port, &UnixStream::connect(SCHEDULER_SOCKET)?));
+    }
+    for stream in scheduler.incoming() {
+        let stream = stream?;
+        thread::spawn(move || vsock_latency::answer_in_sizes(&stream));
+    }
+    Ok(())
 }
 
 fn signal(process: &str, signal: Signal) -> Result<(), Box<dyn Error>> {

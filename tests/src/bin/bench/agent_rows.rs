@@ -13,18 +13,50 @@ use scx_vsock_tests::agent::{self, Agent};
 use scx_vsock_tests::peer::Peer;
 use scx_vsock_wire::MAX_RESPONSE_BYTES;
 
-use crate::measure::{Measure, Programs};
+use crate::measure::{Bench, Measure};
 use crate::row::{Goal, Row, quantile};
 use crate::system_calls;
 
 /// The rows of this module.
 pub const ALL: &[Measure] = &[
-    ("file-size", file_size),
-    ("idle-memory", idle_memory),
-    ("full-memory", full_memory),
-    ("system-calls", system_calls_per_request),
-    ("start", start),
-    ("isolation", isolation),
+    Measure {
+        name: "file-size",
+        is_quick: true,
+        bound: "Code of the session machine, the texts of help and errors, and the file's headers. There is no C library, no \
+                formatter and no unwinding in it.",
+        rows: file_size,
+    },
+    Measure {
+        name: "idle-memory",
+        is_quick: true,
+        bound: "Pages of 4 KiB that were written: the stack, the table of sessions and the part of a buffer that a request and \
+                its answer have touched. The file's own pages count as far as they are private.",
+        rows: idle_memory,
+    },
+    Measure {
+        name: "full-memory",
+        is_quick: true,
+        bound: "One buffer of 256 KiB, which an answer of the greatest length fills.",
+        rows: full_memory,
+    },
+    Measure {
+        name: "system-calls",
+        is_quick: true,
+        bound: "Three reads, of which one makes sure that nothing unsolicited waits, two writes and two waits.",
+        rows: system_calls_per_request,
+    },
+    Measure {
+        name: "start",
+        is_quick: true,
+        bound: "The kernel's time to start a process and to accept a connection.",
+        rows: start,
+    },
+    Measure {
+        name: "isolation",
+        is_quick: true,
+        bound: "One thread that serves whoever is ready, each in bounded pieces.",
+        rows: isolation,
+    },
 ];
 
 const REQUEST: &[u8] = b"{\"req\":\"stats\",\"args\":{}}\n";
@@ -72,14 +104,10 @@ impl Session {
     }
 }
 
-fn file_size(programs: &Programs) -> Row {
+fn file_size(bench: &Bench) -> Vec<Row> {
     let bytes = |path: &Path| fs::metadata(path).unwrap().len() as f64;
-    Row::exact(
-        "agent file / std static relay, bytes",
-        bytes(agent::file()),
-        bytes(&programs.relay),
-        Goal::Ours(12_288.0),
-    )
+    let (ours, theirs) = (bytes(agent::file()), bytes(&bench.relay));
+    vec![Row::exact("agent file / std static relay, bytes", ours, theirs, Goal::Ours(12_288.0))]
 }
 
 /// Returns the private memory of the agent's process in KiB, pages of its file included.
@@ -89,40 +117,42 @@ fn private_kib(agent: &Agent) -> f64 {
     lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()).sum()
 }
 
-fn memory(name: &'static str, program: &Path, answer: usize, goal: Goal) -> Row {
-    let (ours, theirs) = (Agent::start(), relay(program));
-    let sessions = [Session::new(&ours, answer), Session::new(&theirs, answer)];
-    let row = Row::exact(name, private_kib(&ours), private_kib(&theirs), goal);
-    drop(sessions);
-    row
+fn memory(name: &'static str, bench: &Bench, answer: usize, goal: Goal) -> Vec<Row> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..bench.runs(5) {
+        ours.push(memory_with_session(&Agent::start(), answer));
+        theirs.push(memory_with_session(&relay(&bench.relay), answer));
+    }
+    vec![Row::median(name, &mut ours, &mut theirs, goal)]
 }
 
-fn idle_memory(programs: &Programs) -> Row {
-    memory("agent, 1 idle session / std relay, private KiB", &programs.relay, 600, Goal::Ours(40.0))
+fn memory_with_session(agent: &Agent, answer: usize) -> f64 {
+    let _session = Session::new(agent, answer);
+    private_kib(agent)
 }
 
-fn full_memory(programs: &Programs) -> Row {
-    memory(
-        "agent after a 256 KiB answer / std relay, private KiB",
-        &programs.relay,
-        MAX_RESPONSE_BYTES,
-        Goal::Ours(320.0),
-    )
+fn idle_memory(bench: &Bench) -> Vec<Row> {
+    memory("agent, 1 idle session / std relay, private KiB", bench, 600, Goal::Ours(40.0))
 }
 
-fn system_calls_per_request(programs: &Programs) -> Row {
+fn full_memory(bench: &Bench) -> Vec<Row> {
+    let name = "agent after a 256 KiB answer / std relay, private KiB";
+    memory(name, bench, MAX_RESPONSE_BYTES, Goal::Ours(320.0))
+}
+
+fn system_calls_per_request(bench: &Bench) -> Vec<Row> {
     const REQUESTS: usize = 500;
     let count = |agent: &Agent| {
         let mut session = Session::new(agent, 600);
         let calls = system_calls::during(agent.id(), || (0..REQUESTS).for_each(|_| session.ask(600)));
         (calls / REQUESTS as f64 * 10.0).round() / 10.0
     };
-    let (ours, theirs) = (count(&Agent::start()), count(&relay(&programs.relay)));
-    Row::exact("agent / std relay, system calls per request", ours, theirs, Goal::Ours(7.0))
+    let (ours, theirs) = (count(&Agent::start()), count(&relay(&bench.relay)));
+    vec![Row::exact("agent / std relay, system calls per request", ours, theirs, Goal::Ours(7.0))]
 }
 
 /// The time from the start of the process to its hello for a host that connects at once.
-fn start(programs: &Programs) -> Row {
+fn start(bench: &Bench) -> Vec<Row> {
     let time = |start: &dyn Fn() -> Agent| {
         let before = Instant::now();
         let agent = start();
@@ -130,21 +160,22 @@ fn start(programs: &Programs) -> Row {
         before.elapsed().as_secs_f64() * 1e6
     };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..100 {
+    for _ in 0..bench.runs(100) {
         ours.push(time(&Agent::start));
-        theirs.push(time(&|| relay(&programs.relay)));
+        theirs.push(time(&|| relay(&bench.relay)));
     }
-    Row::median("agent / std relay, start to first hello, us", &mut ours, &mut theirs, Goal::Ratio(1.0))
+    vec![Row::median("agent / std relay, start to first hello, us", &mut ours, &mut theirs, Goal::Ratio(1.0))]
 }
 
 /// The 99th percentile of the round trips of five sessions beside three that misbehave, against the same sessions alone.
-fn isolation(_: &Programs) -> Row {
+fn isolation(bench: &Bench) -> Vec<Row> {
     let (mut beside, mut alone) = (Vec::new(), Vec::new());
-    for _ in 0..9 {
+    for _ in 0..bench.runs(9) {
         alone.push(p99_of_five(&Agent::start(), |_| ()));
         beside.push(p99_of_five(&Agent::start(), Misbehaving::new));
     }
-    Row::median("agent, p99 of 5 sessions beside 3 misbehaving / alone, us", &mut beside, &mut alone, Goal::Ratio(1.5))
+    let name = "agent, p99 of 5 sessions beside 3 misbehaving / alone, us";
+    vec![Row::median(name, &mut beside, &mut alone, Goal::Ratio(1.5))]
 }
 
 fn p99_of_five<C>(agent: &Agent, others: impl FnOnce(&Agent) -> C) -> f64 {

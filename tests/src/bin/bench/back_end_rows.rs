@@ -13,15 +13,39 @@ use scx_vsock_tests::guest_driver::Connection;
 use scx_vsock_tests::peer::Peer;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::measure::{Measure, Programs, micros};
+use crate::measure::{Bench, Measure, micros};
 use crate::round_trips::{PAYLOAD, round_trips};
 use crate::row::{Goal, Row};
+use crate::system_calls;
 
 /// The rows of this module.
 pub const ALL: &[Measure] = &[
-    ("back-end-round-trip", round_trip),
-    ("back-end-small-round-trip", small_round_trip),
-    ("back-end-throughput", throughput),
+    Measure {
+        name: "back-end-round-trip",
+        is_quick: true,
+        bound: "Wake-ups of the device's thread, of the guest and of the host's program. The answer's header makes it longer \
+                than a receive buffer, so that it comes as two packets.",
+        rows: round_trip,
+    },
+    Measure {
+        name: "back-end-small-round-trip",
+        is_quick: true,
+        bound: "Wake-ups of the device's thread, of the guest and of the host's program.",
+        rows: small_round_trip,
+    },
+    Measure {
+        name: "back-end-throughput",
+        is_quick: true,
+        bound: "The kernel's copy of each byte into the host's socket and out of it.",
+        rows: throughput,
+    },
+    Measure {
+        name: "back-end-system-calls",
+        is_quick: true,
+        bound: "A read and a write of the host's socket, a notification read and an interrupt written for each queue, and a \
+                wait. Tracing slows each call down, so that what comes soon after another comes later than it would.",
+        rows: system_calls_per_round_trip,
+    },
 ];
 
 /// A simulated guest with its back end, and a program of the host that is connected to the guest.
@@ -29,7 +53,7 @@ struct Connected {
     front_end: FrontEnd,
     connection: Connection,
     host: Peer,
-    _back_end: BackEnd,
+    back_end: BackEnd,
 }
 
 impl Connected {
@@ -38,11 +62,11 @@ impl Connected {
         // The back end answers this once its rings run: vhost-device-vsock loses a connection that comes earlier.
         let _config = front_end.config();
         let (host, connection) = front_end.accept(&back_end.hybrid());
-        Self { front_end, connection, host, _back_end: back_end }
+        Self { front_end, connection, host, back_end }
     }
 
-    fn both(programs: &Programs) -> [Self; 2] {
-        [BackEnd::serve(&programs.command), BackEnd::vhost_device_vsock()].map(Self::through)
+    fn both(bench: &Bench) -> [Self; 2] {
+        [BackEnd::serve(&bench.command), BackEnd::vhost_device_vsock()].map(Self::through)
     }
 
     fn host(&self) -> UnixStream {
@@ -52,31 +76,49 @@ impl Connected {
 
 /// Measures both back ends in turn, `rounds` times.
 fn compare(
-    programs: &Programs,
+    bench: &Bench,
     name: &'static str,
     rounds: usize,
     goal: Goal,
     measure: impl Fn(&mut Connected) -> Vec<f64>,
-) -> Row {
-    let mut both = Connected::both(programs);
+) -> Vec<Row> {
+    let mut both = Connected::both(bench);
     let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..rounds {
+    for _ in 0..bench.runs(rounds) {
         for (connected, times) in both.iter_mut().zip(&mut times) {
             times.extend(measure(connected));
         }
     }
     let [mut ours, mut theirs] = times;
-    Row::median(name, &mut ours, &mut theirs, goal)
+    vec![Row::median(name, &mut ours, &mut theirs, goal)]
 }
 
-fn round_trip(programs: &Programs) -> Row {
+/// System calls of the device's process, by a trace. Its other threads wait meanwhile.
+fn system_calls_per_round_trip(bench: &Bench) -> Vec<Row> {
+    const TIMES: usize = 500;
+    const RUNS: usize = 5;
+    /// Two packets of the host, one of the guest: a wait, a read and a write for the socket, and for each direction's queue
+    /// a notification that is read and an interrupt.
+    const NEED: f64 = 7.0;
+    let mut connected = Connected::through(BackEnd::serve(&bench.command));
+    let device = connected.back_end.id();
+    let mut calls = || {
+        let work = || drop(echo_round_trips(&mut connected, PAYLOAD, TIMES));
+        system_calls::during(device, work) / TIMES as f64
+    };
+    let mut ours: Vec<f64> = (0..bench.runs(RUNS)).map(|_| calls()).collect();
+    let name = "vhost-user back end, system calls per 4 KiB round trip / need";
+    vec![Row::median(name, &mut ours, &mut [NEED], Goal::Ours(8.0))]
+}
+
+fn round_trip(bench: &Bench) -> Vec<Row> {
     let name = "vhost-user back end, 4 KiB round trip / vhost-device-vsock, us";
-    compare(programs, name, 20, Goal::Ratio(0.4), |connected| echo_round_trips(connected, PAYLOAD, 500))
+    compare(bench, name, 20, Goal::Ratio(0.4), |connected| echo_round_trips(connected, PAYLOAD, 500))
 }
 
-fn small_round_trip(programs: &Programs) -> Row {
+fn small_round_trip(bench: &Bench) -> Vec<Row> {
     let name = "vhost-user back end, 64 B round trip / vhost-device-vsock, us";
-    compare(programs, name, 20, Goal::Ratio(0.4), |connected| echo_round_trips(connected, 64, 500))
+    compare(bench, name, 20, Goal::Ratio(0.4), |connected| echo_round_trips(connected, 64, 500))
 }
 
 /// Returns the microseconds of each of `times` round trips of so many bytes through the guest, which echoes.
@@ -105,9 +147,9 @@ fn echo_round_trips(connected: &mut Connected, bytes: usize, times: usize) -> Ve
 /// The payload of a packet, in bytes.
 const PACKET: u32 = 64 * 1024;
 
-fn throughput(programs: &Programs) -> Row {
+fn throughput(bench: &Bench) -> Vec<Row> {
     let name = "vhost-user back end, 256 MiB in 64 KiB / vhost-device-vsock, us";
-    compare(programs, name, 7, Goal::Ratio(1.0 / 3.0), |connected| vec![transfer(connected, 4096)])
+    compare(bench, name, 7, Goal::Ratio(1.0 / 3.0), |connected| vec![transfer(connected, 4096)])
 }
 
 /// Returns the microseconds until the host has read `packets` packets, which the guest sends as credit allows.

@@ -17,19 +17,37 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::measure::{Measure, Programs, micros};
+use crate::measure::{Bench, Measure, micros};
 use crate::row::{Goal, Row, quantile};
 
 /// The rows of this module.
-pub const ALL: &[Measure] =
-    &[("wrong-answers", wrong_answers), ("freeze", freeze), ("cancel", cancel), ("decode", typed_decode)];
+pub const ALL: &[Measure] = &[
+    Measure {
+        name: "wrong-answers",
+        is_quick: false,
+        bound: "None are possible: an answer is only read from the session that its request was written to, and an abandoned \
+                request closes its session.",
+        rows: wrong_answers,
+    },
+    Measure { name: "freeze", is_quick: true, bound: WAKE_BOUND, rows: freeze },
+    Measure { name: "cancel", is_quick: true, bound: WAKE_BOUND, rows: cancel },
+    Measure {
+        name: "decode",
+        is_quick: true,
+        bound: "Parsing of numbers and keys. An untyped value allocates each key and a node of a tree for it.",
+        rows: typed_decode,
+    },
+];
+
+const WAKE_BOUND: &str =
+    "The kernel wakes 64 threads, one after another, and its scheduler decides when each of them runs.";
 
 /// The number of calls that wait at the same time.
 const WAITING: usize = 64;
 
 /// Wrong answers in a million requests of which about half are abandoned. The reference is a client that keeps its session,
 /// extrapolated to as many requests.
-fn wrong_answers(_: &Programs) -> Row {
+fn wrong_answers(_: &Bench) -> Vec<Row> {
     const REQUESTS: u64 = 1_000_000;
     const REFERENCE_REQUESTS: u64 = 20_000;
     let tally = abandonment::of_clients(REQUESTS);
@@ -37,27 +55,38 @@ fn wrong_answers(_: &Programs) -> Row {
     let other = abandonment::of_a_client_that_keeps_sessions(REFERENCE_REQUESTS);
     let extrapolated = other.wrong * (REQUESTS / REFERENCE_REQUESTS);
     let name = "wrong answers in 1,000,000 / a client that keeps its session";
-    Row::exact(name, tally.wrong as f64, extrapolated as f64, Goal::Ours(0.0))
+    vec![Row::exact(name, tally.wrong as f64, extrapolated as f64, Goal::Ours(0.0))]
 }
 
-fn freeze(_: &Programs) -> Row {
-    wake_times("freeze() to the return of 64 waiting calls, p99 / bare, us", |control| drop(control.freeze()))
+fn freeze(bench: &Bench) -> Vec<Row> {
+    let name = "freeze() to the return of 64 waiting calls, p99 / bare, us";
+    wake_times(bench, name, |control| drop(control.freeze()))
 }
 
-fn cancel(_: &Programs) -> Row {
-    wake_times("cancel() to the return of 64 waiting calls, p99 / bare, us", RunControl::cancel)
+fn cancel(bench: &Bench) -> Vec<Row> {
+    wake_times(bench, "cancel() to the return of 64 waiting calls, p99 / bare, us", RunControl::cancel)
 }
 
-fn wake_times(name: &'static str, stop: impl Fn(&RunControl)) -> Row {
-    const ROUNDS: usize = 100;
+/// The medians of the 99th percentiles of some runs.
+fn wake_times(bench: &Bench, name: &'static str, stop: impl Fn(&RunControl)) -> Vec<Row> {
+    const RUNS: usize = 7;
+    const ROUNDS: usize = 16;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        ours.extend(call_returns(&stop));
-        bare.extend(eventfd_wakes());
+    for _ in 0..bench.runs(RUNS) {
+        let (mut of_ours, mut of_bare) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            of_ours.extend(call_returns(&stop));
+            of_bare.extend(eventfd_wakes());
+        }
+        ours.push(p99(of_ours));
+        bare.push(p99(of_bare));
     }
-    ours.sort_by(f64::total_cmp);
-    bare.sort_by(f64::total_cmp);
-    Row::exact(name, quantile(&ours, 0.99), quantile(&bare, 0.99), Goal::Ratio(1.5))
+    vec![Row::median(name, &mut ours, &mut bare, Goal::Ratio(1.5))]
+}
+
+fn p99(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    quantile(&times, 0.99)
 }
 
 /// Returns the microseconds from `stop` to the return of each of 64 calls, which all wait for their answer. Each call is of
@@ -229,7 +258,7 @@ impl Layer {
 }
 
 /// An answer of nearly the maximal size, decoded as the type of its stats and as any value.
-fn typed_decode(_: &Programs) -> Row {
+fn typed_decode(bench: &Bench) -> Vec<Row> {
     const TIMES: usize = 200;
     const LAYERS: u32 = 540;
     let layers: HashMap<String, Layer> = (0..LAYERS).map(|n| (format!("layer-{n}"), Layer::example(n))).collect();
@@ -238,11 +267,11 @@ fn typed_decode(_: &Programs) -> Row {
     let decoded: Stats = decode(&line);
     assert_eq!(json!(decoded.layers["layer-7"]), json!(Layer::example(7)));
     let (mut typed, mut untyped) = (Vec::new(), Vec::new());
-    for _ in 0..TIMES {
+    for _ in 0..bench.runs(TIMES) {
         typed.push(decode_time::<Stats>(&line));
         untyped.push(decode_time::<Value>(&line));
     }
-    Row::median("typed decode of a 256 KiB answer / untyped, us", &mut typed, &mut untyped, Goal::Ratio(0.5))
+    vec![Row::median("typed decode of a 256 KiB answer / untyped, us", &mut typed, &mut untyped, Goal::Ratio(0.5))]
 }
 
 fn decode<T: DeserializeOwned>(line: &str) -> T {

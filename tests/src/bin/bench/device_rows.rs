@@ -11,23 +11,46 @@ use scx_vsock::transport::mmio::Mmio;
 use scx_vsock::vsock::Device;
 use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::test_util::{MAX_PACKET_BYTES, Packet, QUEUE_SIZE, SimulatedDriver, TX_BUFFERS, guest_memory};
-use scx_vsock_tests::cgroup::{Group, resident_bytes};
+use scx_vsock_tests::cgroup::Group;
 use scx_vsock_tests::device_thread::DeviceThread;
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest};
 use scx_vsock_tests::mmio_driver::Registers;
 use scx_vsock_tests::peer::DEADLINE;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::measure::{Measure, Programs, micros};
+use crate::bare_pairs::{BarePair, CopyingThread};
+use crate::measure::{Bench, Measure, micros};
 use crate::round_trips::{PAYLOAD, round_trips};
 use crate::row::{Goal, Row, quantile};
 
 /// The rows of this module.
 pub const ALL: &[Measure] = &[
-    ("in-process", in_process_round_trip),
-    ("connect-loop", beside_a_connect_loop),
-    ("many-guests", many_guests),
-    ("idle-device", idle_device),
+    Measure {
+        name: "in-process",
+        is_quick: true,
+        bound: "Wake-ups of threads and system calls on the host's socket; the device adds its rings and headers.",
+        rows: in_process_round_trip,
+    },
+    Measure {
+        name: "connect-loop",
+        is_quick: true,
+        bound: "The receive queue, which a device cannot reorder: what waits in it goes first. Resets and the answer take \
+                turns for what is free.",
+        rows: beside_a_connect_loop,
+    },
+    Measure {
+        name: "many-guests",
+        is_quick: true,
+        bound: "System calls, and the processor's caches: each sample is of another guest, whose rings and sockets were last \
+                touched a thousand samples ago.",
+        rows: many_guests,
+    },
+    Measure {
+        name: "idle-device",
+        is_quick: true,
+        bound: "The kernel's memory for a connection's socket pair, an epoll instance and two event descriptors.",
+        rows: idle_device,
+    },
 ];
 
 const PORT: u32 = 729;
@@ -61,15 +84,16 @@ fn echo(guest: &mut Guest<Registers>, connection: &mut Connection) {
     }
 }
 
-fn in_process_round_trip(_: &Programs) -> Row {
+fn in_process_round_trip(bench: &Bench) -> Vec<Row> {
     const ROUNDS: usize = 20;
     const TIMES: usize = 500;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..bench.runs(ROUNDS) {
         ours.extend(device_round_trips(TIMES, echo));
         bare.extend(bare_round_trips(TIMES));
     }
-    Row::median("in-process device, 4 KiB round trip / bare socket pairs, us", &mut ours, &mut bare, Goal::Ratio(1.2))
+    let name = "in-process device, 4 KiB round trip / bare socket pairs, us";
+    vec![Row::median(name, &mut ours, &mut bare, Goal::Ratio(1.2))]
 }
 
 /// Round trips from the host by the device's thread to the guest's thread and back, where the guest does this with its
@@ -112,13 +136,14 @@ const CONNECT_STRIDE: u64 = 64;
 /// The rings are queues that the device cannot reorder: were all connects answered at once, a request would go around with
 /// each of them. The guest does little for a packet, and the client shares its thread, since with a thread each the
 /// kernel's scheduler decides where two processors are busy.
-fn beside_a_connect_loop(_: &Programs) -> Row {
+fn beside_a_connect_loop(bench: &Bench) -> Vec<Row> {
     let (mut beside, mut alone) = (Vec::new(), Vec::new());
-    for _ in 0..LOOP_ROUNDS {
+    for _ in 0..bench.runs(LOOP_ROUNDS) {
         beside.push(loop_round(OUTSTANDING));
         alone.push(loop_round(0));
     }
-    Row::median("request beside a guest's connect loop / alone, p99 us", &mut beside, &mut alone, Goal::Ratio(2.0))
+    let name = "request beside a guest's connect loop / alone, p99 us";
+    vec![Row::median(name, &mut beside, &mut alone, Goal::Ratio(2.0))]
 }
 
 /// Returns the 99th percentile, in microseconds, of requests to an agent in a guest that keeps so many connects to a closed
@@ -246,23 +271,45 @@ fn bare_round_trips(times: usize) -> Vec<f64> {
     })
 }
 
-fn many_guests(_: &Programs) -> Row {
+fn many_guests(bench: &Bench) -> Vec<Row> {
     const MANY: usize = 1_000;
     const SAMPLES: usize = 20_000;
     const ROUNDS: usize = 5;
-    let (mut many, mut one) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        one.push(cpu_per_sample(1, SAMPLES));
-        many.push(cpu_per_sample(MANY, SAMPLES));
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..bench.runs(ROUNDS) {
+        bare.push(bare_per_sample(MANY, SAMPLES));
+        ours.push(cpu_per_sample(MANY, SAMPLES));
     }
-    let name = "sample of each of 1,000 guests / of one guest, thread us";
-    Row::median(name, &mut many, &mut one, Goal::Ratio(1.2))
+    let name = "sample of each of 1,000 guests / bare socket pairs, thread us";
+    vec![Row::median(name, &mut ours, &mut bare, Goal::Ratio(1.3))]
+}
+
+/// A request and an answer of a usual size.
+const REQUEST: &[u8] = b"{\"req\":\"stats\",\"args\":{}}\n";
+const ANSWER: [u8; 600] = [b'x'; 600];
+
+/// Returns the CPU microseconds of a thread per sample, where it copies between socket pairs in place of devices.
+pub fn bare_per_sample(guests: usize, samples: usize) -> f64 {
+    let (mut pairs, served) = CopyingThread::serving(guests);
+    let exchange = |BarePair { host, guest }: &mut BarePair| {
+        host.write_all(REQUEST).unwrap();
+        guest.read_exact(&mut [0; REQUEST.len()]).unwrap();
+        guest.write_all(&ANSWER).unwrap();
+        host.read_exact(&mut [0; ANSWER.len()]).unwrap();
+    };
+    pairs.iter_mut().for_each(exchange);
+    let before = served.processor_time();
+    for _ in 0..samples / guests {
+        pairs.iter_mut().for_each(exchange);
+    }
+    let took = served.processor_time() - before;
+    drop(pairs);
+    served.join();
+    micros(took) / samples as f64
 }
 
 /// Returns the CPU microseconds of the devices' thread per sample: one request and its answer.
-fn cpu_per_sample(guests: usize, samples: usize) -> f64 {
-    const REQUEST: &[u8] = b"{\"req\":\"stats\",\"args\":{}}\n";
-    let answer = [b'x'; 600];
+pub fn cpu_per_sample(guests: usize, samples: usize) -> f64 {
     let mut guests: Vec<_> = (0..guests).map(|_| Guest::behind_registers()).collect();
     let served = DeviceThread::serving(&mut guests);
     let mut connections: Vec<Connection> = guests.iter_mut().map(connect).collect();
@@ -272,8 +319,8 @@ fn cpu_per_sample(guests: usize, samples: usize) -> f64 {
         assert_eq!(packet.payload, REQUEST);
         connection.on_packet(&packet.header);
         connection.fwd_cnt = connection.fwd_cnt.wrapping_add(packet.header.len);
-        connection.write(guest, &answer);
-        connection.stream.read_exact(&mut [0; 600]).unwrap();
+        connection.write(guest, &ANSWER);
+        connection.stream.read_exact(&mut [0; ANSWER.len()]).unwrap();
     };
     // Once before the measurement, without what is allocated at the first use.
     guests.iter_mut().zip(&mut connections).for_each(|(guest, connection)| exchange(guest, connection));
@@ -285,13 +332,10 @@ fn cpu_per_sample(guests: usize, samples: usize) -> f64 {
 }
 
 /// A device with one idle connection, against a waiting thread: other back ends have one for each device.
-fn idle_device(_: &Programs) -> Row {
+fn idle_device(_: &Bench) -> Vec<Row> {
     const DEVICES: usize = 1_000;
-    let group = Group::enter();
-    if group.is_none() {
-        eprintln!("bench: idle-device: kernel memory is not included, since no cgroup can be made");
-    }
-    let used = || group.as_ref().map_or_else(resident_bytes, Group::bytes);
+    let group = Group::enter().expect("a cgroup, which measures kernel memory, can be made: run this as root");
+    let used = || group.bytes();
     // The guest's own memory is in use before the first measurement.
     let drivers: Vec<SimulatedDriver> = (0..DEVICES).map(|_| driver()).collect();
     let before = used();
@@ -300,7 +344,8 @@ fn idle_device(_: &Programs) -> Row {
     drop(devices);
     let threads = memory_of_threads(DEVICES, &used);
     let kib = |bytes: usize| bytes as f64 / DEVICES as f64 / 1024.0;
-    Row::exact("idle in-process device with a connection / a thread, KiB", kib(ours), kib(threads), Goal::Ours(64.0))
+    let name = "idle in-process device with a connection / a thread, KiB";
+    vec![Row::exact(name, kib(ours), kib(threads), Goal::Ours(64.0))]
 }
 
 /// Returns a driver whose guest memory is resident.

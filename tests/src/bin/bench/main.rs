@@ -1,8 +1,10 @@
 //! Measures against a peer or a floor in the same run, prints a table and writes `bench.json`.
 //!
 //! ```text
-//! bench FOLDER RELAY_STD SCX_VSOCK [ROW...]       (ci/bench builds them and runs this)
+//! bench FOLDER RELAY_STD SCX_VSOCK [--quick] [--page PAGE] [ROW...]     (ci/bench builds them and runs this)
 //! ```
+//!
+//! It exits with 1 where something could not be measured. That a goal does not hold is a result.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -17,46 +19,106 @@
 
 mod agent_rows;
 mod back_end_rows;
+mod bare_pairs;
 mod client_rows;
 mod device_rows;
 mod export_rows;
+mod figure;
+mod figures;
 mod guest_rows;
+mod machine;
 mod measure;
+mod measured_guests;
+mod options;
+mod page;
+mod request_rows;
 mod round_trips;
 mod row;
 mod system_calls;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 
-use measure::{Measure, Programs};
+use figure::Figure;
+use measure::Measure;
+use options::Options;
+use page::Page;
 use row::Row;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, relay, command, chosen @ ..] = &arguments[..] else {
-        eprintln!("usage: bench FOLDER RELAY_STD SCX_VSOCK [ROW...]; ci/bench passes the arguments");
-        return ExitCode::from(2);
-    };
-    let modules =
-        [agent_rows::ALL, client_rows::ALL, device_rows::ALL, back_end_rows::ALL, guest_rows::ALL, export_rows::ALL];
-    let all: Vec<&Measure> = modules.into_iter().flatten().collect();
-    if let Some(unknown) = chosen.iter().find(|chosen| all.iter().all(|(name, _)| name != chosen)) {
-        let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
-        eprintln!("bench: unknown row {unknown}: use {}", names.join(", "));
-        return ExitCode::from(2);
-    }
-    let programs = Programs { relay: relay.into(), command: command.into() };
-    let mut rows = Vec::new();
-    for (name, measure) in all {
-        if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
-            eprintln!("bench: {name}");
-            rows.push(measure(&programs));
+    let all: Vec<&Measure> = [
+        agent_rows::ALL,
+        request_rows::ALL,
+        client_rows::ALL,
+        device_rows::ALL,
+        back_end_rows::ALL,
+        guest_rows::ALL,
+        export_rows::ALL,
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let names: Vec<&str> =
+        all.iter().map(|measure| measure.name).chain(figures::ALL.iter().map(|(name, _)| *name)).collect();
+    match Options::parse(std::env::args().skip(1), &names) {
+        Ok(options) => run(&options, &all),
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::from(2)
         }
     }
+}
+
+fn run(options: &Options, all: &[&'static Measure]) -> ExitCode {
+    let mut page = Page::default();
+    let mut failed = Vec::new();
+    for measure in all {
+        if !options.has(measure) {
+            page.skipped.push(measure.name);
+            continue;
+        }
+        match attempt(measure.name, || (measure.rows)(&options.bench)).filter(|rows| rows.iter().all(Row::is_measured))
+        {
+            Some(rows) => page.measured.push((measure, rows)),
+            None => failed.push(measure.name),
+        }
+    }
+    for (name, draw) in figures::ALL.iter().filter(|(name, _)| options.has_figure(name)) {
+        match attempt(name, || draw(&options.bench)) {
+            Some(figure) => page.figures.push(figure),
+            None => failed.push(name),
+        }
+    }
+    finish(options, &page, &failed)
+}
+
+/// Measures something. A panic, which is printed where it happens, costs this measurement alone.
+fn attempt<T>(name: &str, measure: impl FnOnce() -> T) -> Option<T> {
+    eprintln!("bench: {name}");
+    catch_unwind(AssertUnwindSafe(measure)).ok()
+}
+
+fn finish(options: &Options, page: &Page, failed: &[&str]) -> ExitCode {
+    let rows: Vec<&Row> = page.rows().collect();
     println!("{}", Row::table(&rows));
-    let file = Path::new(folder).join("bench.json");
-    std::fs::write(&file, serde_json::to_vec_pretty(&rows).unwrap()).unwrap();
-    eprintln!("bench: wrote {}", file.display());
+    let json = options.folder.join("bench.json");
+    write(&json, &serde_json::to_vec_pretty(&rows).unwrap());
+    if options.bench.quick {
+        println!("skipped by --quick: {}", page.skipped.join(", "));
+    }
+    if !failed.is_empty() {
+        println!("NOT MEASURED: {}", failed.join(", "));
+        return ExitCode::FAILURE;
+    }
+    if let Some(path) = &options.page {
+        write(path, page.text().as_bytes());
+        page.figures.iter().for_each(|Figure { file, svg, .. }| write(&path.with_file_name(file), svg.as_bytes()));
+    }
     ExitCode::SUCCESS
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap();
+    eprintln!("bench: wrote {}", path.display());
 }

@@ -33,7 +33,22 @@ pub enum Goal {
     Ratio(f64),
 }
 
+impl Goal {
+    /// Formats the goal.
+    pub fn text(self) -> String {
+        match self {
+            Self::Ours(most) => format!("ours <= {most}"),
+            Self::Ratio(most) => format!("ratio <= {most:.2}"),
+        }
+    }
+}
+
 impl Row {
+    /// Whether there are numbers: a measurement that found nothing has none.
+    pub fn is_measured(&self) -> bool {
+        self.ours.is_finite() && self.reference.is_finite()
+    }
+
     /// Returns a row of single values.
     pub fn exact(name: &'static str, ours: f64, reference: f64, goal: Goal) -> Self {
         let ratio = ours / reference;
@@ -53,16 +68,13 @@ impl Row {
     }
 
     /// Formats the rows as a table.
-    pub fn table(rows: &[Self]) -> String {
+    pub fn table(rows: &[&Self]) -> String {
         let mut text = format!(
             "{:<64} {:>12} {:>12} {:>8} {:>7}  {:<14} {}\n",
             "what", "ours", "reference", "ratio", "spread", "goal", "holds"
         );
         for row in rows {
-            let goal = match row.goal {
-                Goal::Ours(most) => format!("ours <= {most}"),
-                Goal::Ratio(most) => format!("ratio <= {most}"),
-            };
+            let goal = row.goal.text();
             let holds = if row.holds { "yes" } else { "NO" };
             // Writing to a string cannot fail.
             let _written = writeln!(
@@ -79,8 +91,27 @@ impl Row {
     }
 }
 
-/// Returns the quantile of sorted values: 0.5 is their median.
+/// Returns the quantile of sorted values: 0.5 is their median. It is no number if there are none.
 pub fn quantile(sorted: &[f64], fraction: f64) -> f64 {
-    let index = (sorted.len() - 1) as f64 * fraction;
+    let index = sorted.len().saturating_sub(1) as f64 * fraction;
     sorted.iter().copied().nth(index.round() as usize).unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_without_measurements_is_not_measured() {
+        assert!(!Row::median("nothing", &mut [], &mut [1.0], Goal::Ratio(1.0)).is_measured());
+        assert!(!Row::median("no reference", &mut [1.0], &mut [], Goal::Ratio(1.0)).is_measured());
+        assert!(Row::median("both", &mut [1.0, 3.0, 2.0], &mut [4.0], Goal::Ratio(1.0)).is_measured());
+    }
+
+    #[test]
+    fn a_median_row_has_its_ratio_and_spread() {
+        let row = Row::median("five", &mut [5.0, 1.0, 4.0, 2.0, 3.0], &mut [6.0], Goal::Ratio(0.5));
+        assert_eq!((row.ours, row.ratio, row.holds), (3.0, 0.5, true));
+        assert!((row.spread - 2.0 / 3.0).abs() < 1e-9);
+    }
 }
