@@ -14,6 +14,8 @@ pub mod images {}
 /// The client and the device in a VMM.
 #[doc = include_str!("../guide/vmms.md")]
 #[cfg_attr(feature = "device", doc = include_str!("../guide/transport.md"))]
+#[cfg_attr(feature = "kvm", doc = include_str!("../guide/kvm.md"))]
+#[cfg_attr(feature = "vhost-user", doc = include_str!("../guide/vhost-user.md"))]
 #[cfg_attr(feature = "test-util", doc = include_str!("../guide/testing.md"))]
 pub mod vmms {}
 
