@@ -9,9 +9,9 @@ use std::{io, thread};
 use event_manager::{EventManager, SubscriberOps};
 use scx_vsock::transport::event_manager::Subscriber;
 use scx_vsock::transport::mmio::{BYTES, Mmio};
+use scx_vsock::vm_memory::{GuestAddress, GuestMemoryMmap};
 use scx_vsock::vsock::Device;
 use scx_vsock::{MissingStatsReason, RunControl, SchedStatsClient};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// The guest address of the device's registers.
 const REGISTERS: u64 = 0xd000_0000;
@@ -33,7 +33,9 @@ impl Vmm {
         let served = Arc::clone(&device);
         thread::spawn(move || {
             let mut manager = EventManager::new()?; // one for all guests
-            manager.add_subscriber(Subscriber::new(served, |error| println!("the device stopped: {error}")));
+            manager.add_subscriber(Subscriber::new(served, |error| {
+                println!("the device stopped: {:#}", anyhow::Error::from(error));
+            }));
             while manager.run().is_ok() {}
             Ok::<(), event_manager::Error>(())
         });

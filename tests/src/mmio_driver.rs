@@ -12,22 +12,20 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::guest_driver::{Attached, CID, Guest, is_readable};
 use crate::peer::DEADLINE;
-use scx_vsock::vsock::test_util::{MEMORY_BYTES, Packet, QUEUE_SIZE, QueueAddresses, SimulatedDriver, guest_memory};
+use scx_vsock::vsock::test_util::{
+    MEMORY_BYTES, Packet, QUEUE_SIZE, QueueAddresses, SimulatedDriver, guest_memory, mmio_initialisation,
+};
 
 /// Register offsets (virtio 1.3, 4.2.2).
 const DEVICE_FEATURES: u64 = 0x10;
 const DEVICE_FEATURES_SEL: u64 = 0x14;
-const DRIVER_FEATURES: u64 = 0x20;
-const DRIVER_FEATURES_SEL: u64 = 0x24;
 const QUEUE_SEL: u64 = 0x30;
 const QUEUE_NUM_MAX: u64 = 0x34;
-const QUEUE_NUM: u64 = 0x38;
 const QUEUE_READY: u64 = 0x44;
 const QUEUE_NOTIFY: u64 = 0x50;
 const INTERRUPT_STATUS: u64 = 0x60;
 const INTERRUPT_ACK: u64 = 0x64;
 const STATUS: u64 = 0x70;
-const QUEUE_ADDRESSES: [u64; 3] = [0x80, 0x90, 0xa0];
 
 /// Status bits (2.1).
 const ACKNOWLEDGE: u32 = 1;
@@ -37,30 +35,8 @@ const FEATURES_OK: u32 = 8;
 /// The device cannot go on.
 pub const NEEDS_RESET: u32 = 64;
 
-/// The writes with which a driver initialises the device, in the standard's order (3.1.1).
-#[must_use]
-pub fn initialisation(queues: &[QueueAddresses], features: u64) -> Vec<(u64, u32)> {
-    let begin = [(STATUS, 0), (STATUS, ACKNOWLEDGE), (STATUS, ACKNOWLEDGE | DRIVER)];
-    begin.into_iter().chain(after_driver(queues, features)).collect()
-}
-
-fn after_driver(queues: &[QueueAddresses], features: u64) -> Vec<(u64, u32)> {
-    let half = |number: u64, high: u32| u32::try_from(number >> (32 * high) & 0xffff_ffff).expect("half of it");
-    let mut writes = Vec::new();
-    for word in [0, 1] {
-        writes.extend([(DRIVER_FEATURES_SEL, word), (DRIVER_FEATURES, half(features, word))]);
-    }
-    writes.push((STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK));
-    for (index, queue) in (0..).zip(queues) {
-        writes.extend([(QUEUE_SEL, index), (QUEUE_NUM, QUEUE_SIZE.into())]);
-        for (offset, address) in QUEUE_ADDRESSES.into_iter().zip([queue.descriptors, queue.available, queue.used]) {
-            writes.extend([(offset, half(address, 0)), (offset + 4, half(address, 1))]);
-        }
-        writes.push((QUEUE_READY, 1));
-    }
-    writes.push((STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK));
-    writes
-}
+/// The writes up to `DRIVER`: a reset, and two steps of the status.
+const UP_TO_DRIVER: usize = 3;
 
 /// The transport of these tests.
 pub type VsockMmio = Mmio<Arc<GuestMemoryMmap>, Line>;
@@ -134,12 +110,13 @@ impl Registers {
 
     /// Initialises the device with these features.
     pub fn initialise_with(&self, queues: &[QueueAddresses], features: u64) {
-        self.follow(&initialisation(queues, features), queues);
+        self.follow(&mmio_initialisation(queues, features), queues);
     }
 
     /// The steps of the initialisation after `DRIVER`.
     pub fn go_on_from_driver(&self, queues: &[QueueAddresses]) {
-        self.follow(&after_driver(queues, self.features()), queues);
+        let writes = mmio_initialisation(queues, self.features()).split_off(UP_TO_DRIVER);
+        self.follow(&writes, queues);
     }
 
     fn follow(&self, writes: &[(u64, u32)], queues: &[QueueAddresses]) {

@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::packet::Operation;
 use scx_vsock::vsock::spec::TX_QUEUE;
-use scx_vsock::vsock::test_util::QUEUE_SIZE;
+use scx_vsock::vsock::test_util::{QUEUE_SIZE, mmio_initialisation};
 use scx_vsock_tests::device_thread::DeviceThread;
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest, pattern};
-use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers, initialisation};
+use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers};
 
 const PORT: u32 = 729;
 /// The first port of connects that are refused.
@@ -158,7 +158,7 @@ fn a_queue_of_impossible_size_is_not_ready() {
     let addresses = guest.addresses();
     for size in [0, 3, 100, 257, 512, 0x8000, 0x1_0080, u32::MAX] {
         guest.device.reset();
-        for (offset, value) in initialisation(&addresses, 1 << 32) {
+        for (offset, value) in mmio_initialisation(&addresses, 1 << 32) {
             guest.device.write(offset, if offset == QUEUE_NUM { size } else { value });
         }
         assert_eq!(guest.device.status(), 15);

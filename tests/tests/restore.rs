@@ -337,7 +337,7 @@ const SAVED: &str = "the saved vsock device";
 const INVALID: &str = "the snapshot is invalid";
 
 fn impossible<'f>(field: &'f str, register: &str, value: u64, found: u64) -> (&'f str, u64, String) {
-    (field, value, format!("{SAVED}'s {register} is {found:#x}, which is impossible: {INVALID}"))
+    (field, value, format!("{SAVED} has {register} {found:#x}, which no device can have: {INVALID}"))
 }
 
 fn impossible_queue(index: usize) -> String {

@@ -325,7 +325,12 @@ impl PollClient {
     fn with_endpoint(&self, error: SchedStatsError) -> SchedStatsError {
         match error {
             SchedStatsError::AgentUnreachable { reason, source } => {
-                SchedStatsError::AgentUnreachable { reason: format!("{}: {reason}", self.endpoint), source }
+                let missing = self.endpoint.missing_on_host().map(|missing| format!("; {missing}")).unwrap_or_default();
+                SchedStatsError::AgentUnreachable { reason: format!("{}: {reason}{missing}", self.endpoint), source }
+            }
+            // Nothing has shown yet that a scheduler is at this address.
+            SchedStatsError::MalformedResponse { reason } if self.endpoint.handshake() == Handshake::Plain => {
+                SchedStatsError::MalformedResponse { reason: format!("{}: {reason}", self.endpoint) }
             }
             other => other,
         }

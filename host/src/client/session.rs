@@ -547,6 +547,10 @@ fn read_hello(line: &[u8]) -> Result<Hello<String>, SchedStatsError> {
             Ok(Hello { agent: PeerText::line(&hello.agent).to_string(), ..hello })
         }
         Ok(Envelope::RelayError(error)) => Err(agent_message::error(&error)),
+        Ok(Envelope::Agent(_)) | Err(_) if hybrid::is_ok(line) => Err(SchedStatsError::unreachable(format!(
+            "the first line is a VMM's reply, {}: write hybrid: before the path of its socket",
+            quoted(line)
+        ))),
         Ok(Envelope::Agent(_)) | Err(_) => {
             Err(SchedStatsError::unreachable(format!("the first line is not an agent's hello: {}", quoted(line))))
         }

@@ -57,6 +57,12 @@ pub trait Connect: fmt::Display + Send + Sync {
         if getpeername(stream).is_ok() { ConnectProgress::Connected } else { ConnectProgress::Connecting }
     }
 
+    /// Returns what this host lacks to reach the agent, as far as this can be seen: part of the message where the agent
+    /// cannot be reached; by default nothing.
+    fn missing_on_host(&self) -> Option<String> {
+        None
+    }
+
     /// Starts to listen for agents that come up, where the guest's agents can be heard.
     ///
     /// # Errors
@@ -143,6 +149,10 @@ impl<C: Connect + ?Sized> Connect for Arc<C> {
         (**self).progress(stream)
     }
 
+    fn missing_on_host(&self) -> Option<String> {
+        (**self).missing_on_host()
+    }
+
     fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {
         (**self).listen_for_agent()
     }
@@ -159,6 +169,10 @@ impl<C: Connect + ?Sized> Connect for Box<C> {
 
     fn progress(&self, stream: BorrowedFd<'_>) -> ConnectProgress {
         (**self).progress(stream)
+    }
+
+    fn missing_on_host(&self) -> Option<String> {
+        (**self).missing_on_host()
     }
 
     fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {

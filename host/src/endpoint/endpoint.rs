@@ -2,10 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use scx_vsock_wire::AGENT_PORT;
@@ -63,6 +65,9 @@ pub enum Endpoint {
         path: PathBuf,
     },
 }
+
+/// The kernel's device for the vsock of guests.
+const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 
 /// The forms that a URI can have.
 pub const FORMS: &str = "vsock://CID[:PORT], hybrid:PATH[?port=N], unix:PATH or scx:PATH";
@@ -127,8 +132,11 @@ fn parse_vsock(rest: &str) -> Result<Endpoint, &'static str> {
         Some((cid, port)) => (cid, parse_port(port)?),
         None => (address, AGENT_PORT),
     };
-    let cid = parse_number(cid).ok_or("the context id must be a number below 2^32")?;
-    Ok(Endpoint::Vsock { cid, port })
+    match parse_number(cid).ok_or("the context id must be a number below 2^32")? {
+        // The hypervisor's, and any.
+        0 | u32::MAX => Err("it is no guest's context id; use one from 3 to 4294967294"),
+        cid => Ok(Endpoint::Vsock { cid, port }),
+    }
 }
 
 /// The port is after the last question mark, so that the path can contain question marks if the port is written.
@@ -176,9 +184,9 @@ impl Connect for Endpoint {
     fn connect(&self) -> io::Result<OwnedFd> {
         match self {
             Self::Vsock { cid, port } => vsock::start_stream(*cid, *port),
-            Self::Hybrid { path, .. } => unix_stream::connect(path).map_err(|error| explain(error, "VMM")),
-            Self::Unix { path } => unix_stream::connect(path).map_err(|error| explain(error, "agent")),
-            Self::Scx { path } => unix_stream::connect(path),
+            Self::Hybrid { path, .. } => connect_unix(path).map_err(|error| explain(error, "VMM")),
+            Self::Unix { path } => connect_unix(path).map_err(|error| explain(error, "agent")),
+            Self::Scx { path } => connect_unix(path),
         }
     }
 
@@ -190,12 +198,39 @@ impl Connect for Endpoint {
         }
     }
 
+    fn missing_on_host(&self) -> Option<String> {
+        match self {
+            Self::Vsock { cid, .. } => missing_device(*cid, Path::new(VHOST_VSOCK)),
+            Self::Hybrid { .. } | Self::Unix { .. } | Self::Scx { .. } => None,
+        }
+    }
+
     fn listen_for_agent(&self) -> io::Result<Option<Box<dyn AgentListener>>> {
         match self {
             Self::Hybrid { path, .. } => Ok(Some(Box::new(HybridReady::bind(path)?))),
             Self::Vsock { .. } | Self::Unix { .. } | Self::Scx { .. } => Ok(None),
         }
     }
+}
+
+/// Connects to a Unix socket. The kernel refuses a connection to a file of another kind as it does to a socket whose
+/// program has exited.
+fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
+    unix_stream::connect(path).map_err(|error| {
+        let is_socket = || fs::metadata(path).map_or(true, |metadata| metadata.file_type().is_socket());
+        if error.kind() != io::ErrorKind::ConnectionRefused || is_socket() {
+            return error;
+        }
+        io::Error::new(io::ErrorKind::InvalidInput, "a file or folder is there, and no socket; correct the path")
+    })
+}
+
+/// Returns what this host lacks for connections to a guest with this CID. 1 and 2 are this host itself, and the host of
+/// the VM that this program runs in.
+fn missing_device(cid: u32, device: &Path) -> Option<String> {
+    let needs_device = cid >= 3;
+    (needs_device && !device.exists())
+        .then(|| format!("this host has no {}; run: modprobe vhost_vsock", device.display()))
 }
 
 /// Says what to do about a Unix socket that cannot be connected. `owner` is the program that creates it.
@@ -222,7 +257,7 @@ mod tests {
         for uri in [
             "vsock://3",
             "vsock://3:730",
-            "vsock://4294967295:0",
+            "vsock://4294967294:0",
             "hybrid:/v.sock",
             "hybrid:/run/a?b.sock?port=5000",
             "hybrid:/run/a?b.sock?port=729",
@@ -268,6 +303,8 @@ mod tests {
             ("vsock://", "the context id must be a number below 2^32"),
             ("vsock://-1", "the context id must be a number below 2^32"),
             ("vsock://4294967296", "the context id must be a number below 2^32"),
+            ("vsock://0", "it is no guest's context id; use one from 3 to 4294967294"),
+            ("vsock://4294967295:1", "it is no guest's context id; use one from 3 to 4294967294"),
             ("vsock://3:", "the port must be a number below 2^32"),
             ("vsock://3:729/x", "the port must be a number below 2^32"),
         ] {
@@ -281,5 +318,33 @@ mod tests {
         let error = Endpoint::Hybrid { path: "/run/no-vmm.sock".into(), port: AGENT_PORT }.connect().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert_eq!(error.to_string(), "there is no such socket; start the VMM, or correct the path");
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.md");
+        fs::write(&file, "text").unwrap();
+        for path in [file, folder.path().to_owned()] {
+            let endpoints = [
+                Endpoint::Hybrid { path: path.clone(), port: 1 },
+                Endpoint::Unix { path: path.clone() },
+                Endpoint::Scx { path },
+            ];
+            for endpoint in endpoints {
+                let error = endpoint.connect().unwrap_err();
+                let expected = "a file or folder is there, and no socket; correct the path";
+                assert_eq!(error.to_string(), expected, "{endpoint}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_device_is_named_where_it_is_needed() {
+        let missing = Path::new("/no/such/vhost-vsock");
+        let expected = "this host has no /no/such/vhost-vsock; run: modprobe vhost_vsock";
+        assert_eq!(missing_device(3, missing).as_deref(), Some(expected));
+        assert_eq!([missing_device(1, missing), missing_device(2, missing)], [None, None]);
+        assert_eq!(missing_device(3, Path::new("/dev/null")), None);
     }
 }

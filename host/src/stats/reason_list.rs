@@ -122,7 +122,7 @@ macro_rules! reason_list {
                     after_ms: u64,
                 } => {
                     text: (
-                        "no answer within {after_ms} ms, though the agent is there: the scheduler does not answer, or the \
+                        "no answer within {after_ms} ms over an open session: the scheduler does not answer, or the \
                          guest is paused or overloaded"
                     ),
                     kind: "timed_out",

@@ -38,7 +38,7 @@ pub enum Error {
 /// # let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
 /// let mut manager = EventManager::new()?; // one for all guests
 /// let device = Arc::new(Mmio::new(Device::new(3)?, memory, || Ok(()))?);
-/// manager.add_subscriber(Subscriber::new(Arc::clone(&device), |error| eprintln!("{error}")));
+/// manager.add_subscriber(Subscriber::new(Arc::clone(&device), |error| eprintln!("{:#}", anyhow::Error::from(error))));
 /// device.write(QUEUE_NOTIFY, &[0; 4]); // the guest notifies a queue
 /// assert_eq!(manager.run()?, 1, "it was served");
 /// # Ok::<(), Box<dyn std::error::Error>>(())

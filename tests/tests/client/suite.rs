@@ -436,7 +436,7 @@ fn the_reason_says_how_far_the_call_came() {
     let stats = |client: Client| client.stats(&[]).map(drop);
     let no_reply = "the VMM has not replied to CONNECT 729 within 500 ms: the guest's vsock driver is not up yet";
     let no_hello = "connected, but no hello within 500 ms";
-    let timed_out = "no answer within 500 ms, though the agent is there";
+    let timed_out = "no answer within 500 ms over an open session: the scheduler does not answer";
     let none_seen = "the agent has seen none within 500 ms";
     for (scheme, script, kind, text) in [
         ("hybrid", Script::new().line(), "agent_unreachable", no_reply),

@@ -337,3 +337,55 @@ fn the_agents_version_is_known_after_hello() {
     assert_eq!(client.agent_version(), None);
     drop(second);
 }
+
+/// An address of a scheduler, which this host cannot reach.
+struct Lacking(Pairs, Handshake);
+
+impl fmt::Display for Lacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Connect for Lacking {
+    fn connect(&self) -> io::Result<OwnedFd> {
+        self.0.connect()
+    }
+
+    fn handshake(&self) -> Handshake {
+        self.1
+    }
+
+    fn missing_on_host(&self) -> Option<String> {
+        Some("this host has no device".into())
+    }
+}
+
+/// Returns the error of a request whose peer sends `text` and leaves.
+fn error_after(handshake: Handshake, text: &[u8]) -> String {
+    let (host, mut peer) = UnixStream::pair().unwrap();
+    host.set_nonblocking(true).unwrap();
+    let now = Instant::now();
+    let mut client = PollClient::new(Lacking(Pairs(Mutex::new(VecDeque::from([OwnedFd::from(host)]))), handshake));
+    start(&mut client, now);
+    assert_eq!(kind(on_ready(&mut client, now)), "pending", "the request is written");
+    peer.write_all(text).unwrap();
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    match on_ready(&mut client, now) {
+        Poll::Ready(Err(error)) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_the_host_lacks_ends_the_message() {
+    let error = error_after(Handshake::Hello, b"");
+    assert!(error.starts_with("no agent to talk to: pair: the stream ended before"), "{error}");
+    assert!(error.ends_with("; this host has no device"), "{error}");
+}
+
+#[test]
+fn a_line_that_is_no_schedulers_names_the_address() {
+    let error = error_after(Handshake::Plain, b"HTTP/1.1 400 Bad Request\n");
+    assert!(error.starts_with("the answer is not what the protocol allows: pair: "), "{error}");
+}

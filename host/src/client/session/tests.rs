@@ -166,6 +166,13 @@ fn a_connection_that_failed_says_why() {
 }
 
 #[test]
+fn a_vmms_reply_instead_of_hello_names_the_scheme() {
+    let mut session = Session::open(Handshake::Hello, request());
+    let reason = unreachable(receive(&mut session, b"OK 1024\n"));
+    assert_eq!(reason, "the first line is a VMM's reply, \"OK 1024\": write hybrid: before the path of its socket");
+}
+
+#[test]
 fn an_answer_before_the_request_is_refused() {
     let mut session = Session::open(Handshake::Hello, request());
     session.on_event(StreamEvent::Wrote(1));

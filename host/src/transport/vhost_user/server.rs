@@ -38,6 +38,7 @@ const FRONT_END_DESCRIPTORS: u64 = 2 * 8 + 4 * QUEUES as u64;
 /// let server = Server::start(UnixListener::bind("/run/guest1")?, 3)?;
 /// // ... QEMU is started, with shared memory and these arguments:
 /// // -chardev socket,id=vsock,path=/run/guest1 -device vhost-user-vsock-pci,chardev=vsock
+/// // ... its agent comes up, for which a `vsock::ReadyListener` waits, and then:
 /// let client = SchedStatsClient::builder(server.handle().agent()).build();
 /// client.wait_for_scheduler(std::time::Duration::from_secs(60))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -77,7 +77,7 @@ pub(in crate::transport) struct QueueState {
 #[non_exhaustive]
 pub enum InvalidVirtioSnapshot {
     /// No device can have this register.
-    #[error("the saved vsock device's {register} is {value:#x}, which is impossible: the snapshot is invalid")]
+    #[error("the saved vsock device has {register} {value:#x}, which no device can have: the snapshot is invalid")]
     Register {
         /// The register.
         register: &'static str,
@@ -245,9 +245,9 @@ mod tests {
     #[test]
     fn impossible_values_are_refused_by_name() {
         let refused = |pointer, value| changed(pointer, value).unwrap_err().to_string();
-        assert!(refused("/status", json!(13)).contains("status is 0xd"));
-        assert!(refused("/features", json!(1)).contains("driver features is 0x1"));
-        assert!(refused("/interrupt_status", json!(4)).contains("interrupt status is 0x4"));
+        assert!(refused("/status", json!(13)).contains("device has status 0xd, which"));
+        assert!(refused("/features", json!(1)).contains("device has driver features 0x1, which"));
+        assert!(refused("/interrupt_status", json!(4)).contains("device has interrupt status 0x4, which"));
         for (pointer, value) in [
             ("/queues/1/layout/size", json!(100)),
             ("/queues/1/layout/size", json!(512)),

@@ -31,8 +31,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Behind a transport, the registers are written with [`SimulatedDriver::addresses`], and
-//! [`SimulatedDriver::take_notifications`] says which queues to notify.
+//! Behind virtio-mmio, [`mmio_initialisation`] returns the driver's writes of registers; behind another transport,
+//! [`SimulatedDriver::addresses`] says where the queues are. [`SimulatedDriver::take_notifications`] says which queues to
+//! notify.
 //!
 //! # Limits
 //!
@@ -48,9 +49,11 @@
 )]
 
 mod driver_queue;
+mod initialisation;
 mod simulated_driver;
 
 pub use driver_queue::QueueAddresses;
+pub use initialisation::mmio_initialisation;
 pub use simulated_driver::{Packet, SimulatedDriver, guest_memory};
 
 /// Bytes of guest memory, from address 0: 128 MiB.

@@ -25,10 +25,9 @@ use scx_vsock::transport::event_manager::Subscriber;
 use scx_vsock::transport::kvm::{Irq, register_ioeventfds, unregister_ioeventfds};
 use scx_vsock::transport::mmio::{BYTES, Mmio, QUEUE_NOTIFY};
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::test_util::{Packet, SimulatedDriver, guest_memory};
+use scx_vsock::vsock::test_util::{Packet, SimulatedDriver, guest_memory, mmio_initialisation};
 use scx_vsock::vsock::{Device, Handle};
 use scx_vsock_tests::guest_driver::{CID, Guest, pattern};
-use scx_vsock_tests::mmio_driver::initialisation;
 use vm_memory::GuestMemoryMmap;
 
 use machine::Machine;
@@ -63,7 +62,7 @@ fn main() -> ExitCode {
 fn run(vm: VmFd, rounds: usize) -> Result<()> {
     let mut driver = SimulatedDriver::new(guest_memory());
     driver.restart();
-    program::load(driver.memory(), &initialisation(&driver.addresses(), Device::FEATURES))?;
+    program::load(driver.memory(), &mmio_initialisation(&driver.addresses(), Device::FEATURES))?;
     let machine = Machine::new(vm, driver.memory())?;
     let interrupt = Irq::connect(&machine.vm, IRQ)?;
     let device = Arc::new(Mmio::new(Device::new(CID)?, Arc::new(driver.memory().clone()), interrupt)?);
