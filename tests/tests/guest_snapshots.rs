@@ -1,8 +1,12 @@
 //! Snapshots of whole guests on nested KVM, in a QEMU guest that emulates an AMD processor.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::process::Command;
 use std::time::Duration;
 
+use scx_vsock::guest::GuestBuilder;
+use scx_vsock_tests::agent::repository;
+use scx_vsock_tests::guest::Kernel;
 use scx_vsock_tests::nested_guest::{OUTER_MODULES, outer_guest};
 use scx_vsock_tests::program;
 
@@ -12,15 +16,37 @@ const GUEST_PEER: &str = env!("CARGO_BIN_EXE_guest_peer");
 /// How long the program may take: several times what it needs on an idle machine, since others may be at work.
 const ENDS: Duration = Duration::from_secs(900);
 
+/// Runs the program in this guest, and returns what it printed.
+fn run_in(outer: &GuestBuilder, arguments: &[&str]) -> String {
+    let outer = outer.clone().program(GUEST_SNAPSHOTS, "/bin/guest_snapshots").program(GUEST_PEER, "/bin/guest_peer");
+    let outer = outer.boot().unwrap();
+    let command = [&["guest_snapshots", "/microvm/vmlinuz", OUTER_MODULES], arguments].concat();
+    let mut printed = Vec::new();
+    let status = outer.run_streaming(&command, ENDS, |_, piece| {
+        print!("{}", String::from_utf8_lossy(piece));
+        printed.extend_from_slice(piece);
+        Ok(())
+    });
+    assert_eq!(status.unwrap(), 0, "{}", outer.console().text());
+    String::from_utf8_lossy(&printed).into_owned()
+}
+
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test microvm"]
 fn guests_begin_many_times_with_a_loaded_scheduler() {
-    let outer = outer_guest().program(GUEST_SNAPSHOTS, "/bin/guest_snapshots").program(GUEST_PEER, "/bin/guest_peer");
-    let outer = outer.program(program::built("procsched"), "/bin/procsched").boot().unwrap();
-    let command = ["guest_snapshots", "/microvm/vmlinuz", OUTER_MODULES, "procsched"];
-    let output = outer.run_within(&command, ENDS).unwrap();
-    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
-    println!("{stdout}{stderr}");
-    assert_eq!(output.status, 0, "{}", outer.console().text());
-    assert_eq!(stdout.matches("\nrestore: ").count(), 10, "{stdout}");
+    let outer = outer_guest().program(program::built("procsched"), "/bin/procsched");
+    let printed = run_in(&outer, &["256", "10", "procsched"]);
+    assert_eq!(printed.matches("\nrestore: ").count(), 10, "{printed}");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test microvm"]
+fn the_kernel_still_uses_its_scheduler_after_a_restore() {
+    let fetched = Command::new(repository().join("ci/scheduler")).arg("scx_bpfland").output().unwrap();
+    assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
+    let scheduler = String::from_utf8(fetched.stdout).unwrap();
+    let outer = outer_guest().program(scheduler.trim(), "/bin/scx_bpfland").memory_mib(2048);
+    let outer = outer.file(&Kernel::of_this_run().config, "/microvm/config");
+    let printed = run_in(&outer, &["512", "1", "scx_bpfland", "/microvm/config"]);
+    assert!(printed.lines().any(|line| line.starts_with("it runs: ") && line.ends_with(" enabled")), "{printed}");
 }

@@ -1,11 +1,10 @@
 //! Boots a guest on KVM, takes a snapshot of it, and checks that the guests restored from it go on from that moment.
 //!
 //! ```text
-//! guest_snapshots KERNEL MODULES SCHEDULER [CONFIG]
+//! guest_snapshots KERNEL MODULES MEMORY_MIB RESTORES SCHEDULER [CONFIG]
 //! ```
 #![allow(clippy::indexing_slicing, clippy::print_stdout, reason = "a test's program")]
 
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,9 +19,6 @@ const DEADLINE: Duration = Duration::from_secs(90);
 /// How long the guest may take until its agent is ready.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// Restores one after another.
-const RESTORES: usize = 10;
-
 /// How long there is no guest between the snapshot and the first restore: longer than a scheduler may leave a task waiting.
 const PAUSE: Duration = Duration::from_secs(6);
 
@@ -30,15 +26,18 @@ const PAUSE: Duration = Duration::from_secs(6);
 const HELD: u32 = 5000;
 
 fn main() -> Result<()> {
-    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let (kernel, modules, scheduler, config) = match arguments.as_slice() {
-        [kernel, modules, scheduler] => (kernel, modules, scheduler, None),
-        [kernel, modules, scheduler, config] => (kernel, modules, scheduler, Some(config)),
-        _ => bail!("usage: guest_snapshots KERNEL MODULES SCHEDULER [CONFIG]"),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (kernel, modules, memory, restores, scheduler, config) = match arguments.as_slice() {
+        [kernel, modules, memory, restores, scheduler] => (kernel, modules, memory, restores, scheduler, None),
+        [kernel, modules, memory, restores, scheduler, config] => {
+            (kernel, modules, memory, restores, scheduler, Some(config))
+        }
+        _ => bail!("usage: guest_snapshots KERNEL MODULES MEMORY_MIB RESTORES SCHEDULER [CONFIG]"),
     };
     let builder = Guest::builder().vmm(Vmm::Microvm).kernel(kernel).modules(modules).scheduler(scheduler, &[]);
     let builder = config.into_iter().fold(builder, |builder, config| builder.config(config));
-    let builder = builder.program("/bin/guest_peer", "/bin/guest_peer").memory_mib(256).cpus(2).deadline(BOOT);
+    let builder =
+        builder.program("/bin/guest_peer", "/bin/guest_peer").memory_mib(memory.parse()?).cpus(2).deadline(BOOT);
     let source = timed("boot", || Ok(builder.boot()?))?;
     timed("load", || Ok(source.wait_for_scheduler(DEADLINE)?))?;
     refuse_during_a_command(&source)?;
@@ -46,7 +45,7 @@ fn main() -> Result<()> {
     end(source)?;
     thread::sleep(PAUSE);
     let mut left = Vec::new();
-    for restore in 0..RESTORES {
+    for restore in 0..restores.parse()? {
         timed("restore", || moment.check(&moment.snapshot.restore()?)).with_context(|| format!("restore {restore}"))?;
         left.push([count("/proc/self/fd")?, count("/proc/self/task")?]);
     }
@@ -127,6 +126,7 @@ impl Moment {
         let mut held = Peer::within(stream, DEADLINE);
         ensure!(held.line() == b"held\n");
         let (running, read) = (running(guest)?, Instant::now());
+        println!("it runs: {}", running.split_whitespace().collect::<Vec<_>>().join(" "));
         let uptime = uptime(guest)?;
         let snapshot = guest.snapshot()?;
         client.stats(&[])?;
