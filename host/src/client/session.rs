@@ -548,7 +548,7 @@ fn read_hello(line: &[u8]) -> Result<Hello<String>, SchedStatsError> {
         }
         Ok(Envelope::RelayError(error)) => Err(agent_message::error(&error)),
         Ok(Envelope::Agent(_)) | Err(_) if hybrid::is_ok(line) => Err(SchedStatsError::unreachable(format!(
-            "the first line is a VMM's reply, {}: write hybrid: before the path of its socket",
+            "the first line is not an agent's hello: {} (a VMM's socket is named hybrid:PATH)",
             quoted(line)
         ))),
         Ok(Envelope::Agent(_)) | Err(_) => {

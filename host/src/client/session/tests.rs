@@ -169,7 +169,7 @@ fn a_connection_that_failed_says_why() {
 fn a_vmms_reply_instead_of_hello_names_the_scheme() {
     let mut session = Session::open(Handshake::Hello, request());
     let reason = unreachable(receive(&mut session, b"OK 1024\n"));
-    assert_eq!(reason, "the first line is a VMM's reply, \"OK 1024\": write hybrid: before the path of its socket");
+    assert_eq!(reason, "the first line is not an agent's hello: \"OK 1024\" (a VMM's socket is named hybrid:PATH)");
 }
 
 #[test]
