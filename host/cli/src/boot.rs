@@ -216,7 +216,7 @@ impl Boot {
         let schedule = Schedule::Every(self.interval).validate()?;
         let mut evaluations = self.expectations.prepare("boot", &[self.kernel().display().to_string()])?;
         let outcome = self.run_guest(schedule, &mut evaluations);
-        evaluations.conclude(outcome.map(|()| ExitCode::SUCCESS))
+        evaluations.conclude(outcome).map(|()| ExitCode::SUCCESS)
     }
 
     /// Runs each combination.

@@ -85,7 +85,7 @@ impl Report {
         let named = |of: RecordingVerdicts| NamedVerdicts { name: clean(&of.source), verdicts: of.verdicts };
         let verdicts = Verdicts::new(page.verdicts().into_iter().map(named).collect(), junit);
         verdicts.print();
-        verdicts.conclude(Ok(ExitCode::SUCCESS))
+        verdicts.conclude(Ok(())).map(|()| ExitCode::SUCCESS)
     }
 
     /// A user who cannot read the first recording cannot read the page.

@@ -109,7 +109,7 @@ impl Watch {
         }
         let needs_no_stats = evaluations.need_no_stats();
         let judged = end.and_then(|_| if needs_no_stats { Ok(()) } else { tally.verdict() });
-        evaluations.conclude(judged.map(|()| ExitCode::SUCCESS))
+        evaluations.conclude(judged).map(|()| ExitCode::SUCCESS)
     }
 
     fn print_lines(&self, tally: &mut Tally, evaluations: &mut Evaluations) -> Result<()> {

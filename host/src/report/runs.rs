@@ -16,6 +16,9 @@ pub const MAX_RUNS: usize = 8;
 /// The most recordings of a page.
 pub const MAX_RECORDINGS: usize = 64;
 
+/// The least ratio of two runs' intervals that is worth a note.
+const OTHER_INTERVAL: f64 = 1.2;
+
 /// Recordings of several runs. Each run has one recording or several, which repeat it.
 #[derive(Debug, Default)]
 pub struct Runs {
@@ -107,12 +110,7 @@ impl Runs {
         };
         self.runs.iter().filter_map(note)
     }
-}
 
-/// The least ratio of two runs' intervals that is worth a note.
-const OTHER_INTERVAL: f64 = 1.2;
-
-impl Runs {
     /// A note for each run whose samples are further apart than those of the first, or closer together.
     fn other_intervals(&self) -> impl Iterator<Item = String> {
         let first = self.runs.first().and_then(|run| Some((run, run.interval()?)));

@@ -1,7 +1,5 @@
 //! The expectations of a run, and their verdicts at its end.
 
-use std::process::ExitCode;
-
 use anyhow::Result;
 use scx_vsock::Sample;
 use scx_vsock::series::expectation::{Evaluation, Expectation, Source};
@@ -61,7 +59,7 @@ impl Evaluations {
     /// # Errors
     ///
     /// Those of [`Verdicts::conclude`].
-    pub fn conclude(self, outcome: Result<ExitCode>) -> Result<ExitCode> {
+    pub fn conclude(self, outcome: Result<()>) -> Result<()> {
         let is_worth_printing = self.has_begun || outcome.is_ok();
         let verdicts = Verdicts::new(self.verdicts(), self.junit);
         if is_worth_printing {

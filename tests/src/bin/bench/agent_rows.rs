@@ -54,7 +54,7 @@ pub const ALL: &[Measure] = &[
     Measure {
         name: "isolation",
         is_quick: true,
-        bound: "One thread that serves whoever is ready, each in bounded pieces.",
+        bound: "One thread that serves the sessions that are ready, each in bounded pieces.",
         rows: isolation,
     },
 ];
