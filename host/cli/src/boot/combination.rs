@@ -107,8 +107,8 @@ fn options(suite: &SuiteFile, folder: &Path, parts: &Parts<'_>) -> Vec<OsString>
     options.extend(topology.map(|topology| option("topology", topology)));
     let numbers = [("samples", suite.samples), ("memory", suite.memory), ("cpus", suite.cpus)];
     options.extend(numbers.into_iter().filter_map(|(name, number)| Some(option(name, number?.to_string()))));
-    let times = [("interval", &suite.interval), ("timeout", &suite.timeout)];
-    options.extend(times.into_iter().filter_map(|(name, time)| Some(option(name, &time.as_ref()?.get_ref().0))));
+    let times = [("interval", suite.interval), ("timeout", suite.timeout)];
+    options.extend(times.into_iter().filter_map(|(name, time)| Some(option(name, time?.0.as_secs_f64().to_string()))));
     options.extend(suite.expect.iter().map(|expectation| option("expect", expectation.get_ref())));
     options.extend(scheduler.map(|scheduler| of_scheduler(scheduler, folder)).into_iter().flatten());
     options
@@ -175,7 +175,8 @@ mod tests {
         let expected = ["k-cores2", "k-sockets2+cores2", "k-cores1"];
         assert_eq!(all.iter().map(|of| of.name.as_str()).collect::<Vec<_>>(), expected);
         assert_eq!(all[1].options, ["--kernel=k", "--topology=sockets=2,llcs=1,cores=2"].map(OsString::from));
-        let all = names("['cores=4']");
+        let all = names("['cores=4']\ninterval = '250ms'\ntimeout = 90");
+        assert!(all[0].options.ends_with(&["--interval=0.25".into(), "--timeout=90".into()]), "{:?}", all[0]);
         assert!(all.len() == 1 && all[0].name == "k" && all[0].options[1] == "--topology=cores=4");
     }
 

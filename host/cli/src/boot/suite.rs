@@ -15,7 +15,7 @@ use clap::{ArgMatches, Args, Command};
 use super::combination::{Combination, combinations};
 use super::forwarded::Forwarded;
 use super::limited_run::{self, RunResult};
-use super::suite_file::SuiteFile;
+use super::suite_file::{SuiteFile, Time};
 use crate::display::clean;
 use crate::duration;
 use crate::error_report::wrong_arguments;
@@ -109,7 +109,6 @@ impl SuiteOptions {
             None => (matrix, Path::new("")),
         };
         file.forget(|option| forwarded.has(option));
-        let of_file = file.limit.as_ref().and_then(|limit| duration::parse(&limit.get_ref().0).ok());
         let mut combinations = combinations(&file, base, self.repetitions.or(file.repetitions).unwrap_or(1))?;
         for of in &mut combinations {
             of.options.extend(forwarded.options.iter().cloned());
@@ -117,7 +116,7 @@ impl SuiteOptions {
                 of.command.clone_from(&forwarded.command);
             }
         }
-        let limit = self.limit.or(of_file).unwrap_or(LIMIT);
+        let limit = self.limit.or(file.limit.map(|Time(limit)| limit)).unwrap_or(LIMIT);
         let folder = self.folder.clone().unwrap_or_else(|| PathBuf::from("."));
         Ok(Suite { combinations, limit, jobs: self.jobs.unwrap_or(1), folder })
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use scx_vsock::guest::Topology;
@@ -46,10 +47,10 @@ pub struct SuiteFile {
     #[serde(default)]
     pub scheduler: Vec<Scheduler>,
     pub repetitions: Option<u32>,
-    pub limit: Option<Spanned<Time>>,
+    pub limit: Option<Time>,
     pub samples: Option<u32>,
-    pub interval: Option<Spanned<Time>>,
-    pub timeout: Option<Spanned<Time>>,
+    pub interval: Option<Time>,
+    pub timeout: Option<Time>,
     pub memory: Option<u32>,
     pub cpus: Option<u32>,
     #[serde(default)]
@@ -59,8 +60,8 @@ pub struct SuiteFile {
 }
 
 /// A time as options have it: a text such as `"90s"`, or a number of seconds.
-#[derive(Debug)]
-pub struct Time(pub String);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time(pub Duration);
 
 /// A kernel; paths are as seen from the file's folder.
 #[derive(Debug, Deserialize)]
@@ -126,9 +127,6 @@ impl SuiteFile {
 
     /// Checks what is a text in the file, but has a form of its own.
     fn check(&self) -> Result<(), Problem> {
-        for time in [&self.limit, &self.interval, &self.timeout].into_iter().flatten() {
-            duration::parse(&time.get_ref().0).map_err(|text| Problem { at: Some(time.span()), text })?;
-        }
         for topology in &self.topology {
             let parsed = topology.get_ref().parse::<Topology>();
             parsed.map_err(|error| Problem { at: Some(topology.span()), text: error.to_string() })?;
@@ -156,15 +154,15 @@ impl<'de> Deserialize<'de> for Time {
             }
 
             fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Time, E> {
-                Ok(Time(seconds.to_string()))
+                self.visit_str(&seconds.to_string())
             }
 
             fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Time, E> {
-                Ok(Time(seconds.to_string()))
+                self.visit_str(&seconds.to_string())
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Time, E> {
-                Ok(Time(text.to_owned()))
+                duration::parse(text).map(Time).map_err(E::custom)
             }
         }
         from.deserialize_any(Seconds)
@@ -296,7 +294,7 @@ mod tests {
     fn a_time_is_a_text_or_a_number_of_seconds() {
         let limit = |text: &str| SuiteFile::parse(&SUITE.replace("\"90s\"", text)).map(|suite| suite.limit.unwrap());
         for text in ["90", "1.5", "'1m'"] {
-            assert_eq!(limit(text).unwrap().get_ref().0, text.trim_matches('\''));
+            assert_eq!(Ok(limit(text).unwrap().0), duration::parse(text.trim_matches('\'')));
         }
         assert_eq!(
             limit("[]").unwrap_err(),
