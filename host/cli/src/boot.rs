@@ -271,13 +271,13 @@ impl Boot {
         let started = Instant::now();
         let hybrid = self.hybrid.as_deref().map(HybridSocket::bind).transpose()?;
         eprintln!("scx-vsock: booting {}", self.kernel().display());
-        let guest = self.boot()?;
+        let guest = self.boot(started)?;
         if let Some(socket) = &hybrid {
             socket.connect_to(&guest)?;
         }
         eprintln!("scx-vsock: on {}", display::clean(&guest.vmm().to_string()));
         eprintln!("scx-vsock: the agent is ready after {:.1} s", started.elapsed().as_secs_f32());
-        let client = self.client(&guest)?.map(|client| client.with_deadline(self.deadline));
+        let client = self.client(&guest, started)?.map(|client| client.with_deadline(self.deadline));
         let mut sampler = Sampler::new(client);
         if self.no_stats || evaluations.ask_the_kernel() {
             sampler = sampler.kernel(guest.client().with_deadline(self.deadline));
@@ -294,9 +294,10 @@ impl Boot {
         }
     }
 
-    fn boot(&self) -> Result<Guest> {
+    fn boot(&self, started: Instant) -> Result<Guest> {
         let arguments: Vec<&str> = self.scheduler_args.iter().map(String::as_str).collect();
-        let mut builder = Guest::builder().kernel(self.kernel()).memory_mib(self.memory).deadline(self.timeout());
+        let mut builder =
+            Guest::builder().kernel(self.kernel()).memory_mib(self.memory).deadline(self.timeout(started));
         if let Some(cpus) = self.cpus {
             builder = builder.cpus(cpus);
         }
@@ -334,20 +335,21 @@ impl Boot {
         Ok(builder.boot()?)
     }
 
-    /// How long to wait for the agent or the scheduler: not longer than the run may take.
-    fn timeout(&self) -> Duration {
-        self.suite.limit().map_or(self.timeout, |limit| limit.min(self.timeout))
+    /// How long to wait for the agent or the scheduler: not longer than what is left of the time that the run may take.
+    fn timeout(&self, started: Instant) -> Duration {
+        let left = self.suite.limit().map(|limit| limit.saturating_sub(started.elapsed()));
+        left.map_or(self.timeout, |left| left.min(self.timeout))
     }
 
     /// A client once the scheduler serves stats, or at once if it will serve none; `None` without a scheduler.
-    fn client(&self, guest: &Guest) -> Result<Option<SchedStatsClient>> {
+    fn client(&self, guest: &Guest, run_started: Instant) -> Result<Option<SchedStatsClient>> {
         let Some(scheduler) = self.schedulers.first() else { return Ok(None) };
         if self.no_stats {
             return Ok(Some(guest.client()));
         }
         let scheduler = scheduler.file_name().unwrap_or(scheduler.as_os_str()).display();
         let started = Instant::now();
-        guest.wait_for_scheduler(self.timeout())?;
+        guest.wait_for_scheduler(self.timeout(run_started))?;
         let name = ops(guest).map_or_else(|| "no sched_ext scheduler".into(), |ops| format!("sched_ext ops {ops}"));
         let seconds = started.elapsed().as_secs_f32();
         eprintln!("scx-vsock: {scheduler} serves stats after {seconds:.1} s ({name})");
