@@ -137,7 +137,7 @@ impl<const SESSIONS: usize, const MAX: usize> Storage<SESSIONS, MAX> {
             number = self.free_slot();
         }
         match self.slots.get_mut(number) {
-            Some(slot) => slot.open(self.sources.epoll, host, saturate(SOURCES + 2 * number), map),
+            Some(slot) => slot.open(&self.sources, host, saturate(SOURCES + 2 * number), map),
             None => refuse(host, saturate(SESSIONS)),
         }
     }

@@ -119,10 +119,10 @@ impl UsageProblem {
 const PROBLEMS: &str = "\
 unknown argument; see --help
 a value must follow
-not a decimal number
-a port is a decimal number up to 4294967294
+not a number
+a port is a number up to 4294967294
 the path is empty
-a socket's path has at most 107 bytes
+the path is over 107 bytes
 a map is PORT=PATH
 the port is mapped twice
 at most 4 maps or descriptors
@@ -138,9 +138,9 @@ Usage: scx-vsock-agent [OPTION]...
 
   --port N         vsock port (729)
   --socket PATH    the scheduler's socket (/var/run/scx/root/stats)
-  --map PORT=PATH  a port and its socket, instead of these; up to 4 times
-  --listen-fd N    inherited listener of the n-th map, as LISTEN_FDS
-  --allow-cid CID  peer to serve beside the host (2)
+  --map PORT=PATH  both, for each of up to 4 schedulers
+  --listen-fd N    listener of the n-th map, as LISTEN_FDS
+  --allow-cid CID  a peer beside the host (2)
   -V, --version
   -h, --help
 ";
@@ -331,17 +331,17 @@ mod tests {
     fn wrong_arguments_are_named() {
         assert_eq!(problem(&["--prot", "1"]), "unknown argument; see --help");
         assert_eq!(problem(&["--port"]), "a value must follow");
-        assert_eq!(problem(&["--port", "4294967295"]), "a port is a decimal number up to 4294967294");
-        assert_eq!(problem(&["--port", "-1"]), "a port is a decimal number up to 4294967294");
+        assert_eq!(problem(&["--port", "4294967295"]), "a port is a number up to 4294967294");
+        assert_eq!(problem(&["--port", "-1"]), "a port is a number up to 4294967294");
         assert_eq!(problem(&["--socket", ""]), "the path is empty");
         assert_eq!(problem(&["--map", "1"]), "a map is PORT=PATH");
-        assert_eq!(problem(&["--map", "=/a"]), "a port is a decimal number up to 4294967294");
+        assert_eq!(problem(&["--map", "=/a"]), "a port is a number up to 4294967294");
         assert_eq!(problem(&["--map", "1="]), "the path is empty");
         assert_eq!(problem(&["--map", "1=/a", "--map", "1=/b"]), "the port is mapped twice");
         assert_eq!(problem(&["--map", "1=/a", "--port", "2"]), "not with --port or --socket");
-        assert_eq!(problem(&["--listen-fd", "x"]), "not a decimal number");
+        assert_eq!(problem(&["--listen-fd", "x"]), "not a number");
         assert_eq!(problem(&["--listen-fd", "3", "--listen-fd", "3"]), "the descriptor is named twice");
-        assert_eq!(problem(&["--allow-cid", "99999999999"]), "not a decimal number");
+        assert_eq!(problem(&["--allow-cid", "99999999999"]), "not a number");
     }
 
     #[test]
@@ -355,9 +355,9 @@ mod tests {
     #[test]
     fn maps_are_compared_by_their_numbers() {
         assert_eq!(problem(&["--map", "1=/a", "--map", "01=/b"]), "the port is mapped twice");
-        assert_eq!(problem(&["--map", "4294967295=/a"]), "a port is a decimal number up to 4294967294");
-        assert_eq!(problem(&["--map", "4294967296=/a"]), "a port is a decimal number up to 4294967294");
-        assert_eq!(problem(&["--map", "1 =/a"]), "a port is a decimal number up to 4294967294");
+        assert_eq!(problem(&["--map", "4294967295=/a"]), "a port is a number up to 4294967294");
+        assert_eq!(problem(&["--map", "4294967296=/a"]), "a port is a number up to 4294967294");
+        assert_eq!(problem(&["--map", "1 =/a"]), "a port is a number up to 4294967294");
         let one_socket = config(&["--map", "0=/a", "--map", "4294967294=/a"]).unwrap();
         assert_eq!(one_socket.maps.as_slice().len(), 2);
         assert_eq!(problem(&["--port", "1", "--map", "1=/a"]), "not with --port or --socket");
@@ -375,7 +375,7 @@ mod tests {
         // Named ones count instead of activated ones.
         let named = [&maps[..], &["--listen-fd", "0", "--listen-fd", "2147483647"]].concat();
         assert_eq!(activated(&named, 3).unwrap().1.listeners.as_slice(), [0, i32::MAX]);
-        assert_eq!(problem(&["--listen-fd", "2147483648"]), "not a decimal number");
+        assert_eq!(problem(&["--listen-fd", "2147483648"]), "not a number");
         let five = ["1", "2", "3", "4", "5"].map(|fd| ["--listen-fd", fd]);
         assert_eq!(problem(five.as_flattened()), "at most 4 maps or descriptors");
     }
@@ -393,7 +393,7 @@ mod tests {
         static PATH: [u8; 109] = [b'/'; 109];
         let path = |length| std::str::from_utf8(&PATH[..length]).unwrap();
         assert_eq!(config(&["--socket", path(107)]).unwrap().maps[0].socket.len(), 107);
-        let too_long = "a socket's path has at most 107 bytes";
+        let too_long = "the path is over 107 bytes";
         assert_eq!(problem(&["--socket", path(108)]), too_long);
         let map: &'static str = format!("1={}", path(108)).leak();
         assert_eq!(problem(&["--map", map]), too_long);

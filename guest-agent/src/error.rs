@@ -18,7 +18,7 @@ pub struct Error {
 /// What an agent cannot serve without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// The kernel has no epoll instance or timer for it.
+    /// It cannot wait for events: the kernel has no epoll instance or timer for it.
     Events,
     /// A vsock port cannot be listened on.
     Listen {
@@ -38,7 +38,7 @@ impl Error {
     pub(crate) fn write(self, line: &mut Writer<'_>) {
         let errno = self.errno.into_raw();
         let (template, number): (&[u8], u32) = match self.problem {
-            Problem::Events => (b"cannot create an epoll instance or timer", 0),
+            Problem::Events => (b"cannot wait for events", 0),
             Problem::Listen { port } => (b"cannot listen on vsock port #", port),
             Problem::Descriptor { number } => (b"descriptor # is not a listening socket", number.unsigned_abs()),
         };
@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn an_error_says_what_failed_and_what_to_do() {
         let text = |problem, errno| format!("{}", Error { problem, errno });
-        assert_eq!(text(Problem::Events, Errno::EMFILE), "cannot create an epoll instance or timer: errno 24");
+        assert_eq!(text(Problem::Events, Errno::EMFILE), "cannot wait for events: errno 24");
         assert_eq!(
             text(Problem::Listen { port: 729 }, Errno::EADDRINUSE),
             "cannot listen on vsock port 729: errno 98; is another agent running?"

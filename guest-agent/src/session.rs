@@ -24,7 +24,7 @@ use scx_vsock_wire::line::{after, copy_prefix, up_to};
 use scx_vsock_wire::{Fill, LineBuffer, STATS_PREFIX, STATS_SUFFIX, Verb};
 
 /// Bytes of one read from the host, and so of what can stand after a request in the read-ahead.
-pub const READ_AHEAD: usize = 4096;
+pub const READ_AHEAD: usize = 2048;
 
 /// What a host sent after the request that is being served: no more than one read.
 #[derive(Debug)]

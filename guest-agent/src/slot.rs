@@ -4,7 +4,7 @@ use crate::kernel;
 use crate::session::{Action, Outcome, Peer, Session};
 use crate::source::{Source, WATCH_STREAM};
 use crate::sources::Sources;
-use crate::sys::{self, Fd};
+use crate::sys;
 
 /// Actions of one session before the others have their turn.
 const ACTIONS_A_TURN: usize = 16;
@@ -44,12 +44,13 @@ impl<const MAX: usize> Slot<MAX> {
         !self.host.is_open()
     }
 
-    /// Starts a session with the host of this connection for the scheduler of `map`; its streams have `token` and the next
-    /// one. Closes the connection where that fails.
-    pub fn open(&mut self, epoll: Fd, host: i32, token: u32, map: usize) {
+    /// Starts a session with the host of this connection, the latest that was accepted, for the scheduler of `map`; its
+    /// streams have `token` and the next one. Closes the connection where that fails.
+    pub fn open(&mut self, sources: &Sources, host: i32, token: u32, map: usize) {
         self.map = map;
         self.scheduler.token = token + 1;
-        if self.host.open(epoll, host, WATCH_STREAM, token) >= 0 {
+        if self.host.open(sources.epoll, host, WATCH_STREAM, token) >= 0 {
+            self.host.most_peeked = sources.most_peeked;
             self.session.open();
         }
     }
@@ -142,7 +143,7 @@ mod tests {
     use std::os::fd::IntoRawFd;
     use std::os::unix::net::UnixStream;
 
-    use crate::sys::EPOLLIN;
+    use crate::sys::{EPOLLIN, Fd};
 
     #[test]
     fn a_new_slot_is_free() {
@@ -153,7 +154,7 @@ mod tests {
     fn a_host_that_cannot_be_watched_is_closed_and_takes_no_slot() {
         let (mut host, agent) = UnixStream::pair().unwrap();
         let mut slot = Slot::<1024>::new();
-        slot.open(Fd::NONE, agent.into_raw_fd(), 0, 0);
+        slot.open(&Sources::NONE, agent.into_raw_fd(), 0, 0);
         assert!(slot.is_free());
         assert_eq!(host.read(&mut [0]).unwrap(), 0);
     }
@@ -174,7 +175,7 @@ mod tests {
             let (host, agent) = UnixStream::pair().unwrap();
             // All that a step sends is there at its end.
             host.set_nonblocking(true).unwrap();
-            slot.open(sources.epoll, agent.into_raw_fd(), 0, 0);
+            slot.open(&sources, agent.into_raw_fd(), 0, 0);
             let (scheduler, agent) = UnixStream::pair().unwrap();
             assert!(slot.scheduler.open(sources.epoll, agent.into_raw_fd(), WATCH_STREAM, 1) >= 0);
             Self { sources, slot, host, scheduler }

@@ -10,7 +10,7 @@ use scx_vsock_wire::line::up_to;
 use crate::arguments::{Config, MAX_MAPS};
 use crate::error::Problem;
 use crate::hello::hello;
-use crate::source::{Source, WATCH_INPUT};
+use crate::source::{MAX_PEEKED, Source, WATCH_INPUT};
 use crate::sys::{self, EAFNOSUPPORT, EAGAIN, EPOLLET, EPOLLOUT, Fd, UnixAddress, VMADDR_CID_HOST};
 
 /// Milliseconds until what causes no event is tried again.
@@ -38,6 +38,8 @@ pub struct Sources {
     announces: bool,
     /// A vsock CID beside the host's that is served; the host's where there is none.
     allow_cid: u32,
+    /// [`MAX_PEEKED`] if the latest connection that was accepted is a vsock's, else 0.
+    pub most_peeked: i32,
     maps: usize,
     /// The scheduler of each listener.
     pub ports: [Port; MAX_MAPS],
@@ -79,6 +81,7 @@ impl Sources {
         is_armed: false,
         announces: false,
         allow_cid: 0,
+        most_peeked: 0,
         maps: 0,
         ports: [Port::NONE; MAX_MAPS],
     };
@@ -195,10 +198,13 @@ impl Sources {
     pub fn accept(&mut self, map: usize) -> i32 {
         let [_, _, listeners @ ..] = &mut self.watched;
         let Some(listener) = listeners.get_mut(map).filter(|listener| listener.is_ready()) else { return EAGAIN };
-        let (connection, cid) = sys::accept(listener.fd());
-        match connection {
-            0.. if cid == VMADDR_CID_HOST || cid == self.allow_cid => return connection,
-            0.. => Fd::new(connection).close(),
+        let accepted = sys::accept(listener.fd());
+        self.most_peeked = if accepted.cid.is_some() { MAX_PEEKED } else { 0 };
+        match accepted.stream {
+            0.. if accepted.cid.is_none_or(|cid| cid == VMADDR_CID_HOST || cid == self.allow_cid) => {
+                return accepted.stream;
+            }
+            0.. => Fd::new(accepted.stream).close(),
             EAGAIN => listener.set_idle(),
             // A shortage, or the connection ended before it was accepted.
             _ => {

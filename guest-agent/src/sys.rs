@@ -24,6 +24,7 @@ use crate::arguments::MAX_PATH_BYTES;
 pub use linux_raw_sys::general::{
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
 };
+pub use linux_raw_sys::net::MSG_PEEK;
 pub use linux_raw_sys::vm_sockets::VMADDR_CID_HOST;
 
 const EINVAL: i32 = -(errno::EINVAL as i32);
@@ -262,10 +263,9 @@ impl UnixAddress {
     /// The address of no socket.
     pub const NONE: Self = Self { family: 0, path: [0; MAX_PATH_BYTES], end: 0 };
 
-    /// Sets the address to that of the socket at `path`, of which at most [`MAX_PATH_BYTES`] count.
+    /// Makes [`NONE`](Self::NONE) the address of the socket at `path`, of which at most [`MAX_PATH_BYTES`] count.
     pub fn set(&mut self, path: &[u8]) {
         self.family = AF_UNIX as u16;
-        self.path = [0; MAX_PATH_BYTES];
         copy_prefix(&mut self.path, path);
     }
 }
@@ -278,9 +278,16 @@ pub fn connect_unix(address: &UnixAddress) -> i32 {
     kept(socket, unsafe { raw_syscall!(Sysno::connect, socket, pointer, length) as i32 })
 }
 
-/// Accepts a connection as a non-blocking stream; returns its number, and its peer's CID where that is a vsock's and
-/// the host's where it is of another family (a Unix socket).
-pub fn accept(listener: Fd) -> (i32, u32) {
+/// A connection that was accepted.
+pub struct Accepted {
+    /// Its number, or a negative error number.
+    pub stream: i32,
+    /// The CID of its peer, if it is a vsock's.
+    pub cid: Option<u32>,
+}
+
+/// Accepts a connection as a non-blocking stream.
+pub fn accept(listener: Fd) -> Accepted {
     let mut address = VsockAddress { family: 0, reserved: 0, port: 0, cid: 0, flags: 0 };
     let mut length = VsockAddress::BYTES as u32;
     let flags = SOCK_NONBLOCK | SOCK_CLOEXEC;
@@ -288,15 +295,20 @@ pub fn accept(listener: Fd) -> (i32, u32) {
     // and every bit pattern is a valid address.
     let stream =
         unsafe { raw_syscall!(Sysno::accept4, listener.argument(), &raw mut address, &raw mut length, flags) as i32 };
-    (stream, if u32::from(address.family) == AF_VSOCK { address.cid } else { VMADDR_CID_HOST })
+    Accepted { stream, cid: (u32::from(address.family) == AF_VSOCK).then_some(address.cid) }
 }
 
-/// Reads from a socket without waiting; 0 at the stream's end.
-pub fn receive(socket: Fd, buffer: &mut [u8]) -> i32 {
-    let (pointer, length) = (buffer.as_mut_ptr(), buffer.len());
-    // SAFETY: the kernel writes at most `length` bytes to the buffer, which lives through the call; no address is
-    // asked for.
-    unsafe { raw_syscall!(Sysno::recvfrom, socket.argument(), pointer, length, MSG_DONTWAIT, 0usize, 0usize) as i32 }
+/// Bytes that a read can skip at most.
+pub const MAX_SKIPPED: usize = 3072;
+
+/// Reads from a socket, without waiting, what follows its next `skipped` bytes, and returns how many bytes were there of
+/// both, 0 at the stream's end. With the flag `MSG_PEEK` all of them stay in the kernel's queue.
+pub fn receive(socket: Fd, skipped: i32, buffer: &mut [u8], flags: u32) -> i32 {
+    let mut scratch = MaybeUninit::<[u8; MAX_SKIPPED]>::uninit();
+    let skipped = iovec { iov_base: scratch.as_mut_ptr().cast(), iov_len: MAX_SKIPPED.min(skipped as usize) as _ };
+    let mut vectors = [skipped, iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() as _ }];
+    // SAFETY: the vectors have no more bytes than the memory that they name, which lives through the call.
+    unsafe { transfer(Sysno::recvmsg, socket, &mut vectors, MSG_DONTWAIT | flags) }
 }
 
 /// Writes to a socket what there is room for, without raising SIGPIPE.
@@ -315,6 +327,17 @@ pub fn send_pieces(socket: Fd, pieces: &[&[u8]; 3]) -> i32 {
     let vector = |piece: &[u8]| iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() as _ };
     let [first, second, third] = *pieces;
     let mut vectors = [vector(first), vector(second), vector(third)];
+    // SAFETY: the kernel only reads the pieces, which live through the call.
+    unsafe { transfer(Sysno::sendmsg, socket, &mut vectors, MSG_DONTWAIT | MSG_NOSIGNAL) }
+}
+
+/// Does `call` (sendmsg, recvmsg) with these vectors.
+///
+/// # Safety
+///
+/// The memory that the vectors name must live through the call and be read, or with recvmsg written, by nobody else.
+#[inline(never)]
+unsafe fn transfer(call: Sysno, socket: Fd, vectors: &mut [iovec], flags: u32) -> i32 {
     let message = msghdr {
         msg_name: core::ptr::null_mut(),
         msg_namelen: 0,
@@ -324,8 +347,8 @@ pub fn send_pieces(socket: Fd, pieces: &[&[u8]; 3]) -> i32 {
         msg_controllen: 0,
         msg_flags: 0,
     };
-    // SAFETY: `message` and the vectors and pieces that it points to live through the call, which only reads them.
-    unsafe { raw_syscall!(Sysno::sendmsg, socket.argument(), &raw const message, MSG_DONTWAIT | MSG_NOSIGNAL) as i32 }
+    // SAFETY: `message` and the vectors live through the call, and so does what they name, as the caller says.
+    unsafe { raw_syscall!(call, socket.argument(), &raw const message, flags) as i32 }
 }
 
 /// Reads the beginning of a small file in an open directory; nothing where that cannot be read. The path ends with a zero

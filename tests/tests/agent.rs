@@ -489,7 +489,7 @@ fn an_idle_agent_sleeps() {
 #[test]
 fn wrong_arguments_are_one_line_and_status_2() {
     for (arguments, message) in [
-        (&["--port", "x"][..], "scx-vsock-agent: x: a port is a decimal number up to 4294967294\n"),
+        (&["--port", "x"][..], "scx-vsock-agent: x: a port is a number up to 4294967294\n"),
         (&["--sing"], "scx-vsock-agent: --sing: unknown argument; see --help\n"),
         (&["--map"], "scx-vsock-agent: --map: a value must follow\n"),
         (&["--sing\n\u{1b}[2J"], "scx-vsock-agent: --sing: unknown argument; see --help\n"),
@@ -545,7 +545,7 @@ fn a_socket_path_over_107_bytes_is_refused_at_the_start() {
             command.args(&arguments);
         });
         assert_eq!(status.code(), Some(2));
-        assert!(errors.ends_with(": a socket's path has at most 107 bytes\n"), "{errors}");
+        assert!(errors.ends_with(": the path is over 107 bytes\n"), "{errors}");
         assert_eq!(errors.lines().count(), 1);
     }
 }

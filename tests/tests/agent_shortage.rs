@@ -202,7 +202,7 @@ fn last_words(calls: &str) -> String {
 
 #[test]
 fn an_agent_without_epoll_says_so_and_ends() {
-    let expected = format!("scx-vsock-agent: cannot create an epoll instance or timer: errno {ENOSPC}\n");
+    let expected = format!("scx-vsock-agent: cannot wait for events: errno {ENOSPC}\n");
     assert_eq!(last_words(&format!("epoll_ctl={ENOSPC}")), expected);
 }
 

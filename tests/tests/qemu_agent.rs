@@ -35,6 +35,41 @@ fn start_agent(guest: &Guest, arguments: &str) {
     output(guest, &["sh", "-c", &start]);
 }
 
+/// Packets of both directions so far.
+fn packets(guest: &Guest) -> u64 {
+    let counters = guest.handle().counters();
+    counters.from_guest.packets + counters.to_guest.packets
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn a_request_is_one_packet_each_way() {
+    const REQUESTS: u64 = 20;
+    let guest = with_procsched();
+    let client = guest.client();
+    client.stats(&[]).unwrap();
+    let before = packets(&guest);
+    for _ in 0..REQUESTS {
+        client.stats(&[]).unwrap();
+    }
+    let sent = packets(&guest) - before;
+    // What the device had not counted before is among them.
+    assert!(sent <= 2 * REQUESTS + 4, "{sent} packets of {REQUESTS} requests");
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test qemu"]
+fn requests_of_every_size_are_answered_in_order() {
+    let guest = with_procsched();
+    let client = guest.client();
+    for size in [1, 100, 500, 1_023, 1_024, 2_047, 2_048, 2_049, 5_000, 100_000, 3, 200, 262_000] {
+        let request =
+            format!("{{\"req\":\"stats\",\"args\":{{\"target\":\"top\",\"padding\":\"{}\"}}}}", "x".repeat(size));
+        let answer = client.request_raw(request.as_bytes()).unwrap();
+        assert!(answer.starts_with(b"{\"errno\":0,"), "{size}: {}", String::from_utf8_lossy(&answer));
+    }
+}
+
 #[test]
 #[ignore = "boots a QEMU guest; run ci/test qemu"]
 fn the_agent_survives_reloading_the_transport() {

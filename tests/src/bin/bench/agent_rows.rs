@@ -42,7 +42,8 @@ pub const ALL: &[Measure] = &[
     Measure {
         name: "system-calls",
         is_quick: true,
-        bound: "Three reads, of which one makes sure that nothing unsolicited waits, two writes and two waits.",
+        bound: "Three reads, of which one makes sure that nothing unsolicited waits, two writes and two waits. On a vsock one more \
+                after each KiB of requests, which takes them out of the kernel's queue: see request-counts.",
         rows: system_calls_per_request,
     },
     Measure {

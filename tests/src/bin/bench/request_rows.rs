@@ -16,8 +16,8 @@ pub const ALL: &[Measure] = &[Measure {
     name: "request-counts",
     is_quick: true,
     bound: "A request is one packet into the guest, with one interrupt, and its answer one packet out, with one notification. \
-            What exceeds that are packets that only give credit, and interrupts and notifications that one side asks for \
-            again before it sees what the other has added.",
+            Linux's driver asks for an interrupt when the device has taken the answer, too, so that there are two. A packet \
+            that only gives credit comes after each KiB of requests.",
     rows,
 }];
 
