@@ -115,10 +115,15 @@ pub fn median<E>(times: usize, mut call: impl FnMut() -> Result<(), E>) -> Resul
 
 /// Answers each line of each connection with the line that `reply` returns, on threads that never end.
 pub fn serve(listener: OwnedFd, reply: fn(&str) -> io::Result<String>) {
+    accept_all(listener, move |stream| drop(thread::spawn(move || answer_lines(&stream, reply))));
+}
+
+/// Passes each connection to `each`, on a thread that never ends.
+pub fn accept_all(listener: OwnedFd, each: impl Fn(UnixStream) + Send + 'static) {
     thread::spawn(move || {
         loop {
             match wait_and_accept(&listener) {
-                Ok(stream) => drop(thread::spawn(move || answer_lines(&stream, reply))),
+                Ok(stream) => each(stream),
                 // The accept timed out without a connection.
                 Err(error) if error.kind() == ErrorKind::TimedOut => {}
                 Err(error) => panic!("a listener failed: {error}"),

@@ -182,8 +182,14 @@ fn latency() -> Result<(), Box<dyn Error>> {
     let socket = Path::new(SCHEDULER_SOCKET);
     std::fs::create_dir_all(socket.parent().ok_or("the socket has a folder")?)?;
     let scheduler = UnixListener::bind(socket)?;
-    let addresses = [format!("VSOCK-LISTEN:{},fork", vsock_latency::SOCAT), format!("UNIX-CONNECT:{SCHEDULER_SOCKET}")];
-    let _relay = Command::new("socat").args(addresses).spawn()?;
+    // A listener of its own, as with VSOCK-LISTEN and fork, would be there some time after this program's.
+    vsock_latency::accept_all(listen(vsock_latency::SOCAT)?, |stream| {
+        let mut relay = Command::new("socat");
+        relay.args(["FD:0", &format!("UNIX-CONNECT:{SCHEDULER_SOCKET}")]).stdin(OwnedFd::from(stream));
+        if let Err(error) = relay.spawn() {
+            eprintln!("guest_peer: cannot start socat: {error}");
+        }
+    });
     if let Some(port) = vsock_latency::serial_port() {
         let port = File::options().read(true).write(true).open(port)?;
         thread::spawn(move || vsock_latency::relay(&port, &UnixStream::connect(SCHEDULER_SOCKET)?));

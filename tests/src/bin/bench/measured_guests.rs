@@ -109,8 +109,6 @@ impl PeerGuest {
         let serial = wait_and_accept(&OwnedFd::from(listener)).unwrap();
         wait_for_scheduler(&bench.command, &back_end.hybrid());
         let inside = connect_hybrid(&back_end, INSIDE);
-        // By the end of this, socat has started.
-        time_inside(&inside, 600, 300);
         let [relay, echo] = [SOCAT, ECHO].map(|port| connect_hybrid(&back_end, port));
         Self { relay, serial, inside, echo, _qemu: qemu, _back_end: back_end }
     }
