@@ -59,9 +59,11 @@ impl Plot {
         let (least, most) = (numbers().fold(f64::INFINITY, f64::min), numbers().fold(0.0, f64::max));
         let (first, last) = (self.positions[0].0, self.positions[self.positions.len() - 1].0);
         let across = (first..last).log_scale().with_key_points(self.positions.iter().map(|(at, _)| *at).collect());
-        let upwards = (least / 1.5..most * 1.5).log_scale();
+        let upwards = (least / 1.5..most * 1.5).log_scale().with_key_points(round_numbers(least / 1.5, most * 1.5));
         let mut chart = ChartBuilder::on(&area)
             .margin(16)
+            // Half of the last label.
+            .margin_right(40)
             .x_label_area_size(44)
             .y_label_area_size(64)
             .build_cartesian_2d(across, upwards)?;
@@ -102,9 +104,23 @@ impl Plot {
     }
 }
 
+/// Returns 1, 2 and 5 of each power of ten between these numbers.
+fn round_numbers(least: f64, most: f64) -> Vec<f64> {
+    let powers = (0..12).map(|power| 10f64.powi(power - 3));
+    powers
+        .flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * power))
+        .filter(|at| (least..most).contains(at))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn round_numbers_are_within_their_bounds() {
+        assert_eq!(round_numbers(4.0, 60.0), [5.0, 10.0, 20.0, 50.0]);
+    }
 
     fn plot() -> Plot {
         Plot {
