@@ -46,4 +46,6 @@ pub mod thousand_guests;
 #[cfg(feature = "tls")]
 pub mod tls_client;
 pub mod traffic;
+#[cfg(feature = "guests")]
+pub mod uncompressed_kernel;
 pub mod vsock_latency;

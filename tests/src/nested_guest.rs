@@ -40,13 +40,22 @@ pub struct Programs<'a> {
 /// If there are no modules.
 pub fn outer_guest() -> GuestBuilder {
     let kernel = Kernel::of_this_run();
-    let folder = &kernel.modules;
-    let modules = Modules::read(folder).expect("modules");
+    with_nested_kernel(builder_with_kvm(kernel).cpus(1), kernel, "/microvm")
+}
+
+/// Adds a kernel of nested guests to the guest around them: the image as `vmlinuz`, and what its modules' folder has of
+/// virtio-mmio and vsock as `modules`.
+///
+/// # Panics
+///
+/// If there are no modules.
+pub fn with_nested_kernel(guest: GuestBuilder, kernel: &Kernel, folder: &str) -> GuestBuilder {
+    let modules = Modules::read(&kernel.modules).expect("modules");
     let needed = [&["virtio_mmio"], VSOCK].concat();
     let paths = modules.in_load_order(&needed).expect("modules");
     let files = ["modules.dep", "modules.builtin"].into_iter().chain(paths);
-    let guest = builder_with_kvm(kernel).cpus(1).file(&kernel.image, "/microvm/vmlinuz");
-    files.fold(guest, |guest, file| guest.file(folder.join(file), format!("{OUTER_MODULES}/{file}")))
+    let guest = guest.file(&kernel.image, format!("{folder}/vmlinuz"));
+    files.fold(guest, |guest, file| guest.file(kernel.modules.join(file), format!("{folder}/modules/{file}")))
 }
 
 /// Where the guest of [`outer_guest`] has the nested guest's modules.
