@@ -15,6 +15,7 @@ pub mod back_end;
 pub mod bridge;
 pub mod cgroup;
 pub mod chromium;
+pub mod counting_allocator;
 #[cfg(feature = "guests")]
 pub mod coverage_guest;
 pub mod device_thread;
@@ -24,6 +25,7 @@ pub mod front_end;
 #[cfg(feature = "guests")]
 pub mod guest;
 pub mod guest_driver;
+pub mod held_resources;
 pub mod meta_scheduler;
 #[cfg(feature = "guests")]
 pub mod microvm_guest;
