@@ -39,6 +39,7 @@ pub mod patched;
 pub mod pattern;
 pub mod peer;
 pub mod program;
+pub mod real_schedulers;
 pub mod scheduler_shapes;
 pub mod scripted_scheduler;
 #[cfg(feature = "guests")]
