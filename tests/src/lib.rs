@@ -33,6 +33,7 @@ pub mod mmio_driver;
 #[cfg(feature = "guests")]
 pub mod nested_guest;
 pub mod notifying_port;
+pub mod numa_nodes;
 pub mod on_runtime;
 pub mod oracles;
 pub mod patched;
