@@ -6,10 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use scx_vsock::guest::Guest;
-use scx_vsock_tests::guest::Kernel;
+use scx_vsock_tests::guest::{Kernel, output};
 use scx_vsock_tests::nested_guest::{OUTER_MODULES, outer_guest, run_printing, with_nested_kernel};
 use scx_vsock_tests::numa_nodes;
 use scx_vsock_tests::program;
+use scx_vsock_tests::real_schedulers::{LAVD_SHOWS_DOMAINS, fetched_scheduler, lavd_domains, rusty_domains};
 use scx_vsock_tests::uncompressed_kernel::uncompressed;
 
 const COMMAND: &str = env!("CARGO_BIN_EXE_scx-vsock");
@@ -101,6 +102,30 @@ fn boot_takes_a_microvm_where_kvm_runs_linux() {
     numa_nodes::assert_nodes_have_mib(&stderr, [(48, 96), (160, 224)]);
     let two_domains = ["cpu0 0 0 0-1", "cpu1 0 1 0-1", "cpu2 0 2 2-3", "cpu3 0 3 2-3", "0-3"];
     seen("sockets=1,llcs=2,cores=2,threads=1", &two_domains);
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test microvm"]
+fn schedulers_have_a_domain_for_each_llc() {
+    let [rusty, lavd] = ["scx_rusty", "scx_lavd"].map(fetched_scheduler);
+    let outer = outer_guest().program(COMMAND, "/bin/scx-vsock").memory_mib(3072);
+    let outer = outer.program(rusty, "/bin/scx_rusty").program(lavd, "/bin/scx_lavd");
+    let outer = outer.file(&Kernel::of_this_run().config, "/microvm/config").boot().unwrap();
+    // What the scheduler prints on a guest with one socket.
+    let log = |scheduler: &str, arguments: &[&str], llcs: &str| {
+        let arguments: String = arguments.iter().map(|argument| format!("--scheduler-arg={argument} ")).collect();
+        let further = format!(
+            "--memory 512 --config /microvm/config --console /tmp/console --samples 1 --timeout 240s \
+                               --topology {llcs} --deadline 60s --require-stats --scheduler {scheduler} {arguments}"
+        );
+        boot_nested(&outer, "/microvm/vmlinuz", OUTER_MODULES, &further, &[]);
+        String::from_utf8(output(&outer, &["cat", "/tmp/console"])).unwrap()
+    };
+    let topologies = ["llcs=1,cores=4", "llcs=2,cores=2"];
+    let of_rusty = topologies.map(|topology| rusty_domains(&log("scx_rusty", &[], topology)));
+    assert_eq!(of_rusty, [vec![0b1111], vec![0b0011, 0b1100]]);
+    let of_lavd = topologies.map(|topology| lavd_domains(&log("scx_lavd", &LAVD_SHOWS_DOMAINS, topology)));
+    assert_eq!(of_lavd, [1, 2]);
 }
 
 /// Debian's kernels 6.1, 6.12 and 7.x. Each needs other modules for a microVM.
