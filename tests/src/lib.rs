@@ -15,6 +15,7 @@ pub mod back_end;
 pub mod bridge;
 pub mod cgroup;
 pub mod chromium;
+pub mod counting_allocator;
 #[cfg(feature = "guests")]
 pub mod coverage_guest;
 pub mod device_thread;
@@ -24,6 +25,7 @@ pub mod front_end;
 #[cfg(feature = "guests")]
 pub mod guest;
 pub mod guest_driver;
+pub mod held_resources;
 pub mod meta_scheduler;
 #[cfg(feature = "guests")]
 pub mod microvm_guest;
@@ -31,12 +33,14 @@ pub mod mmio_driver;
 #[cfg(feature = "guests")]
 pub mod nested_guest;
 pub mod notifying_port;
+pub mod numa_nodes;
 pub mod on_runtime;
 pub mod oracles;
 pub mod patched;
 pub mod pattern;
 pub mod peer;
 pub mod program;
+pub mod real_schedulers;
 pub mod scheduler_shapes;
 pub mod scripted_scheduler;
 #[cfg(feature = "guests")]
@@ -46,4 +50,6 @@ pub mod thousand_guests;
 #[cfg(feature = "tls")]
 pub mod tls_client;
 pub mod traffic;
+#[cfg(feature = "guests")]
+pub mod uncompressed_kernel;
 pub mod vsock_latency;

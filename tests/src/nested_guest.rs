@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use scx_vsock::guest::GuestBuilder;
 use scx_vsock::guest::initramfs::modules::{Modules, VSOCK};
+use scx_vsock::guest::{Guest, GuestBuilder, OutputStream};
 
 use crate::guest::{Kernel, builder, builder_with_kvm};
 use crate::microvm_guest::STUCK;
@@ -40,13 +40,38 @@ pub struct Programs<'a> {
 /// If there are no modules.
 pub fn outer_guest() -> GuestBuilder {
     let kernel = Kernel::of_this_run();
-    let folder = &kernel.modules;
-    let modules = Modules::read(folder).expect("modules");
+    with_nested_kernel(builder_with_kvm(kernel).cpus(1), kernel, "/microvm")
+}
+
+/// Adds a kernel of nested guests to the guest around them: the image as `vmlinuz`, and what its modules' folder has of
+/// virtio-mmio and vsock as `modules`.
+///
+/// # Panics
+///
+/// If there are no modules.
+pub fn with_nested_kernel(guest: GuestBuilder, kernel: &Kernel, folder: &str) -> GuestBuilder {
+    let modules = Modules::read(&kernel.modules).expect("modules");
     let needed = [&["virtio_mmio"], VSOCK].concat();
     let paths = modules.in_load_order(&needed).expect("modules");
     let files = ["modules.dep", "modules.builtin"].into_iter().chain(paths);
-    let guest = builder_with_kvm(kernel).cpus(1).file(&kernel.image, "/microvm/vmlinuz");
-    files.fold(guest, |guest, file| guest.file(folder.join(file), format!("{OUTER_MODULES}/{file}")))
+    let guest = guest.file(&kernel.image, format!("{folder}/vmlinuz"));
+    files.fold(guest, |guest, file| guest.file(kernel.modules.join(file), format!("{folder}/modules/{file}")))
+}
+
+/// Runs a command in the guest around a nested one, which must succeed, and prints its outputs as they come. Returns them.
+///
+/// # Panics
+///
+/// If it fails or does not end within this time.
+pub fn run_printing(outer: &Guest, command: &[&str], within: Duration) -> [String; 2] {
+    let mut outputs = [Vec::new(), Vec::new()];
+    let status = outer.run_streaming(command, within, |stream, piece| {
+        print!("{}", String::from_utf8_lossy(piece));
+        outputs[usize::from(stream == OutputStream::Stderr)].extend_from_slice(piece);
+        Ok(())
+    });
+    assert!(matches!(status, Ok(0)), "{command:?}: {status:?}\n{}", outer.console().text());
+    outputs.map(|output| String::from_utf8_lossy(&output).into_owned())
 }
 
 /// Where the guest of [`outer_guest`] has the nested guest's modules.

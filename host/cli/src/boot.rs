@@ -131,16 +131,17 @@ pub struct Boot {
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
 
-    /// The guest's memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..))]
-    memory: u32,
+    /// The guest's memory in MiB [default: that of the topology's nodes, or 1024]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..))]
+    memory: Option<u32>,
 
     /// The number of the guest's processors [default: that of the topology, or 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: Option<u32>,
 
-    /// How the processors are arranged, such as sockets=2,llcs=1,cores=2,threads=2,nodes=2: each number is that of a part of
-    /// the one before it, except that of NUMA nodes. QEMU shows sockets, cores and threads
+    /// How processors and memory are arranged, such as sockets=2,llcs=1,cores=2,threads=2,nodes=2: each number is that of a
+    /// part of the one before it, except that of NUMA nodes, which have equal parts of the memory or, with
+    /// memory=256+768, so many MiB. QEMU shows one LLC domain for each socket
     #[arg(long = "topology", value_name = "LIST", id = "topology")]
     topologies: Vec<Topology>,
 
@@ -296,13 +297,15 @@ impl Boot {
 
     fn boot(&self, started: Instant) -> Result<Guest> {
         let arguments: Vec<&str> = self.scheduler_args.iter().map(String::as_str).collect();
-        let mut builder =
-            Guest::builder().kernel(self.kernel()).memory_mib(self.memory).deadline(self.timeout(started));
+        let mut builder = Guest::builder().kernel(self.kernel()).deadline(self.timeout(started));
+        if let Some(mib) = self.memory {
+            builder = builder.memory_mib(mib);
+        }
         if let Some(cpus) = self.cpus {
             builder = builder.cpus(cpus);
         }
         if let Some(topology) = self.topologies.first() {
-            builder = builder.topology(*topology);
+            builder = builder.topology(topology.clone());
         }
         if let Some(folder) = self.modules.first() {
             builder = builder.modules(folder);

@@ -6,13 +6,17 @@ use std::process::Command;
 use std::time::Duration;
 
 use scx_vsock::guest::Guest;
-use scx_vsock_tests::nested_guest::{OUTER_MODULES, outer_guest};
+use scx_vsock_tests::guest::{Kernel, output};
+use scx_vsock_tests::nested_guest::{OUTER_MODULES, outer_guest, run_printing, with_nested_kernel};
+use scx_vsock_tests::numa_nodes;
 use scx_vsock_tests::program;
+use scx_vsock_tests::real_schedulers::{LAVD_SHOWS_DOMAINS, fetched_scheduler, lavd_domains, rusty_domains};
+use scx_vsock_tests::uncompressed_kernel::uncompressed;
 
 const COMMAND: &str = env!("CARGO_BIN_EXE_scx-vsock");
 
 /// How long the command may take: several times what it needs on an idle machine, since others may be at work.
-const ENDS: Duration = Duration::from_secs(300);
+const ENDS: Duration = Duration::from_secs(400);
 
 /// What a kernel that is none has of a bzImage: its magic at its offset.
 fn bzimage() -> Vec<u8> {
@@ -64,14 +68,11 @@ fn a_topology_that_cannot_be_is_one_line() {
     assert!(line.contains("\"dies=2\" is no part of a topology"), "{line}");
 }
 
-/// What `boot` prints of the outer guest's own guest.
-fn boot_nested(outer: &Guest, further: &str, command: &[&str]) -> [String; 2] {
-    let boot = format!("scx-vsock boot --kernel /microvm/vmlinuz --modules {OUTER_MODULES} --memory 256 {further}");
+/// What `boot` prints of the outer guest's own guest, with this kernel and these modules.
+fn boot_nested(outer: &Guest, kernel: &str, modules: &str, further: &str, command: &[&str]) -> [String; 2] {
+    let boot = format!("scx-vsock boot --kernel {kernel} --modules {modules} {further}");
     let command: Vec<&str> = boot.split_whitespace().chain(command.iter().copied()).collect();
-    let output = outer.run_within(&command, ENDS).unwrap();
-    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    println!("{stderr}{stdout}");
-    assert_eq!(output.status, 0, "{stderr}");
+    let [stdout, stderr] = run_printing(outer, &command, ENDS);
     assert!(stderr.contains("scx-vsock: on a microVM: KVM runs Linux here\n"), "{stderr}");
     [stdout, stderr]
 }
@@ -81,20 +82,72 @@ fn boot_nested(outer: &Guest, further: &str, command: &[&str]) -> [String; 2] {
 fn boot_takes_a_microvm_where_kvm_runs_linux() {
     let guest = outer_guest().program(COMMAND, "/bin/scx-vsock").program(program::built("procsched"), "/bin/procsched");
     let guest = guest.boot().unwrap();
-    let [stdout, _] = boot_nested(&guest, "--cpus 2 --scheduler procsched --samples 2 --jsonl", &[]);
+    let boot =
+        |further: &str, command: &[&str]| boot_nested(&guest, "/microvm/vmlinuz", OUTER_MODULES, further, command);
+    let [stdout, _] = boot("--memory 256 --cpus 2 --scheduler procsched --samples 2 --jsonl", &[]);
     assert_eq!(stdout.lines().filter(|line| line.contains("\"ctxt\"")).count(), 2, "{stdout}");
     // The guest sees the topology that was asked for.
     let show = "cd /sys/devices/system/cpu; for cpu in cpu[0-9]*; do echo $cpu $(cat $cpu/topology/physical_package_id \
-                $cpu/topology/thread_siblings_list $cpu/cache/index3/shared_cpu_list); done; \
-                cat /sys/devices/system/node/node*/cpulist";
+                $cpu/topology/thread_siblings_list $cpu/cache/index3/shared_cpu_list); done";
+    let show = format!("{show}; {}", numa_nodes::SHOW);
     let seen = |topology: &str, expected: &[&str]| {
-        let [_, stderr] = boot_nested(&guest, &format!("--topology {topology}"), &["--", "sh", "-c", show]);
+        let [_, stderr] = boot(&format!("--memory 320 --topology {topology}"), &["--", "sh", "-c", &show]);
         for line in expected {
             assert!(stderr.lines().any(|printed| printed.trim() == *line), "{line}: {stderr}");
         }
+        stderr
     };
     let two_sockets = ["cpu0 0 0-1 0-1", "cpu1 0 0-1 0-1", "cpu2 1 2-3 2-3", "cpu3 1 2-3 2-3", "0-1", "2-3"];
-    seen("sockets=2,llcs=1,cores=1,threads=2,nodes=2", &two_sockets);
+    let stderr = seen("sockets=2,llcs=1,cores=1,threads=2,nodes=2,memory=96+224", &two_sockets);
+    numa_nodes::assert_nodes_have_mib(&stderr, [(48, 96), (160, 224)]);
     let two_domains = ["cpu0 0 0 0-1", "cpu1 0 1 0-1", "cpu2 0 2 2-3", "cpu3 0 3 2-3", "0-3"];
     seen("sockets=1,llcs=2,cores=2,threads=1", &two_domains);
+}
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test microvm"]
+fn schedulers_have_a_domain_for_each_llc() {
+    let [rusty, lavd] = ["scx_rusty", "scx_lavd"].map(fetched_scheduler);
+    let outer = outer_guest().program(COMMAND, "/bin/scx-vsock").memory_mib(3072);
+    let outer = outer.program(rusty, "/bin/scx_rusty").program(lavd, "/bin/scx_lavd");
+    let outer = outer.file(&Kernel::of_this_run().config, "/microvm/config").boot().unwrap();
+    // What the scheduler prints on a guest with one socket.
+    let log = |scheduler: &str, arguments: &[&str], llcs: &str| {
+        let arguments: String = arguments.iter().map(|argument| format!("--scheduler-arg={argument} ")).collect();
+        let further = format!(
+            "--memory 512 --config /microvm/config --console /tmp/console --samples 1 --timeout 240s \
+                               --topology {llcs} --deadline 60s --require-stats --scheduler {scheduler} {arguments}"
+        );
+        boot_nested(&outer, "/microvm/vmlinuz", OUTER_MODULES, &further, &[]);
+        String::from_utf8(output(&outer, &["cat", "/tmp/console"])).unwrap()
+    };
+    let topologies = ["llcs=1,cores=4", "llcs=2,cores=2"];
+    let of_rusty = topologies.map(|topology| rusty_domains(&log("scx_rusty", &[], topology)));
+    assert_eq!(of_rusty, [vec![0b1111], vec![0b0011, 0b1100]]);
+    let of_lavd = topologies.map(|topology| lavd_domains(&log("scx_lavd", &LAVD_SHOWS_DOMAINS, topology)));
+    assert_eq!(of_lavd, [1, 2]);
+}
+
+/// Debian's kernels 6.1, 6.12 and 7.x. Each needs other modules for a microVM.
+const PACKAGED: [(&str, &str); 3] = [("stable", "/stable"), ("trixie", "/trixie"), ("sched-ext", "/sched-ext")];
+
+#[test]
+#[ignore = "boots a QEMU guest; run ci/test microvm"]
+fn packaged_kernels_serve_stats_on_microvms() {
+    let guest = outer_guest().program(COMMAND, "/bin/scx-vsock").program(program::built("procsched"), "/bin/procsched");
+    let kernels = PACKAGED.map(|(which, folder)| (Kernel::fetched(which), folder));
+    let guest = kernels.iter().fold(guest, |guest, (kernel, folder)| with_nested_kernel(guest, kernel, folder));
+    // The same as the packages' bzImage unpacks, which begins by PVH.
+    let [_, _, (newest, folder_of_newest)] = &kernels;
+    let vmlinux = tempfile::NamedTempFile::new().unwrap();
+    fs::write(vmlinux.path(), uncompressed(&fs::read(&newest.image).unwrap())).unwrap();
+    let guest = guest.file(vmlinux.path(), format!("{folder_of_newest}/vmlinux")).memory_mib(2048).boot().unwrap();
+    let images = kernels.iter().map(|(kernel, folder)| (kernel, *folder, "vmlinuz"));
+    for (kernel, folder, image) in images.chain([(newest, *folder_of_newest, "vmlinux")]) {
+        let (image, modules) = (format!("{folder}/{image}"), format!("{folder}/modules"));
+        let further = "--memory 256 --scheduler procsched --require-stats --jsonl";
+        let [stdout, stderr] = boot_nested(&guest, &image, &modules, further, &["--", "uname", "-r"]);
+        assert!(stdout.contains("\"ctxt\""), "{image}: {stdout}");
+        assert!(stderr.lines().any(|line| line.trim() == kernel.release()), "{image}: {stderr}");
+    }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use scx_vsock::guest::Guest;
 use scx_vsock::{MissingStatsReason, Sample, SampleSeries, SchedStatsClient, SchedStatsError};
-use scx_vsock_tests::agent::repository;
 use scx_vsock_tests::bridge::Bridge;
 use scx_vsock_tests::guest::{builder, output};
+use scx_vsock_tests::real_schedulers::fetched_scheduler;
 use serde_json::Value;
 
 /// How long an emulated scheduler may take to serve stats: scx_lavd needs up to 50 s.
@@ -28,10 +28,7 @@ struct Scheduled {
 
 impl Scheduled {
     fn by(name: &str) -> Self {
-        let built = Command::new(repository().join("ci/scheduler")).arg(name).output().unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        let program = String::from_utf8(built.stdout).unwrap();
-        let guest = builder().scheduler(program.trim(), &[]).boot().unwrap();
+        let guest = builder().scheduler(fetched_scheduler(name), &[]).boot().unwrap();
         if let Err(error) = guest.client().wait_for_scheduler(SCHEDULER_STARTS) {
             panic!("{name}: {error}\nconsole:\n{}", guest.console().text());
         }

@@ -76,7 +76,7 @@ impl Default for GuestBuilder {
             vmm: Vmm::Auto,
             qemu: None,
             deadline: DEADLINE,
-            machine: MachineOptions { memory_mib: 1024, cpus: None, topology: None, kernel_arguments: Vec::new() },
+            machine: MachineOptions { memory_mib: None, cpus: None, topology: None, kernel_arguments: Vec::new() },
             image: GuestImage::default(),
             console_file: None,
         }
@@ -154,9 +154,9 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the guest's memory in MiB. The default is 1,024.
+    /// Sets the guest's memory in MiB. The default is that of the topology's nodes, or 1,024.
     pub fn memory_mib(mut self, mib: u32) -> Self {
-        self.machine.memory_mib = mib;
+        self.machine.memory_mib = Some(mib);
         self
     }
 
@@ -166,8 +166,8 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets how the guest's processors are arranged. QEMU shows sockets, cores and threads; a topology with more needs a
-    /// microVM.
+    /// Sets how the guest's processors and its memory are arranged. QEMU shows one LLC domain for each socket; a topology
+    /// with more needs a microVM.
     pub fn topology(mut self, topology: Topology) -> Self {
         self.machine.topology = Some(topology);
         self
@@ -217,9 +217,7 @@ impl GuestBuilder {
     pub fn boot(&self) -> Result<Guest, Error> {
         let kernel = self.kernel.as_deref().ok_or(Error::NoKernel)?;
         let architecture = kernel_image::architecture(kernel)?;
-        if let Some(topology) = self.machine.topology {
-            topology.check_cpus(self.machine.cpus())?;
-        }
+        self.machine.nodes()?;
         let (commands, guest_commands) = UnixStream::pair()?;
         let console = Console::with_copy(self.create_console_file()?);
         let events = GuestEvents::new()?;

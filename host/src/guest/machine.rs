@@ -39,9 +39,9 @@ impl Machine {
         let builder = Microvm::builder(kernel)
             .initramfs(initramfs)
             .command_line(options.kernel_command_line("ttyS0", &[]))
-            .memory_mib(options.memory_mib)
+            .memory_mib(options.memory_mib())
             .vcpus(options.cpus());
-        let builder = options.topology.into_iter().fold(builder, MicrovmBuilder::topology);
+        let builder = options.topology.iter().cloned().fold(builder, MicrovmBuilder::topology);
         let microvm = builder.build(Box::new(console), commands)?;
         let ready = ReadyListener::listen(&microvm.handle())?;
         microvm.resume()?;

@@ -1,11 +1,12 @@
 //! The options of a guest's machine, whatever runs it.
 
-use super::topology::Topology;
+use super::topology::{Topology, TopologyError};
 
 /// The options of a guest's machine.
 #[derive(Clone, Debug)]
 pub(super) struct MachineOptions {
-    pub(super) memory_mib: u32,
+    /// In MiB. By default as much as the topology's nodes have, or 1,024.
+    pub(super) memory_mib: Option<u32>,
     /// By default as many as the topology has, or two.
     pub(super) cpus: Option<u32>,
     pub(super) topology: Option<Topology>,
@@ -13,13 +14,30 @@ pub(super) struct MachineOptions {
     pub(super) kernel_arguments: Vec<String>,
 }
 
-/// How many processors a guest has by default.
+/// How many processors and MiB of memory a guest has by default.
 const CPUS: u32 = 2;
+const MEMORY_MIB: u32 = 1024;
 
 impl MachineOptions {
     /// Returns the number of processors.
     pub(super) fn cpus(&self) -> u32 {
-        self.cpus.or(self.topology.map(Topology::cpus)).unwrap_or(CPUS)
+        self.cpus.or(self.topology.as_ref().map(Topology::cpus)).unwrap_or(CPUS)
+    }
+
+    /// Returns the memory in MiB.
+    pub(super) fn memory_mib(&self) -> u32 {
+        self.memory_mib.or(self.topology.as_ref().and_then(Topology::memory_mib)).unwrap_or(MEMORY_MIB)
+    }
+
+    /// Returns each NUMA node's memory in MiB.
+    ///
+    /// # Errors
+    ///
+    /// Those of the topology, if the machine has other processors or another memory.
+    pub(super) fn nodes(&self) -> Result<Vec<u32>, TopologyError> {
+        let topology = self.topology.clone().unwrap_or_else(|| Topology::plain(self.cpus()));
+        topology.check_cpus(self.cpus())?;
+        topology.divide_memory(self.memory_mib())
     }
 
     /// Returns the kernel's command line, for a machine whose console has this name in the guest and whose every kernel

@@ -5,12 +5,14 @@
 //! ```
 #![allow(clippy::indexing_slicing, clippy::print_stdout, reason = "a test's program")]
 
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use scx_vsock::guest::{Error, Guest, GuestSnapshot, Vmm};
-use scx_vsock::{SchedStatsClient, SchedStatsError};
+use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
+use scx_vsock_tests::notifying_port::NotifyingPort;
 use scx_vsock_tests::peer::Peer;
 
 /// How long anything may take, in a guest that is emulated twice on a busy machine.
@@ -19,8 +21,15 @@ const DEADLINE: Duration = Duration::from_secs(90);
 /// How long the guest may take until its agent is ready.
 const BOOT: Duration = Duration::from_secs(180);
 
-/// How long there is no guest between the snapshot and the first restore: longer than a scheduler may leave a task waiting.
+/// How long a guest is frozen, and how long there is none between the snapshot and the first restore: longer than a
+/// scheduler may leave a task waiting, which are 5 s for scx_bpfland.
 const PAUSE: Duration = Duration::from_secs(6);
+
+/// How long a call may take to end once its run is frozen: a fraction of its deadline.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// The scheduler's name, for the guest's shell.
+const SCHEDULER: &str = "$(sed 's,^exec /usr/bin/,,; s, .*,,' /etc/scx-vsock/scheduler)";
 
 /// The host port of a connection that the guest holds.
 const HELD: u32 = 5000;
@@ -40,6 +49,7 @@ fn main() -> Result<()> {
         builder.program("/bin/guest_peer", "/bin/guest_peer").memory_mib(memory.parse()?).cpus(2).deadline(BOOT);
     let source = timed("boot", || Ok(builder.boot()?))?;
     timed("load", || Ok(source.wait_for_scheduler(DEADLINE)?))?;
+    timed("freeze", || freeze_during_a_request(&source))?;
     refuse_during_a_command(&source)?;
     let moment = timed("snapshot", || Moment::of(&source))?;
     end(source)?;
@@ -78,12 +88,43 @@ fn uptime(guest: &Guest) -> Result<Duration> {
 
 /// What does not change in a guest: its agent, its scheduler, and whether the kernel uses that.
 fn running(guest: &Guest) -> Result<String> {
-    let scheduler = "$(sed 's,^exec /usr/bin/,,; s, .*,,' /etc/scx-vsock/scheduler)";
-    output(guest, &format!("pidof scx-vsock-agent && pidof {scheduler} && cat /sys/kernel/sched_ext/state"))
+    output(guest, &format!("pidof scx-vsock-agent && pidof {SCHEDULER} && cat /sys/kernel/sched_ext/state"))
 }
 
 fn client(guest: &Guest) -> SchedStatsClient {
     SchedStatsClient::builder(guest.handle().agent()).deadline(DEADLINE).build()
+}
+
+/// A request in flight ends when the guest is frozen, which stands still for longer than its scheduler may leave a task
+/// waiting. Then the next request is answered, and the kernel still uses the scheduler.
+fn freeze_during_a_request(guest: &Guest) -> Result<()> {
+    let (before, uptime_before, read) = (running(guest)?, uptime(guest)?, Instant::now());
+    output(guest, &format!("kill -STOP $(pidof {SCHEDULER})"))?;
+    let (run, (port, connected)) = (RunControl::new(), NotifyingPort::new(guest.handle().agent()));
+    let client = SchedStatsClient::builder(port).control(&run).deadline(DEADLINE).build();
+    let (call, (ended, outcome)) = (client.clone(), channel());
+    thread::spawn(move || ended.send(call.stats(&[])));
+    connected.recv_timeout(DEADLINE)?;
+    let begun = Instant::now();
+    let frozen = guest.freeze(&run)?;
+    let outcome = outcome.recv_timeout(AT_ONCE).context("the call goes on")?;
+    println!("frozen, and the call has ended, after {:.3} s", begun.elapsed().as_secs_f32());
+    ensure!(matches!(outcome, Err(SchedStatsError::DuringFreeze)), "{outcome:?}");
+    thread::sleep(PAUSE);
+    frozen.thaw()?;
+    output(guest, &format!("kill -CONT $(pidof {SCHEDULER})"))?;
+    client.stats(&[])?;
+    stood_still(uptime_before, uptime(guest)?, read)?;
+    let now = running(guest)?;
+    ensure!(now == before, "{now:?} runs, not {before:?}");
+    Ok(())
+}
+
+/// Checks that the guest's time went on, but not by the pause that there was since it was read first.
+fn stood_still(before: Duration, now: Duration, read: Instant) -> Result<()> {
+    let (in_guest, passed) = (now.checked_sub(before).context("its time went back")?, read.elapsed());
+    ensure!(in_guest + PAUSE / 2 < passed, "{in_guest:?} in the guest while {passed:?} passed with a pause");
+    Ok(())
 }
 
 fn refuse_during_a_command(guest: &Guest) -> Result<()> {
@@ -137,9 +178,7 @@ impl Moment {
     /// A restored guest has the same processes, no connection of the source, and answers; and its time has stood still.
     fn check(&self, guest: &Guest) -> Result<()> {
         client(guest).stats(&[])?;
-        let (uptime, passed) = (uptime(guest)?, self.read.elapsed());
-        let in_guest = uptime.checked_sub(self.uptime).context("its time went back")?;
-        ensure!(in_guest + PAUSE / 2 < passed, "{in_guest:?} in the guest while {passed:?} passed with a pause");
+        stood_still(self.uptime, uptime(guest)?, self.read)?;
         let now = running(guest)?;
         ensure!(now == self.running, "{now:?} runs, not {:?}", self.running);
         let ended = output(guest, "until [ -s /tmp/held ]; do usleep 20000; done; cat /tmp/held")?;

@@ -278,7 +278,7 @@ mod tests {
             (
                 "repetitions = 2",
                 "topology = ['cores=4', 'dies=2']",
-                "line 1, column 24, topology: \"dies=2\" is no part of a topology: write it as sockets=2,llcs=1,cores=2,threads=2,nodes=1, all optional",
+                "line 1, column 24, topology: \"dies=2\" is no part of a topology: write it as sockets=2,llcs=1,cores=2,threads=2,nodes=2,memory=256+768, all optional",
             ),
             ("= true", "= ", "line 10, column 12: string values must be quoted, expected literal string"),
         ] {

@@ -34,8 +34,8 @@ const ALIGNMENT: u64 = 64;
 const REGISTER_BYTES: u32 = 0x200;
 const _: () = assert!(REGISTER_BYTES as u64 == BYTES);
 
-/// Writes the tables of a machine with these processors. Their root is at [`ACPI`].
-pub(super) fn write(memory: &GuestMemoryMmap, topology: Topology) -> Result<(), GuestMemoryError> {
+/// Writes the tables of a machine with these processors, and this memory of its nodes in MiB. Their root is at [`ACPI`].
+pub(super) fn write(memory: &GuestMemoryMmap, topology: &Topology, nodes: &[u32]) -> Result<(), GuestMemoryError> {
     let mut tables = Tables { memory, next: ACPI.unchecked_add(ALIGNMENT) };
     let devices = tables.add(&Definition(devices()))?;
     let description = tables.add(&description(devices))?;
@@ -43,8 +43,8 @@ pub(super) fn write(memory: &GuestMemoryMmap, topology: Topology) -> Result<(), 
     let mut list = XSDT::new(OEM, TABLE, REVISION);
     list.add_entry(description.raw_value());
     list.add_entry(interrupts.raw_value());
-    if topology.nodes() > 1 {
-        list.add_entry(tables.add(&Nodes::new((OEM, TABLE), topology, memory))?.raw_value());
+    if nodes.len() > 1 {
+        list.add_entry(tables.add(&Nodes::new((OEM, TABLE), topology, nodes, memory))?.raw_value());
     }
     let list = tables.add(&list)?;
     memory.write_slice(&bytes(&Rsdp::new(OEM, list.raw_value())), ACPI)
@@ -92,7 +92,7 @@ fn port(number: u16) -> GAS {
 }
 
 /// The vCPUs and one interrupt controller.
-fn interrupts(topology: Topology) -> impl Aml {
+fn interrupts(topology: &Topology) -> impl Aml {
     let mut table = MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(LOCAL_APIC));
     for (vcpu, place) in (0..).zip(Place::all(topology)) {
         let [apic_id, ..] = place.apic_id.to_le_bytes();

@@ -32,7 +32,7 @@ const EXTENDED_EDX: u32 = 0x0183_f3ff | 1 << 11 | 1 << 20 | 1 << 29;
 const EXTENDED_ECX: u32 = 1;
 
 /// Returns the features of the vCPU at this place of a topology.
-pub(super) fn features(kvm: &Kvm, topology: Topology, place: Place) -> Result<CpuId, Error> {
+pub(super) fn features(kvm: &Kvm, topology: &Topology, place: Place) -> Result<CpuId, Error> {
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("to list the vCPU's features"))?;
     let vendor = supported.as_slice().iter().find(|entry| entry.function == 0).map_or(Vendor::Intel, Vendor::of);

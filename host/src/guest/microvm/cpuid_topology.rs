@@ -61,7 +61,7 @@ impl Vendor {
 }
 
 /// Completes a leaf that other facts are in, too.
-pub(super) fn complete(entry: &mut kvm_cpuid_entry2, vendor: Vendor, topology: Topology, place: Place) {
+pub(super) fn complete(entry: &mut kvm_cpuid_entry2, vendor: Vendor, topology: &Topology, place: Place) {
     let of_socket = topology.cpus() / topology.sockets();
     let bits = ApicIdBits::of(topology);
     match entry.function {
@@ -79,7 +79,7 @@ pub(super) fn complete(entry: &mut kvm_cpuid_entry2, vendor: Vendor, topology: T
 }
 
 /// Returns the leaves that have nothing else.
-pub(super) fn leaves(vendor: Vendor, topology: Topology, place: Place) -> Vec<kvm_cpuid_entry2> {
+pub(super) fn leaves(vendor: Vendor, topology: &Topology, place: Place) -> Vec<kvm_cpuid_entry2> {
     let mut leaves = extended_topology(topology, place).to_vec();
     let of_caches = if vendor == Vendor::Intel { 4 } else { 0x8000_001d };
     leaves.extend((0..).zip(&CACHES).map(|(index, cache)| leaf_of_cache(of_caches, index, cache, vendor, topology)));
@@ -92,7 +92,7 @@ pub(super) fn leaves(vendor: Vendor, topology: Topology, place: Place) -> Vec<kv
 }
 
 /// Leaf 0xB: threads of a core, then threads of a socket, then the end.
-fn extended_topology(topology: Topology, place: Place) -> [kvm_cpuid_entry2; 3] {
+fn extended_topology(topology: &Topology, place: Place) -> [kvm_cpuid_entry2; 3] {
     const THREADS: u32 = 1;
     const CORES: u32 = 2;
     let (bits, of_socket) = (ApicIdBits::of(topology), topology.cpus() / topology.sockets());
@@ -103,7 +103,7 @@ fn extended_topology(topology: Topology, place: Place) -> [kvm_cpuid_entry2; 3] 
     ]
 }
 
-fn leaf_of_cache(function: u32, index: u32, cache: &Cache, vendor: Vendor, topology: Topology) -> kvm_cpuid_entry2 {
+fn leaf_of_cache(function: u32, index: u32, cache: &Cache, vendor: Vendor, topology: &Topology) -> kvm_cpuid_entry2 {
     const INITIALISES_ITSELF: u32 = 1 << 8;
     const LINE: u32 = 64;
     let bits = ApicIdBits::of(topology);
@@ -115,7 +115,7 @@ fn leaf_of_cache(function: u32, index: u32, cache: &Cache, vendor: Vendor, topol
 }
 
 /// Leaf 0x8000001E: the core's number in its socket, and the node, which is the LLC domain.
-fn leaf_of_place(topology: Topology, place: Place) -> kvm_cpuid_entry2 {
+fn leaf_of_place(topology: &Topology, place: Place) -> kvm_cpuid_entry2 {
     let core = place.llc % topology.llcs() * topology.cores() + place.core;
     let cores = (core & 0xff) | ((topology.threads() - 1) << 8);
     let nodes = (place.llc & 0xff) | ((topology.llcs() - 1) << 8);
@@ -141,7 +141,7 @@ mod tests {
 
     fn of(vendor: Vendor, cpu: u32) -> Vec<kvm_cpuid_entry2> {
         let topology: Topology = "sockets=2,llcs=2,cores=3,threads=2".parse().unwrap();
-        leaves(vendor, topology, Place::of(topology, cpu))
+        leaves(vendor, &topology, Place::of(&topology, cpu))
     }
 
     fn find(leaves: &[kvm_cpuid_entry2], function: u32, index: u32) -> [u32; 4] {
@@ -171,9 +171,9 @@ mod tests {
     #[test]
     fn one_processor_has_no_siblings() {
         let topology = Topology::plain(1);
-        let place = Place::of(topology, 0);
+        let place = Place::of(&topology, 0);
         let mut first = leaf(1, 0, [0, 0xff00_0800, 0, 0]);
-        complete(&mut first, Vendor::Intel, topology, place);
+        complete(&mut first, Vendor::Intel, &topology, place);
         assert_eq!((first.ebx, first.edx), (0x0001_0800, 0));
     }
 }

@@ -31,6 +31,9 @@ use crate::transport::kvm::{Irq, register_ioeventfds, unregister_ioeventfds};
 use crate::transport::mmio::{Mmio, MmioSnapshot};
 use crate::vsock::{Device, Handle};
 
+/// A guest's memory in MiB where nothing says how much it is.
+const MEMORY_MIB: u32 = 1024;
+
 /// How long the vCPUs may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -57,7 +60,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 #[must_use = "a builder does nothing until it builds"]
 pub struct MicrovmBuilder {
     image: BootImage,
-    memory_mib: u32,
+    memory_mib: Option<u32>,
     vcpus: Option<u32>,
     topology: Option<Topology>,
     cid: u64,
@@ -76,9 +79,9 @@ impl MicrovmBuilder {
         self
     }
 
-    /// Sets the guest's memory in MiB. The default is 1,024.
+    /// Sets the guest's memory in MiB. The default is that of the topology's nodes, or 1,024.
     pub fn memory_mib(mut self, mib: u32) -> Self {
-        self.memory_mib = mib;
+        self.memory_mib = Some(mib);
         self
     }
 
@@ -108,14 +111,17 @@ impl MicrovmBuilder {
     /// See [`Error`].
     pub fn build(&self, console: Box<dyn Write + Send>, commands: UnixStream) -> Result<Microvm, Error> {
         let kvm = open_kvm()?;
-        let vcpus = self.vcpus.or(self.topology.map(Topology::cpus)).unwrap_or(1);
+        let asked = self.topology.as_ref();
+        let vcpus = self.vcpus.or(asked.map(Topology::cpus)).unwrap_or(1);
+        let memory_mib = self.memory_mib.or(asked.and_then(Topology::memory_mib)).unwrap_or(MEMORY_MIB);
         check_vcpus(&kvm, vcpus)?;
-        let topology = self.topology.unwrap_or_else(|| Topology::plain(vcpus));
+        let topology = &self.topology.clone().unwrap_or_else(|| Topology::plain(vcpus));
         topology.check_cpus(vcpus)?;
+        let nodes = topology.divide_memory(memory_mib)?;
         kick::prepare()?;
-        let vm = Vm::new(&kvm, u64::from(self.memory_mib) << 20)?;
+        let vm = Vm::new(&kvm, u64::from(memory_mib) << 20)?;
         let entry = kernel::load(vm.memory(), &self.image)?;
-        acpi::write(vm.memory(), topology).map_err(io::Error::other)?;
+        acpi::write(vm.memory(), topology, &nodes).map_err(io::Error::other)?;
         let create = |(number, place): (u32, Place)| {
             let features = cpuid::features(&kvm, topology, place)?;
             Vcpu::new(&vm, (number, place.apic_id), &features, (number == 0).then_some(entry))
@@ -192,7 +198,7 @@ impl Microvm {
     /// Returns the options of a guest with this kernel: a bzImage for x86_64, or a vmlinux with a PVH entry point.
     pub fn builder(kernel: impl Into<PathBuf>) -> MicrovmBuilder {
         let image = BootImage { kernel: kernel.into(), ..BootImage::default() };
-        MicrovmBuilder { image, memory_mib: 1024, vcpus: None, topology: None, cid: 3 }
+        MicrovmBuilder { image, memory_mib: None, vcpus: None, topology: None, cid: 3 }
     }
 
     pub(super) fn with(vm: Vm, bus: Arc<Bus<Irq>>, input: UnixStream, phase: Phase) -> Result<Self, Error> {

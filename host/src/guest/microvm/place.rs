@@ -12,7 +12,7 @@ pub(super) struct ApicIdBits {
 }
 
 impl ApicIdBits {
-    pub(super) fn of(topology: Topology) -> Self {
+    pub(super) fn of(topology: &Topology) -> Self {
         let core = bits_for(topology.threads());
         let llc = core + bits_for(topology.cores());
         Self { core, llc, socket: llc + bits_for(topology.llcs()) }
@@ -33,7 +33,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Returns the place of a processor.
-    pub(super) fn of(topology: Topology, cpu: u32) -> Self {
+    pub(super) fn of(topology: &Topology, cpu: u32) -> Self {
         let bits = ApicIdBits::of(topology);
         let core = cpu / topology.threads();
         let llc = core / topology.cores();
@@ -45,7 +45,7 @@ impl Place {
     }
 
     /// Returns the places of all processors, in the order of their numbers.
-    pub(super) fn all(topology: Topology) -> impl Iterator<Item = Self> {
+    pub(super) fn all(topology: &Topology) -> impl Iterator<Item = Self> {
         (0..topology.cpus()).map(move |cpu| Self::of(topology, cpu))
     }
 }
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn every_processor_has_its_place() {
         let topology = "sockets=2,llcs=2,cores=3,threads=2,nodes=2".parse().unwrap();
-        let places: Vec<_> = Place::all(topology).collect();
+        let places: Vec<_> = Place::all(&topology).collect();
         assert_eq!(places.len(), 24);
         assert_eq!(places[0], Place { apic_id: 0, core: 0, llc: 0, node: 0 });
         // The last thread of the first socket's second LLC domain: bits 0, 1 to 2, 3.

@@ -174,8 +174,8 @@ fn set_up(kvm: &Kvm, vm: &Vm, vcpu: &VcpuFd) -> Result<(), Error> {
     const WITH_FLOATING_POINT: u64 = 1 << 1;
     const EMULATE_OR_SWITCHED: u64 = 1 << 2 | 1 << 3;
     let topology = Topology::plain(1);
-    let place = Place::of(topology, 0);
-    vcpu.set_cpuid2(&cpuid::features(kvm, topology, place)?).map_err(Error::kvm("the vCPU's features"))?;
+    let place = Place::of(&topology, 0);
+    vcpu.set_cpuid2(&cpuid::features(kvm, &topology, place)?).map_err(Error::kvm("the vCPU's features"))?;
     let entry = Entry::Long(CODE);
     let mut special = vcpu.get_sregs().map_err(Error::kvm("to read the vCPU's registers"))?;
     registers::set_mode(vm.memory(), entry, &mut special).map_err(io::Error::other)?;

@@ -11,6 +11,19 @@ use vm_superio::{Serial, SerialState, Trigger};
 use crate::io::lock::lock;
 use crate::transport::mmio::Interrupt;
 
+/// The registers for enabled interrupts, for the reason of the current one (IIR), and for the line's control and status.
+const INTERRUPT_ENABLE: u8 = 1;
+const INTERRUPT_REASON: u8 = 2;
+const LINE_CONTROL: u8 = 3;
+const LINE_STATUS: u8 = 5;
+/// There is input, as a bit of the enabled interrupts and of the status.
+const INPUT: u8 = 1;
+/// That reason, and those bits that are none.
+const INPUT_IS_REASON: u8 = 4;
+const NO_REASON: u8 = 0xf0;
+/// The first two registers are those of the speed.
+const SPEED_REGISTERS: u8 = 1 << 7;
+
 /// The most bytes of input that wait until the port has room.
 const MAX_TYPED: usize = 4096;
 
@@ -85,6 +98,9 @@ impl<W: Write, I: Interrupt> SerialPort<W, I> {
         let mut uart = self.lock();
         let value = uart.serial.read(register);
         self.refill(&mut uart)?;
+        if register == INTERRUPT_REASON && uart.input_interrupts() {
+            return Ok((value & NO_REASON) | INPUT_IS_REASON);
+        }
         Ok(value)
     }
 
@@ -152,6 +168,15 @@ impl<W: Write, I: Interrupt> SerialPort<W, I> {
     }
 }
 
+impl<W: Write, I: Interrupt> Uart<W, I> {
+    /// Whether input is a reason for an interrupt. It stays one until all of it is read: Linux reads at most 256 bytes before
+    /// it looks for the reason again. The emulation forgets it with the first byte.
+    fn input_interrupts(&mut self) -> bool {
+        let mut has = |register, bit| self.serial.read(register) & bit != 0;
+        has(LINE_STATUS, INPUT) && !has(LINE_CONTROL, SPEED_REGISTERS) && has(INTERRUPT_ENABLE, INPUT)
+    }
+}
+
 impl<W: Write, I: Interrupt> fmt::Debug for SerialPort<W, I> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("SerialPort").finish_non_exhaustive()
@@ -168,12 +193,10 @@ mod tests {
 
     type Port = SerialPort<UnixStream, fn() -> io::Result<()>>;
 
-    /// The registers for data, for line control's mirror (MCR) and for the line's status (LSR).
+    /// The registers for data and for line control's mirror (MCR).
     const DATA: u8 = 0;
     const MODEM_CONTROL: u8 = 4;
-    const LINE_STATUS: u8 = 5;
     const LOOPBACK: u8 = 1 << 4;
-    const HAS_DATA: u8 = 1;
 
     fn no_interrupt() -> io::Result<()> {
         Ok(())
@@ -216,12 +239,40 @@ mod tests {
         let typist = thread::spawn(move || bytes.chunks(100).all(|chunk| typing.type_in(chunk).unwrap()));
         let mut received = Vec::new();
         while received.len() < sent.len() {
-            if port.read(LINE_STATUS).unwrap() & HAS_DATA != 0 {
+            if port.read(LINE_STATUS).unwrap() & INPUT != 0 {
                 received.push(port.read(DATA).unwrap());
             }
         }
         assert!(typist.join().unwrap());
         assert_eq!(received, sent);
+    }
+
+    /// What Linux reads at an interrupt: as long as there is a reason, at most this many bytes.
+    fn read_as_linux(port: &Port) -> Vec<u8> {
+        const AT_ONCE: usize = 256;
+        const NO_INTERRUPT: u8 = 1;
+        let mut received = Vec::new();
+        while port.read(INTERRUPT_REASON).unwrap() & NO_INTERRUPT == 0 {
+            let bytes = (0..AT_ONCE).map_while(|_| {
+                let has_data = port.read(LINE_STATUS).unwrap() & INPUT != 0;
+                has_data.then(|| port.read(DATA).unwrap())
+            });
+            received.extend(bytes);
+        }
+        received
+    }
+
+    #[test]
+    fn input_is_a_reason_until_all_of_it_is_read() {
+        let (port, _reader) = port();
+        port.write(INTERRUPT_ENABLE, INPUT).unwrap();
+        for length in [1, 255, 256, 257, 300, 319, 320, 600] {
+            assert!(port.type_in(&vec![b'x'; length]).unwrap());
+            assert_eq!(read_as_linux(&port).len(), length);
+        }
+        port.write(INTERRUPT_ENABLE, 0).unwrap();
+        assert!(port.type_in(b"x").unwrap());
+        assert_eq!(read_as_linux(&port), b"", "the guest has not asked for it");
     }
 
     #[test]
@@ -236,9 +287,8 @@ mod tests {
 
     #[test]
     fn another_port_goes_on_with_the_input() {
-        const INTERRUPT_ENABLE: u8 = 1;
         let (port, _reader) = port();
-        port.write(INTERRUPT_ENABLE, 1).unwrap();
+        port.write(INTERRUPT_ENABLE, INPUT).unwrap();
         let sent: Vec<u8> = (0..200).collect();
         assert!(port.type_in(&sent).unwrap());
         assert_eq!(port.read(DATA).unwrap(), 0);

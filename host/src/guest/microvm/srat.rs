@@ -17,9 +17,6 @@ const PROCESSOR: [u8; 2] = [0, 16];
 const MEMORY: [u8; 2] = [1, 40];
 const ENABLED: u32 = 1;
 
-/// Memory is divided at multiples of this.
-const UNIT: u64 = 2 << 20;
-
 /// The table.
 #[derive(Debug)]
 pub(super) struct Nodes {
@@ -27,14 +24,14 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// Returns the table of a topology with this memory.
-    pub(super) fn new(oem: ([u8; 6], [u8; 8]), topology: Topology, memory: &GuestMemoryMmap) -> Self {
+    /// Returns the table of a topology with this memory, of which each node has so many MiB.
+    pub(super) fn new(oem: ([u8; 6], [u8; 8]), topology: &Topology, nodes: &[u32], memory: &GuestMemoryMmap) -> Self {
         let mut table = Sdt::new(*b"SRAT", HEADER, REVISION, oem.0, oem.1, 1);
         table.write_u32(RESERVED_AT, 1);
         for place in Place::all(topology) {
             table.append_slice(&processor(place));
         }
-        for (node, start, length) in ranges(topology.nodes(), memory) {
+        for (node, start, length) in ranges(nodes, memory) {
             table.append_slice(&range(node, start, length));
         }
         Self { table: table.as_slice().to_vec() }
@@ -64,18 +61,17 @@ fn range(node: u32, start: u64, length: u64) -> Vec<u8> {
     entry
 }
 
-/// Divides memory among nodes: each range's node, start and length. The last node has the rest.
-fn ranges(nodes: u32, memory: &GuestMemoryMmap) -> Vec<(u32, u64, u64)> {
-    let total: u64 = memory.iter().map(|region| region.len()).sum();
-    let share = (total / u64::from(nodes) / UNIT * UNIT).max(UNIT);
-    let (mut ranges, mut node, mut left) = (Vec::new(), 0, share);
+/// Divides memory among nodes with so many MiB: each range's node, start and length. The last node has the rest.
+fn ranges(nodes: &[u32], memory: &GuestMemoryMmap) -> Vec<(u32, u64, u64)> {
+    let mut shares = (0..).zip(nodes.iter().map(|&mib| u64::from(mib) << 20)).peekable();
+    let (mut ranges, mut node, mut left) = (Vec::new(), 0, 0);
     for region in memory.iter() {
         let (mut start, mut length) = (region.start_addr().raw_value(), region.len());
         while length > 0 {
-            if left == 0 && node + 1 < nodes {
-                (node, left) = (node + 1, share);
+            if left == 0 {
+                (node, left) = shares.next().unwrap_or((node, length));
             }
-            let is_last = node + 1 == nodes;
+            let is_last = shares.peek().is_none();
             let part = if is_last { length } else { length.min(left) };
             ranges.push((node, start, part));
             (start, length, left) = (start + part, length - part, left.saturating_sub(part));
@@ -97,16 +93,18 @@ mod tests {
         let regions = [(GuestAddress(0), mib(6)), (GuestAddress(1 << 32), mib(7))];
         let memory = GuestMemoryMmap::<()>::from_ranges(&regions).unwrap();
         let above = 1 << 32;
-        assert_eq!(ranges(1, &memory), [(0, 0, 6 * MIB), (0, above, 7 * MIB)]);
+        assert_eq!(ranges(&[13], &memory), [(0, 0, 6 * MIB), (0, above, 7 * MIB)]);
         let thirds = [(0, 0, 4 * MIB), (1, 4 * MIB, 2 * MIB), (1, above, 2 * MIB), (2, above + 2 * MIB, 5 * MIB)];
-        assert_eq!(ranges(3, &memory), thirds);
+        assert_eq!(ranges(&[4, 4, 5], &memory), thirds);
+        let uneven = [(0, 0, 6 * MIB), (0, above, MIB), (1, above + MIB, 6 * MIB)];
+        assert_eq!(ranges(&[7, 6], &memory), uneven);
     }
 
     #[test]
     fn the_table_has_an_entry_for_each_processor_and_range() {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap();
         let topology = "sockets=2,cores=2,nodes=2".parse().unwrap();
-        let Nodes { table } = Nodes::new((*b"SCXVSK", *b"MICROVM "), topology, &memory);
+        let Nodes { table } = Nodes::new((*b"SCXVSK", *b"MICROVM "), &topology, &[4, 4], &memory);
         assert_eq!(table.len(), 48 + 4 * 16 + 2 * 40);
         assert_eq!(table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "the checksum");
         // The last processor, of node 1.

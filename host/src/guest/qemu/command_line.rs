@@ -12,6 +12,7 @@ use super::accelerator::Accelerator;
 use super::platform::Platform;
 use super::qmp_ends::QmpEnds;
 use crate::guest::architecture::Architecture;
+use crate::guest::error::Error;
 use crate::guest::machine_options::MachineOptions;
 
 /// The numbers under which QEMU inherits descriptors.
@@ -43,18 +44,17 @@ pub(super) struct Inherited {
 
 impl QemuCommand<'_> {
     /// Returns the command that runs the program `qemu`.
-    pub(super) fn build(self, qemu: &OsStr, inherited: Inherited) -> io::Result<Command> {
+    pub(super) fn build(self, qemu: &OsStr, inherited: Inherited) -> Result<Command, Error> {
         let Self { machine, kernel, architecture, accelerator } = self;
         let platform = Platform::of(architecture);
         let mut command = Command::new(qemu);
-        let memory = machine.memory_mib;
+        let nodes = machine.nodes()?;
         let kernel_arguments = machine.kernel_command_line(platform.console, platform.kernel_arguments);
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", platform.machine])
             .args(accelerator.arguments(architecture))
-            .args(["-smp", &processors(machine), "-m", &format!("{memory}M")])
-            .args(["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")])
-            .args(["-numa", "node,memdev=memory"])
+            .args(["-smp", &processors(machine), "-m", &format!("{}M", machine.memory_mib())])
+            .args(memory(&nodes, machine.cpus()))
             .args(["-chardev", &format!("socket,id=vsock,fd={VSOCK_FD}")])
             .args(["-device", "vhost-user-vsock-pci,chardev=vsock"])
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
@@ -72,10 +72,22 @@ impl QemuCommand<'_> {
 /// Returns the arrangement of the processors, as `-smp` takes it.
 fn processors(machine: &MachineOptions) -> String {
     let cpus = machine.cpus();
-    machine.topology.map_or_else(
+    machine.topology.as_ref().map_or_else(
         || cpus.to_string(),
         |it| format!("{cpus},sockets={},cores={},threads={}", it.sockets(), it.cores(), it.threads()),
     )
+}
+
+/// Returns the arguments of shared memory, and of the NUMA nodes that have it and equally many processors.
+fn memory(nodes: &[u32], cpus: u32) -> Vec<String> {
+    let cpus_of_node = cpus / u32::try_from(nodes.len()).unwrap_or(1);
+    let node = |(node, mib): (u32, &u32)| {
+        let (first, last) = (node * cpus_of_node, (node + 1) * cpus_of_node - 1);
+        let memory = format!("memory-backend-memfd,id=memory{node},size={mib}M,share=on");
+        let node = format!("node,nodeid={node},cpus={first}-{last},memdev=memory{node}");
+        ["-object".to_owned(), memory, "-numa".to_owned(), node]
+    };
+    (0..).zip(nodes).flat_map(node).collect()
 }
 
 impl Inherited {
