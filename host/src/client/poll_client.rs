@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 use rustix::process::{Pid, getpid};
 
 use super::agent_message;
@@ -77,6 +77,9 @@ pub struct PollClient {
     /// Of the newest answer.
     interval: Option<Duration>,
     active: Option<ActiveSession>,
+    /// A stream that was shut down. To close it takes longer than all else that a call does once it is stopped, so that
+    /// this is left to the next request, or the client's end.
+    shut_down: Option<OwnedFd>,
 }
 
 /// Counters of a [`PollClient`] since it was created.
@@ -121,6 +124,7 @@ impl PollClient {
             agent_version: None,
             interval: None,
             active: None,
+            shut_down: None,
         }
     }
 
@@ -174,6 +178,7 @@ impl PollClient {
 
     pub(super) fn begin(&mut self, request: Request, deadline: Deadline) -> Result<(), SchedStatsError> {
         let target = request.target().map(str::to_owned);
+        self.shut_down = None;
         self.active = match self.active.take().filter(ActiveSession::is_reusable) {
             Some(mut active) => {
                 let checked = active.session.check_request(&request);
@@ -303,8 +308,16 @@ impl PollClient {
             }
             (error, _) => error,
         };
-        self.abandon();
+        self.end_session();
         error
+    }
+
+    /// Abandons the pending request as [`abandon`](Self::abandon) does. The agent sees the same; the descriptor is closed
+    /// later where the kernel can end the stream without that.
+    fn end_session(&mut self) {
+        if let Some(active) = self.active.take_if(|active| active.session.is_pending()) {
+            self.shut_down = active.shut_down();
+        }
     }
 
     fn pending(&self) -> Option<&ActiveSession> {
@@ -343,6 +356,13 @@ impl ActiveSession {
         !self.is_inherited()
             && self.session.is_idle()
             && matches!(retry_on_intr(|| recv(&self.stream, &mut [0; 1], RecvFlags::DONTWAIT)), Err(Errno::AGAIN))
+    }
+
+    /// Ends the session. Returns its stream if it was shut down; otherwise it is closed. One that is still being connected is
+    /// closed, and so is another process's.
+    fn shut_down(self) -> Option<OwnedFd> {
+        let is_connected = self.session.unsent().is_empty() && !self.is_inherited();
+        (is_connected && shutdown(&self.stream, Shutdown::Both).is_ok()).then_some(self.stream)
     }
 
     /// Whether this process was forked from the one that opened the session.

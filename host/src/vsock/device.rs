@@ -19,6 +19,8 @@ use super::handle::Handle;
 use super::host_side::HostSide;
 use super::muxer::Muxer;
 use super::packet::Header;
+#[cfg(feature = "vhost-user")]
+use super::poller::HostEvents;
 use super::snapshot::{DeviceState, InvalidSnapshot};
 use super::spec::RESERVED_CIDS;
 
@@ -251,7 +253,20 @@ impl Device {
         tx: &mut Queue,
         event: Option<&mut Queue>,
     ) -> Result<Interrupts, DeviceError> {
+        self.muxer.poll()?;
         self.serve(memory, rx, tx, event, Notifications::Enabled)
+    }
+
+    /// Takes what happened on the host's side, where the transport's thread waits for the descriptor's events itself.
+    #[cfg(feature = "vhost-user")]
+    pub(crate) fn on_events(&mut self, events: &HostEvents) {
+        self.muxer.on_events(events);
+    }
+
+    /// Shows the counters to the handles, where the queues do not run.
+    #[cfg(feature = "vhost-user")]
+    pub(crate) fn publish_counters(&self) {
+        self.muxer.publish_counters();
     }
 
     /// Whether the driver has added something to the queues that can be dealt with.
@@ -263,8 +278,8 @@ impl Device {
         is_served && (!self.blocked && has_entries(tx) || self.muxer.has_packets() && has_entries(rx))
     }
 
-    /// Does what [`service`](Self::service) does. After a call without notifications the thread looks at
-    /// [`has_work`](Self::has_work) and the descriptor, and calls it once more with them before it waits.
+    /// Does what [`service`](Self::service) does once the host's side was polled. After a call without notifications the
+    /// thread looks at [`has_work`](Self::has_work) and the descriptor, and calls it once more with them before it waits.
     ///
     /// # Errors
     ///
@@ -277,7 +292,6 @@ impl Device {
         event: Option<&mut Queue>,
         notifications: Notifications,
     ) -> Result<Interrupts, DeviceError> {
-        self.muxer.poll()?;
         let served = if self.broken || !rx.ready() || !tx.ready() {
             Ok(Interrupts::default())
         } else {

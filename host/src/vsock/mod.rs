@@ -108,6 +108,8 @@ pub use limits::{
 pub use listener::{Listener, MAX_BACKLOG, MAX_LISTENERS};
 pub use muxer::MAX_HELD_BYTES;
 pub use policy::GuestPolicy;
+#[cfg(feature = "vhost-user")]
+pub(crate) use poller::{HostEvent, HostEvents, add_notifications, add_transport, remove_notifications, wait};
 pub use protocol::Preamble;
 pub use ready::{ReadyListener, ReadyWait};
 pub use rst_queue::{MAX_RSTS, Rst};

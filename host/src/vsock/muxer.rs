@@ -21,7 +21,7 @@ use super::limits::{BUFFER_BYTES, MAX_CONNECTIONS};
 use super::listener::ANY_PORT;
 use super::packet::{Header, Operation};
 use super::policy::GuestPolicy;
-use super::poller::{HostEvent, Poller, StreamEvent, Token};
+use super::poller::{HostEvent, HostEvents, Poller, StreamEvent, Token};
 use super::protocol::Protocol;
 use super::rst_queue::{MAX_RSTS, Rst};
 use super::schedule::{Schedule, Slot, Turn};
@@ -220,22 +220,31 @@ impl Muxer {
     ///
     /// See [`Poller::poll`].
     pub fn poll(&mut self) -> io::Result<()> {
+        let events = self.poller.poll()?;
+        self.on_events(&events);
+        Ok(())
+    }
+
+    /// Takes what happened on the host's side, as its descriptor reported it.
+    pub fn on_events(&mut self, events: &HostEvents) {
         let now = Instant::now();
         self.reset_overdue(now);
         if self.schedule.has_refusals() {
             self.allow_refusals(now);
         }
-        for event in self.poller.poll()? {
+        for &event in events {
             match event {
                 HostEvent::Wake => self.host_side.take_requests().into_iter().for_each(|request| self.connect(request)),
                 HostEvent::Timer => {}
+                // The rings are looked at whatever has happened.
+                #[cfg(feature = "vhost-user")]
+                HostEvent::Notification | HostEvent::Transport => {}
                 HostEvent::Stream(Token::Connection(key), event) => self.on_event(key, event),
                 HostEvent::Stream(Token::Unread(number), event) => {
                     self.unread.on_event(number, event, &mut self.admission);
                 }
             }
         }
-        Ok(())
     }
 
     fn on_event(&mut self, key: Key, event: StreamEvent) {

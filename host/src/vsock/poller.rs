@@ -1,6 +1,8 @@
-//! The epoll instance of a device: which host streams have something to read, or room for more.
+//! The epoll instance of a device: which host streams have something to read, or room for more. A transport whose thread
+//! waits for it alone adds what else that thread is woken by.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -14,6 +16,9 @@ use super::key::Key;
 /// Events of one [`Poller::poll`].
 pub const MAX_EVENTS: usize = 64;
 
+/// What came in one [`wait`]. It is on the stack: a wait allocates nothing.
+pub type HostEvents = heapless::Vec<HostEvent, MAX_EVENTS>;
+
 /// The host port of tokens that are of no connection: nobody listens on the port that means any.
 const NO_PORT: u32 = u32::MAX;
 
@@ -22,6 +27,14 @@ const WAKE: u64 = u64::MAX;
 
 /// The token of the timer.
 const TIMER: u64 = u64::MAX - 1;
+
+/// The token of queue notifications.
+#[cfg(feature = "vhost-user")]
+const NOTIFICATION: u64 = u64::MAX - 2;
+
+/// The token of the transport's own descriptor.
+#[cfg(feature = "vhost-user")]
+const TRANSPORT: u64 = u64::MAX - 3;
 
 /// The host's end may have something to read, if only its end.
 const READABLE: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
@@ -82,8 +95,29 @@ pub enum HostEvent {
     Wake,
     /// The time of [`Poller::wake_after`] is over.
     Timer,
+    /// The driver has notified a queue.
+    #[cfg(feature = "vhost-user")]
+    Notification,
+    /// The transport has something else to do.
+    #[cfg(feature = "vhost-user")]
+    Transport,
     /// Something happened to a stream.
     Stream(Token, StreamEvent),
+}
+
+impl HostEvent {
+    fn of(event: &Event) -> Self {
+        let Event { flags, data } = *event;
+        match data.u64() {
+            WAKE => Self::Wake,
+            TIMER => Self::Timer,
+            #[cfg(feature = "vhost-user")]
+            NOTIFICATION => Self::Notification,
+            #[cfg(feature = "vhost-user")]
+            TRANSPORT => Self::Transport,
+            number => Self::Stream(Token::of(key(number)), StreamEvent::of(flags)),
+        }
+    }
 }
 
 /// Whose stream it is.
@@ -97,7 +131,7 @@ pub enum Token {
 
 impl Token {
     /// The last number of such a stream.
-    pub const LAST_UNREAD: u32 = u32::MAX - 2;
+    pub const LAST_UNREAD: u32 = u32::MAX - 4;
 
     fn key(self) -> Key {
         match self {
@@ -178,18 +212,52 @@ impl Poller {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn poll(&self) -> io::Result<impl Iterator<Item = HostEvent> + use<>> {
-        let mut events = Vec::with_capacity(MAX_EVENTS);
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default())) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        Ok(events.into_iter().map(|Event { flags, data }| match data.u64() {
-            WAKE => HostEvent::Wake,
-            TIMER => HostEvent::Timer,
-            number => HostEvent::Stream(Token::of(key(number)), StreamEvent::of(flags)),
-        }))
+    pub fn poll(&self) -> io::Result<HostEvents> {
+        wait(&self.epoll, Some(Duration::ZERO))
     }
+}
+
+/// Waits until something happens at a device's epoll instance, or this time is over. Returns what has happened, at most
+/// [`MAX_EVENTS`]. What is returned is to be handed to the device: streams report each event once.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn wait(epoll: impl AsFd, within: Option<Duration>) -> io::Result<HostEvents> {
+    let within = within.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+    let mut space = [MaybeUninit::uninit(); MAX_EVENTS];
+    match epoll::wait(epoll, &mut space, within.as_ref()) {
+        Ok((events, _)) => Ok(events.iter().map(HostEvent::of).collect()),
+        Err(Errno::INTR) => Ok(HostEvents::new()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Adds the event descriptor of a queue's notifications to a device's epoll instance. Each is reported once
+/// ([`HostEvent::Notification`]), so that nobody has to read it.
+///
+/// # Errors
+///
+/// The kernel's, if it has no memory or watches for it.
+#[cfg(feature = "vhost-user")]
+pub fn add_notifications(epoll: impl AsFd, event: impl AsFd) -> io::Result<()> {
+    Ok(epoll::add(epoll, event, EventData::new_u64(NOTIFICATION), EventFlags::IN | EventFlags::ET)?)
+}
+
+/// Removes what [`add_notifications`] added.
+#[cfg(feature = "vhost-user")]
+pub fn remove_notifications(epoll: impl AsFd, event: impl AsFd) {
+    let _was_there = epoll::delete(epoll, event);
+}
+
+/// Adds a descriptor of the transport, which is reported ([`HostEvent::Transport`]) as long as it is readable.
+///
+/// # Errors
+///
+/// The kernel's.
+#[cfg(feature = "vhost-user")]
+pub fn add_transport(epoll: impl AsFd, fd: impl AsFd) -> io::Result<()> {
+    Ok(epoll::add(epoll, fd, EventData::new_u64(TRANSPORT), EventFlags::IN)?)
 }
 
 impl AsFd for Poller {

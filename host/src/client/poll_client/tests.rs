@@ -174,6 +174,23 @@ fn an_abandoned_answer_is_never_read() {
 }
 
 #[test]
+fn a_stopped_session_ends_at_once_and_is_closed_later() {
+    let (mut client, [first, _second]) = client_of();
+    let now = Instant::now();
+    start(&mut client, now);
+    assert_eq!(on_ready(&mut client, now), Poll::Pending);
+    assert_eq!(client.give_up(SchedStatsError::Cancelled), SchedStatsError::Cancelled);
+    assert!(client.fd().is_none() && client.shut_down.is_some());
+    assert!(is_at_its_end(&first));
+    assert_eq!((&first).write(b"late").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    start(&mut client, now);
+    assert!(client.session() == 2 && client.shut_down.is_none());
+    // Nothing of this request was written: the stream may still be connecting.
+    client.give_up(SchedStatsError::Cancelled);
+    assert!(client.shut_down.is_none());
+}
+
+#[test]
 fn abandoning_keeps_an_idle_session() {
     let (mut client, [agent]) = client_of();
     let now = Instant::now();

@@ -1,14 +1,17 @@
 //! What the vhost-user framework calls: the rings, guest memory and configuration of one front end.
+//!
+//! The framework's worker hands its thread over to the back end, which waits for kicks and the host's streams together, in
+//! the device's epoll instance. It gives the thread back when the framework has something for it: a ring that starts, or
+//! the end.
 
 use std::hint;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringT};
 use virtio_queue::QueueT;
@@ -19,12 +22,14 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use super::busy_poll::BusyPoll;
 use super::events::{Event, Events};
 use super::interrupt_gate::InterruptGate;
+use super::kick_count::KickCount;
 use super::shared_memory::Watch;
 use super::shutdown::Shutdown;
 use super::vring::{Memory, Vring};
+use crate::io::eventfd::{EventFd, Notify};
 use crate::io::lock::lock;
 use crate::vsock::spec::{RX_QUEUE, TX_QUEUE};
-use crate::vsock::{self, Device, DeviceError, Notifications};
+use crate::vsock::{self, Device, DeviceError, HostEvent, HostEvents, Notifications, wait};
 
 /// The receive, transmit and event queue. A front end may keep the event queue, as QEMU does.
 pub(super) const QUEUES: usize = 3;
@@ -40,6 +45,10 @@ const LOOKS: usize = 8;
 
 /// The back end of one device.
 pub(super) struct BackEnd {
+    /// The device's epoll instance.
+    epoll: Arc<OwnedFd>,
+    /// Signalled while the framework's worker has its thread.
+    hand_over: EventFd,
     rings: Mutex<DeviceRings>,
     memory: Mutex<Option<Arc<WatchedMemory>>>,
     exit: Mutex<Option<(EventConsumer, EventNotifier)>>,
@@ -63,6 +72,7 @@ struct DeviceRings {
     device: Device,
     run: Run,
     busy_poll: BusyPoll,
+    kick_count: KickCount,
 }
 
 /// How the receive and the transmit ring run.
@@ -123,8 +133,17 @@ impl BackEnd {
     pub(super) fn new(device: Device, events: Arc<Events>, shutdown: Arc<Shutdown>) -> io::Result<(Self, RawFd)> {
         let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
         let exit_consumer = exit.0.as_raw_fd();
+        let hand_over = EventFd::new()?;
+        hand_over.notify();
         let back_end = Self {
-            rings: Mutex::new(DeviceRings { device, run: Run::New, busy_poll: BusyPoll::default() }),
+            epoll: Arc::new(device.fd().try_clone_to_owned()?),
+            hand_over,
+            rings: Mutex::new(DeviceRings {
+                device,
+                run: Run::New,
+                busy_poll: BusyPoll::default(),
+                kick_count: KickCount::default(),
+            }),
             memory: Mutex::default(),
             exit: Mutex::new(Some(exit)),
             interrupts: InterruptGate::default(),
@@ -158,14 +177,73 @@ impl BackEnd {
         self.events.close();
     }
 
+    /// Returns the device's epoll instance, for what else wakes the worker.
+    pub(super) fn epoll(&self) -> &OwnedFd {
+        &self.epoll
+    }
+
+    /// Returns the event by which the framework's worker hands its thread over.
+    pub(super) fn hand_over(&self) -> &EventFd {
+        &self.hand_over
+    }
+
+    /// Serves the device until the framework has something for its worker.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, if it cannot wait.
+    fn run(&self, rings: [&Vring; QUEUES]) -> io::Result<()> {
+        for ring in rings {
+            ring.watch_kick(&self.epoll);
+        }
+        let mut events = HostEvents::new();
+        loop {
+            if self.end_if_faulty(rings) {
+                return Ok(());
+            }
+            if let Err(error) = self.work(rings, &events) {
+                self.events.report(Event::Error(error.into()));
+            }
+            if events.contains(&HostEvent::Transport) {
+                return Ok(());
+            }
+            events = self.wait()?;
+        }
+    }
+
+    /// Waits for something to do. Returns no event when it is time to count kicks.
+    fn wait(&self) -> io::Result<HostEvents> {
+        let within = lock(&self.rings).kick_count.due_within(Instant::now());
+        wait(&self.epoll, within)
+    }
+
+    /// Takes events of the device's epoll instance.
+    fn on_events(&self, events: &HostEvents) {
+        let mut rings = lock(&self.rings);
+        rings.device.on_events(events);
+        if events.contains(&HostEvent::Notification) {
+            rings.kick_count.on_kick();
+        }
+    }
+
+    /// Counts the kicks that came, if it is time to. To be called before the rings are looked at: what is counted here is not
+    /// reported any more.
+    fn count_kicks(&self, rings: [&Vring; QUEUES]) {
+        let mut of_device = lock(&self.rings);
+        if of_device.kick_count.take_due(Instant::now()) {
+            let kicks = rings.map(Vring::take_kicks).into_iter().fold(0, u64::saturating_add);
+            of_device.device.count_notifications(kicks);
+        }
+    }
+
     /// Does what there is to do, and what comes soon after it.
-    fn work(&self, rings: [&Vring; QUEUES]) -> Result<(), DeviceError> {
-        let kicks = rings.map(Vring::take_kicks).into_iter().fold(0, u64::saturating_add);
-        let window = {
-            let mut rings = lock(&self.rings);
-            rings.device.count_notifications(kicks);
-            rings.busy_poll.on_wake(Instant::now())
-        };
+    fn work(&self, rings: [&Vring; QUEUES], events: &HostEvents) -> Result<(), DeviceError> {
+        self.on_events(events);
+        self.count_kicks(rings);
+        if events.is_empty() {
+            return self.service(rings, Notifications::Enabled);
+        }
+        let window = lock(&self.rings).busy_poll.on_wake(Instant::now());
         let polled = if window.is_zero() { None } else { Some(self.work_while_polling(rings, window)?) };
         self.service(rings, Notifications::Enabled)?;
         lock(&self.rings).busy_poll.on_wait(polled.unwrap_or_else(Instant::now));
@@ -195,7 +273,10 @@ impl BackEnd {
                 }
                 hint::spin_loop();
             }
-            if is_readable(lock(&self.rings).device.fd()) {
+            let events = wait(&self.epoll, Some(Duration::ZERO))?;
+            self.on_events(&events);
+            // A notification is of what the rings have shown already, or show next.
+            if events.iter().any(|event| !matches!(event, HostEvent::Notification | HostEvent::Transport)) {
                 return Ok(true);
             }
             if started.elapsed() >= window {
@@ -238,16 +319,13 @@ impl BackEnd {
     ) -> Result<vsock::Interrupts, DeviceError> {
         let mut rings = lock(&self.rings);
         let none = vsock::Interrupts::default();
-        let Some(watched) = lock(&self.memory).clone() else {
-            return rings.device.service_host().map(|()| none);
-        };
         let (mut rx, mut tx, mut event) = (rx.get_mut(), tx.get_mut(), event.get_mut());
-        if watched.watch.is_gone() {
-            return rings.device.service_host().map(|()| none);
-        }
-        if !rx.is_enabled() || !tx.is_enabled() || !rx.get_queue().ready() || !tx.get_queue().ready() {
-            return rings.device.service_host().map(|()| none);
-        }
+        let running = [&rx, &tx].into_iter().all(|ring| ring.is_enabled() && ring.get_queue().ready());
+        let memory = lock(&self.memory).clone().filter(|watched| running && !watched.watch.is_gone());
+        let Some(watched) = memory else {
+            rings.device.publish_counters();
+            return Ok(none);
+        };
         if rings.start(rx.get_queue().next_avail(), tx.get_queue().next_avail()) {
             self.events.report(Event::Running);
         }
@@ -336,17 +414,9 @@ impl VhostUserBackend for BackEnd {
     fn handle_event(&self, _event: u16, _set: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
         let [rx, tx, event] = vrings else { return Err(ErrorKind::InvalidInput.into()) };
         let rings = [rx, tx, event];
-        if self.end_if_faulty(rings) {
-            return Ok(());
-        }
-        // An error here would end the thread, and with it the service after a reset.
-        if let Err(error) = self.work(rings) {
-            self.events.report(Event::Error(error.into()));
-        }
-        Ok(())
+        self.hand_over.clear();
+        let served = self.run(rings);
+        self.hand_over.notify();
+        served
     }
-}
-
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

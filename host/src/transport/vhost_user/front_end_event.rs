@@ -4,7 +4,7 @@
 //! front end may change a moment later. So no call here relies on `O_NONBLOCK` alone.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, readlink};
@@ -68,6 +68,12 @@ impl FrontEndEvent {
 
     fn is_ready(&self, events: PollFlags) -> bool {
         poll(&mut [PollFd::new(&self.fd, events)], Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl AsFd for FrontEndEvent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

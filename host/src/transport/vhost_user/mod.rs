@@ -4,7 +4,7 @@
 //! device. Neither calls into the user's code, so a [`Handle`](crate::vsock::Handle) may be used from anywhere.
 //!
 //! `server` has the life cycle of a back end, `back_end` what the vhost-user framework calls; `busy_poll` says how long it
-//! looks for more work before it waits. `vring`, `front_end_event`
+//! looks for more work before it waits, `kick_count` when kicks are counted. `vring`, `front_end_event`
 //! and `interrupt_gate` keep a front end from making a thread wait by the descriptors that it sends, `shared_memory` survives
 //! one that truncates guest memory.
 //!
@@ -33,6 +33,7 @@ mod events;
 mod exit_consumer;
 mod front_end_event;
 mod interrupt_gate;
+mod kick_count;
 mod server;
 mod shared_memory;
 mod shutdown;

@@ -14,13 +14,14 @@ use vmm_sys_util::epoll::EventSet;
 use super::back_end::{BackEnd, QUEUES};
 use super::error::Error;
 use super::events::{Event, Events};
-use super::exit_consumer::ExitConsumer;
+use super::exit_consumer::{ExitConsumer, watch_worker};
 use super::shutdown::Shutdown;
 use crate::io::descriptors::Reservation;
 use crate::vsock::{Device, Handle};
 
-/// The event of the device's own descriptor. Numbers up to that of the queues, included, belong to the framework.
-const HOST_EVENT: u64 = QUEUES as u64 + 1;
+/// The event by which the framework's worker hands its thread over. Numbers up to that of the queues, included, belong to the
+/// framework.
+const HAND_OVER: u64 = QUEUES as u64 + 1;
 
 /// Descriptors that a front end sends: those of 8 memory regions, also while it replaces them, and of each queue a kick, its
 /// duplicate, a call, and one for errors.
@@ -61,7 +62,6 @@ impl Server {
     pub fn start(listener: UnixListener, guest_cid: u64) -> Result<Self, Error> {
         let device = Device::new(guest_cid)?;
         let handle = device.handle();
-        let host_events = device.fd().try_clone_to_owned()?;
         let events = Arc::new(Events::new()?);
         let shutdown = Arc::new(Shutdown::new()?);
         let (back_end, exit_consumer) = BackEnd::new(device, Arc::clone(&events), Arc::clone(&shutdown))?;
@@ -69,8 +69,9 @@ impl Server {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let daemon = VhostUserDaemon::new("vhost-user-vsock".into(), Arc::clone(&back_end), memory)?;
         let exit_consumer = ExitConsumer::of(exit_consumer);
-        for handler in daemon.get_epoll_handlers() {
-            handler.register_listener(host_events.as_raw_fd(), EventSet::IN, HOST_EVENT)?;
+        for worker in daemon.get_epoll_handlers() {
+            watch_worker(back_end.epoll(), &*worker)?;
+            worker.register_listener(back_end.hand_over().as_fd().as_raw_fd(), EventSet::IN, HAND_OVER)?;
         }
         let (owned_shutdown, reserved) = (Arc::clone(&shutdown), Reservation::new(FRONT_END_DESCRIPTORS));
         let mut session = Session { back_end, daemon, shutdown: owned_shutdown, events: Arc::clone(&events), reserved };
@@ -79,7 +80,7 @@ impl Server {
                 session.events.report(Event::Error(error));
             }
             session.end();
-            drop((exit_consumer, host_events));
+            drop(exit_consumer);
         })?;
         Ok(Self { handle, events, shutdown, thread: Some(thread) })
     }

@@ -1,9 +1,12 @@
 //! A ring of the framework, with the descriptors that the front end sent for it: the framework itself would read and write
 //! them whatever they are.
+//!
+//! The framework watches a descriptor of this process in place of a kick, so that it tells its worker when the ring starts.
+//! From then on the worker waits for the kick itself, with the host's streams.
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -14,6 +17,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use super::error::{Error, EventPurpose};
 use super::front_end_event::FrontEndEvent;
 use crate::io::lock::lock;
+use crate::vsock::{add_notifications, remove_notifications};
 
 /// The type of guest memory that the framework keeps.
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -23,16 +27,30 @@ pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 pub(super) struct Vring {
     ring: VringRwLock<Memory>,
     events: Arc<Mutex<RingEvents>>,
-    /// Kicks that came and were not taken.
-    kicks: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
 struct RingEvents {
-    kick: Option<Arc<FrontEndEvent>>,
+    kick: Option<Kick>,
     call: Option<Arc<FrontEndEvent>>,
     /// What is wrong with the first descriptor that is no event.
     fault: Option<Fault>,
+}
+
+/// A kick, and the device's epoll instance once that has it.
+#[derive(Debug)]
+struct Kick {
+    event: FrontEndEvent,
+    watched_by: Option<Arc<OwnedFd>>,
+}
+
+impl Drop for Kick {
+    fn drop(&mut self) {
+        // The front end keeps the event, so that to close it here would not end the watch.
+        if let Some(epoll) = &self.watched_by {
+            remove_notifications(epoll, &self.event);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -52,9 +70,26 @@ impl Vring {
         self.events().call.clone()
     }
 
+    /// Adds the kick to the device's epoll instance, unless that has it.
+    pub(super) fn watch_kick(&self, epoll: &Arc<OwnedFd>) {
+        let mut events = self.events();
+        let Some(kick) = events.kick.as_mut().filter(|kick| kick.watched_by.is_none()) else { return };
+        match add_notifications(epoll, &kick.event) {
+            Ok(()) => kick.watched_by = Some(Arc::clone(epoll)),
+            Err(error) => events.fail(EventPurpose::Kick, Some(error)),
+        }
+    }
+
     /// Takes the number of kicks that came since the last call.
     pub(super) fn take_kicks(&self) -> u64 {
-        self.kicks.swap(0, Ordering::Relaxed)
+        let mut events = self.events();
+        match events.kick.as_ref().map_or(Ok(0), |kick| kick.event.clear()) {
+            Ok(count) => count,
+            Err(error) => {
+                events.fail(EventPurpose::Kick, Some(error));
+                0
+            }
+        }
     }
 
     /// Takes the fault that the front end made in this ring, the queue of this number.
@@ -64,25 +99,20 @@ impl Vring {
     }
 
     /// Returns the event of a descriptor; none, and a fault, if it is none.
-    fn received(&self, purpose: EventPurpose, file: File) -> Option<Arc<FrontEndEvent>> {
+    fn received(&self, purpose: EventPurpose, file: File) -> Option<FrontEndEvent> {
         let unknown = match FrontEndEvent::new(file.into()) {
-            Ok(Some(event)) => return Some(Arc::new(event)),
+            Ok(Some(event)) => return Some(event),
             Ok(None) => None,
             Err(error) => Some(error),
         };
-        self.events().fault.get_or_insert(Fault { purpose, unknown });
+        self.events().fail(purpose, unknown);
         None
     }
+}
 
-    /// Returns what the framework waits for in place of a kick: a duplicate of it, or where it is faulty an event of this
-    /// process, so that the worker is woken and reports the fault.
-    fn watched(&self, kick: File) -> io::Result<File> {
-        let watched = kick.try_clone()?;
-        let Some(event) = self.received(EventPurpose::Kick, kick) else {
-            return Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?.into());
-        };
-        self.events().kick = Some(event);
-        Ok(watched)
+impl RingEvents {
+    fn fail(&mut self, purpose: EventPurpose, unknown: Option<io::Error>) {
+        self.fault.get_or_insert(Fault { purpose, unknown });
     }
 }
 
@@ -96,7 +126,7 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 
 impl VringT<Memory> for Vring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Self, QueueError> {
-        Ok(Self { ring: VringRwLock::new(memory, max_queue_size)?, events: Arc::default(), kicks: Arc::default() })
+        Ok(Self { ring: VringRwLock::new(memory, max_queue_size)?, events: Arc::default() })
     }
 
     fn get_ref(&self) -> RwLockReadGuard<'_, VringState<Memory>> {
@@ -165,29 +195,26 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        self.events().kick = None;
-        let watched = file.map(|kick| self.watched(kick)).transpose();
-        self.ring.set_kick(watched.unwrap_or_else(|error| {
+        let starts = file.is_some();
+        let event = file.and_then(|kick| self.received(EventPurpose::Kick, kick));
+        self.events().kick = event.map(|event| Kick { event, watched_by: None });
+        let watched = starts.then(|| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)).transpose();
+        let watched = watched.unwrap_or_else(|errno| {
             // Without a descriptor the ring never starts.
-            self.events().fault.get_or_insert(Fault { purpose: EventPurpose::Kick, unknown: Some(error) });
+            self.events().fail(EventPurpose::Kick, Some(errno.into()));
             None
-        }));
+        });
+        self.ring.set_kick(watched.map(File::from));
     }
 
     fn read_kick(&self) -> io::Result<bool> {
-        let kick = self.events().kick.clone();
-        match kick.map_or(Ok(0), |kick| kick.clear()) {
-            Ok(count) => drop(self.kicks.fetch_add(count, Ordering::Relaxed)),
-            Err(error) => {
-                self.events().fault.get_or_insert(Fault { purpose: EventPurpose::Kick, unknown: Some(error) });
-            }
-        }
+        // What the framework watches is never signalled.
         Ok(self.ring.get_ref().is_enabled())
     }
 
     fn set_call(&self, file: Option<File>) {
         let call = file.and_then(|call| self.received(EventPurpose::Call, call));
-        self.events().call = call;
+        self.events().call = call.map(Arc::new);
     }
 
     fn set_err(&self, _file: Option<File>) {
@@ -210,7 +237,6 @@ mod tests {
             for _ in 0..count {
                 rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
             }
-            ring.read_kick().unwrap();
             assert_eq!(ring.take_kicks(), count);
         }
     }
