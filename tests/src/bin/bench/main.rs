@@ -25,6 +25,7 @@ mod device_rows;
 mod export_rows;
 mod figure;
 mod figures;
+mod first_sample_rows;
 mod guest_rows;
 mod machine;
 mod measure;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         device_rows::ALL,
         back_end_rows::ALL,
         guest_rows::ALL,
+        first_sample_rows::ALL,
         export_rows::ALL,
     ]
     .into_iter()

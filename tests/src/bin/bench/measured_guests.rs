@@ -21,19 +21,23 @@ use crate::measure::Bench;
 pub const BOOTS: Duration = Duration::from_secs(120);
 
 /// Returns the path of a program that was built together with this one.
-fn sibling(name: &str) -> PathBuf {
+pub fn sibling(name: &str) -> PathBuf {
     std::env::current_exe().unwrap().with_file_name(name)
 }
 
-fn socat() -> PathBuf {
+/// Returns the path of a program that `ci/bench` installs.
+pub fn program(name: &str) -> PathBuf {
     let folders = std::env::var_os("PATH").unwrap();
-    let found = std::env::split_paths(&folders).map(|folder| folder.join("socat")).find(|path| path.exists());
-    found.expect("socat is installed by ci/bench")
+    let found = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.exists());
+    found.ok_or_else(|| format!("ci/bench installs {name}")).unwrap()
 }
 
 /// Returns a guest with a scheduler that uses little CPU time, and with all that is compared.
 pub fn image() -> GuestBuilder {
-    builder().module("virtio_console").scheduler(sibling("guest_peer"), &["latency"]).program(socat(), "/bin/socat")
+    builder()
+        .module("virtio_console")
+        .scheduler(sibling("guest_peer"), &["latency"])
+        .program(program("socat"), "/bin/socat")
 }
 
 /// Returns the line of a request whose answer has so many bytes, its LF counted.
