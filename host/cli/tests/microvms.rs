@@ -70,7 +70,7 @@ fn a_topology_that_cannot_be_is_one_line() {
 
 /// What `boot` prints of the outer guest's own guest, with this kernel and these modules.
 fn boot_nested(outer: &Guest, kernel: &str, modules: &str, further: &str, command: &[&str]) -> [String; 2] {
-    let boot = format!("scx-vsock boot --kernel {kernel} --modules {modules} {further}");
+    let boot = format!("scx-vsock boot --kernel {kernel} --modules {modules} --timeout 240s {further}");
     let command: Vec<&str> = boot.split_whitespace().chain(command.iter().copied()).collect();
     let [stdout, stderr] = run_printing(outer, &command, ENDS);
     assert!(stderr.contains("scx-vsock: on a microVM: KVM runs Linux here\n"), "{stderr}");
@@ -117,7 +117,7 @@ fn schedulers_have_a_domain_for_each_llc() {
     };
     let topologies = ["llcs=1,cores=2", "llcs=2,cores=1"];
     let of_rusty = topologies.map(|topology| {
-        let further = "--config /microvm/config --console /tmp/console --samples 1 --timeout 240s --deadline 60s \
+        let further = "--config /microvm/config --console /tmp/console --samples 1 --deadline 60s \
                        --require-stats --scheduler scx_rusty";
         boot(topology, further, &[]);
         rusty_domains(&String::from_utf8(output(&outer, &["cat", "/tmp/console"])).unwrap())
