@@ -184,7 +184,7 @@ impl Topology {
     /// # Errors
     ///
     /// [`TopologyError::MemoryDoesNotAddUp`], [`TopologyError::SmallNode`].
-    pub fn divide_memory(&self, memory_mib: u32) -> Result<Vec<u32>, TopologyError> {
+    pub(super) fn divide_memory(&self, memory_mib: u32) -> Result<Vec<u32>, TopologyError> {
         let nodes_mib = self.sum_of_memory();
         let parts = if self.memory.is_empty() {
             self.equal_parts(memory_mib)

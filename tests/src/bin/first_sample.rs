@@ -9,8 +9,8 @@
 #![allow(clippy::print_stdout, reason = "a measurement's program")]
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -66,32 +66,10 @@ fn microvm(image: &GuestBuilder) -> Result<(u128, u64)> {
 
 fn qemu(image: &GuestBuilder, kernel: &str, firmware: &str) -> Result<(u128, u64)> {
     let (started, folder) = (Instant::now(), tempfile::tempdir()?);
-    let (initramfs, socket) = (folder.path().join("initramfs"), folder.path().join("vsock"));
-    fs::File::create(&initramfs)?.write_all(&image.initramfs()?)?;
-    let server = Server::start(UnixListener::bind(&socket)?, 3)?;
+    fs::write(folder.path().join(INITRAMFS), image.initramfs()?)?;
+    let server = Server::start(UnixListener::bind(folder.path().join(VSOCK))?, 3)?;
     let mut ready = ReadyListener::listen(&server.handle())?;
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-L",
-        firmware,
-        "-bios",
-        "qboot.rom",
-    ]);
-    command.args(["-machine", MACHINE, "-accel", "kvm", "-cpu", PROCESSOR, "-m", &format!("{MEMORY_MIB}M")]);
-    command.args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on")]);
-    command.args(["-chardev", &format!("socket,id=vsock,path={}", socket.display())]);
-    command.args(["-device", "vhost-user-vsock-device,chardev=vsock", "-serial", "stdio"]);
-    // The guest's first process reads commands from the second port.
-    let commands = folder.path().join("commands");
-    command.args(["-chardev", &format!("socket,id=commands,server=on,wait=off,path={}", commands.display())]);
-    command.args(["-device", "isa-serial,chardev=commands,iobase=0x2f8,irq=3"]);
-    command.args(["-append", COMMAND_LINE, "-kernel", kernel, "-initrd"]).arg(&initramfs);
-    let mut qemu = Killed(command.stdin(Stdio::null()).stdout(std::io::stderr()).spawn().context("QEMU")?);
+    let mut qemu = Killed(qemu_command(kernel, firmware, folder.path()).spawn().context("QEMU")?);
     let exited = pidfd_open(Pid::from_child(&qemu.0), PidfdFlags::empty())?;
     match ready.wait(Instant::now() + STEP, &exited)? {
         ReadyWait::Ready => take_sample(&server.handle())?,
@@ -103,6 +81,40 @@ fn qemu(image: &GuestBuilder, kernel: &str, firmware: &str) -> Result<(u128, u64
     Ok((millis, resident_kib(&process, "RssAnon:")? + resident_kib(&process, "RssFile:")?))
 }
 
+/// What a folder has for QEMU: the initramfs, the back end's socket, and that of the guest's second serial port, from which
+/// its first process reads commands.
+const INITRAMFS: &str = "initramfs";
+const VSOCK: &str = "vsock";
+const COMMANDS: &str = "commands";
+
+fn qemu_command(kernel: &str, firmware: &str, folder: &Path) -> Command {
+    let path = |name| folder.join(name).display().to_string();
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-L",
+            firmware,
+            "-bios",
+            "qboot.rom",
+        ])
+        .args(["-machine", MACHINE, "-accel", "kvm", "-cpu", PROCESSOR, "-m", &format!("{MEMORY_MIB}M")])
+        .args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on")])
+        .args(["-chardev", &format!("socket,id=vsock,path={}", path(VSOCK))])
+        .args(["-device", "vhost-user-vsock-device,chardev=vsock", "-serial", "stdio"])
+        .args(["-chardev", &format!("socket,id=commands,server=on,wait=off,path={}", path(COMMANDS))])
+        .args(["-device", "isa-serial,chardev=commands,iobase=0x2f8,irq=3"])
+        .args(["-append", COMMAND_LINE, "-kernel", kernel, "-initrd", &path(INITRAMFS)])
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr());
+    command
+}
+
+/// A process that is killed on drop.
 struct Killed(Child);
 
 impl Drop for Killed {
