@@ -308,7 +308,8 @@ impl Device {
         self.completions.on_time(now);
     }
 
-    /// Completes all packets that were taken, before the transmit queue stops. Returns whether its interrupt is to be raised, which may be done once the queue runs again.
+    /// Completes all packets that were taken, before the transmit queue stops. Returns whether its interrupt is to be raised,
+    /// which may be done once the queue runs again.
     ///
     /// # Errors
     ///
@@ -436,8 +437,7 @@ impl Device {
         self.complete(memory, rx, tx, used, completions)
     }
 
-    /// Completes packets that were held, if it is time to. Returns the interrupts of the queues in
-    /// which buffers were `used`.
+    /// Completes packets that were held, if it is time to. Returns the interrupts of the queues in which buffers were `used`.
     fn complete<M: GuestMemory>(
         &mut self,
         memory: &M,

@@ -42,8 +42,9 @@ pub const ALL: &[Measure] = &[
     Measure {
         name: "back-end-system-calls",
         is_quick: true,
-        bound: "A read and a write of the host's socket, a notification read and an interrupt written for each queue, and a \
-                wait. Tracing slows each call down, so that what comes soon after another comes later than it would.",
+        bound: "Two reads and two writes of the host's socket, since the answer comes as two packets, an interrupt written for \
+                each queue, and a wait. Tracing slows each call down, so that what comes soon after another comes later than \
+                it would.",
         rows: system_calls_per_round_trip,
     },
 ];
