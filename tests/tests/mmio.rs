@@ -4,7 +4,6 @@
 use std::io::ErrorKind;
 
 use proptest::prelude::*;
-use rustix::event::{EventfdFlags, eventfd};
 use scx_vsock::vsock::DeviceError;
 use scx_vsock::vsock::packet::Operation;
 use scx_vsock::vsock::spec::TX_QUEUE;
@@ -12,7 +11,6 @@ use scx_vsock::vsock::test_util::{QUEUE_SIZE, mmio_initialisation};
 use scx_vsock_tests::device_thread::DeviceThread;
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest, pattern};
 use scx_vsock_tests::mmio_driver::{NEEDS_RESET, Registers};
-use vm_memory::{Bytes, GuestAddress};
 
 const PORT: u32 = 729;
 /// The first port of connects that are refused.
@@ -46,54 +44,6 @@ fn a_driver_that_follows_the_standard_gets_through() {
     let data = pattern(4 << 20);
     assert!(connection.transfer_to_host(&mut guest, &data, 64 << 10) == data);
     assert!(connection.transfer_to_guest(&mut guest, &data) == data);
-}
-
-/// Sends packets that are not answered, one soon after another, for each of which the driver asks for an interrupt.
-fn send_unanswered(guest: &mut Guest<Registers>, count: usize) {
-    for _ in 0..count {
-        guest.ask_for_interrupts();
-        guest.send(&Guest::header(Operation::Rst, FIRST_PORT, PORT), &[]);
-    }
-}
-
-/// How many packets the device has completed.
-fn completed(guest: &Guest<Registers>) -> u16 {
-    let used = guest.addresses()[TX_QUEUE].used;
-    u16::from_le(guest.memory().read_obj(GuestAddress(used + 2)).unwrap())
-}
-
-#[test]
-fn a_driver_is_completed_its_last_packets_too() {
-    let mut guests = [Guest::behind_registers()];
-    let _served = DeviceThread::serving(&mut guests);
-    let [mut guest] = guests;
-    send_unanswered(&mut guest, 8);
-    while completed(&guest) < 8 {
-        guest.device.wait_or(&guest, eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-        guest.take_sent();
-    }
-}
-
-#[test]
-fn a_driver_is_completed_all_packets_at_a_pause() {
-    let mut guest = Guest::behind_registers();
-    send_unanswered(&mut guest, 8);
-    let _before = guest.device.take_interrupt();
-    let before = completed(&guest);
-    guest.device.mmio.pause();
-    assert_eq!(completed(&guest), 8);
-    guest.device.mmio.resume().unwrap();
-    assert_eq!(guest.device.take_interrupt() == USED_BUFFER, before < 8, "{before} before");
-    serves(&mut guest);
-}
-
-#[test]
-fn a_queue_that_starts_anew_is_completed_nothing_before() {
-    let mut guest = Guest::behind_registers();
-    send_unanswered(&mut guest, 8);
-    guest.boot();
-    assert_eq!(completed(&guest), 0);
-    serves(&mut guest);
 }
 
 #[test]

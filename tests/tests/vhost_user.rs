@@ -19,7 +19,7 @@ use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{EVENT_TRANSPORT_RESET, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX_QUEUE};
 use scx_vsock::vsock::test_util::{GUEST_BUFFER_BYTES, RX_BUFFERS, TX_BUFFERS};
 use scx_vsock_tests::front_end::{FrontEnd, SET_VRING_CALL, SET_VRING_KICK};
-use scx_vsock_tests::guest_driver::{CID, Connection, Guest, NEXT, RawRings};
+use scx_vsock_tests::guest_driver::{CID, Connection, NEXT, RawRings};
 use scx_vsock_tests::pattern::{self, Arrived};
 use scx_vsock_tests::peer::DEADLINE;
 use vm_memory::{Bytes, GuestAddress};
@@ -146,48 +146,6 @@ fn a_guest_that_is_paused_keeps_its_connections() {
     let stood_at = front_end.stop();
     front_end.start(stood_at);
     greet(&mut front_end, &mut connection);
-}
-
-/// Sends packets that are not answered, one soon after another, for each of which the driver asks for an interrupt.
-fn send_unanswered(front_end: &mut FrontEnd, count: usize) {
-    for _ in 0..count {
-        front_end.driver.ask_for_interrupts();
-        front_end.send(&Guest::header(Operation::Rst, 50_000, PORT), &[]);
-    }
-}
-
-/// How many packets the device has completed.
-fn completed(front_end: &FrontEnd) -> u16 {
-    let used = front_end.driver.addresses()[TX_QUEUE].used;
-    u16::from_le(front_end.driver.memory().read_obj(GuestAddress(used + 2)).unwrap())
-}
-
-/// Waits until the device has completed so many packets.
-fn wait_until_completed(front_end: &mut FrontEnd, count: u16) {
-    while completed(front_end) < count {
-        front_end.wait();
-        front_end.driver.take_sent();
-    }
-}
-
-#[test]
-fn a_driver_is_completed_its_last_packets_too() {
-    let (_server, mut front_end) = started();
-    send_unanswered(&mut front_end, 8);
-    wait_until_completed(&mut front_end, 8);
-}
-
-#[test]
-fn a_driver_is_completed_all_packets_when_a_ring_stops() {
-    let (_server, mut front_end) = started();
-    for round in 1..=50 {
-        send_unanswered(&mut front_end, 8);
-        // The device has taken some of them, or none, or all.
-        let stood_at = front_end.stop();
-        assert_eq!(completed(&front_end), stood_at[TX_QUEUE]);
-        front_end.start(stood_at);
-        wait_until_completed(&mut front_end, 8 * round);
-    }
 }
 
 #[test]

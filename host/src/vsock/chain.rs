@@ -72,7 +72,6 @@ impl Direction {
 pub struct Chain<'m, B: BitmapSlice> {
     slices: Vec<VolatileSlice<'m, B>>,
     length: usize,
-    descriptors: usize,
 }
 
 /// Returns the buffers of the chain of `queue` that begins at the descriptor `head`.
@@ -86,7 +85,7 @@ pub fn gather<'m, M: GuestMemory>(
     head: u16,
     direction: Direction,
 ) -> Result<Chain<'m, BS<'m, M::Bitmap>>, ChainError> {
-    let mut chain = Chain { slices: Vec::with_capacity(4), length: 0, descriptors: 0 };
+    let mut chain = Chain { slices: Vec::with_capacity(4), length: 0 };
     let mut index = head;
     for _ in 0..queue.size() {
         let descriptor = read_descriptor(memory, queue, index)?;
@@ -128,7 +127,6 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
         if descriptor.is_write_only() != (direction == Direction::Writable) {
             return Err(ChainError::Direction { address: address.0 });
         }
-        self.descriptors += 1;
         let outside = ChainError::Outside { address: address.0, len };
         let count = usize::try_from(len).map_err(|_| outside)?;
         for slice in memory.get_slices(address, count, direction.permissions()).map_err(|_| outside)? {
@@ -143,12 +141,6 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.length
-    }
-
-    /// Returns the number of descriptors.
-    #[must_use]
-    pub fn descriptors(&self) -> usize {
-        self.descriptors
     }
 
     /// Whether the chain has no bytes.

@@ -23,7 +23,6 @@ use super::packet::Header;
 use super::poller::HostEvents;
 use super::snapshot::{DeviceState, InvalidSnapshot};
 use super::spec::RESERVED_CIDS;
-use super::tx_completions::TxCompletions;
 
 /// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
 const MAX_SERVICE_PACKETS: usize = 1024;
@@ -91,7 +90,6 @@ pub struct Device {
     transport_reset: TransportReset,
     /// The driver broke a queue, and has not reset the device since.
     broken: bool,
-    completions: TxCompletions,
     /// A packet waits in the transmit queue until the guest has received some.
     blocked: bool,
 }
@@ -117,7 +115,6 @@ impl Device {
             host_side,
             transport_reset: TransportReset::default(),
             broken: false,
-            completions: TxCompletions::default(),
             blocked: false,
         })
     }
@@ -158,7 +155,6 @@ impl Device {
     pub fn reset(&mut self) {
         self.muxer.reset();
         self.transport_reset = TransportReset::default();
-        self.forget_completions();
         self.broken = false;
     }
 
@@ -258,69 +254,13 @@ impl Device {
         event: Option<&mut Queue>,
     ) -> Result<Interrupts, DeviceError> {
         self.muxer.poll()?;
-        let served = self.serve(memory, rx, tx, event, Notifications::Enabled, Completions::AtOnce);
-        self.muxer.arm_timer(None);
-        served
-    }
-
-    /// Does what [`service`](Self::service) does, and completes some packets a little later: before the transmit queue
-    /// stops, and before its state is saved, the transport calls [`complete_at_stop`](Self::complete_at_stop).
-    ///
-    /// # Errors
-    ///
-    /// Those of [`service`](Self::service).
-    pub(crate) fn service_lazily<M: GuestMemory>(
-        &mut self,
-        memory: &M,
-        rx: &mut Queue,
-        tx: &mut Queue,
-        event: Option<&mut Queue>,
-    ) -> Result<Interrupts, DeviceError> {
-        self.muxer.poll()?;
-        self.on_time(Instant::now());
-        let served = self.serve(memory, rx, tx, event, Notifications::Enabled, Completions::Held);
-        self.muxer.arm_timer(self.completions.due_within(Instant::now()));
-        served
-    }
-
-    /// Sees to it that the descriptor is readable when it is time for what waits, but for packets that are not completed
-    /// yet.
-    #[cfg(feature = "vhost-user")]
-    pub(crate) fn arm_timer(&mut self) {
-        self.muxer.arm_timer(None);
+        self.serve(memory, rx, tx, event, Notifications::Enabled)
     }
 
     /// Takes what happened on the host's side, where the transport's thread waits for the descriptor's events itself.
     #[cfg(feature = "vhost-user")]
     pub(crate) fn on_events(&mut self, events: &HostEvents) {
         self.muxer.on_events(events);
-    }
-
-    /// Returns how long the thread may wait until it serves the queues again, for packets that are not completed yet;
-    /// `None` if there are none.
-    #[cfg(feature = "vhost-user")]
-    pub(crate) fn completes_within(&self, now: Instant) -> Option<Duration> {
-        self.completions.due_within(now)
-    }
-
-    /// The thread has waited. What is due is completed when the queues are served next.
-    pub(crate) fn on_time(&mut self, now: Instant) {
-        self.completions.on_time(now);
-    }
-
-    /// Completes all packets that were taken, before the transmit queue stops. Returns whether its interrupt is to be raised,
-    /// which may be done once the queue runs again.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceError::Ring`].
-    pub(crate) fn complete_at_stop<M: GuestMemory>(&mut self, memory: &M, tx: &mut Queue) -> Result<bool, DeviceError> {
-        Ok(self.completions.publish(memory, tx)? && tx.needs_notification(memory)?)
-    }
-
-    /// Forgets the packets that are not completed yet: the driver has stopped the transmit queue.
-    pub(crate) fn forget_completions(&mut self) {
-        self.completions = TxCompletions::default();
     }
 
     /// Shows the counters to the handles, where the queues do not run.
@@ -351,18 +291,15 @@ impl Device {
         tx: &mut Queue,
         event: Option<&mut Queue>,
         notifications: Notifications,
-        completions: Completions,
     ) -> Result<Interrupts, DeviceError> {
         let served = if self.broken || !rx.ready() || !tx.ready() {
             Ok(Interrupts::default())
         } else {
-            let served = self.service_queues(memory, rx, tx, event, notifications, completions);
+            let served = self.service_queues(memory, rx, tx, event, notifications);
             self.broken = served.is_err();
-            if self.broken {
-                self.forget_completions();
-            }
             served.inspect(|due| self.muxer.count_interrupts(due.count()))
         };
+        self.muxer.arm_timer();
         self.muxer.publish_counters();
         served
     }
@@ -374,11 +311,10 @@ impl Device {
         tx: &mut Queue,
         event: Option<&mut Queue>,
         notifications: Notifications,
-        completions: Completions,
     ) -> Result<Interrupts, DeviceError> {
         let event = self.service_events(memory, event)?;
         if self.transport_reset == TransportReset::Idle {
-            Ok(Interrupts { event, ..self.service_packets(memory, rx, tx, notifications, completions)? })
+            Ok(Interrupts { event, ..self.service_packets(memory, rx, tx, notifications)? })
         } else {
             Ok(Interrupts { event, ..Interrupts::default() })
         }
@@ -399,12 +335,11 @@ impl Device {
         rx: &mut Queue,
         tx: &mut Queue,
         notifications: Notifications,
-        completions: Completions,
     ) -> Result<Interrupts, DeviceError> {
         let mut budget = Budget::new();
         let mut used = Interrupts::default();
         loop {
-            let received = self.receive(memory, tx, &mut budget, completions)?;
+            let received = self.receive(memory, tx, &mut budget)?;
             let sent = self.send(memory, rx, &mut budget)?;
             used.tx |= received.any;
             used.rx |= sent.any;
@@ -414,7 +349,7 @@ impl Device {
                 break;
             }
             if received.end == BatchEnd::Full || sent.end == BatchEnd::Full {
-                let due = self.complete(memory, rx, tx, used, completions)?;
+                let due = due_interrupts(memory, rx, tx, used)?;
                 if due.any() {
                     self.host_side.wake();
                     return Ok(due);
@@ -434,22 +369,7 @@ impl Device {
                 break;
             }
         }
-        self.complete(memory, rx, tx, used, completions)
-    }
-
-    /// Completes packets that were held, if it is time to. Returns the interrupts of the queues in which buffers were `used`.
-    fn complete<M: GuestMemory>(
-        &mut self,
-        memory: &M,
-        rx: &mut Queue,
-        tx: &mut Queue,
-        used: Interrupts,
-        completions: Completions,
-    ) -> Result<Interrupts, DeviceError> {
-        let held = &mut self.completions;
-        let any = (completions == Completions::AtOnce || held.is_due(memory, tx, Instant::now())?)
-            && held.publish(memory, tx)?;
-        due_interrupts(memory, rx, tx, Interrupts { tx: used.tx || any, ..used })
+        due_interrupts(memory, rx, tx, used)
     }
 
     /// Takes a batch of packets of the guest, as long as there is room for the RSTs that may answer them.
@@ -458,7 +378,6 @@ impl Device {
         memory: &M,
         tx: &mut Queue,
         budget: &mut Budget,
-        completions: Completions,
     ) -> Result<Batch, DeviceError> {
         let mut any = false;
         for _ in 0..BATCH_PACKETS {
@@ -479,10 +398,8 @@ impl Device {
                 }
                 None => self.muxer.count_short_packet(),
             }
-            if completions == Completions::AtOnce || !self.completions.hold(head, chain.descriptors(), Instant::now()) {
-                tx.add_used(memory, head, 0)?;
-                any = true;
-            }
+            tx.add_used(memory, head, 0)?;
+            any = true;
             if !budget.spend(payload) {
                 break;
             }
@@ -544,14 +461,6 @@ pub enum Notifications {
     /// The queues are looked at without.
     #[cfg(feature = "vhost-user")]
     NotNeeded,
-}
-
-/// When packets that were taken are completed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Completions {
-    AtOnce,
-    /// A little later, several at once.
-    Held,
 }
 
 /// What became of a batch of packets in one direction.

@@ -90,7 +90,6 @@ mod stream;
 pub mod test_util;
 mod token_bucket;
 mod transfer;
-mod tx_completions;
 pub mod unix_bridge;
 mod unread;
 
@@ -98,7 +97,7 @@ pub use chain::ChainError;
 pub use connecting::{ConnectError, Connecting};
 pub use counters::{ConnectionCounts, Counters, Refusals, Traffic};
 #[cfg(feature = "vhost-user")]
-pub(crate) use device::{Completions, Notifications};
+pub(crate) use device::Notifications;
 pub use device::{Device, Interrupts};
 pub use error::DeviceError;
 pub use handle::{Handle, Port};

@@ -41,9 +41,6 @@ const LAST_PORT: u32 = (1 << 31) - 1;
 /// The least time between two wake-ups for the sake of refusals that are held, so that several go at once.
 const PACE: Duration = Duration::from_micros(250);
 
-/// The least time that a timer can run.
-const SHORTEST: Duration = Duration::from_nanos(1);
-
 /// The connections of one device.
 #[derive(Debug)]
 pub struct Muxer {
@@ -56,8 +53,6 @@ pub struct Muxer {
     schedule: Schedule,
     counters: Counters,
     next_port: u32,
-    /// When the timer's time is over, if it runs.
-    armed: Option<Instant>,
     /// Whether the driver has stream sockets.
     streams: bool,
 }
@@ -79,7 +74,6 @@ impl Muxer {
             schedule: Schedule::default(),
             counters: Counters::default(),
             next_port: FIRST_PORT,
-            armed: None,
             streams: true,
         })
     }
@@ -111,21 +105,14 @@ impl Muxer {
         self.host_side.publish(self.counters());
     }
 
-    /// Sees to it that the device is woken when the time of refusals comes that are held, and `within` this time. Where the
-    /// kernel has no timer, it is woken at once.
-    pub fn arm_timer(&mut self, within: Option<Duration>) {
-        let pace = || PACE.max(Duration::from_secs(1) / self.host_side.policy().refusal_rate());
-        let refusals = self.schedule.holds_refusals().then(pace);
-        let Some(time) = refusals.into_iter().chain(within).min() else { return };
-        let time = time.max(SHORTEST);
-        // Refusals go several at once, so that the latest ones count. Otherwise it is enough to be woken earlier.
-        let at = Instant::now().checked_add(time);
-        if refusals.is_none() && self.armed.is_some_and(|armed| at.is_none_or(|at| armed <= at)) {
+    /// Sees to it that the device is woken when the time of refusals comes that are held. Where the kernel has no timer,
+    /// it is woken at once.
+    pub fn arm_timer(&mut self) {
+        if !self.schedule.holds_refusals() {
             return;
         }
-        self.armed = at;
+        let time = PACE.max(Duration::from_secs(1) / self.host_side.policy().refusal_rate());
         if self.poller.wake_after(time).is_err() {
-            self.armed = None;
             self.host_side.wake();
         }
     }
@@ -248,7 +235,7 @@ impl Muxer {
         for &event in events {
             match event {
                 HostEvent::Wake => self.host_side.take_requests().into_iter().for_each(|request| self.connect(request)),
-                HostEvent::Timer => self.armed = None,
+                HostEvent::Timer => {}
                 // The rings are looked at whatever has happened.
                 #[cfg(feature = "vhost-user")]
                 HostEvent::Notification | HostEvent::Transport => {}

@@ -6,10 +6,9 @@
 
 use std::hint;
 use std::io::{self, ErrorKind};
-use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,7 +29,7 @@ use super::vring::{Memory, Vring};
 use crate::io::eventfd::{EventFd, Notify};
 use crate::io::lock::lock;
 use crate::vsock::spec::{RX_QUEUE, TX_QUEUE};
-use crate::vsock::{self, Completions, Device, DeviceError, HostEvent, HostEvents, Notifications, wait};
+use crate::vsock::{self, Device, DeviceError, HostEvent, HostEvents, Notifications, wait};
 
 /// The receive, transmit and event queue. A front end may keep the event queue, as QEMU does.
 pub(super) const QUEUES: usize = 3;
@@ -51,8 +50,6 @@ pub(super) struct BackEnd {
     /// Signalled while the framework's worker has its thread.
     hand_over: EventFd,
     rings: Mutex<DeviceRings>,
-    /// The transmit ring, once the framework has named it.
-    tx: OnceLock<Vring>,
     memory: Mutex<Option<Arc<WatchedMemory>>>,
     exit: Mutex<Option<(EventConsumer, EventNotifier)>>,
     interrupts: InterruptGate,
@@ -76,8 +73,6 @@ struct DeviceRings {
     run: Run,
     busy_poll: BusyPoll,
     kick_count: KickCount,
-    /// Packets were completed while the transmit ring stopped, and the driver is to be interrupted for them.
-    is_interrupt_owed: bool,
 }
 
 /// How the receive and the transmit ring run.
@@ -148,9 +143,7 @@ impl BackEnd {
                 run: Run::New,
                 busy_poll: BusyPoll::default(),
                 kick_count: KickCount::default(),
-                is_interrupt_owed: false,
             }),
-            tx: OnceLock::new(),
             memory: Mutex::default(),
             exit: Mutex::new(Some(exit)),
             interrupts: InterruptGate::default(),
@@ -218,12 +211,9 @@ impl BackEnd {
         }
     }
 
-    /// Waits for something to do. Returns no event when it is time to count kicks, or to complete packets.
+    /// Waits for something to do. Returns no event when it is time to count kicks.
     fn wait(&self) -> io::Result<HostEvents> {
-        let within = {
-            let (rings, now) = (lock(&self.rings), Instant::now());
-            [rings.kick_count.due_within(now), rings.device.completes_within(now)].into_iter().flatten().min()
-        };
+        let within = lock(&self.rings).kick_count.due_within(Instant::now());
         wait(&self.epoll, within)
     }
 
@@ -251,7 +241,6 @@ impl BackEnd {
         self.on_events(events);
         self.count_kicks(rings);
         if events.is_empty() {
-            lock(&self.rings).device.on_time(Instant::now());
             return self.service(rings, Notifications::Enabled);
         }
         let window = lock(&self.rings).busy_poll.on_wake(Instant::now());
@@ -346,20 +335,8 @@ impl BackEnd {
         }
         let events = has_events.then(|| event.get_queue_mut());
         let (rx, tx) = (rx.get_queue_mut(), tx.get_queue_mut());
-        let is_owed = mem::take(&mut rings.is_interrupt_owed);
-        let served = rings.device.serve(&*watched.memory, rx, tx, events, notifications, Completions::Held);
-        let served = served.map(|due| vsock::Interrupts { tx: due.tx || is_owed, ..due });
-        rings.device.arm_timer();
+        let served = rings.device.serve(&*watched.memory, rx, tx, events, notifications);
         if watched.watch.is_gone() { Err(DeviceError::MemoryGone) } else { served }
-    }
-
-    /// Completes the packets that were taken. Memory that is gone, or has no such ring, is reported once the ring
-    /// runs again.
-    fn complete_at_stop(&self, rings: &mut DeviceRings, tx: &Vring) {
-        if let Some(watched) = lock(&self.memory).clone().filter(|watched| !watched.watch.is_gone()) {
-            let due = rings.device.complete_at_stop(&*watched.memory, tx.get_mut().get_queue_mut());
-            rings.is_interrupt_owed |= due.unwrap_or(false);
-        }
     }
 
     /// Ends the session if the front end has made a fault in a ring. Returns whether it has.
@@ -428,14 +405,8 @@ impl VhostUserBackend for BackEnd {
     fn stop_vring(&self, queue: u32) -> io::Result<()> {
         // Taking the lock waits for work on the ring to end.
         let mut rings = lock(&self.rings);
-        let queue = usize::try_from(queue).unwrap_or(QUEUES);
-        if queue == RX_QUEUE || queue == TX_QUEUE {
+        if usize::try_from(queue).is_ok_and(|queue| queue == RX_QUEUE || queue == TX_QUEUE) {
             rings.stop();
-        }
-        if queue == TX_QUEUE
-            && let Some(tx) = self.tx.get()
-        {
-            self.complete_at_stop(&mut rings, tx);
         }
         Ok(())
     }
@@ -443,7 +414,6 @@ impl VhostUserBackend for BackEnd {
     fn handle_event(&self, _event: u16, _set: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
         let [rx, tx, event] = vrings else { return Err(ErrorKind::InvalidInput.into()) };
         let rings = [rx, tx, event];
-        let _named_already = self.tx.set(tx.clone());
         self.hand_over.clear();
         let served = self.run(rings);
         self.hand_over.notify();

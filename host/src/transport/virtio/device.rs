@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
 use super::error::Error;
@@ -15,7 +14,6 @@ use super::setup::Setup;
 use super::snapshot::{InvalidVirtioSnapshot, VirtioSnapshot};
 use super::status::{Change, Step};
 use crate::io::lock::lock;
-use crate::vsock::spec::TX_QUEUE;
 use crate::vsock::{Device, DeviceError, Handle, Interrupts};
 
 /// A virtio-vsock device for a guest whose memory is `A` and whose interrupts are `I`: everything but registers.
@@ -111,10 +109,7 @@ impl<A: GuestAddressSpace, I: Interrupt> VirtioDevice<A, I> {
 
     /// Leaves guest memory alone from the return of this call on. Connections that the host asks for meanwhile wait.
     pub fn pause(&self) {
-        let mut inner = self.lock();
-        let queues = Interrupts { tx: inner.complete_at_stop(&self.memory), ..Interrupts::default() };
-        self.interrupt_status.fetch_or(Causes { queues, config: false }.bits(), Ordering::SeqCst);
-        inner.paused = true;
+        self.lock().paused = true;
     }
 
     /// Goes on, with all that was made available meanwhile. To be called once the guest's interrupts work.
@@ -289,11 +284,7 @@ impl<A, I> VirtioDevice<A, I> {
 
     /// Stops a queue: it is not accessed any more once this returns.
     pub fn stop_queue(&self, queue: usize) {
-        let mut inner = self.lock();
-        inner.setup.stop_queue(queue);
-        if queue == TX_QUEUE {
-            inner.device.forget_completions();
-        }
+        self.lock().setup.stop_queue(queue);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -309,14 +300,7 @@ impl Inner {
             return Ok(Interrupts::default());
         }
         let [rx, tx, event] = self.setup.queues();
-        self.device.service_lazily(&*memory.memory(), rx, tx, Some(event))
-    }
-
-    /// Completes all packets that were taken. Returns whether the driver is to be interrupted for them.
-    fn complete_at_stop<A: GuestAddressSpace>(&mut self, memory: &A) -> bool {
-        let [_, tx, _] = self.setup.queues();
-        // A ring that is not in memory is reported by the next service.
-        tx.ready() && self.device.complete_at_stop(&*memory.memory(), tx).unwrap_or(false)
+        self.device.service(&*memory.memory(), rx, tx, Some(event))
     }
 
     /// Stops the device. Returns what the guest is to be interrupted for.

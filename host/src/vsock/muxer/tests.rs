@@ -1490,7 +1490,7 @@ fn refusals_go_out_at_the_policys_pace() {
     let mut sent = bench.sent();
     assert_eq!(sent, [(Operation::Rst, from_guest(0))]);
     while sent.len() < REFUSED as usize {
-        bench.muxer.arm_timer(None);
+        bench.muxer.arm_timer();
         let woken = rustix::event::poll(
             &mut [PollFd::new(&bench.muxer.fd(), PollFlags::IN)],
             Some(&Timespec { tv_sec: 60, tv_nsec: 0 }),
