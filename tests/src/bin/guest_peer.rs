@@ -98,6 +98,7 @@ fn traffic(bytes: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Returns a blocking listener.
 fn listen(port: u32) -> Result<OwnedFd, Box<dyn Error>> {
     let listener = listen_vsock(port, 64);
     if listener < 0 {
@@ -105,6 +106,8 @@ fn listen(port: u32) -> Result<OwnedFd, Box<dyn Error>> {
     }
     // SAFETY: the descriptor is open and nobody else's.
     let owned = unsafe { OwnedFd::from_raw_fd(listener) };
+    // The agent's are not.
+    rustix::io::ioctl_fionbio(&owned, false)?;
     Ok(owned)
 }
 
