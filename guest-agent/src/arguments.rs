@@ -118,7 +118,7 @@ impl UsageProblem {
 /// The messages, a line for each problem.
 const PROBLEMS: &str = "\
 unknown argument; see --help
-a value must follow
+needs a value
 not a number
 a port is a number up to 4294967294
 the path is empty
@@ -138,9 +138,9 @@ Usage: scx-vsock-agent [OPTION]...
 
   --port N         vsock port (729)
   --socket PATH    the scheduler's socket (/var/run/scx/root/stats)
-  --map PORT=PATH  both, for each of up to 4 schedulers
-  --listen-fd N    listener of the n-th map, as LISTEN_FDS
-  --allow-cid CID  a peer beside the host (2)
+  --map PORT=PATH  both, up to 4 times
+  --listen-fd N    listener of the n-th map
+  --allow-cid CID  peer beside the host (2)
   -V, --version
   -h, --help
 ";
@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn wrong_arguments_are_named() {
         assert_eq!(problem(&["--prot", "1"]), "unknown argument; see --help");
-        assert_eq!(problem(&["--port"]), "a value must follow");
+        assert_eq!(problem(&["--port"]), "needs a value");
         assert_eq!(problem(&["--port", "4294967295"]), "a port is a number up to 4294967294");
         assert_eq!(problem(&["--port", "-1"]), "a port is a number up to 4294967294");
         assert_eq!(problem(&["--socket", ""]), "the path is empty");

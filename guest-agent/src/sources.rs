@@ -16,6 +16,9 @@ use crate::sys::{self, EAFNOSUPPORT, EAGAIN, EPOLLET, EPOLLOUT, Fd, UnixAddress,
 /// Milliseconds until what causes no event is tried again.
 const RETRY_MS: u32 = 20;
 
+/// How often it is tried again to notify the host that the agent listens. A host that does not listen for that refuses at once.
+const MAX_FAILED_ANNOUNCEMENTS: u8 = 3;
+
 const TIMER: u32 = 0;
 const READY: u32 = 1;
 const LISTENERS: u32 = 2;
@@ -36,6 +39,8 @@ pub struct Sources {
     is_armed: bool,
     /// Whether the host is still to be notified that the agent listens.
     announces: bool,
+    /// How often that was tried in vain.
+    failed_announcements: u8,
     /// A vsock CID beside the host's that is served; the host's where there is none.
     allow_cid: u32,
     /// [`MAX_PEEKED`] if the latest connection that was accepted is a vsock's, else 0.
@@ -80,6 +85,7 @@ impl Sources {
         watched: [Source::NONE; SOURCES],
         is_armed: false,
         announces: false,
+        failed_announcements: 0,
         allow_cid: 0,
         most_peeked: 0,
         maps: 0,
@@ -183,12 +189,17 @@ impl Sources {
     }
 
     /// Says hello on the Ready connection once it is made or has failed, which fails after a failure, and closes it. Best
-    /// effort, once.
+    /// effort, and once; a failure is tried again a few times. While its transport is being set up, Linux can ask for a
+    /// connection in the name of no CID, which no device answers.
     pub fn announce(&mut self, max_line_bytes: u32) {
         let [_, ready, ..] = &mut self.watched;
         if ready.has_event() {
             let connection = ready.take();
-            say_and_close(connection, max_line_bytes, hello);
+            if say_and_close(connection, max_line_bytes, hello) < 0 {
+                self.announces = self.failed_announcements < MAX_FAILED_ANNOUNCEMENTS;
+                self.failed_announcements += 1;
+                self.retry();
+            }
         }
     }
 
@@ -225,14 +236,16 @@ impl Sources {
 
 /// Reports to a host that every session is taken, as far as that goes without waiting, and closes its connection.
 pub fn refuse(host: i32, sessions: u32) {
-    say_and_close(Fd::new(host), sessions, |out, sessions| emit::notice(out, Notice::Busy, sessions, 0));
+    let _best_effort =
+        say_and_close(Fd::new(host), sessions, |out, sessions| emit::notice(out, Notice::Busy, sessions, 0));
 }
 
-fn say_and_close(connection: Fd, number: u32, write: fn(&mut [u8], u32) -> usize) {
+fn say_and_close(connection: Fd, number: u32, write: fn(&mut [u8], u32) -> usize) -> i32 {
     let mut line = [0; MAX_AGENT_ENVELOPE_BYTES];
     let length = write(&mut line, number);
-    sys::send(connection, up_to(&line, length));
+    let outcome = sys::send(connection, up_to(&line, length));
     connection.close();
+    outcome
 }
 
 #[cfg(test)]
@@ -259,6 +272,21 @@ mod tests {
         let mut hello = String::new();
         host.read_to_string(&mut hello).unwrap();
         assert!(hello.starts_with("{\"hello\":{\"protocol\":1,") && hello.lines().count() == 1, "{hello}");
+        sources.close();
+    }
+
+    #[test]
+    fn a_hello_that_fails_is_tried_again_a_few_times() {
+        let mut sources = Sources::NONE;
+        sources.epoll = Fd::new(sys::create_epoll());
+        for failures in 1..=MAX_FAILED_ANNOUNCEMENTS + 1 {
+            let (_, agent) = UnixStream::pair().unwrap();
+            let [_, ready, ..] = &mut sources.watched;
+            assert!(ready.open(sources.epoll, agent.into_raw_fd(), EPOLLOUT | EPOLLET, READY) >= 0);
+            ready.on_event(EPOLLOUT);
+            sources.announce(4096);
+            assert_eq!(sources.announces, failures <= MAX_FAILED_ANNOUNCEMENTS);
+        }
         sources.close();
     }
 }

@@ -491,7 +491,7 @@ fn wrong_arguments_are_one_line_and_status_2() {
     for (arguments, message) in [
         (&["--port", "x"][..], "scx-vsock-agent: x: a port is a number up to 4294967294\n"),
         (&["--sing"], "scx-vsock-agent: --sing: unknown argument; see --help\n"),
-        (&["--map"], "scx-vsock-agent: --map: a value must follow\n"),
+        (&["--map"], "scx-vsock-agent: --map: needs a value\n"),
         (&["--sing\n\u{1b}[2J"], "scx-vsock-agent: --sing: unknown argument; see --help\n"),
     ] {
         let (status, output, errors) = agent::run(|command| {

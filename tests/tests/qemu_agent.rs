@@ -97,7 +97,9 @@ fn an_agent_started_before_vsock_reports_ready() {
         assert!(!output(&guest, &["pidof", "scx-vsock-agent"]).is_empty());
         output(&guest, &["insmod", &format!("/lib/modules/{module}.ko")]);
     }
-    drop(ready.accept_within(DEADLINE).unwrap());
+    let accepted = ready.accept_within(DEADLINE);
+    assert!(accepted.is_ok(), "{accepted:?}: {:?}; {}", guest.handle().counters(), guest.console().text());
+    drop(accepted);
     guest.client().stats(&[]).unwrap();
 }
 
