@@ -278,9 +278,7 @@ impl PollClient {
 
     /// Abandons the pending request, and closes its session.
     pub fn abandon(&mut self) {
-        if self.pending().is_some() {
-            self.active = None;
-        }
+        drop(self.take_pending());
     }
 
     pub(super) fn endpoint(&self) -> &Arc<dyn Connect> {
@@ -315,9 +313,13 @@ impl PollClient {
     /// Abandons the pending request as [`abandon`](Self::abandon) does. The agent sees the same; the descriptor is closed
     /// later where the kernel can end the stream without that.
     fn end_session(&mut self) {
-        if let Some(active) = self.active.take_if(|active| active.session.is_pending()) {
+        if let Some(active) = self.take_pending() {
             self.shut_down = active.shut_down();
         }
+    }
+
+    fn take_pending(&mut self) -> Option<ActiveSession> {
+        self.active.take_if(|active| active.session.is_pending())
     }
 
     fn pending(&self) -> Option<&ActiveSession> {

@@ -14,9 +14,8 @@ pub(super) struct MachineOptions {
     pub(super) kernel_arguments: Vec<String>,
 }
 
-/// How many processors and MiB of memory a guest has by default.
+/// How many processors a guest has by default.
 const CPUS: u32 = 2;
-const MEMORY_MIB: u32 = 1024;
 
 impl MachineOptions {
     /// Returns the number of processors.
@@ -26,7 +25,7 @@ impl MachineOptions {
 
     /// Returns the memory in MiB.
     pub(super) fn memory_mib(&self) -> u32 {
-        self.memory_mib.or(self.topology.as_ref().and_then(Topology::memory_mib)).unwrap_or(MEMORY_MIB)
+        Topology::guest_memory_mib(self.memory_mib, self.topology.as_ref())
     }
 
     /// Returns each NUMA node's memory in MiB.

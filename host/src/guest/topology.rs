@@ -1,4 +1,4 @@
-//! How a guest's processors are arranged.
+//! How a guest's processors and its memory are arranged.
 
 use std::fmt;
 use std::iter;
@@ -9,6 +9,9 @@ const KEYS: [&str; 5] = ["sockets", "llcs", "cores", "threads", "nodes"];
 
 /// The key of the nodes' memory.
 const MEMORY: &str = "memory";
+
+/// A guest's memory in MiB where nothing says how much it is.
+const GUEST_MIB: u32 = 1024;
 
 /// The least memory of a node, in MiB: Linux ignores one that has less.
 const MIN_NODE_MIB: u32 = 4;
@@ -172,6 +175,11 @@ impl Topology {
     #[must_use]
     pub fn memory_mib(&self) -> Option<u32> {
         u32::try_from(self.sum_of_memory()).ok().filter(|&mib| mib > 0)
+    }
+
+    /// Returns the memory in MiB of a guest that asks for so much, or has this topology.
+    pub(super) fn guest_memory_mib(asked: Option<u32>, topology: Option<&Self>) -> u32 {
+        asked.or(topology.and_then(Self::memory_mib)).unwrap_or(GUEST_MIB)
     }
 
     fn sum_of_memory(&self) -> u64 {

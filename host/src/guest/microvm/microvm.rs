@@ -31,9 +31,6 @@ use crate::transport::kvm::{Irq, register_ioeventfds, unregister_ioeventfds};
 use crate::transport::mmio::{Mmio, MmioSnapshot};
 use crate::vsock::{Device, Handle};
 
-/// A guest's memory in MiB where nothing says how much it is.
-const MEMORY_MIB: u32 = 1024;
-
 /// How long the vCPUs may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -113,7 +110,7 @@ impl MicrovmBuilder {
         let kvm = open_kvm()?;
         let asked = self.topology.as_ref();
         let vcpus = self.vcpus.or(asked.map(Topology::cpus)).unwrap_or(1);
-        let memory_mib = self.memory_mib.or(asked.and_then(Topology::memory_mib)).unwrap_or(MEMORY_MIB);
+        let memory_mib = Topology::guest_memory_mib(self.memory_mib, asked);
         check_vcpus(&kvm, vcpus)?;
         let topology = &self.topology.clone().unwrap_or_else(|| Topology::plain(vcpus));
         topology.check_cpus(vcpus)?;

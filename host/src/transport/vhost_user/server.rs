@@ -23,8 +23,8 @@ use crate::vsock::{Device, Handle};
 /// framework.
 const HAND_OVER: u64 = QUEUES as u64 + 1;
 
-/// Descriptors that a front end sends: those of 8 memory regions, also while it replaces them, and of each queue a kick, its
-/// duplicate, a call, and one for errors.
+/// Descriptors that a front end takes: those of 8 memory regions, also while it replaces them, and of each queue a kick, what
+/// the framework watches in its place, a call, and one for errors.
 const FRONT_END_DESCRIPTORS: u64 = 2 * 8 + 4 * QUEUES as u64;
 
 /// A vhost-user back end that serves one front end. Dropping it ends the device, and with it every connection.
