@@ -6,7 +6,7 @@ use std::fs;
 const LATE_THREADS: usize = 4;
 
 /// How much resident memory may vary: stacks of threads and the allocator's free memory.
-const RESIDENT_VARIES: usize = 4 << 20;
+const RESIDENT_VARIES_KIB: u64 = 4 << 10;
 
 /// What a process holds.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +19,8 @@ pub struct HeldResources {
     pub kernel_mappings: usize,
     /// Bytes that are mapped writable: guest memory above all, which may have never been written.
     pub writable: usize,
-    /// Bytes that are resident.
-    pub resident: usize,
+    /// KiB that are resident.
+    pub resident_kib: u64,
     /// Bytes that are allocated, as the program's allocator counts.
     pub allocated: usize,
 }
@@ -30,16 +30,16 @@ impl HeldResources {
     #[must_use]
     pub fn now(allocated: usize) -> Self {
         let maps = fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
+        let (descriptors, threads) = descriptors_and_threads();
         Self {
-            // Less that of the folder itself.
-            descriptors: count("/proc/self/fd") - 1,
-            threads: count("/proc/self/task"),
+            descriptors,
+            threads,
             kernel_mappings: maps
                 .lines()
                 .filter(|line| line.contains("anon_inode:") || line.contains("memfd:"))
                 .count(),
             writable: maps.lines().filter_map(writable_bytes).sum(),
-            resident: resident_bytes(),
+            resident_kib: status_kib("self", "VmRSS:"),
             allocated,
         }
     }
@@ -55,13 +55,21 @@ impl HeldResources {
         assert!(self.threads <= before.threads + LATE_THREADS, "{} threads, before {}", self.threads, before.threads);
         let mapped = self.writable.saturating_sub(before.writable);
         assert!(mapped < guest_memory, "{mapped} more bytes are mapped");
-        let resident = self.resident.saturating_sub(before.resident);
-        assert!(resident < RESIDENT_VARIES, "{resident} more bytes are resident");
+        let resident = self.resident_kib.saturating_sub(before.resident_kib);
+        assert!(resident < RESIDENT_VARIES_KIB, "{resident} more KiB are resident");
     }
 }
 
-fn count(folder: &str) -> usize {
-    fs::read_dir(folder).expect("/proc is mounted").count()
+/// Counts the descriptors and the threads of this process.
+///
+/// # Panics
+///
+/// If `/proc` is not mounted.
+#[must_use]
+pub fn descriptors_and_threads() -> (usize, usize) {
+    let count = |folder| fs::read_dir(folder).expect("/proc is mounted").count();
+    // Less that of the folder itself.
+    (count("/proc/self/fd") - 1, count("/proc/self/task"))
 }
 
 /// The bytes of a mapping that can be written. What threads' allocators reserve cannot.
@@ -72,8 +80,19 @@ fn writable_bytes(line: &str) -> Option<usize> {
     words.next()?.starts_with("rw").then_some(number(end)? - number(start)?)
 }
 
-fn resident_bytes() -> usize {
-    let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-    kib.and_then(|kib| kib.parse::<usize>().ok()).expect("a number of KiB") << 10
+/// Returns the KiB that a line of a process' status has, such as `VmRSS:`.
+///
+/// # Panics
+///
+/// If there is no such process or line.
+#[must_use]
+pub fn status_kib(process: &str, key: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("a process");
+    kib(&status, key).expect("a number of KiB")
+}
+
+/// Returns the KiB after a key at the beginning of a line, such as `Size:` of a mapping.
+#[must_use]
+pub fn kib(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse().ok())
 }

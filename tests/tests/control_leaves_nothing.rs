@@ -1,7 +1,6 @@
 //! Values that are dropped while they are in use leave no thread and no descriptor. In a process of its own.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use scx_vsock::io::Deadline;
 use scx_vsock::sample::Schedule;
 use scx_vsock::{Endpoint, RunControl, Sampler, SchedStatsClient, StatsRequest};
 use scx_vsock_tests::agent::Agent;
+use scx_vsock_tests::held_resources::descriptors_and_threads;
 use serde_json::Value;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -20,7 +20,7 @@ fn dropped_values_leave_nothing() {
     let agent = Agent::start();
     let scheduler = agent.scheduler();
     let endpoint = Endpoint::Unix { path: agent.host_path(0) };
-    let before = open_resources();
+    let before = descriptors_and_threads();
     for round in 0..1_000u32 {
         let control = RunControl::new();
         let client = SchedStatsClient::builder(endpoint.clone()).control(&control).deadline(HOUR).build();
@@ -48,15 +48,9 @@ fn dropped_values_leave_nothing() {
             request.join().unwrap();
         }
     }
-    let after = open_resources();
+    let after = descriptors_and_threads();
     assert_eq!(after.0, before.0, "descriptors");
     // A thread that was joined may still be on its way out of the kernel.
     assert!(after.1 < before.1 + 5, "{} threads, before {}", after.1, before.1);
     drop(scheduler);
-}
-
-/// Counts the descriptors and threads of this process.
-fn open_resources() -> (usize, usize) {
-    let count = |folder| fs::read_dir(folder).unwrap().count();
-    (count("/proc/self/fd"), count("/proc/self/task"))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use scx_vsock::guest::microvm::test_util::CODE;
 use scx_vsock::guest::microvm::{KvmUnusable, Outcome, PROBE_TIMEOUT, ProbeStep, probe};
+use scx_vsock_tests::held_resources::descriptors_and_threads;
 use scx_vsock_tests::small_guest::{LONG, Output, guest};
 
 const KVM_GUEST: &str = env!("CARGO_BIN_EXE_kvm_guest");
@@ -111,15 +112,13 @@ fn a_guest_whose_messages_nobody_reads_can_be_paused_and_ended() {
 #[test]
 #[ignore = "needs /dev/kvm; run ci/test kvm"]
 fn guests_leave_no_thread_and_no_descriptor() {
-    let count = |folder| std::fs::read_dir(folder).unwrap().count();
-    let counts = || (count("/proc/self/fd"), count("/proc/self/task"));
     drop(guest(&FOREVER, 4, &Output::default()).unwrap());
-    let before = counts();
+    let before = descriptors_and_threads();
     for _ in 0..20 {
         let (microvm, _host) = guest(&FOREVER, 4, &Output::default()).unwrap();
         microvm.resume().unwrap();
     }
-    assert_eq!(counts(), before);
+    assert_eq!(descriptors_and_threads(), before);
 }
 
 #[test]
@@ -133,7 +132,7 @@ fn too_many_vcpus_are_refused() {
 #[test]
 #[ignore = "needs /dev/kvm; run ci/test kvm"]
 fn a_probe_says_in_one_line_whether_kvm_runs_linux() {
-    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let threads = || descriptors_and_threads().1;
     let before = threads();
     match probe(PROBE_TIMEOUT) {
         Ok(()) => println!("KVM runs Linux here"),
@@ -149,7 +148,7 @@ fn a_probe_says_in_one_line_whether_kvm_runs_linux() {
 #[test]
 #[ignore = "needs /dev/kvm; run ci/test kvm"]
 fn a_probe_without_time_stops_its_guest() {
-    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let threads = || descriptors_and_threads().1;
     let before = threads();
     let outcome = probe(Duration::ZERO);
     assert!(matches!(outcome, Err(KvmUnusable::TooSlow { step: ProbeStep::LongMode, .. })), "{outcome:?}");

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use scx_vsock::guest::microvm::{Error, Microvm, MicrovmSnapshot, Outcome};
+use scx_vsock_tests::held_resources::descriptors_and_threads;
 use scx_vsock_tests::small_guest::{LONG, Output, guest};
 
 /// `mov dx, 0x3f8; 1: out dx, al; inc al; jmp 1b`: counts on the console.
@@ -135,8 +136,6 @@ fn only_a_paused_guest_has_a_snapshot() {
 #[test]
 #[ignore = "needs /dev/kvm; run ci/test kvm"]
 fn restored_guests_leave_no_thread_and_no_descriptor() {
-    let count = |folder| std::fs::read_dir(folder).unwrap().count();
-    let counts = || (count("/proc/self/fd"), count("/proc/self/task"));
     let output = Output::default();
     let snapshot_and_restore = || {
         let (source, _host) = guest(&COUNTS, 4, &output).unwrap();
@@ -148,7 +147,7 @@ fn restored_guests_leave_no_thread_and_no_descriptor() {
         }
     };
     snapshot_and_restore();
-    let before = counts();
+    let before = descriptors_and_threads();
     snapshot_and_restore();
-    assert_eq!(counts(), before);
+    assert_eq!(descriptors_and_threads(), before);
 }

@@ -20,6 +20,7 @@ use scx_vsock::SchedStatsClient;
 use scx_vsock::guest::{Guest, GuestBuilder, Vmm};
 use scx_vsock::transport::vhost_user::Server;
 use scx_vsock::vsock::{Handle, ReadyListener, ReadyWait};
+use scx_vsock_tests::held_resources::{kib, status_kib};
 
 /// How long a step may take, in a guest that is emulated twice on a busy machine.
 const STEP: Duration = Duration::from_secs(240);
@@ -61,7 +62,7 @@ fn microvm(image: &GuestBuilder) -> Result<(u128, u64)> {
     let guest = image.clone().vmm(Vmm::Microvm).boot()?;
     take_sample(&guest.handle())?;
     let millis = started.elapsed().as_millis();
-    Ok((millis, resident_kib("self", "VmRSS:")? - guest_memory_kib()?))
+    Ok((millis, status_kib("self", "VmRSS:") - guest_memory_kib()?))
 }
 
 fn qemu(image: &GuestBuilder, kernel: &str, firmware: &str) -> Result<(u128, u64)> {
@@ -78,7 +79,7 @@ fn qemu(image: &GuestBuilder, kernel: &str, firmware: &str) -> Result<(u128, u64
     }
     let (millis, process) = (started.elapsed().as_millis(), qemu.0.id().to_string());
     // The guest's memory is shared, and nothing else is.
-    Ok((millis, resident_kib(&process, "RssAnon:")? + resident_kib(&process, "RssFile:")?))
+    Ok((millis, status_kib(&process, "RssAnon:") + status_kib(&process, "RssFile:")))
 }
 
 /// What a folder has for QEMU: the initramfs, the back end's socket, and that of the guest's second serial port, from which
@@ -131,14 +132,6 @@ fn take_sample(handle: &Handle) -> Result<()> {
     let stats = client.stats(&[])?;
     ensure!(stats.is_object(), "{stats}");
     Ok(())
-}
-
-fn resident_kib(process: &str, key: &str) -> Result<u64> {
-    kib(&fs::read_to_string(format!("/proc/{process}/status"))?, key).context("no such line")
-}
-
-fn kib(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse().ok())
 }
 
 /// The resident part of the mapping that is as large as the guest's memory.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use scx_vsock::guest::{Error, Guest, GuestSnapshot, Vmm};
 use scx_vsock::{RunControl, SchedStatsClient, SchedStatsError};
+use scx_vsock_tests::held_resources::descriptors_and_threads;
 use scx_vsock_tests::notifying_port::NotifyingPort;
 use scx_vsock_tests::peer::Peer;
 
@@ -60,17 +61,13 @@ fn main() -> Result<()> {
     let mut left = Vec::new();
     for restore in 0..restores.parse()? {
         timed("restore", || moment.check(&moment.snapshot.restore()?)).with_context(|| format!("restore {restore}"))?;
-        left.push([count("/proc/self/fd")?, count("/proc/self/task")?]);
+        left.push(descriptors_and_threads());
     }
     let (first, last) = (left.iter().min().context("no restore")?, left.iter().max().context("no restore")?);
     // A thread that was joined may still be on its way out of the kernel.
-    let nothing_left = first[0] == last[0] && left.iter().all(|[_, threads]| *threads < first[1] + LATE_THREADS);
+    let nothing_left = first.0 == last.0 && left.iter().all(|(_, threads)| *threads < first.1 + LATE_THREADS);
     ensure!(nothing_left, "descriptors and threads after each restore: {left:?}");
     timed("two restores at once", || moment.restore_two())
-}
-
-fn count(folder: &str) -> Result<usize> {
-    Ok(std::fs::read_dir(folder)?.count())
 }
 
 fn timed<T>(name: &str, step: impl FnOnce() -> Result<T>) -> Result<T> {
