@@ -150,6 +150,53 @@ fn a_guest_may_use_all_its_credit_and_more_is_reset() {
 }
 
 #[test]
+fn packets_that_wait_together_arrive_whole_and_in_order() {
+    let (mut guest, mut first) = connected();
+    let mut second = guest.connect_from_host(PORT + 1);
+    // Runs of one connection's packets, longer than a call takes together, and more than a socket has room for.
+    let runs = [(1, 700), (3, 5), (16, 3_000), (1, 60_000), (2, 40_000), (7, 1)];
+    let mut sent = [Vec::new(), Vec::new()];
+    for (count, size) in runs {
+        for (connection, sent) in [&mut first, &mut second].into_iter().zip(&mut sent) {
+            for number in 0..count {
+                let payload = vec![number; size];
+                let len = u32::try_from(size).unwrap();
+                let header = Header { len, ..connection.header(Operation::ReadWrite) };
+                assert!(guest.queue_packet(&header, &payload));
+                connection.sent = connection.sent.wrapping_add(header.len);
+                sent.extend(payload);
+            }
+        }
+    }
+    guest.service();
+    for (mut connection, sent) in [first, second].into_iter().zip(sent) {
+        let mut got = Vec::new();
+        while got.len() < sent.len() {
+            got.extend(connection.read_host());
+            guest.service();
+        }
+        assert!(got == sent);
+    }
+    assert_eq!(guest.device.used()[TX_QUEUE], guest.available()[TX_QUEUE]);
+    guest.serves_on();
+}
+
+#[test]
+fn what_was_sent_before_a_violation_arrives() {
+    let (mut guest, mut connection) = connected();
+    let data = pattern(BUFFER_BYTES as usize);
+    for payload in [b"before", b"always", &data[..]] {
+        let len = u32::try_from(payload.len()).unwrap();
+        let header = Header { len, ..connection.header(Operation::ReadWrite) };
+        assert!(guest.queue_packet(&header, payload));
+    }
+    guest.service();
+    assert_eq!(guest.operations(), [Operation::Rst]);
+    assert_eq!(connection.read_host(), b"beforealways");
+    guest.serves_on();
+}
+
+#[test]
 fn credit_comes_back_when_the_host_reads() {
     let (mut guest, mut connection) = connected();
     let data = pattern(4 << 20);

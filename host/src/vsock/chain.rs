@@ -137,6 +137,12 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
         Ok(())
     }
 
+    /// Returns a chain of one buffer.
+    #[cfg(test)]
+    pub fn of(slice: VolatileSlice<'m, B>) -> Self {
+        Self { length: slice.len(), slices: vec![slice] }
+    }
+
     /// Returns the number of bytes.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -185,16 +191,25 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
 
     /// Returns the slices that make up `count` bytes from `offset` on, or as many as there are.
     pub fn slices_of(&self, offset: usize, count: usize) -> impl Iterator<Item = VolatileSlice<'m, B>> {
-        let mut skip = offset;
-        let mut left = count;
-        self.slices.iter().filter_map(move |slice| {
-            let from = skip.min(slice.len());
-            skip -= from;
-            let length = (slice.len() - from).min(left);
-            left -= length;
-            if length == 0 { None } else { slice.subslice(from, length).ok() }
-        })
+        part_of(self.slices.iter().cloned(), offset, count)
     }
+}
+
+/// Returns the slices that make up `count` bytes of `slices` from `offset` on, or as many as there are.
+pub fn part_of<'m, B: BitmapSlice>(
+    slices: impl Iterator<Item = VolatileSlice<'m, B>>,
+    offset: usize,
+    count: usize,
+) -> impl Iterator<Item = VolatileSlice<'m, B>> {
+    let mut skip = offset;
+    let mut left = count;
+    slices.filter_map(move |slice| {
+        let from = skip.min(slice.len());
+        skip -= from;
+        let length = (slice.len() - from).min(left);
+        left -= length;
+        if length == 0 { None } else { slice.subslice(from, length).ok() }
+    })
 }
 
 #[cfg(test)]

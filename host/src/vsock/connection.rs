@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::bitmap::BitmapSlice;
 
+use super::burst::GuestPacket;
 use super::chain::Chain;
 use super::counters::Stage;
 use super::packet::{Header, Operation};
@@ -137,18 +138,44 @@ impl Connection {
         self.protocol.has_packet() || (self.stream.is_readable() && self.protocol.can_progress())
     }
 
-    /// Takes a packet of the guest, whose header was copied from the beginning of `chain`.
-    pub fn process<B: BitmapSlice>(&mut self, packet: &Header, chain: &Chain<'_, B>, poller: &Poller) -> Outcome {
-        let fits = usize::try_from(packet.len).is_ok_and(|len| len <= chain.len() - Header::BYTES);
-        let action = match Operation::parse(packet.op) {
-            None => Action::SendReset,
-            Some(Operation::ReadWrite) if !fits => Action::SendReset,
-            Some(operation) => self.protocol.process(operation, packet),
+    /// Takes the first packet of the guest, and further ones as long as they are payload, which enters the host's stream
+    /// together. Returns how many were taken, and what follows from the last one.
+    pub fn process<B: BitmapSlice>(&mut self, packets: &[GuestPacket<'_, B>], poller: &Poller) -> (usize, Outcome) {
+        let mut payload = 0;
+        let mut other = None;
+        for packet in packets {
+            match self.action(packet) {
+                Action::Payload => payload += 1,
+                action => {
+                    other = Some(action);
+                    break;
+                }
+            }
+        }
+        let taken = payload + usize::from(other.is_some());
+        let forwarded = match packets.get(..payload) {
+            Some(payload @ [_, ..]) => self.forward(payload, poller),
+            _ => Outcome::Continue,
         };
+        match other {
+            Some(action) if forwarded == Outcome::Continue => (taken, self.follow(action)),
+            _ => (taken, forwarded),
+        }
+    }
+
+    fn action<B: BitmapSlice>(&mut self, packet: &GuestPacket<'_, B>) -> Action {
+        match Operation::parse(packet.header.op) {
+            None => Action::SendReset,
+            Some(Operation::ReadWrite) if !packet.is_whole() => Action::SendReset,
+            Some(operation) => self.protocol.process(operation, &packet.header),
+        }
+    }
+
+    /// Does what a packet without payload is for.
+    fn follow(&mut self, action: Action) -> Outcome {
         match action {
-            Action::Continue => Outcome::Continue,
+            Action::Continue | Action::Payload => Outcome::Continue,
             Action::Connected(preamble) => self.on_connected(preamble),
-            Action::Payload => self.forward(packet, chain, poller),
             Action::Shutdown(flags) => self.on_guest_shutdown(flags),
             Action::Closed => self.close(false),
             Action::SendReset => Outcome::SendReset,
@@ -178,11 +205,12 @@ impl Connection {
         written
     }
 
-    /// Moves a packet's payload to the host.
-    fn forward<B: BitmapSlice>(&mut self, packet: &Header, chain: &Chain<'_, B>, poller: &Poller) -> Outcome {
-        let count = usize::try_from(packet.len).unwrap_or(0);
-        let entered = self.stream.write(chain, Header::BYTES, count);
-        self.protocol.forward(u32::try_from(entered).unwrap_or(packet.len));
+    /// Moves the payload of packets to the host.
+    fn forward<B: BitmapSlice>(&mut self, packets: &[GuestPacket<'_, B>], poller: &Poller) -> Outcome {
+        let payload = || packets.iter().flat_map(GuestPacket::payload);
+        let count = packets.iter().map(GuestPacket::payload_bytes).sum();
+        let entered = self.stream.write(payload, count);
+        self.protocol.forward(u32::try_from(entered).unwrap_or(u32::MAX));
         self.after_write(poller)
     }
 

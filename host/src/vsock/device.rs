@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemory;
-use vm_memory::bitmap::BitmapSlice;
+use vm_memory::bitmap::{BS, BitmapSlice};
 
+use super::burst::{Burst, GuestPacket};
 use super::chain::{Chain, Direction, gather};
 use super::counters::Counters;
 use super::error::DeviceError;
@@ -379,32 +380,65 @@ impl Device {
         tx: &mut Queue,
         budget: &mut Budget,
     ) -> Result<Batch, DeviceError> {
-        let mut any = false;
+        let mut burst = Burst::new();
+        let first = tx.next_used();
+        let end = self.receive_burst(memory, tx, budget, &mut burst);
+        // A broken ring loses nothing that came before.
+        self.finish(memory, tx, &mut burst)?;
+        Ok(Batch { end: end?, any: tx.next_used() != first })
+    }
+
+    /// Takes packets up to the end of a batch. The last ones are left in `burst`.
+    fn receive_burst<'m, M: GuestMemory>(
+        &mut self,
+        memory: &'m M,
+        tx: &mut Queue,
+        budget: &mut Budget,
+        burst: &mut Burst<'m, BS<'m, M::Bitmap>>,
+    ) -> Result<BatchEnd, DeviceError> {
         for _ in 0..BATCH_PACKETS {
             let Some(head) = tx.iter(memory)?.next().map(|chain| chain.head_index()) else {
-                return Ok(Batch { any, end: BatchEnd::Empty });
+                return Ok(BatchEnd::Empty);
             };
             let chain = gather(memory, tx, head, Direction::Readable)?;
             let mut payload = 0;
-            match chain.read_header() {
-                Some(packet) if !self.muxer.has_room_for(&packet) => {
+            if let Some(header) = chain.read_header() {
+                let packet = GuestPacket { head, header, chain };
+                if !burst.can_take(&packet) {
+                    self.finish(memory, tx, burst)?;
+                }
+                if !self.muxer.has_room_for(&packet.header) {
                     tx.go_to_previous_position();
                     self.muxer.count_reset_stall();
-                    return Ok(Batch { any, end: BatchEnd::Blocked });
+                    return Ok(BatchEnd::Blocked);
                 }
-                Some(packet) => {
-                    payload = usize::try_from(packet.len).unwrap_or(usize::MAX).min(chain.len());
-                    self.muxer.process(&packet, &chain);
-                }
-                None => self.muxer.count_short_packet(),
+                payload = packet.payload_bytes().min(packet.chain.len());
+                burst.push(packet);
+            } else {
+                self.finish(memory, tx, burst)?;
+                self.muxer.count_short_packet();
+                tx.add_used(memory, head, 0)?;
             }
-            tx.add_used(memory, head, 0)?;
-            any = true;
             if !budget.spend(payload) {
                 break;
             }
         }
-        Ok(Batch { any, end: BatchEnd::Full })
+        Ok(BatchEnd::Full)
+    }
+
+    /// Processes the packets of a burst, and gives their buffers back.
+    fn finish<'m, M: GuestMemory>(
+        &mut self,
+        memory: &'m M,
+        tx: &mut Queue,
+        burst: &mut Burst<'m, BS<'m, M::Bitmap>>,
+    ) -> Result<(), DeviceError> {
+        self.muxer.process(burst.packets());
+        for packet in burst.packets() {
+            tx.add_used(memory, packet.head, 0)?;
+        }
+        burst.clear();
+        Ok(())
     }
 
     /// Sends a batch of packets to the guest, as long as it has buffers for them.

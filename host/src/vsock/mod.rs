@@ -60,6 +60,7 @@
 
 // Public for the models of guests that the tests and fuzz targets share; nothing else should build on it.
 mod admission;
+mod burst;
 #[doc(hidden)]
 pub mod chain;
 mod connecting;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use vm_memory::bitmap::BitmapSlice;
 
 use super::admission::{Admission, Origin};
+use super::burst::GuestPacket;
 use super::chain::Chain;
 use super::connecting::ConnectReport;
 use super::connection::{Connection, Outcome};
@@ -353,31 +354,44 @@ impl Muxer {
         }
     }
 
-    /// Takes one packet of the guest, whose header was copied from the beginning of `chain`.
-    pub fn process<B: BitmapSlice>(&mut self, packet: &Header, chain: &Chain<'_, B>) {
+    /// Takes packets of the guest that came in a row: one, or payload of one connection.
+    pub fn process<B: BitmapSlice>(&mut self, packets: &[GuestPacket<'_, B>]) {
+        let mut left = packets;
+        while let Some(first) = left.first() {
+            let taken = self.process_first(&first.header, left);
+            left = left.get(taken..).unwrap_or(&[]);
+        }
+    }
+
+    /// Takes the first of these packets, which has this header, and others with it as its connection does. Returns how many.
+    fn process_first<B: BitmapSlice>(&mut self, packet: &Header, packets: &[GuestPacket<'_, B>]) -> usize {
         self.counters.from_guest.count(0);
         if packet.src_cid != self.guest_cid || packet.dst_cid != HOST_CID {
             self.counters.dropped_packets += 1;
-            return;
+            return 1;
         }
         self.counters.resets_received += u64::from(packet.op == Operation::Rst.number());
         if !self.streams || packet.socket_type != TYPE_STREAM {
-            return self.reject(packet);
+            self.reject(packet);
+            return 1;
         }
         match self.connections.entry(Key::of(packet)) {
             Entry::Occupied(mut slot) => {
-                let outcome = slot.get_mut().connection.process(packet, chain, &self.poller);
-                if outcome == Outcome::Continue && packet.op == Operation::ReadWrite.number() {
-                    self.counters.from_guest.bytes += u64::from(packet.len);
-                }
+                let (taken, outcome) = slot.get_mut().connection.process(packets, &self.poller);
+                let kept = if outcome == Outcome::Continue { taken } else { taken - 1 };
+                let payload = packets.iter().take(kept).filter(|packet| packet.is_payload());
+                self.counters.from_guest.packets += taken as u64 - 1;
+                self.counters.from_guest.bytes += payload.map(|packet| u64::from(packet.header.len)).sum::<u64>();
                 if let Some(slot) = apply(&mut self.schedule, slot, outcome) {
                     self.refuse(&slot, outcome);
                     self.end(slot);
                 }
+                return taken;
             }
             Entry::Vacant(_) if packet.op == Operation::Request.number() => self.accept(packet),
             Entry::Vacant(_) => self.reject(packet),
         }
+        1
     }
 
     /// Answers a packet of no connection: by RST, unless it is one.

@@ -45,7 +45,7 @@ impl Operation {
 
     /// Returns the operation's number.
     #[must_use]
-    pub fn number(self) -> u16 {
+    pub const fn number(self) -> u16 {
         match self {
             Self::Request => 1,
             Self::Response => 2,

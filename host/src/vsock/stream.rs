@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, recv, send, sockopt};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, VolatileSlice};
 
-use super::chain::Chain;
+use super::chain::{Chain, part_of};
 use super::key::Key;
 use super::limits::{BUFFER_BYTES, SEND_BUFFER_BYTES};
 use super::poller::{Interest, Poller, Token};
@@ -217,13 +217,16 @@ impl Stream {
         }
     }
 
-    /// Writes the guest's payload, the `count` bytes of `chain` from `offset` on. Returns how many of them entered the
-    /// socket, or were dropped because the host receives no more; the others wait in `tx_buf`.
-    pub fn write<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>, offset: usize, count: usize) -> usize {
+    /// Writes the guest's `payload` of `count` bytes. Returns how many of them entered the socket, or were dropped because the
+    /// host receives no more; the others wait in `tx_buf`.
+    pub fn write<'m, B: BitmapSlice, P>(&mut self, payload: impl Fn() -> P, count: usize) -> usize
+    where
+        P: Iterator<Item = VolatileSlice<'m, B>>,
+    {
         let WriteHalf::Open { tx_buf } = &mut self.write else { return count };
         let mut entered = 0;
         if tx_buf.is_empty() {
-            match transfer::send(self.socket.as_fd(), chain.slices_of(offset, count)) {
+            match transfer::send(self.socket.as_fd(), payload()) {
                 Ok(sent) => {
                     entered = sent;
                     self.is_used |= sent > 0;
@@ -238,7 +241,9 @@ impl Stream {
                 },
             }
         }
-        chain.slices_of(offset + entered, count - entered).for_each(|slice| buffer(tx_buf, &slice));
+        if entered < count {
+            part_of(payload(), entered, count - entered).for_each(|slice| buffer(tx_buf, &slice));
+        }
         entered
     }
 

@@ -65,7 +65,9 @@ impl Bench {
     /// The guest sends a packet, in a chain that has room for this payload.
     fn send(&mut self, packet: &Header, payload: &[u8]) {
         self.memory.write_slice(payload, PAYLOAD).unwrap();
-        with_chain(&self.memory, payload.len(), Direction::Readable, |chain| self.muxer.process(packet, chain));
+        with_chain(&self.memory, payload.len(), Direction::Readable, |chain| {
+            self.muxer.process(&[GuestPacket { head: 0, header: *packet, chain }]);
+        });
     }
 
     fn send_control(&mut self, key: Key, operation: Operation) {
@@ -83,7 +85,7 @@ impl Bench {
 
     /// The next packet that the guest is owed, with its payload.
     fn receive(&mut self) -> Option<(Header, Vec<u8>)> {
-        let packet = with_chain(&self.memory, ROOM, Direction::Writable, |chain| self.muxer.dispatch(chain))?;
+        let packet = with_chain(&self.memory, ROOM, Direction::Writable, |chain| self.muxer.dispatch(&chain))?;
         let mut payload = vec![0; usize::try_from(packet.len).unwrap()];
         self.memory.read_slice(&mut payload, PAYLOAD).unwrap();
         Some((packet, payload))
@@ -208,14 +210,14 @@ fn with_chain<T>(
     memory: &GuestMemoryMmap<()>,
     payload: usize,
     direction: Direction,
-    check: impl FnOnce(&Chain<'_, ()>) -> T,
+    check: impl FnOnce(Chain<'_, ()>) -> T,
 ) -> T {
     let ring = MockSplitQueue::create(memory, RING, 16);
     let flags = if direction == Direction::Writable { WRITE } else { 0 };
     let len = u32::try_from(Header::BYTES + payload).unwrap();
     ring.desc_table().store(0, RawDescriptor::from(Descriptor::new(BUFFER.0, len, flags, 0))).unwrap();
     let queue: Queue = ring.create_queue().unwrap();
-    check(&gather(memory, &queue, 0, direction).unwrap())
+    check(gather(memory, &queue, 0, direction).unwrap())
 }
 
 /// The connection that the guest's port asks for.
