@@ -239,7 +239,7 @@ impl Muxer {
                 HostEvent::Timer => {}
                 // The rings are looked at whatever has happened.
                 #[cfg(feature = "vhost-user")]
-                HostEvent::Notification | HostEvent::Transport => {}
+                HostEvent::Notification(_) | HostEvent::Transport => {}
                 HostEvent::Stream(Token::Connection(key), event) => self.on_event(key, event),
                 HostEvent::Stream(Token::Unread(number), event) => {
                     self.unread.on_event(number, event, &mut self.admission);

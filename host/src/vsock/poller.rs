@@ -28,13 +28,13 @@ const WAKE: u64 = u64::MAX;
 /// The token of the timer.
 const TIMER: u64 = u64::MAX - 1;
 
-/// The token of queue notifications.
-#[cfg(feature = "vhost-user")]
-const NOTIFICATION: u64 = u64::MAX - 2;
-
 /// The token of the transport's own descriptor.
 #[cfg(feature = "vhost-user")]
-const TRANSPORT: u64 = u64::MAX - 3;
+const TRANSPORT: u64 = u64::MAX - 2;
+
+/// The tokens of queue notifications.
+#[cfg(feature = "vhost-user")]
+const NOTIFICATIONS: [u64; 3] = [u64::MAX - 3, u64::MAX - 4, u64::MAX - 5];
 
 /// The host's end may have something to read, if only its end.
 const READABLE: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
@@ -95,9 +95,9 @@ pub enum HostEvent {
     Wake,
     /// The time of [`Poller::wake_after`] is over.
     Timer,
-    /// The driver has notified a queue.
+    /// The driver has notified the queue of this number.
     #[cfg(feature = "vhost-user")]
-    Notification,
+    Notification(usize),
     /// The transport has something else to do.
     #[cfg(feature = "vhost-user")]
     Transport,
@@ -112,9 +112,11 @@ impl HostEvent {
             WAKE => Self::Wake,
             TIMER => Self::Timer,
             #[cfg(feature = "vhost-user")]
-            NOTIFICATION => Self::Notification,
-            #[cfg(feature = "vhost-user")]
             TRANSPORT => Self::Transport,
+            #[cfg(feature = "vhost-user")]
+            number if let Some(queue) = NOTIFICATIONS.iter().position(|&token| token == number) => {
+                Self::Notification(queue)
+            }
             number => Self::Stream(Token::of(key(number)), StreamEvent::of(flags)),
         }
     }
@@ -131,7 +133,7 @@ pub enum Token {
 
 impl Token {
     /// The last number of such a stream.
-    pub const LAST_UNREAD: u32 = u32::MAX - 4;
+    pub const LAST_UNREAD: u32 = u32::MAX - 6;
 
     fn key(self) -> Key {
         match self {
@@ -238,10 +240,11 @@ pub fn wait(epoll: impl AsFd, within: Option<Duration>) -> io::Result<HostEvents
 ///
 /// # Errors
 ///
-/// The kernel's, if it has no memory or watches for it.
+/// The kernel's, if it has no memory or watches for it; a device has no queue of this number.
 #[cfg(feature = "vhost-user")]
-pub fn add_notifications(epoll: impl AsFd, event: impl AsFd) -> io::Result<()> {
-    Ok(epoll::add(epoll, event, EventData::new_u64(NOTIFICATION), EventFlags::IN | EventFlags::ET)?)
+pub fn add_notifications(epoll: impl AsFd, queue: usize, event: impl AsFd) -> io::Result<()> {
+    let token = *NOTIFICATIONS.get(queue).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(epoll::add(epoll, event, EventData::new_u64(token), EventFlags::IN | EventFlags::ET)?)
 }
 
 /// Removes what [`add_notifications`] added.

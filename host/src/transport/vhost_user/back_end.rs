@@ -193,8 +193,8 @@ impl BackEnd {
     ///
     /// The kernel's, if it cannot wait.
     fn run(&self, rings: [&Vring; QUEUES]) -> io::Result<()> {
-        for ring in rings {
-            ring.watch_kick(&self.epoll);
+        for (queue, ring) in rings.into_iter().enumerate() {
+            ring.watch_kick(queue, &self.epoll);
         }
         let mut events = HostEvents::new();
         loop {
@@ -221,8 +221,10 @@ impl BackEnd {
     fn on_events(&self, events: &HostEvents) {
         let mut rings = lock(&self.rings);
         rings.device.on_events(events);
-        if events.contains(&HostEvent::Notification) {
-            rings.kick_count.on_kick();
+        for event in events {
+            if let HostEvent::Notification(queue) = *event {
+                rings.kick_count.on_kick(queue);
+            }
         }
     }
 
@@ -230,9 +232,8 @@ impl BackEnd {
     /// reported any more.
     fn count_kicks(&self, rings: [&Vring; QUEUES]) {
         let mut of_device = lock(&self.rings);
-        if of_device.kick_count.take_due(Instant::now()) {
-            let kicks = rings.map(Vring::take_kicks).into_iter().fold(0, u64::saturating_add);
-            of_device.device.count_notifications(kicks);
+        for queue in of_device.kick_count.take_due(Instant::now()) {
+            of_device.device.count_notifications(rings.get(queue).map_or(0, |ring| ring.take_kicks()));
         }
     }
 
@@ -276,7 +277,7 @@ impl BackEnd {
             let events = wait(&self.epoll, Some(Duration::ZERO))?;
             self.on_events(&events);
             // A notification is of what the rings have shown already, or show next.
-            if events.iter().any(|event| !matches!(event, HostEvent::Notification | HostEvent::Transport)) {
+            if events.iter().any(|event| !matches!(event, HostEvent::Notification(_) | HostEvent::Transport)) {
                 return Ok(true);
             }
             if started.elapsed() >= window {

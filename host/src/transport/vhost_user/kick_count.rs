@@ -2,35 +2,38 @@
 
 use std::time::{Duration, Instant};
 
-/// The least time between two reads.
-const PACE: Duration = Duration::from_millis(1);
+use super::back_end::QUEUES;
 
-/// Whether there are kicks to count, and when they are.
+/// The least time between two reads.
+const PACE: Duration = Duration::from_millis(10);
+
+/// Which queues have kicks to count, and when they are.
 #[derive(Debug, Default)]
 pub(super) struct KickCount {
-    pending: bool,
+    pending: [bool; QUEUES],
     counted_at: Option<Instant>,
 }
 
 impl KickCount {
-    /// A kick came.
-    pub(super) fn on_kick(&mut self) {
-        self.pending = true;
+    /// A kick of this queue came.
+    pub(super) fn on_kick(&mut self, queue: usize) {
+        self.pending.get_mut(queue).into_iter().for_each(|pending| *pending = true);
     }
 
     /// Returns how long the worker may wait until kicks are to be counted, or `None` if there are none.
     pub(super) fn due_within(&self, now: Instant) -> Option<Duration> {
         let since = |counted_at: Instant| PACE.saturating_sub(now.saturating_duration_since(counted_at));
-        self.pending.then(|| self.counted_at.map_or(Duration::ZERO, since))
+        self.pending.contains(&true).then(|| self.counted_at.map_or(Duration::ZERO, since))
     }
 
-    /// Whether the kicks are to be counted now; then they have been.
-    pub(super) fn take_due(&mut self, now: Instant) -> bool {
+    /// Returns the queues whose kicks are to be counted now; then they have been.
+    pub(super) fn take_due(&mut self, now: Instant) -> impl Iterator<Item = usize> + use<> {
         let due = self.due_within(now).is_some_and(|within| within.is_zero());
         if due {
-            *self = Self { pending: false, counted_at: Some(now) };
+            self.counted_at = Some(now);
         }
-        due
+        let queues = if due { std::mem::take(&mut self.pending) } else { [false; QUEUES] };
+        queues.into_iter().enumerate().filter(|&(_, pending)| pending).map(|(queue, _)| queue)
     }
 }
 
@@ -38,17 +41,23 @@ impl KickCount {
 mod tests {
     use super::*;
 
+    fn taken(count: &mut KickCount, now: Instant) -> Vec<usize> {
+        count.take_due(now).collect()
+    }
+
     #[test]
     fn kicks_are_counted_at_once_and_then_at_a_pace() {
         let (mut count, now) = (KickCount::default(), Instant::now());
-        assert!(count.due_within(now).is_none() && !count.take_due(now), "an idle guest costs nothing");
-        count.on_kick();
-        assert!(count.take_due(now));
-        count.on_kick();
+        assert_eq!(count.due_within(now), None, "an idle guest costs nothing");
+        assert!(taken(&mut count, now).is_empty());
+        count.on_kick(1);
+        assert_eq!(taken(&mut count, now), [1]);
+        count.on_kick(0);
+        count.on_kick(2);
         let soon = now + PACE / 4;
-        assert!(!count.take_due(soon));
+        assert!(taken(&mut count, soon).is_empty());
         assert_eq!(count.due_within(soon), Some(PACE * 3 / 4));
-        assert!(count.take_due(now + PACE));
-        assert!(count.due_within(now + PACE).is_none());
+        assert_eq!(taken(&mut count, now + PACE), [0, 2]);
+        assert_eq!(count.due_within(now + PACE), None);
     }
 }

@@ -71,10 +71,10 @@ impl Vring {
     }
 
     /// Adds the kick to the device's epoll instance, unless that has it.
-    pub(super) fn watch_kick(&self, epoll: &Arc<OwnedFd>) {
+    pub(super) fn watch_kick(&self, queue: usize, epoll: &Arc<OwnedFd>) {
         let mut events = self.events();
         let Some(kick) = events.kick.as_mut().filter(|kick| kick.watched_by.is_none()) else { return };
-        match add_notifications(epoll, &kick.event) {
+        match add_notifications(epoll, queue, &kick.event) {
             Ok(()) => kick.watched_by = Some(Arc::clone(epoll)),
             Err(error) => events.fail(EventPurpose::Kick, Some(error)),
         }
