@@ -85,8 +85,8 @@ impl FrontEnd {
             calls: [event(), event(), event()],
             interrupts: Epoll::new().expect("an epoll descriptor"),
         };
-        for call in &front_end.calls {
-            let readable = EpollEvent::new(EventSet::IN, 0);
+        for (queue, call) in (0..).zip(&front_end.calls) {
+            let readable = EpollEvent::new(EventSet::IN, queue);
             front_end.interrupts.ctl(ControlOperation::Add, call.as_raw_fd(), readable).expect("an event to wait for");
         }
         front_end.negotiate();
@@ -224,9 +224,18 @@ impl FrontEnd {
         bytes.try_into().expect("8 bytes")
     }
 
-    /// Kicks all queues.
+    /// Kicks all queues, whether the back end asked for that or not.
     pub fn kick(&self) {
         self.kicks.iter().for_each(|kick| kick.write(1).expect("an event"));
+    }
+
+    /// Kicks the queues that are to be notified.
+    pub fn notify(&mut self) {
+        for (kick, notified) in self.kicks.iter().zip(self.driver.take_notifications()) {
+            if notified {
+                kick.write(1).expect("an event");
+            }
+        }
     }
 
     /// The guest accepts a program, which connects to its port 729 through the back end's hybrid socket.
@@ -243,10 +252,10 @@ impl FrontEnd {
         (program, connection)
     }
 
-    /// Queues a packet and kicks both queues.
+    /// Sends a packet.
     pub fn send(&mut self, header: &Header, payload: &[u8]) {
         assert!(self.queue(header, payload), "the transmit queue is full");
-        self.kick();
+        self.notify();
     }
 
     /// Queues a packet. False if the queue is full.
@@ -256,17 +265,18 @@ impl FrontEnd {
     }
 
     /// Waits until the device has used a buffer of any queue.
-    pub fn wait(&self) {
+    pub fn wait(&mut self) {
+        self.notify();
         self.driver.ask_for_interrupts();
         if self.driver.has_used() {
             return;
         }
         let within = i32::try_from(DEADLINE.as_millis()).expect("a short deadline");
-        let signalled = self.interrupts.wait(within, &mut [EpollEvent::default(); QUEUES]).expect("epoll works");
+        let mut events = [EpollEvent::default(); QUEUES];
+        let signalled = self.interrupts.wait(within, &mut events).expect("epoll works");
         assert!(signalled > 0, "no interrupt within {DEADLINE:?}");
-        for call in &self.calls {
-            // Not all may have been signalled.
-            let _empty = call.read();
+        for event in &events[..signalled] {
+            let _count = self.calls[usize::try_from(event.data()).expect("a queue")].read().expect("it is readable");
         }
     }
 

@@ -14,6 +14,7 @@ use scx_vsock_tests::peer::Peer;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::measure::{Bench, Measure, micros};
+use crate::processors::{Side, on};
 use crate::round_trips::{PAYLOAD, round_trips};
 use crate::row::{Goal, Row};
 use crate::system_calls;
@@ -23,14 +24,15 @@ pub const ALL: &[Measure] = &[
     Measure {
         name: "back-end-round-trip",
         is_quick: true,
-        bound: "Wake-ups of the device's thread, of the guest and of the host's program. The answer's header makes it longer \
-                than a receive buffer, so that it comes as two packets.",
+        bound: "Wake-ups of the device's thread, which has a processor, and of the guest and the host's program, which share \
+                another. The header makes request and answer longer than a buffer, so that each comes as two packets.",
         rows: round_trip,
     },
     Measure {
         name: "back-end-small-round-trip",
         is_quick: true,
-        bound: "Wake-ups of the device's thread, of the guest and of the host's program.",
+        bound: "Wake-ups of the device's thread, which has a processor, and of the guest and the host's program, which share \
+                another.",
         rows: small_round_trip,
     },
     Measure {
@@ -42,8 +44,8 @@ pub const ALL: &[Measure] = &[
     Measure {
         name: "back-end-system-calls",
         is_quick: true,
-        bound: "Two reads and two writes of the host's socket, since the answer comes as two packets, an interrupt written for \
-                each queue, and a wait. Tracing slows each call down, so that what comes soon after another comes later than \
+        bound: "Two waits; two reads of the host's socket, since the request becomes two packets, and a write; and an interrupt \
+                written for each queue. Tracing slows each call down, so that what comes soon after another comes later than \
                 it would.",
         rows: system_calls_per_round_trip,
     },
@@ -67,7 +69,7 @@ impl Connected {
     }
 
     fn both(bench: &Bench) -> [Self; 2] {
-        [BackEnd::serve(&bench.command), BackEnd::vhost_device_vsock()].map(Self::through)
+        on(Side::Device, || [BackEnd::serve(&bench.command), BackEnd::vhost_device_vsock()]).map(Self::through)
     }
 
     fn host(&self) -> UnixStream {
@@ -87,7 +89,7 @@ fn compare(
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..bench.runs(rounds) {
         for (connected, times) in both.iter_mut().zip(&mut times) {
-            times.extend(measure(connected));
+            times.extend(on(Side::Others, || measure(connected)));
         }
     }
     let [mut ours, mut theirs] = times;
@@ -98,13 +100,12 @@ fn compare(
 fn system_calls_per_round_trip(bench: &Bench) -> Vec<Row> {
     const TIMES: usize = 500;
     const RUNS: usize = 5;
-    /// Two packets of the host, one of the guest: a wait, a read and a write for the socket, and for each direction's queue
-    /// a notification that is read and an interrupt.
+    /// For each direction a wait and an interrupt; the request is read as two packets, and the answer written at once.
     const NEED: f64 = 7.0;
-    let mut connected = Connected::through(BackEnd::serve(&bench.command));
+    let mut connected = Connected::through(on(Side::Device, || BackEnd::serve(&bench.command)));
     let device = connected.back_end.id();
     let mut calls = || {
-        let work = || drop(echo_round_trips(&mut connected, PAYLOAD, TIMES));
+        let work = || drop(on(Side::Others, || echo_round_trips(&mut connected, PAYLOAD, TIMES)));
         system_calls::during(device, work) / TIMES as f64
     };
     let mut ours: Vec<f64> = (0..bench.runs(RUNS)).map(|_| calls()).collect();
@@ -195,7 +196,7 @@ fn send(front_end: &mut FrontEnd, connection: &mut Connection, packets: usize) {
             sent += 1;
         }
         if sent > before {
-            front_end.kick();
+            front_end.notify();
         } else if !received {
             front_end.wait();
         }

@@ -32,6 +32,7 @@ mod measure;
 mod measured_guests;
 mod options;
 mod page;
+mod processors;
 mod request_rows;
 mod round_trips;
 mod row;

@@ -4,6 +4,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use scx_vsock_tests::peer::DEADLINE;
+
 use crate::measure::micros;
 
 /// The payload of a round trip, in bytes.
@@ -16,8 +19,22 @@ pub fn round_trips(host: &mut UnixStream, bytes: usize, times: usize) -> Vec<f64
     let mut round_trip = || {
         let started = Instant::now();
         host.write_all(&payload).unwrap();
-        host.read_exact(&mut back).unwrap();
+        read_polled(host, &mut back);
         micros(started.elapsed())
     };
     (0..times).map(|_| round_trip()).collect()
+}
+
+/// Fills `bytes`, and waits for them in poll(2), as programs with a deadline do: who waits in a read is woken, too, when what
+/// it has sent is taken.
+pub fn read_polled(stream: &mut UnixStream, bytes: &mut [u8]) {
+    let within = Timespec::try_from(DEADLINE).unwrap();
+    let mut read = 0;
+    while read < bytes.len() {
+        let ready = poll(&mut [PollFd::new(&*stream, PollFlags::IN)], Some(&within)).unwrap();
+        assert!(ready > 0, "no answer within {DEADLINE:?}");
+        let count = stream.read(&mut bytes[read..]).unwrap();
+        assert!(count > 0, "the stream has ended");
+        read += count;
+    }
 }
