@@ -72,7 +72,7 @@ struct DeviceRings {
     device: Device,
     run: Run,
     busy_poll: BusyPoll,
-    kick_count: KickCount,
+    kick_count: KickCount<QUEUES>,
 }
 
 /// How the receive and the transmit ring run.

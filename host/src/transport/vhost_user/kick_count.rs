@@ -2,19 +2,23 @@
 
 use std::time::{Duration, Instant};
 
-use super::back_end::QUEUES;
-
 /// The least time between two reads.
 const PACE: Duration = Duration::from_millis(10);
 
 /// Which queues have kicks to count, and when they are.
-#[derive(Debug, Default)]
-pub(super) struct KickCount {
+#[derive(Debug)]
+pub(super) struct KickCount<const QUEUES: usize> {
     pending: [bool; QUEUES],
     counted_at: Option<Instant>,
 }
 
-impl KickCount {
+impl<const QUEUES: usize> Default for KickCount<QUEUES> {
+    fn default() -> Self {
+        Self { pending: [false; QUEUES], counted_at: None }
+    }
+}
+
+impl<const QUEUES: usize> KickCount<QUEUES> {
     /// A kick of this queue came.
     pub(super) fn on_kick(&mut self, queue: usize) {
         self.pending.get_mut(queue).into_iter().for_each(|pending| *pending = true);
@@ -27,12 +31,12 @@ impl KickCount {
     }
 
     /// Returns the queues whose kicks are to be counted now; then they have been.
-    pub(super) fn take_due(&mut self, now: Instant) -> impl Iterator<Item = usize> + use<> {
+    pub(super) fn take_due(&mut self, now: Instant) -> impl Iterator<Item = usize> + use<QUEUES> {
         let due = self.due_within(now).is_some_and(|within| within.is_zero());
         if due {
             self.counted_at = Some(now);
         }
-        let queues = if due { std::mem::take(&mut self.pending) } else { [false; QUEUES] };
+        let queues = if due { std::mem::replace(&mut self.pending, [false; QUEUES]) } else { [false; QUEUES] };
         queues.into_iter().enumerate().filter(|&(_, pending)| pending).map(|(queue, _)| queue)
     }
 }
@@ -41,7 +45,7 @@ impl KickCount {
 mod tests {
     use super::*;
 
-    fn taken(count: &mut KickCount, now: Instant) -> Vec<usize> {
+    fn taken(count: &mut KickCount<3>, now: Instant) -> Vec<usize> {
         count.take_due(now).collect()
     }
 
