@@ -8,11 +8,12 @@ use std::time::Duration;
 use scx_vsock::vsock::BUFFER_BYTES;
 use scx_vsock::vsock::MAX_BACKLOG;
 use scx_vsock::vsock::packet::{Header, Operation};
-use scx_vsock::vsock::spec::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX_QUEUE};
+use scx_vsock::vsock::spec::{HOST_CID, RX_QUEUE, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX_QUEUE};
 use scx_vsock::vsock::test_util::QUEUE_SIZE;
 use scx_vsock::vsock::{Device, DeviceError};
 use scx_vsock::vsock::{MAX_CONNECTIONS, MAX_PORT_CONNECTIONS};
 use scx_vsock_tests::guest_driver::{CID, Connection, Guest, RawRings, interesting_sizes, is_readable, pattern};
+use vm_memory::{Bytes, GuestAddress};
 
 const PORT: u32 = 729;
 
@@ -301,6 +302,58 @@ fn a_short_receive_buffer_is_returned_unused() {
     assert!(guest.receive().is_none());
     assert!(guest.receive().is_none());
     assert_eq!(guest.receive().unwrap().operation(), Operation::Request);
+}
+
+/// A guest whose host writes more at a time than a buffer has room for, and which has no receive buffers now.
+fn with_long_writes() -> (Guest, Connection) {
+    let mut guest = Guest::without_buffers();
+    guest.reposts = false;
+    guest.post(4096);
+    let mut connection = guest.connect_from_host(PORT);
+    for _ in 0..2 {
+        connection.stream.write_all(&pattern(100)).unwrap();
+        guest.post(64);
+        guest.post(4096);
+        assert_eq!(guest.received().len(), 2);
+    }
+    (guest, connection)
+}
+
+#[test]
+fn one_write_fills_buffers_of_any_size_in_their_order() {
+    let (mut guest, mut connection) = with_long_writes();
+    let sizes = [45, 64, 4096, 44, 1000, 20, 300, 4096, 4096];
+    for size in sizes {
+        assert!(guest.post(size));
+    }
+    let data = pattern(6000);
+    connection.stream.write_all(&data).unwrap();
+    guest.service();
+    let lengths = [1, 20, 4052, 956, 256, 715].map(Some);
+    let [a, b, c, d, e, f] = lengths;
+    let mut got = Vec::new();
+    for expected in [a, b, c, None, d, None, e, f, None] {
+        let packet = guest.receive();
+        assert_eq!(packet.as_ref().map(|packet| packet.payload.len()), expected);
+        got.extend(packet.into_iter().flat_map(|packet| packet.payload));
+    }
+    assert!(got == data);
+    guest.post_all_buffers();
+    guest.serves_on();
+}
+
+#[test]
+fn a_broken_buffer_costs_nothing_of_those_before_it() {
+    let (mut guest, mut connection) = with_long_writes();
+    guest.post(64);
+    guest.post(64);
+    let ring = guest.addresses()[RX_QUEUE];
+    let newest = (guest.available()[RX_QUEUE] - 1) % QUEUE_SIZE;
+    let head: u16 = guest.memory().read_obj(GuestAddress(ring.available + 4 + 2 * u64::from(newest))).unwrap();
+    guest.memory().write_obj(u64::MAX, GuestAddress(ring.descriptors + 16 * u64::from(head))).unwrap();
+    connection.stream.write_all(&pattern(100)).unwrap();
+    assert!(guest.try_service().is_err());
+    assert_eq!(guest.receive().unwrap().payload, pattern(20));
 }
 
 #[test]

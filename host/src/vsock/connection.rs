@@ -4,13 +4,14 @@
 //! both return an [`Outcome`] for the muxer. Packets for the guest leave at [`Connection::dispatch`].
 
 use std::io;
+use std::iter;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use vm_memory::bitmap::BitmapSlice;
 
 use super::burst::GuestPacket;
-use super::chain::Chain;
+use super::chain::{Chain, part_of};
 use super::counters::Stage;
 use super::packet::{Header, Operation};
 use super::poller::{Poller, StreamEvent};
@@ -21,6 +22,12 @@ use super::stream::{Received, Remains, Stream};
 /// How long the guest may take to confirm a close, or to accept a connection whose host has closed. What a Linux guest
 /// has received by then stays readable there.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Buffers of the guest that one read may fill.
+pub const MAX_BUFFERS: usize = 4;
+
+/// The headers of packets for the guest, one for each of the first buffers.
+pub type Packets = heapless::Vec<Header, MAX_BUFFERS>;
 
 /// What becomes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,34 +307,46 @@ impl Connection {
         }
     }
 
-    /// Returns the next packet for the guest; its payload is written into `chain` after the space for the header.
-    pub fn dispatch<B: BitmapSlice>(&mut self, guest_cid: u64, chain: &Chain<'_, B>) -> Option<Header> {
-        let packet = self.protocol.dispatch(guest_cid).or_else(|| self.dispatch_payload(guest_cid, chain));
+    /// Returns the next packets for the guest: one, or as many with payload as one read has filled of these buffers, where it
+    /// is written after the space for the header.
+    pub fn dispatch<B: BitmapSlice>(&mut self, guest_cid: u64, buffers: &[Chain<'_, B>]) -> Packets {
+        let control = self.protocol.dispatch(guest_cid);
+        let packets = control.map_or_else(|| self.dispatch_payload(guest_cid, buffers), one);
         if self.is_closing() && self.deadline.is_none() {
             self.deadline = close_deadline();
         }
-        packet
+        packets
     }
 
-    fn dispatch_payload<B: BitmapSlice>(&mut self, guest_cid: u64, chain: &Chain<'_, B>) -> Option<Header> {
+    fn dispatch_payload<B: BitmapSlice>(&mut self, guest_cid: u64, buffers: &[Chain<'_, B>]) -> Packets {
         if !self.protocol.may_send() || !self.stream.is_readable() {
-            return None;
+            return Packets::new();
         }
         let credit = self.protocol.available_credit();
         if credit == 0 {
             self.protocol.request_credit();
-            return self.protocol.dispatch(guest_cid);
+            return self.protocol.dispatch(guest_cid).map_or_else(Packets::new, one);
         }
-        let room = chain.len().saturating_sub(Header::BYTES);
-        let most = room.min(usize::try_from(credit).unwrap_or(room));
-        match self.stream.read(chain, Header::BYTES, most) {
-            Received::Bytes(count) => u32::try_from(count).ok().map(|len| self.protocol.payload(guest_cid, len)),
-            Received::WouldBlock => None,
+        let room = buffers.iter().flat_map(|buffer| buffer.slices_of(Header::BYTES, usize::MAX));
+        match self.stream.read(part_of(room, 0, usize::try_from(credit).unwrap_or(usize::MAX))) {
+            Received::Bytes(count) => self.payload_packets(guest_cid, buffers, count),
+            Received::WouldBlock => Packets::new(),
             Received::End => {
                 self.on_host_end();
-                self.protocol.dispatch(guest_cid)
+                self.protocol.dispatch(guest_cid).map_or_else(Packets::new, one)
             }
         }
+    }
+
+    /// Returns the packets of so many bytes of payload in these buffers.
+    fn payload_packets<B: BitmapSlice>(&mut self, guest_cid: u64, buffers: &[Chain<'_, B>], bytes: usize) -> Packets {
+        let mut left = bytes;
+        let lengths = buffers.iter().map_while(|buffer| {
+            let here = buffer.len().saturating_sub(Header::BYTES).min(left);
+            left -= here;
+            (here > 0).then_some(here)
+        });
+        lengths.filter_map(|here| u32::try_from(here).ok()).map(|len| self.protocol.payload(guest_cid, len)).collect()
     }
 
     /// Makes the guest's time be over at `deadline`.
@@ -335,6 +354,10 @@ impl Connection {
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = Some(deadline);
     }
+}
+
+fn one(packet: Header) -> Packets {
+    iter::once(packet).collect()
 }
 
 fn close_deadline() -> Option<Instant> {

@@ -1,5 +1,6 @@
 //! The device: the two ends of its queues, and the driver's life cycle.
 
+use std::iter;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 #[cfg(feature = "vhost-user")]
@@ -12,6 +13,7 @@ use vm_memory::bitmap::{BS, BitmapSlice};
 
 use super::burst::{Burst, GuestPacket};
 use super::chain::{Chain, Direction, gather};
+use super::connection::MAX_BUFFERS;
 use super::counters::Counters;
 use super::error::DeviceError;
 use super::event_queue::TransportReset;
@@ -444,34 +446,91 @@ impl Device {
     /// Sends a batch of packets to the guest, as long as it has buffers for them.
     fn send<M: GuestMemory>(&mut self, memory: &M, rx: &mut Queue, budget: &mut Budget) -> Result<Batch, DeviceError> {
         let mut any = false;
-        for _ in 0..BATCH_PACKETS {
-            let head =
-                if self.muxer.has_packets() { rx.iter(memory)?.next().map(|chain| chain.head_index()) } else { None };
-            let Some(head) = head else { return Ok(Batch { any, end: BatchEnd::Empty }) };
-            let chain = gather(memory, rx, head, Direction::Writable)?;
-            let Some(length) = self.fill(&chain) else {
+        let mut left = BATCH_PACKETS;
+        while left > 0 {
+            let wanted = self.muxer.wanted_buffers().min(left);
+            let buffers = if self.muxer.has_packets() { take_buffers(memory, rx, wanted)? } else { Buffers::default() };
+            let lengths = self.fill(&buffers.chains);
+            for _ in lengths.len()..buffers.chains.len() {
                 rx.go_to_previous_position();
+            }
+            if lengths.is_empty() {
                 return Ok(Batch { any, end: BatchEnd::Empty });
-            };
-            rx.add_used(memory, head, length)?;
+            }
             any = true;
-            if !budget.spend(usize::try_from(length).unwrap_or(usize::MAX)) {
+            left -= lengths.len();
+            let mut goes_on = true;
+            for (&head, &length) in buffers.heads.iter().zip(&lengths) {
+                rx.add_used(memory, head, length)?;
+                goes_on &= budget.spend(usize::try_from(length).unwrap_or(usize::MAX));
+            }
+            if !goes_on {
                 break;
             }
         }
         Ok(Batch { any, end: BatchEnd::Full })
     }
 
-    /// Fills a receive buffer with the next packet. Returns the bytes that are used of it, or `None` if there is no packet
-    /// after all. A buffer that has no room after the header is returned unused.
-    fn fill<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<u32> {
-        if chain.len() <= Header::BYTES {
-            return Some(0);
+    /// Fills receive buffers with the next packets. Returns how many bytes are used of each, from the first one on, as far as
+    /// there are packets after all. A buffer that has no room after the header is alone, and returned unused.
+    fn fill<B: BitmapSlice>(&mut self, buffers: &[Chain<'_, B>]) -> heapless::Vec<u32, MAX_BUFFERS> {
+        match buffers {
+            [] => heapless::Vec::new(),
+            [short] if short.len() <= Header::BYTES => iter::once(0).collect(),
+            _ => {
+                let packets = self.muxer.dispatch(buffers);
+                let filled = packets.iter().zip(buffers).map(|(packet, buffer)| {
+                    let _long_enough = buffer.write_header(packet);
+                    u32::try_from(packet.packet_bytes()).unwrap_or(u32::MAX)
+                });
+                filled.collect()
+            }
         }
-        let packet = self.muxer.dispatch(chain)?;
-        let _long_enough = chain.write_header(&packet);
-        u32::try_from(Header::BYTES).ok()?.checked_add(packet.len)
     }
+}
+
+/// Receive buffers that were taken from the queue.
+#[derive(Debug)]
+struct Buffers<'m, B: BitmapSlice> {
+    /// The first descriptor of each.
+    heads: heapless::Vec<u16, MAX_BUFFERS>,
+    chains: heapless::Vec<Chain<'m, B>, MAX_BUFFERS>,
+}
+
+impl<B: BitmapSlice> Default for Buffers<'_, B> {
+    fn default() -> Self {
+        Self { heads: heapless::Vec::new(), chains: heapless::Vec::new() }
+    }
+}
+
+/// Takes as many receive buffers as there are, at most `wanted`: one that is too short for a packet, or others.
+fn take_buffers<'m, M: GuestMemory>(
+    memory: &'m M,
+    rx: &mut Queue,
+    wanted: usize,
+) -> Result<Buffers<'m, BS<'m, M::Bitmap>>, DeviceError> {
+    let mut buffers = Buffers::default();
+    while buffers.chains.len() < wanted
+        && let Some(head) = rx.iter(memory)?.next().map(|chain| chain.head_index())
+    {
+        let is_first = buffers.chains.is_empty();
+        match gather(memory, rx, head, Direction::Writable) {
+            Ok(chain) if is_first || chain.len() > Header::BYTES => {
+                let is_short = chain.len() <= Header::BYTES;
+                let _taken = (buffers.heads.push(head), buffers.chains.push(chain));
+                if is_short {
+                    break;
+                }
+            }
+            Err(error) if is_first => return Err(error.into()),
+            // It matters once it is the first one.
+            Ok(_) | Err(_) => {
+                rx.go_to_previous_position();
+                break;
+            }
+        }
+    }
+    Ok(buffers)
 }
 
 /// Returns the interrupts of the queues in which buffers were `used` that the driver asked for (2.7.7).

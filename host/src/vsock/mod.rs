@@ -76,6 +76,7 @@ mod host_side;
 mod key;
 mod limits;
 mod listener;
+mod long_reads;
 mod muxer;
 pub mod packet;
 mod policy;

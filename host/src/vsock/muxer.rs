@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, OccupiedEntry};
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -14,12 +15,13 @@ use super::admission::{Admission, Origin};
 use super::burst::GuestPacket;
 use super::chain::Chain;
 use super::connecting::ConnectReport;
-use super::connection::{Connection, Outcome};
+use super::connection::{Connection, MAX_BUFFERS, Outcome, Packets};
 use super::counters::{ConnectionCounts, Counters, Refusal, Stage};
 use super::host_side::{ConnectRequest, HostSide};
 use super::key::Key;
 use super::limits::{BUFFER_BYTES, MAX_CONNECTIONS};
 use super::listener::ANY_PORT;
+use super::long_reads::LongReads;
 use super::packet::{Header, Operation};
 use super::policy::GuestPolicy;
 use super::poller::{HostEvent, HostEvents, Poller, StreamEvent, Token};
@@ -52,6 +54,7 @@ pub struct Muxer {
     unread: UnreadStreams,
     admission: Admission,
     schedule: Schedule,
+    long_reads: LongReads,
     counters: Counters,
     next_port: u32,
     /// Whether the driver has stream sockets.
@@ -73,6 +76,7 @@ impl Muxer {
             unread: UnreadStreams::default(),
             admission: Admission::default(),
             schedule: Schedule::default(),
+            long_reads: LongReads::default(),
             counters: Counters::default(),
             next_port: FIRST_PORT,
             streams: true,
@@ -463,20 +467,27 @@ impl Muxer {
         self.insert(Protocol::accept(request), socket, Origin::Guest { port: request.dst_port }, None)
     }
 
-    /// Returns the next packet for the guest, if there is one. Its payload is written into `chain` after the space for
-    /// the header.
-    pub fn dispatch<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<Header> {
-        let packet = self.next_packet(chain)?;
-        self.counters.to_guest.count(packet.len);
-        self.counters.resets_sent += u64::from(packet.op == Operation::Rst.number());
-        self.counters.credit_stalls += u64::from(packet.op == Operation::CreditRequest.number());
-        Some(packet)
+    /// Returns how many buffers of the guest its next packets may fill.
+    pub fn wanted_buffers(&self) -> usize {
+        if self.schedule.only().is_some_and(|key| self.long_reads.is_expected(key)) { MAX_BUFFERS } else { 1 }
     }
 
-    fn next_packet<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>) -> Option<Header> {
+    /// Returns the next packets for the guest, if there are any, one for each of the first buffers. Their payload is written
+    /// after the space for the header.
+    pub fn dispatch<B: BitmapSlice>(&mut self, buffers: &[Chain<'_, B>]) -> Packets {
+        let packets = self.next_packets(buffers);
+        for packet in &packets {
+            self.counters.to_guest.count(packet.len);
+            self.counters.resets_sent += u64::from(packet.op == Operation::Rst.number());
+            self.counters.credit_stalls += u64::from(packet.op == Operation::CreditRequest.number());
+        }
+        packets
+    }
+
+    fn next_packets<B: BitmapSlice>(&mut self, buffers: &[Chain<'_, B>]) -> Packets {
         while let Some(turn) = self.schedule.next(self.guest_cid) {
             let key = match turn {
-                Turn::Rst(packet) => return Some(packet),
+                Turn::Rst(packet) => return iter::once(packet).collect(),
                 Turn::Connection(key) => key,
             };
             let Some(slot) = self.connections.get_mut(&key) else { continue };
@@ -485,13 +496,16 @@ impl Muxer {
                 continue;
             }
             slot.is_queued = false;
-            let packet = slot.connection.dispatch(self.guest_cid, chain);
+            let packets = slot.connection.dispatch(self.guest_cid, buffers);
             self.schedule.update(key, slot);
-            if packet.is_some() {
-                return packet;
+            match (packets.as_slice(), buffers) {
+                ([], _) => continue,
+                ([packet], [buffer]) => self.long_reads.on_single(key, packet.packet_bytes() == buffer.len()),
+                _ => self.long_reads.on_several(key, packets.len() > 1),
             }
+            return packets;
         }
-        None
+        Packets::new()
     }
 }
 

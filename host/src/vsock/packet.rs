@@ -112,6 +112,11 @@ impl Header {
         }
     }
 
+    /// Returns how many bytes the packet has, with its payload.
+    pub(super) fn packet_bytes(&self) -> usize {
+        Self::BYTES.saturating_add(usize::try_from(self.len).unwrap_or(usize::MAX))
+    }
+
     /// Returns the header's bytes, all fields little-endian.
     #[must_use]
     pub fn emit(&self) -> [u8; Self::BYTES] {

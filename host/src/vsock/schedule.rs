@@ -131,6 +131,15 @@ impl Schedule {
         }
     }
 
+    /// Returns the connection whose turn comes next and again, since nothing else has something to send.
+    pub fn only(&self) -> Option<Key> {
+        let mut ready = self.ready.iter();
+        match (ready.next(), ready.next()) {
+            (Some(&key), None) if !self.rst_queue.has_next() => Some(key),
+            _ => None,
+        }
+    }
+
     /// Takes the next turn.
     pub fn next(&mut self, guest_cid: u64) -> Option<Turn> {
         if self.before_rst == 0

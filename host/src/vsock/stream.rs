@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, recv, send, sockopt};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, VolatileSlice};
 
-use super::chain::{Chain, part_of};
+use super::chain::part_of;
 use super::key::Key;
 use super::limits::{BUFFER_BYTES, SEND_BUFFER_BYTES};
 use super::poller::{Interest, Poller, Token};
@@ -312,9 +312,9 @@ impl Stream {
         Ok(())
     }
 
-    /// Reads from the host into the chain's bytes from `offset` on, at most `count`.
-    pub fn read<B: BitmapSlice>(&mut self, chain: &Chain<'_, B>, offset: usize, count: usize) -> Received {
-        match transfer::receive(self.socket.as_fd(), chain.slices_of(offset, count)) {
+    /// Reads from the host into `room`.
+    pub fn read<'m, B: BitmapSlice>(&mut self, room: impl Iterator<Item = VolatileSlice<'m, B>>) -> Received {
+        match transfer::receive(self.socket.as_fd(), room) {
             Ok(Read { bytes: bytes @ 1.., may_have_more }) => {
                 // An event reports what comes from now on; the end has had its own.
                 if !may_have_more && self.read == ReadHalf::Ready {

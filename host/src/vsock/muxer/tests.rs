@@ -85,7 +85,8 @@ impl Bench {
 
     /// The next packet that the guest is owed, with its payload.
     fn receive(&mut self) -> Option<(Header, Vec<u8>)> {
-        let packet = with_chain(&self.memory, ROOM, Direction::Writable, |chain| self.muxer.dispatch(&chain))?;
+        let packets = with_chain(&self.memory, ROOM, Direction::Writable, |chain| self.muxer.dispatch(&[chain]));
+        let packet = *packets.first()?;
         let mut payload = vec![0; usize::try_from(packet.len).unwrap()];
         self.memory.read_slice(&mut payload, PAYLOAD).unwrap();
         Some((packet, payload))
