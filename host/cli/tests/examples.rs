@@ -1,6 +1,7 @@
 //! The commands of README and guide, as they are printed: each runs here, in a guest, or is named with why it does not.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -124,6 +125,13 @@ fn stage() -> TempDir {
     stage
 }
 
+/// The folders in the machine's `/tmp` that commands need: this checkout and the cache may be there.
+fn kept_of_tmp() -> impl Iterator<Item = String> {
+    let cache = env::var("XDG_CACHE_HOME").unwrap_or_default();
+    let name = |folder: &str| Some(folder.strip_prefix("/tmp/")?.split('/').next()?.to_owned());
+    BTreeSet::from([env!("CARGO_TARGET_TMPDIR"), cache.as_str()].map(name)).into_iter().flatten()
+}
+
 /// A shell in a stage, with a `/tmp`, a network and processes of its own, which end with it.
 struct Shell {
     child: Child,
@@ -135,7 +143,9 @@ impl Shell {
     fn start(stage: &Path, prologue: &str) -> Self {
         let (output, writer) = std::io::pipe().unwrap();
         let path = format!("{}:{}", stage.join("bin").display(), env::var("PATH").unwrap());
-        let script = format!("set -e; mount --bind tmp /tmp; {prologue}set +e; exec bash");
+        let kept = kept_of_tmp().map(|name| format!("mkdir tmp/{name}; mount --rbind /tmp/{name} tmp/{name}; "));
+        let kept: String = kept.collect();
+        let script = format!("set -e; {kept}mount --rbind tmp /tmp; cd \"$PWD\"; {prologue}set +e; exec bash");
         let mut command = Command::new("unshare");
         command.args([
             "--user",
