@@ -7,6 +7,7 @@ use vm_memory::bitmap::BitmapSlice;
 use super::chain::Chain;
 use super::key::Key;
 use super::packet::{Header, Operation};
+use super::transfer::MAX_SLICES;
 
 /// Bytes of payload after which a burst ends, so that a program can read them while the device takes the next ones.
 const BURST_BYTES: usize = 64 * 1024;
@@ -50,30 +51,32 @@ impl<'m, B: BitmapSlice> GuestPacket<'m, B> {
         self.is_payload() && self.is_whole()
     }
 
-    /// Whether both are of the same connection, as far as it may exist.
+    /// Whether both are of the same connection, whether it exists or not.
     fn has_connection_of(&self, other: &Self) -> bool {
         let connection = |header: &Header| (header.src_cid, header.dst_cid, header.socket_type, Key::of(header));
         connection(&self.header) == connection(&other.header)
     }
 }
 
-/// One packet, or several with payload of the same connection. It is on the stack: a packet allocates nothing for it.
+/// One packet, or several with payload of the same connection. The burst itself allocates nothing.
 #[derive(Debug)]
 pub struct Burst<'m, B: BitmapSlice> {
     packets: heapless::Vec<GuestPacket<'m, B>, BURST_PACKETS>,
     bytes: usize,
+    slices: usize,
 }
 
 impl<'m, B: BitmapSlice> Burst<'m, B> {
     /// Returns one without packets.
     pub fn new() -> Self {
-        Self { packets: heapless::Vec::new(), bytes: 0 }
+        Self { packets: heapless::Vec::new(), bytes: 0, slices: 0 }
     }
 
     /// Whether a packet can be part of it.
     pub fn can_take(&self, packet: &GuestPacket<'m, B>) -> bool {
         self.packets.first().is_none_or(|first| {
             self.bytes < BURST_BYTES
+                && self.slices + packet.chain.slices() <= MAX_SLICES
                 && !self.packets.is_full()
                 && first.is_whole_payload()
                 && packet.is_whole_payload()
@@ -84,6 +87,7 @@ impl<'m, B: BitmapSlice> Burst<'m, B> {
     /// Adds a packet that it can take.
     pub fn push(&mut self, packet: GuestPacket<'m, B>) {
         self.bytes = self.bytes.saturating_add(packet.payload_bytes());
+        self.slices += packet.chain.slices();
         let taken = self.packets.push(packet);
         debug_assert!(taken.is_ok(), "a full burst takes no packet");
     }
@@ -97,6 +101,7 @@ impl<'m, B: BitmapSlice> Burst<'m, B> {
     pub fn clear(&mut self) {
         self.packets.clear();
         self.bytes = 0;
+        self.slices = 0;
     }
 }
 

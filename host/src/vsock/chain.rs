@@ -149,6 +149,12 @@ impl<'m, B: BitmapSlice> Chain<'m, B> {
         self.length
     }
 
+    /// Returns the number of pieces that guest memory has them in.
+    #[must_use]
+    pub fn slices(&self) -> usize {
+        self.slices.len()
+    }
+
     /// Whether the chain has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -145,8 +145,9 @@ impl Connection {
         self.protocol.has_packet() || (self.stream.is_readable() && self.protocol.can_progress())
     }
 
-    /// Takes the first packet of the guest, and further ones as long as they are payload, which enters the host's stream
-    /// together. Returns how many were taken, and what follows from the last one.
+    /// Takes packets of the guest up to the first without payload, which is taken, too. Payload enters the host's stream
+    /// together: credit that it gives back counts from then on. Returns how many were taken, and what follows from the last
+    /// one.
     pub fn process<B: BitmapSlice>(&mut self, packets: &[GuestPacket<'_, B>], poller: &Poller) -> (usize, Outcome) {
         let mut payload = 0;
         let mut other = None;
@@ -178,7 +179,7 @@ impl Connection {
         }
     }
 
-    /// Does what a packet without payload is for.
+    /// Does what follows from an action other than payload.
     fn follow(&mut self, action: Action) -> Outcome {
         match action {
             Action::Continue | Action::Payload => Outcome::Continue,

@@ -30,7 +30,7 @@ use super::spec::RESERVED_CIDS;
 /// Packets of one call of [`Device::service`], so that other guests of the thread get their turn.
 const MAX_SERVICE_PACKETS: usize = 1024;
 
-/// Bytes of payload of one call, which the last packet may exceed.
+/// Bytes of payload of one call, which the last packets may exceed.
 const MAX_SERVICE_BYTES: usize = 4 << 20;
 
 /// How long one call goes on after it began, but for a batch: a packet may be spread over as many descriptors as its
@@ -390,7 +390,8 @@ impl Device {
         Ok(Batch { end: end?, any: tx.next_used() != first })
     }
 
-    /// Takes packets up to the end of a batch. The last ones are left in `burst`.
+    /// Takes packets up to the end of a batch. The last ones are left in `burst`, which the caller finishes, also after an
+    /// error.
     fn receive_burst<'m, M: GuestMemory>(
         &mut self,
         memory: &'m M,
@@ -436,11 +437,10 @@ impl Device {
         burst: &mut Burst<'m, BS<'m, M::Bitmap>>,
     ) -> Result<(), DeviceError> {
         self.muxer.process(burst.packets());
-        for packet in burst.packets() {
-            tx.add_used(memory, packet.head, 0)?;
-        }
+        let given_back = burst.packets().iter().try_for_each(|packet| tx.add_used(memory, packet.head, 0));
+        // Whether they were or not: what has reached the host is not sent to it again.
         burst.clear();
-        Ok(())
+        Ok(given_back?)
     }
 
     /// Sends a batch of packets to the guest, as long as it has buffers for them.
@@ -471,8 +471,8 @@ impl Device {
         Ok(Batch { any, end: BatchEnd::Full })
     }
 
-    /// Fills receive buffers with the next packets. Returns how many bytes are used of each, from the first one on, as far as
-    /// there are packets after all. A buffer that has no room after the header is alone, and returned unused.
+    /// Fills receive buffers with the next packets. Returns how many bytes are used of each, from the first one on; none if
+    /// there is no packet after all. A buffer that has no room after the header is alone, and returned unused.
     fn fill<B: BitmapSlice>(&mut self, buffers: &[Chain<'_, B>]) -> heapless::Vec<u32, MAX_BUFFERS> {
         match buffers {
             [] => heapless::Vec::new(),

@@ -1,5 +1,5 @@
-//! Which connection's host writes more at a time than a receive buffer of the guest has room for, so that several buffers are
-//! filled by one read. For others, another buffer would be looked up in vain each time.
+//! Which connection's host writes more at a time than one receive buffer holds: several buffers are filled by one read for
+//! it. For others, another buffer would be looked up in vain each time.
 
 use super::key::Key;
 

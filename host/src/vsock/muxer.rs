@@ -367,19 +367,20 @@ impl Muxer {
         }
     }
 
-    /// Takes the first of these packets, which has this header, and others with it as its connection does. Returns how many.
-    fn process_first<B: BitmapSlice>(&mut self, packet: &Header, packets: &[GuestPacket<'_, B>]) -> usize {
+    /// Takes the first of these packets, whose header is `first`, and as many after it as its connection takes with it.
+    /// Returns how many.
+    fn process_first<B: BitmapSlice>(&mut self, first: &Header, packets: &[GuestPacket<'_, B>]) -> usize {
         self.counters.from_guest.count(0);
-        if packet.src_cid != self.guest_cid || packet.dst_cid != HOST_CID {
+        if first.src_cid != self.guest_cid || first.dst_cid != HOST_CID {
             self.counters.dropped_packets += 1;
             return 1;
         }
-        self.counters.resets_received += u64::from(packet.op == Operation::Rst.number());
-        if !self.streams || packet.socket_type != TYPE_STREAM {
-            self.reject(packet);
+        self.counters.resets_received += u64::from(first.op == Operation::Rst.number());
+        if !self.streams || first.socket_type != TYPE_STREAM {
+            self.reject(first);
             return 1;
         }
-        match self.connections.entry(Key::of(packet)) {
+        match self.connections.entry(Key::of(first)) {
             Entry::Occupied(mut slot) => {
                 let (taken, outcome) = slot.get_mut().connection.process(packets, &self.poller);
                 let kept = if outcome == Outcome::Continue { taken } else { taken - 1 };
@@ -392,8 +393,8 @@ impl Muxer {
                 }
                 return taken;
             }
-            Entry::Vacant(_) if packet.op == Operation::Request.number() => self.accept(packet),
-            Entry::Vacant(_) => self.reject(packet),
+            Entry::Vacant(_) if first.op == Operation::Request.number() => self.accept(first),
+            Entry::Vacant(_) => self.reject(first),
         }
         1
     }
@@ -500,6 +501,7 @@ impl Muxer {
             self.schedule.update(key, slot);
             match (packets.as_slice(), buffers) {
                 ([], _) => continue,
+                ([control], _) if control.op != Operation::ReadWrite.number() => {}
                 ([packet], [buffer]) => self.long_reads.on_single(key, packet.packet_bytes() == buffer.len()),
                 _ => self.long_reads.on_several(key, packets.len() > 1),
             }

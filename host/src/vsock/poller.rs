@@ -240,7 +240,7 @@ pub fn wait(epoll: impl AsFd, within: Option<Duration>) -> io::Result<HostEvents
 ///
 /// # Errors
 ///
-/// The kernel's, if it has no memory or watches for it; a device has no queue of this number.
+/// The kernel's, if it has no memory or watches for it, or `InvalidInput` if a device has no queue of this number.
 #[cfg(feature = "vhost-user")]
 pub fn add_notifications(epoll: impl AsFd, queue: usize, event: impl AsFd) -> io::Result<()> {
     let token = *NOTIFICATIONS.get(queue).ok_or(io::ErrorKind::InvalidInput)?;

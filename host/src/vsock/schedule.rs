@@ -68,7 +68,7 @@ pub enum Turn {
 /// Who sends next, and when somebody's time is over.
 #[derive(Debug, Default)]
 pub struct Schedule {
-    /// Connections that may have something to send, for one packet each.
+    /// Connections that may have something to send, for one turn each.
     ready: VecDeque<Key>,
     rst_queue: RstQueue,
     /// How many of the ready connections send before the next RST.

@@ -15,7 +15,7 @@ use vm_memory::bitmap::BitmapSlice;
 use vm_memory::volatile_memory::{PtrGuard, PtrGuardMut};
 
 /// Slices that one call takes; the kernel refuses more.
-const MAX_SLICES: usize = libc::UIO_MAXIOV as usize;
+pub const MAX_SLICES: usize = libc::UIO_MAXIOV as usize;
 
 /// Neither waits for room nor raises SIGPIPE.
 pub const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);

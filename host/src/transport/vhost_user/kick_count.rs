@@ -21,7 +21,9 @@ impl<const QUEUES: usize> Default for KickCount<QUEUES> {
 impl<const QUEUES: usize> KickCount<QUEUES> {
     /// A kick of this queue came.
     pub(super) fn on_kick(&mut self, queue: usize) {
-        self.pending.get_mut(queue).into_iter().for_each(|pending| *pending = true);
+        if let Some(pending) = self.pending.get_mut(queue) {
+            *pending = true;
+        }
     }
 
     /// Returns how long the worker may wait until kicks are to be counted, or `None` if there are none.

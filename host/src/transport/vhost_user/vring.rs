@@ -32,6 +32,8 @@ pub(super) struct Vring {
 #[derive(Debug, Default)]
 struct RingEvents {
     kick: Option<Kick>,
+    /// Kicks that were read and not counted yet.
+    uncounted: u64,
     call: Option<Arc<FrontEndEvent>>,
     /// What is wrong with the first descriptor that is no event.
     fault: Option<Fault>,
@@ -80,16 +82,13 @@ impl Vring {
         }
     }
 
-    /// Takes the number of kicks that came since the last call.
+    /// Takes the number of kicks that came since the last call, by descriptors that the front end has replaced, too.
     pub(super) fn take_kicks(&self) -> u64 {
         let mut events = self.events();
-        match events.kick.as_ref().map_or(Ok(0), |kick| kick.event.clear()) {
-            Ok(count) => count,
-            Err(error) => {
-                events.fail(EventPurpose::Kick, Some(error));
-                0
-            }
+        if let Err(error) = events.count_kicks() {
+            events.fail(EventPurpose::Kick, Some(error));
         }
+        std::mem::take(&mut events.uncounted)
     }
 
     /// Takes the fault that the front end made in this ring, the queue of this number.
@@ -111,6 +110,13 @@ impl Vring {
 }
 
 impl RingEvents {
+    /// Takes the kicks of the present descriptor to those that are not counted yet.
+    fn count_kicks(&mut self) -> io::Result<()> {
+        let count = self.kick.as_ref().map_or(Ok(0), |kick| kick.event.clear())?;
+        self.uncounted = self.uncounted.saturating_add(count);
+        Ok(())
+    }
+
     fn fail(&mut self, purpose: EventPurpose, unknown: Option<io::Error>) {
         self.fault.get_or_insert(Fault { purpose, unknown });
     }
@@ -197,7 +203,10 @@ impl VringT<Memory> for Vring {
     fn set_kick(&self, file: Option<File>) {
         let starts = file.is_some();
         let event = file.and_then(|kick| self.received(EventPurpose::Kick, kick));
-        self.events().kick = event.map(|event| Kick { event, watched_by: None });
+        let mut events = self.events();
+        let _replaced_anyway = events.count_kicks();
+        events.kick = event.map(|event| Kick { event, watched_by: None });
+        drop(events);
         let watched = starts.then(|| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)).transpose();
         let watched = watched.unwrap_or_else(|errno| {
             // Without a descriptor the ring never starts.
@@ -239,5 +248,8 @@ mod tests {
             }
             assert_eq!(ring.take_kicks(), count);
         }
+        rustix::io::write(&kick, &3u64.to_ne_bytes()).unwrap();
+        ring.set_kick(None);
+        assert_eq!(ring.take_kicks(), 3, "the descriptor is gone, and its kicks are not");
     }
 }
