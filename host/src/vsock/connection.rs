@@ -4,7 +4,6 @@
 //! both return an [`Outcome`] for the muxer. Packets for the guest leave at [`Connection::dispatch`].
 
 use std::io;
-use std::iter;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -311,12 +310,18 @@ impl Connection {
     /// Returns the next packets for the guest: one, or as many with payload as one read has filled of these buffers, where it
     /// is written after the space for the header.
     pub fn dispatch<B: BitmapSlice>(&mut self, guest_cid: u64, buffers: &[Chain<'_, B>]) -> Packets {
-        let control = self.protocol.dispatch(guest_cid);
-        let packets = control.map_or_else(|| self.dispatch_payload(guest_cid, buffers), one);
+        let mut packets = self.control_packet(guest_cid);
+        if packets.is_empty() {
+            packets = self.dispatch_payload(guest_cid, buffers);
+        }
         if self.is_closing() && self.deadline.is_none() {
             self.deadline = close_deadline();
         }
         packets
+    }
+
+    fn control_packet(&mut self, guest_cid: u64) -> Packets {
+        self.protocol.dispatch(guest_cid).into_iter().collect()
     }
 
     fn dispatch_payload<B: BitmapSlice>(&mut self, guest_cid: u64, buffers: &[Chain<'_, B>]) -> Packets {
@@ -326,7 +331,7 @@ impl Connection {
         let credit = self.protocol.available_credit();
         if credit == 0 {
             self.protocol.request_credit();
-            return self.protocol.dispatch(guest_cid).map_or_else(Packets::new, one);
+            return self.control_packet(guest_cid);
         }
         let room = buffers.iter().flat_map(|buffer| buffer.slices_of(Header::BYTES, usize::MAX));
         match self.stream.read(part_of(room, 0, usize::try_from(credit).unwrap_or(usize::MAX))) {
@@ -334,7 +339,7 @@ impl Connection {
             Received::WouldBlock => Packets::new(),
             Received::End => {
                 self.on_host_end();
-                self.protocol.dispatch(guest_cid).map_or_else(Packets::new, one)
+                self.control_packet(guest_cid)
             }
         }
     }
@@ -355,10 +360,6 @@ impl Connection {
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = Some(deadline);
     }
-}
-
-fn one(packet: Header) -> Packets {
-    iter::once(packet).collect()
 }
 
 fn close_deadline() -> Option<Instant> {

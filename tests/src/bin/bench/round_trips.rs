@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use scx_vsock_tests::guest_driver::is_readable;
 use scx_vsock_tests::peer::DEADLINE;
 
 use crate::measure::micros;
@@ -28,11 +28,9 @@ pub fn round_trips(host: &mut UnixStream, bytes: usize, times: usize) -> Vec<f64
 /// Fills `bytes`, and waits for them in poll(2), as programs with a deadline do: who waits in a read is woken, too, when what
 /// it has sent is taken.
 pub fn read_polled(stream: &mut UnixStream, bytes: &mut [u8]) {
-    let within = Timespec::try_from(DEADLINE).unwrap();
     let mut read = 0;
     while read < bytes.len() {
-        let ready = poll(&mut [PollFd::new(&*stream, PollFlags::IN)], Some(&within)).unwrap();
-        assert!(ready > 0, "no answer within {DEADLINE:?}");
+        assert!(is_readable(&*stream, DEADLINE), "no answer within {DEADLINE:?}");
         let count = stream.read(&mut bytes[read..]).unwrap();
         assert!(count > 0, "the stream has ended");
         read += count;
