@@ -384,11 +384,20 @@ fn a_guest_of_another_device_is_sent_a_reset() {
     greet(&mut front_end, &mut connection);
 }
 
-/// A counter that is full: a blocking write to it waits until somebody reads it.
-fn full_counter() -> rustix::fd::OwnedFd {
-    let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-    rustix::io::write(&counter, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-    counter
+fn counter() -> rustix::fd::OwnedFd {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+}
+
+/// Fills a counter: a blocking write to it waits until somebody reads it.
+fn fill(counter: &rustix::fd::OwnedFd) {
+    rustix::io::write(counter, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+}
+
+/// Has the back end interrupt the guest by this descriptor from now on.
+fn set_call(front_end: &mut FrontEnd, queue: u64, call: &rustix::fd::OwnedFd) {
+    front_end.send_descriptor(SET_VRING_CALL, queue, call.as_fd());
+    // The answer to a later message: the one before was handled.
+    assert_eq!(front_end.queue_count(), 3);
 }
 
 /// Has the device use a buffer of each queue, and waits for that without interrupts.
@@ -406,10 +415,11 @@ fn use_buffers(front_end: &mut FrontEnd, connection: &Connection) {
 fn an_interrupt_that_would_wait_is_skipped() {
     let (server, mut front_end) = started();
     let connection = connect(&server, &mut front_end);
-    let full = full_counter();
+    let full = counter();
+    fill(&full);
     fcntl_setfl(&full, OFlags::empty()).unwrap();
     for queue in [0, 1] {
-        front_end.send_descriptor(SET_VRING_CALL, queue, full.as_fd());
+        set_call(&mut front_end, queue, &full);
     }
     for _ in 0..3 {
         use_buffers(&mut front_end, &connection);
@@ -421,13 +431,15 @@ fn an_interrupt_that_would_wait_is_skipped() {
 fn a_server_that_waits_in_an_interrupt_can_be_dropped() {
     let (server, mut front_end) = started();
     let connection = connect(&server, &mut front_end);
-    let full = full_counter();
-    for queue in [0, 1] {
-        front_end.send_descriptor(SET_VRING_CALL, queue, full.as_fd());
-    }
+    let call = counter();
+    set_call(&mut front_end, 0, &call);
     use_buffers(&mut front_end, &connection);
-    // From now on a write waits, although the back end was given a descriptor with which none does.
-    fcntl_setfl(&full, OFlags::empty()).unwrap();
+    // The back end has written to the descriptor, which it was given as one with which no write waits.
+    let within = Timespec::try_from(DEADLINE).unwrap();
+    assert_eq!(poll(&mut [PollFd::new(&call, PollFlags::IN)], Some(&within)).unwrap(), 1, "no interrupt");
+    rustix::io::read(&call, &mut [0; 8]).unwrap();
+    fill(&call);
+    fcntl_setfl(&call, OFlags::empty()).unwrap();
     use_buffers(&mut front_end, &connection);
     drop(server);
 }
