@@ -44,7 +44,7 @@ pub const ALL: &[Measure] = &[
     Measure {
         name: "back-end-system-calls",
         is_quick: true,
-        bound: "Two waits; two reads of the host's socket, since the request becomes two packets, and a write; and an interrupt \
+        bound: "Two waits; a read of the host's socket, which fills the buffers of both packets, and a write; and an interrupt \
                 written for each queue. Tracing slows each call down, so that what comes soon after another comes later than \
                 it would.",
         rows: system_calls_per_round_trip,
@@ -100,8 +100,8 @@ fn compare(
 fn system_calls_per_round_trip(bench: &Bench) -> Vec<Row> {
     const TIMES: usize = 500;
     const RUNS: usize = 5;
-    /// For each direction a wait and an interrupt; the request is read as two packets, and the answer written at once.
-    const NEED: f64 = 7.0;
+    /// For each direction a wait, an interrupt, and one call that reads or writes the payload of both packets.
+    const NEED: f64 = 6.0;
     let mut connected = Connected::through(on(Side::Device, || BackEnd::serve(&bench.command)));
     let device = connected.back_end.id();
     let mut calls = || {
