@@ -445,6 +445,19 @@ fn a_server_that_waits_in_an_interrupt_can_be_dropped() {
 }
 
 #[test]
+fn the_last_kicks_of_a_session_are_counted() {
+    const KICKS: u64 = 500;
+    let (server, mut front_end) = started();
+    connect(&server, &mut front_end);
+    (0..KICKS).for_each(|_| front_end.kick());
+    drop(front_end);
+    wait_for_end(&server);
+    // The front end has the event queue.
+    let counted = server.handle().counters().notifications;
+    assert!(counted >= 2 * KICKS, "{counted} notifications");
+}
+
+#[test]
 fn descriptors_that_are_no_events_end_the_session() {
     let (other_server, mut other) = started();
     let mut untouched = connect(&other_server, &mut other);

@@ -3,10 +3,10 @@
 
 use super::key::Key;
 
-/// What the latest packets to the guest say of the connection that sent them.
+/// What the latest payloads to the guest say of the connection that sent them.
 #[derive(Debug, Default)]
 pub struct LongReads {
-    /// Its last packet filled its buffer.
+    /// The last payload filled its buffer, which was the only one.
     filled: Option<Key>,
     /// What it read last did not fit one buffer.
     long: Option<Key>,
@@ -28,6 +28,7 @@ impl LongReads {
 
     /// A connection read into several buffers, and needed more than one of them or not.
     pub fn on_several(&mut self, key: Key, needed: bool) {
+        self.filled = None;
         self.long = needed.then_some(key);
     }
 }
@@ -49,6 +50,7 @@ mod tests {
         reads.on_several(ONE, true);
         assert!(reads.is_expected(ONE));
         reads.on_several(ONE, false);
+        reads.on_single(ONE, false);
         assert!(!reads.is_expected(ONE));
     }
 

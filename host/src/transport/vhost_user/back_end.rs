@@ -115,6 +115,11 @@ impl DeviceRings {
         }
     }
 
+    /// Counts what a ring's kick has counted.
+    fn count_kicks(&mut self, ring: &Vring) {
+        self.device.count_notifications(ring.take_kicks());
+    }
+
     fn stop(&mut self) {
         self.run = match self.run {
             Run::New | Run::TakenOver => Run::New,
@@ -233,7 +238,7 @@ impl BackEnd {
     fn count_kicks(&self, rings: [&Vring; QUEUES]) {
         let mut of_device = lock(&self.rings);
         for queue in of_device.kick_count.take_due(Instant::now()) {
-            of_device.device.count_notifications(rings.get(queue).map_or(0, |ring| ring.take_kicks()));
+            rings.get(queue).into_iter().for_each(|ring| of_device.count_kicks(ring));
         }
     }
 
@@ -417,6 +422,9 @@ impl VhostUserBackend for BackEnd {
         let rings = [rx, tx, event];
         self.hand_over.clear();
         let served = self.run(rings);
+        // Nobody waits for the kicks of a ring that was stopped, and this may be the end.
+        let mut of_device = lock(&self.rings);
+        rings.into_iter().for_each(|ring| of_device.count_kicks(ring));
         self.hand_over.notify();
         served
     }
