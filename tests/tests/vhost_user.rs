@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -19,7 +19,7 @@ use scx_vsock::vsock::packet::{Header, Operation};
 use scx_vsock::vsock::spec::{EVENT_TRANSPORT_RESET, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TX_QUEUE};
 use scx_vsock::vsock::test_util::{GUEST_BUFFER_BYTES, RX_BUFFERS, TX_BUFFERS};
 use scx_vsock_tests::front_end::{FrontEnd, SET_VRING_CALL, SET_VRING_KICK};
-use scx_vsock_tests::guest_driver::{CID, Connection, NEXT, RawRings};
+use scx_vsock_tests::guest_driver::{CID, Connection, NEXT, RawRings, is_readable};
 use scx_vsock_tests::pattern::{self, Arrived};
 use scx_vsock_tests::peer::DEADLINE;
 use vm_memory::{Bytes, GuestAddress};
@@ -384,17 +384,17 @@ fn a_guest_of_another_device_is_sent_a_reset() {
     greet(&mut front_end, &mut connection);
 }
 
-fn counter() -> rustix::fd::OwnedFd {
+fn counter() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
 }
 
 /// Fills a counter: a blocking write to it waits until somebody reads it.
-fn fill(counter: &rustix::fd::OwnedFd) {
+fn fill(counter: &OwnedFd) {
     rustix::io::write(counter, &(u64::MAX - 1).to_ne_bytes()).unwrap();
 }
 
 /// Has the back end interrupt the guest by this descriptor from now on.
-fn set_call(front_end: &mut FrontEnd, queue: u64, call: &rustix::fd::OwnedFd) {
+fn set_call(front_end: &mut FrontEnd, queue: u64, call: &OwnedFd) {
     front_end.send_descriptor(SET_VRING_CALL, queue, call.as_fd());
     // The answer to a later message: the one before was handled.
     assert_eq!(front_end.queue_count(), 3);
@@ -435,8 +435,7 @@ fn a_server_that_waits_in_an_interrupt_can_be_dropped() {
     set_call(&mut front_end, 0, &call);
     use_buffers(&mut front_end, &connection);
     // The back end has written to the descriptor, which it was given as one with which no write waits.
-    let within = Timespec::try_from(DEADLINE).unwrap();
-    assert_eq!(poll(&mut [PollFd::new(&call, PollFlags::IN)], Some(&within)).unwrap(), 1, "no interrupt");
+    assert!(is_readable(&call, DEADLINE), "no interrupt within {DEADLINE:?}");
     rustix::io::read(&call, &mut [0; 8]).unwrap();
     fill(&call);
     fcntl_setfl(&call, OFlags::empty()).unwrap();

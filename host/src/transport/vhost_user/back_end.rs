@@ -115,7 +115,7 @@ impl DeviceRings {
         }
     }
 
-    /// Counts what a ring's kick has counted.
+    /// Counts a ring's kicks that are not counted yet.
     fn count_kicks(&mut self, ring: &Vring) {
         self.device.count_notifications(ring.take_kicks());
     }
@@ -238,7 +238,9 @@ impl BackEnd {
     fn count_kicks(&self, rings: [&Vring; QUEUES]) {
         let mut of_device = lock(&self.rings);
         for queue in of_device.kick_count.take_due(Instant::now()) {
-            rings.get(queue).into_iter().for_each(|ring| of_device.count_kicks(ring));
+            if let Some(ring) = rings.get(queue) {
+                of_device.count_kicks(ring);
+            }
         }
     }
 
